@@ -1,0 +1,161 @@
+"""Every launch number, with its reason, and the one function that launches.
+
+Numbers are formulas of the shape and the device, so that a result depends on neither timing nor
+tuning. A forward tile depends on the row's width alone: a row's result does not depend on how many
+other rows there are. Figures quoted are registers a thread from code compiled for sm_90.
+"""
+
+import contextlib
+import functools
+import math
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+
+INTERPRET = triton.knobs.runtime.interpret
+
+# A program costs the interpreter milliseconds whatever its size, so there a program takes this many
+# times the rows or elements. The test suite sets it to 1: what it checks are the tiles of the GPU.
+INTERPRETER_TILE_SCALE = 64
+
+
+def launch(kernel, grid, device, *arguments, num_warps, **constants):
+    """Runs `kernel` on `device`, whichever device is current."""
+    on_device = torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
+    with on_device:
+        # stated, because Triton's default changes with its release and results must not
+        kernel[grid](*arguments, num_warps=num_warps, enable_fp_fusion=True, **constants)
+
+
+def contiguous(*tensors):
+    """The tensors, None kept, with their elements in logical order."""
+    return tuple(None if tensor is None else tensor.contiguous() for tensor in tensors)
+
+
+def compute_dtype(dtype):
+    """The dtype of arithmetic, statistics and partial sums: fp64 for fp64, else fp32."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def triton_dtype(dtype):
+    return tl.float64 if dtype == torch.float64 else tl.float32
+
+
+def vector(size):
+    """Largest power of two up to 8 that divides the size of the contiguous dimension.
+
+    Kernels take size // vector and multiply it back, because Triton proves only divisibility by 16
+    by itself, and 8 elements of two bytes are the widest access there is: 16 bytes.
+    """
+    return math.gcd(size, 8)
+
+
+@functools.cache
+def multiprocessors(device):
+    """How many programs run side by side; 1 in the interpreter, which runs one at a time."""
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
+
+
+def tile_scale():
+    return INTERPRETER_TILE_SCALE if INTERPRET else 1
+
+
+class RowTile(NamedTuple):
+    rows: int
+    cols: int
+    num_warps: int
+
+
+# Elements of a row that its program holds in registers.
+HELD_COLS_FORWARD = 16384  # 16 warps x 32 elements: 92 registers; 32768 spills beside the weights
+HELD_COLS_BACKWARD = 8192  # 16 warps x 16 elements: 124 registers, with both column sums
+CHUNK_COLS = 4096  # of a wider row: 8 warps x 16 elements
+WARP_TILE = 1024  # elements of one warp: 32 a thread, its reductions need no barrier
+
+
+def _row_tile(cols, elements_per_thread, rows_scale=1):
+    """Several rows of one warp each where a row is short, one row over several warps where not."""
+    block_cols = triton.next_power_of_2(cols)
+    rows = max(1, WARP_TILE // block_cols) * rows_scale
+    num_warps = min(32, max(1, rows * block_cols // (32 * elements_per_thread)))
+    return RowTile(rows, block_cols, num_warps)
+
+
+def layer_norm_forward_tile(cols):
+    if cols > HELD_COLS_FORWARD:
+        return RowTile(1, CHUNK_COLS, 8)
+    return _row_tile(cols, elements_per_thread=32, rows_scale=tile_scale())
+
+
+def layer_norm_backward_tile(cols):
+    if cols > HELD_COLS_BACKWARD:
+        return RowTile(1, CHUNK_COLS, 8)
+    # two tiles are loaded and two accumulated: half the elements a thread of the forward
+    return _row_tile(cols, elements_per_thread=16, rows_scale=tile_scale())
+
+
+def layer_norm_backward_parameters_tile():
+    return RowTile(16, 128, 4)  # 256 bytes of each row in 16 bits; 16 elements a thread
+
+
+def layer_norm_backward_programs(rows, tile, col_blocks, device):
+    """Rows of partial sums: four programs a multiprocessor, and at least eight tiles for each.
+
+    A partial sum is 8 bytes written and 8 read for every 6 x 8 x tile.rows bytes of the tiles.
+    """
+    tiles = triton.cdiv(rows, tile.rows)
+    side_by_side = triton.cdiv(4 * multiprocessors(device), col_blocks)
+    return max(1, min(side_by_side, triton.cdiv(tiles, 8)))
+
+
+def layer_norm_backward_finish_tile():
+    return RowTile(32, 64, 4)  # 256 bytes of each partial row; few partials, so latency decides
+
+
+class ChannelTile(NamedTuple):
+    channels: int
+    spatial: int
+    num_warps: int
+
+
+CHANNEL_TILE = 2048  # elements of a tile: 4 warps x 16
+CHANNELS_LAST_WIDTH = 64  # channels of a channels-last tile: 128 bytes of a 16-bit row
+MAX_SPLITS = 64  # partial results a channel; every program of the second launch merges them all
+
+
+def batch_norm_tile(channels, spatial, channels_last):
+    """The tile is as long as it can be along the contiguous dimension, then spreads over the other."""
+    elements = CHANNEL_TILE * tile_scale()
+    if channels_last:
+        block_channels = min(triton.next_power_of_2(channels), CHANNELS_LAST_WIDTH)
+        block_spatial = elements // block_channels
+    else:
+        block_spatial = min(triton.next_power_of_2(spatial), elements)
+        block_channels = min(triton.next_power_of_2(channels), elements // block_spatial, CHANNELS_LAST_WIDTH)
+    return ChannelTile(block_channels, block_spatial, num_warps=4)
+
+
+def batch_norm_splits(tiles, channel_blocks, device):
+    """(splits, tiles of each): enough programs for four a multiprocessor, none of them empty."""
+    splits = min(tiles, MAX_SPLITS, triton.cdiv(4 * multiprocessors(device), channel_blocks))
+    tiles_per_split = triton.cdiv(tiles, splits)
+    return triton.cdiv(tiles, tiles_per_split), tiles_per_split
+
+
+def dropout_calls():
+    """Philox calls a program: 256, so 2 x 16 bytes a thread with 4 warps in 16 bits."""
+    return 256 * tile_scale()
+
+
+DROPOUT_NUM_WARPS = 4
+
+
+def dropout_bits(dtype, p):
+    """Random bits an element: 16 for 16-bit types, 32 for wider ones.
+
+    p is rounded to a multiple of 2^-bits, which the scale accounts for exactly. 16 bits are taken only
+    where the rounding moves neither p nor 1 - p by more than 2^-9 of itself.
+    """
+    return 16 if dtype.itemsize == 2 and 2**-8 <= p <= 1 - 2**-8 else 32

@@ -1,0 +1,28 @@
+"""The one source of every dropout mask.
+
+    keep[i] = bits(seed, i) < keep_threshold
+
+`bits` is a field of the 128 bits that Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy
+as 1, 2, 3", SC 2011) yields for the key `seed` and the counter `i // fields`. It is a function of the
+seed and of the element's logical index alone: tiles, layout and launch cannot change a mask.
+"""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def keep_mask(seed, call, keep_threshold, BITS: tl.constexpr):
+    """Keep-mask of the elements of the given Philox calls: [CALLS] -> [CALLS * 128 / BITS].
+
+    Element `call * (128 / BITS) + j` is kept when field j of the call is below `keep_threshold`,
+    that is with probability keep_threshold / 2^BITS. BITS is 16 or 32.
+    """
+    zero = tl.zeros_like(call).to(tl.uint32)
+    low = (call & 0xFFFFFFFF).to(tl.uint32)
+    high = (call >> 32).to(tl.uint32)
+    r0, r1, r2, r3 = tl.philox(seed, low, high, zero, zero)
+    fields = tl.interleave(tl.interleave(r0, r2), tl.interleave(r1, r3))  # r0 r1 r2 r3 of each call
+    if BITS == 16:
+        fields = tl.interleave(fields & 0xFFFF, fields >> 16)
+    return fields < keep_threshold.to(tl.uint32)

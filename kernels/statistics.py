@@ -1,0 +1,40 @@
+"""Device helpers on values: means and sums of squared deviations, and how to merge them.
+
+Everything that is reduced is first shifted by one of its own elements, so that a large common mean
+cancels exactly before anything is summed, and sums of squares are of deviations from a mean, never
+E[x^2] - E[x]^2. Partial results are merged by Chan, Golub and LeVeque, "Updating formulae and a
+pairwise algorithm for computing sample variances" (1979):
+
+    n = n_a + n_b,  mean = mean_a + (mean_b - mean_a) n_b / n
+    m2 = m2_a + m2_b + (mean_b - mean_a)^2 n_a n_b / n
+"""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def moments(x, mask, count, AXIS: tl.constexpr):
+    """Mean and sum of squared deviations of the `count` unmasked elements along AXIS."""
+    mean = tl.sum(tl.where(mask, x, 0.0), AXIS) / count
+    deviation = tl.where(mask, x - tl.expand_dims(mean, AXIS), 0.0)
+    return mean, tl.sum(deviation * deviation, AXIS)
+
+
+@triton.jit
+def merge_moments(count_a, mean_a, m2_a, count_b, mean_b, m2_b):
+    """Count, mean and m2 of the union of two disjoint samples, of which b is not empty."""
+    count = count_a + count_b
+    delta = mean_b - mean_a
+    mean = mean_a + delta * (count_b / count)
+    m2 = m2_a + m2_b + delta * delta * (count_a * count_b / count)
+    return count, mean, m2
+
+
+@triton.jit
+def merge_partials(count, mean, m2):
+    """`merge_moments` of all rows of [partials, channels] at once; absent partials have count 0."""
+    total = tl.sum(count, 0)
+    merged = tl.sum(count * mean, 0) / total
+    deviation = mean - merged[None, :]
+    return total, merged, tl.sum(m2 + count * deviation * deviation, 0)

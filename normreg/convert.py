@@ -1,0 +1,127 @@
+"""`replace` and `restore`: change the class of a model's layers, and of nothing else."""
+
+from dataclasses import dataclass
+
+import torch
+
+from normreg import nn
+
+COUNTERPARTS = {
+    torch.nn.LayerNorm: nn.LayerNorm,
+    torch.nn.BatchNorm1d: nn.BatchNorm1d,
+    torch.nn.BatchNorm2d: nn.BatchNorm2d,
+    torch.nn.BatchNorm3d: nn.BatchNorm3d,
+    torch.nn.Dropout: nn.Dropout,
+}
+ORIGINALS = {ours: original for original, ours in COUNTERPARTS.items()}
+
+
+@dataclass(frozen=True)
+class Change:
+    name: str
+    was: str
+    now: str
+
+
+@dataclass(frozen=True)
+class Skip:
+    name: str
+    kind: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Report:
+    """What `replace` or `restore` did: `changed`, `skipped` and, printed, both as a table."""
+
+    changed: tuple[Change, ...]
+    skipped: tuple[Skip, ...]
+
+    def __str__(self):
+        rows = [(change.name, change.was, change.now) for change in self.changed]
+        lines = [f"{len(rows)} layers changed"]
+        if rows:
+            lines += _table([("name", "was", "is"), *rows])
+        if self.skipped:
+            lines += ["", f"{len(self.skipped)} layers left alone"]
+            lines += _table([("name", "class", "why"), *((s.name, s.kind, s.reason) for s in self.skipped)])
+        return "\n".join(lines)
+
+
+def _table(rows):
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    rows = [rows[0], tuple("-" * width for width in widths), *rows[1:]]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows]
+
+
+def _class_name(cls):
+    library = "torch.nn" if cls.__module__.startswith("torch.nn.") else cls.__module__.split(".")[0]
+    return f"{library}.{cls.__name__}"
+
+
+def _change_classes(model, mapping, why_left):
+    """Changes the class of every module that `mapping` knows; all of them or, on an error, none."""
+    if not isinstance(model, torch.nn.Module):
+        raise TypeError(
+            f"expected a torch.nn.Module, got {type(model).__name__}: pass the model itself, not its "
+            f"output, parameters or state_dict"
+        )
+    changes, skipped = [], []
+    for name, module in model.named_modules():
+        name = name or "(the model itself)"
+        if "forward" in vars(module) and type(module) in mapping:
+            skipped.append(Skip(name, _class_name(type(module)), "its forward is overridden on the instance"))
+        elif type(module) in mapping:
+            changes.append((name, module, mapping[type(module)]))
+        elif reason := why_left(module):
+            skipped.append(Skip(name, _class_name(type(module)), reason))
+
+    done = []
+    try:
+        for _, module, cls in changes:
+            done.append((module, type(module)))
+            module.__class__ = cls
+    except BaseException:
+        for module, cls in done:
+            module.__class__ = cls
+        raise
+    table = zip(changes, done)
+    return Report(
+        tuple(Change(name, _class_name(was), _class_name(cls)) for (name, _, cls), (_, was) in table),
+        tuple(skipped),
+    )
+
+
+def _why_not_replaced(module):
+    if type(module) in ORIGINALS:
+        return None
+    for original in COUNTERPARTS:
+        if isinstance(module, original):
+            return f"a subclass of {_class_name(original)} may compute something else"
+    return None
+
+
+def replace(model):
+    """Makes every torch.nn LayerNorm, BatchNorm1d/2d/3d and Dropout of `model` a normreg one, in place.
+
+    Only `module.__class__` changes, so parameters, buffers, hooks, optimizer references, tied modules,
+    `training` flags and the state_dict stay the very objects they were. Only exact types are changed: a
+    subclass is left alone and named in the report. Calling it again changes nothing.
+
+    Returns a `Report` that prints as a table. Raises TypeError where `model` is not a module.
+
+    Equivalent::
+
+        for module in model.modules():
+            if type(module) is torch.nn.LayerNorm:
+                module.__class__ = normreg.LayerNorm        # and so on
+    """
+    return _change_classes(model, COUNTERPARTS, _why_not_replaced)
+
+
+def restore(model):
+    """Undoes `replace`: every normreg layer of `model` becomes its torch.nn original again, in place.
+
+    Returns a `Report`. Raises TypeError where `model` is not a module.
+    """
+    return _change_classes(model, ORIGINALS, lambda module: None)

@@ -1,0 +1,97 @@
+"""Kernel or torch, and why: the one place that decides.
+
+Each function returns the reason why a call goes to torch's own operator, or None where it takes the
+kernel. Whatever is unusual goes to torch, which handles it or raises its own error. So bad input has
+torch's exception type and message, and nothing has been written when it is raised.
+"""
+
+import torch
+from torch.autograd import forward_ad
+from torch.nn.parameter import Parameter
+
+from normreg.kernels.launch import INTERPRET
+
+FLOATING = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+HALF = (torch.bfloat16, torch.float16)
+
+
+def _torch_reason(x, others):
+    """Reasons that no kernel takes these tensors, whatever the operation. `others` may hold None."""
+    if type(x) is not torch.Tensor and type(x) is not Parameter:
+        return f"the input is a {type(x).__name__}, not a plain tensor"
+    if torch.compiler.is_compiling():
+        return "torch.compile generates its own code for torch's operator"
+    if torch.jit.is_tracing() or torch._C._len_torch_dispatch_stack():
+        return "a tracer or dispatch mode records torch's operators"
+    if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
+        return "torch.func and forward-mode differentiation need torch's operator"
+    if not x.is_cuda and not (INTERPRET and x.is_cpu):
+        return f"there is no kernel for {x.device.type} tensors"
+    if x.dtype not in FLOATING:
+        return f"there is no kernel for {x.dtype}"
+    if x.layout is not torch.strided:
+        return f"there is no kernel for {x.layout} tensors"
+    if x.numel() == 0:
+        return "the input is empty"
+    for other in others:
+        if other is None:
+            continue
+        if type(other) is not torch.Tensor and type(other) is not Parameter:
+            return f"a parameter or buffer is a {type(other).__name__}, not a plain tensor"
+        if other.device != x.device:
+            return f"the input is on {x.device}, a parameter or buffer on {other.device}"
+    return None
+
+
+def _dtype_reason(x, parameters):
+    """Parameters share one dtype: the input's, or float32 beside a 16-bit input."""
+    dtypes = {parameter.dtype for parameter in parameters if parameter is not None}
+    if not dtypes or dtypes == {x.dtype} or (x.dtype in HALF and dtypes == {torch.float32}):
+        return None
+    return f"the input is {x.dtype}, parameters and buffers are {', '.join(map(str, dtypes))}"
+
+
+def layer_norm(x, normalized_shape, weight, bias):
+    reason = _torch_reason(x, (weight, bias)) or _dtype_reason(x, (weight, bias))
+    if reason:
+        return reason
+    if not normalized_shape or x.shape[-len(normalized_shape) :] != normalized_shape:
+        return f"the input's shape {tuple(x.shape)} does not end in normalized_shape {normalized_shape}"
+    for parameter in (weight, bias):
+        if parameter is not None and parameter.shape != normalized_shape:
+            return f"a parameter has shape {tuple(parameter.shape)}, not normalized_shape {normalized_shape}"
+    return None
+
+
+def batch_norm(x, running_mean, running_var, weight, bias, training, eps, num_batches_tracked):
+    vectors = (weight, bias, running_mean, running_var)
+    reason = _torch_reason(x, (*vectors, num_batches_tracked)) or _dtype_reason(x, vectors)
+    if reason:
+        return reason
+    if x.dim() < 2:
+        return f"the input has {x.dim()} dimensions, of at least 2"
+    for vector in vectors:
+        if vector is not None and vector.shape != (x.shape[1],):
+            return f"a parameter or buffer has shape {tuple(vector.shape)}, the input {x.shape[1]} channels"
+    if (running_mean is None) != (running_var is None):
+        return "one running statistic is given without the other"
+    if running_mean is not None and not (running_mean.is_contiguous() and running_var.is_contiguous()):
+        return "a running statistic is not contiguous"
+    if training and x.numel() == x.shape[1]:
+        return "there is only one value per channel to train on"
+    if not training and running_mean is None:
+        return "inference needs running statistics"
+    if eps < 0 or (training and eps == 0):
+        return f"eps is {eps}"
+    return None
+
+
+def dropout(x, p, inplace):
+    reason = _torch_reason(x, ())
+    if reason:
+        return reason
+    if not 0 < p <= 1:
+        return f"p is {p}"
+    if inplace and x.requires_grad and x.is_leaf and torch.is_grad_enabled():
+        return "a leaf that requires grad is not to be changed in place"
+    return None

@@ -1,0 +1,131 @@
+"""`torch.nn.functional`'s signatures: choose the path, call the operation."""
+
+import torch
+import torch.nn.functional as F
+
+from normreg import dispatch
+from normreg.ops.batch_norm import batch_norm as _batch_norm
+from normreg.ops.dropout import dropout as _dropout
+from normreg.ops.layer_norm import layer_norm as _layer_norm
+
+__all__ = ["batch_norm", "dropout", "layer_norm"]
+
+
+def _autocast_to_float32(x):
+    """dtype of the result of an operation that CUDA's autocast runs in float32."""
+    if x.is_cuda and x.dtype in dispatch.HALF and torch.is_autocast_enabled("cuda"):
+        return torch.float32
+    return x.dtype
+
+
+def layer_norm(input, normalized_shape, weight=None, bias=None, eps=1e-5):
+    r"""Layer normalisation over the trailing dimensions `normalized_shape`.
+
+    y = (x - E[x]) / sqrt(Var[x] + eps) * weight + bias, with the biased variance, per leading index.
+
+    Args:
+        input: (*, *normalized_shape), float16, bfloat16, float32 or float64, any strides.
+        normalized_shape: the trailing dimensions, a sequence of ints.
+        weight, bias: of shape normalized_shape, or None; of input's dtype, or float32 beside 16 bits.
+        eps: added to the variance.
+
+    Returns a contiguous tensor of input's shape and dtype (float32 where CUDA's autocast is on).
+    Statistics are computed and kept in float32, float64 for float64. Where the kernel does not apply
+    (`normreg.dispatch`), and for input that torch rejects, this is `torch.nn.functional.layer_norm`.
+
+    Equivalent::
+
+        mean = x.mean(dims, keepdim=True)                   # dims: the trailing dimensions
+        var = x.var(dims, correction=0, keepdim=True)
+        y = (x - mean) / (var + eps).sqrt() * weight + bias
+
+    Source: Ba, Kiros and Hinton, "Layer Normalization" (2016), arXiv 1607.06450;
+    https://docs.pytorch.org/docs/stable/generated/torch.nn.functional.layer_norm.html
+    """
+    normalized_shape = tuple(normalized_shape)
+    if dispatch.layer_norm(input, normalized_shape, weight, bias):
+        return F.layer_norm(input, normalized_shape, weight, bias, eps)
+    return _layer_norm(input, weight, bias, normalized_shape, eps, _autocast_to_float32(input))
+
+
+def batch_norm(
+    input,
+    running_mean,
+    running_var,
+    weight=None,
+    bias=None,
+    training=False,
+    momentum=0.1,
+    eps=1e-5,
+    *,
+    num_batches_tracked=None,
+):
+    r"""Batch normalisation of each channel of an (N, C) or (N, C, *) input.
+
+    y = (x - mean) / sqrt(var + eps) * weight + bias. In training, mean and biased variance of the batch
+    are used, and running_mean and running_var, where given, are updated in place:
+    running = (1 - momentum) * running + momentum * batch, with the unbiased variance. Otherwise
+    mean = running_mean and var = running_var.
+
+    Args:
+        input: (N, C, *), float16, bfloat16, float32 or float64, any strides.
+        running_mean, running_var: (C,), both or neither.
+        weight, bias: (C,) or None. All four share input's dtype, or are float32 beside 16 bits.
+        momentum: the weight of the new batch, or None for 1 / num_batches_tracked, the cumulative average.
+        eps: added to the variance.
+        num_batches_tracked: an int64 scalar to increment in training; torch's layer does it outside.
+
+    Returns a tensor of input's shape and dtype, channels-last where input is, else contiguous. Raises
+    what `torch.nn.functional.batch_norm` raises: RuntimeError for wrong channel counts, devices and
+    dtypes, ValueError for one value per channel in training and for eps; then nothing was updated.
+    Where the kernel does not apply (`normreg.dispatch`) this is torch's operator.
+
+    Equivalent::
+
+        dims = (0, *range(2, x.dim()))
+        mean, var = x.mean(dims), x.var(dims, correction=0)
+        y = (x - mean[:, None, None]) / (var[:, None, None] + eps).sqrt()    # (N, C, H, W)
+        y = y * weight[:, None, None] + bias[:, None, None]
+
+    Source: Ioffe and Szegedy, "Batch Normalization" (2015), arXiv 1502.03167;
+    https://docs.pytorch.org/docs/stable/generated/torch.nn.functional.batch_norm.html
+    """
+    tracked = num_batches_tracked if training else None
+    if not dispatch.batch_norm(input, running_mean, running_var, weight, bias, training, eps, tracked):
+        return _batch_norm(input, weight, bias, running_mean, running_var, tracked, training, momentum, eps)
+    if momentum is None:
+        momentum = 0.0 if tracked is None else 1.0 / (float(tracked) + 1)
+    y = F.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
+    if tracked is not None:
+        tracked.add_(1)
+    return y
+
+
+def dropout(input, p=0.5, training=True, inplace=False):
+    r"""Zeroes each element with probability p and scales the others by 1 / (1 - p).
+
+    The mask follows torch's generator of the input's device, is the same for a tensor and a view of
+    it with other strides, and is never stored: the backward regenerates it from its seed. It is not
+    torch's mask for the same generator state. Dropped elements are exactly 0, also inf and nan.
+
+    Args:
+        input: any shape, float16, bfloat16, float32 or float64.
+        p: probability of zero, in [0, 1]; rounded to a multiple of 2^-32 (2^-16 for 16-bit types and p
+            in [2^-8, 1 - 2^-8]), which the scale accounts for exactly.
+        training: without it, input itself is returned; as it is for p = 0.
+        inplace: write the result into input.
+
+    Raises ValueError for p outside [0, 1] and RuntimeError for what torch refuses to change in place.
+    Where the kernel does not apply (`normreg.dispatch`) this is `torch.nn.functional.dropout`.
+
+    Equivalent::
+
+        keep = torch.rand_like(x) >= p
+        y = torch.where(keep, x / (1 - p), 0)
+
+    Source: Srivastava et al., "Dropout" (JMLR 2014);
+    https://docs.pytorch.org/docs/stable/generated/torch.nn.functional.dropout.html
+    """
+    if not training or dispatch.dropout(input, p, inplace):
+        return F.dropout(input, p, training, inplace)
+    return _dropout(input, p, inplace)

@@ -1,0 +1,37 @@
+import torch
+
+from normreg import functional
+
+
+class _BatchNormForward:
+    """The truth table of torch's BatchNorm: which statistics are used, and which are updated."""
+
+    def forward(self, input):
+        self._check_input_dim(input)
+        update = self.training and self.track_running_stats
+        use_running = update or not self.training
+        running_mean = self.running_mean if use_running else None
+        running_var = self.running_var if use_running else None
+        return functional.batch_norm(
+            input,
+            running_mean,
+            running_var,
+            self.weight,
+            self.bias,
+            training=self.training or (running_mean is None and running_var is None),
+            momentum=self.momentum,
+            eps=self.eps,
+            num_batches_tracked=self.num_batches_tracked if update else None,
+        )
+
+
+class BatchNorm1d(_BatchNormForward, torch.nn.BatchNorm1d):
+    """`torch.nn.BatchNorm1d` on `normreg.functional.batch_norm`."""
+
+
+class BatchNorm2d(_BatchNormForward, torch.nn.BatchNorm2d):
+    """`torch.nn.BatchNorm2d` on `normreg.functional.batch_norm`."""
+
+
+class BatchNorm3d(_BatchNormForward, torch.nn.BatchNorm3d):
+    """`torch.nn.BatchNorm3d` on `normreg.functional.batch_norm`."""
