@@ -10,94 +10,48 @@
     dbias = sum(dy)              training:   dx = (dy - x_hat dweight / n - dbias / n) weight rstd
     dweight = sum(dy x_hat)      inference:  dx = dy weight rstd
 
-A channel's elements are cut into tiles [channels, spatial] of one sample, the tiles into splits, one
-program each. A first launch leaves a partial result a split and channel. Each program of the second
-merges those of its channels, in a fixed order, and goes over its tiles again. Channels-last tensors
-are one sample of batch * spatial positions whose channels are contiguous: other strides, same kernels.
-"""
+A channel is cut into splits (`channels`), one program each. A first launch leaves a partial result a split
+and channel. Each program of the second merges those of its channels, in a fixed order, and goes over its
+tiles again.
 
-from typing import NamedTuple
+Elements are computed with in float32, relative to a value among them. A channel's mean is float64: float32
+would round a mean of 10^6 by a thirtieth of a standard deviation of 1, and so move every x_hat of the
+channel in the same direction.
+"""
 
 import torch
 import triton
 import triton.language as tl
-from torch._prims_common import suggest_memory_format
 
 from . import launch
+from .channels import (
+    channel_values,
+    dense,
+    load_channels,
+    load_partials,
+    plan,
+    program_channels,
+    program_tiles,
+    store_channels,
+    store_partial,
+    sum_partials,
+    tile_access,
+)
 from .statistics import merge_moments, merge_partials, moments
 
 
 @triton.jit
-def program_channels(
-    channels, spatial, CHANNELS_LAST: tl.constexpr, VECTOR: tl.constexpr, BLOCK_CHANNELS: tl.constexpr
-):  # fmt: skip
-    """This program's channels and their mask, then the sizes and strides (channels, spatial) in elements."""
-    if CHANNELS_LAST:
-        channels = channels * VECTOR
-        stride_channel = 1
-        stride_spatial = channels
-    else:
-        spatial = spatial * VECTOR
-        stride_channel = spatial
-        stride_spatial = 1
-    channel = tl.program_id(0) * BLOCK_CHANNELS + tl.arange(0, BLOCK_CHANNELS)
-    return channel, channel < channels, channels, spatial, stride_channel, stride_spatial
-
-
-@triton.jit
-def program_tiles(tiles, tiles_per_split):
-    """First and past-the-last tile of this program's split."""
-    first = tl.program_id(1) * tiles_per_split
-    return first, tl.minimum(first + tiles_per_split, tiles)
-
-
-@triton.jit
-def tile_access(
-    tile, channels, spatial, stride_channel, stride_spatial,
-    BLOCK_CHANNELS: tl.constexpr, BLOCK_SPATIAL: tl.constexpr,
-):  # fmt: skip
-    """(base, offsets, mask) of this program's channels at a tile, and how many positions it has."""
-    tiles_per_sample = tl.cdiv(spatial, BLOCK_SPATIAL)
-    sample = (tile // tiles_per_sample).to(tl.int64)
-    first_channel = tl.program_id(0).to(tl.int64) * BLOCK_CHANNELS
-    first_position = (tile % tiles_per_sample).to(tl.int64) * BLOCK_SPATIAL
-    base = sample * channels * spatial + first_channel * stride_channel + first_position * stride_spatial
-
-    channel = tl.arange(0, BLOCK_CHANNELS)[:, None]
-    position = tl.arange(0, BLOCK_SPATIAL)[None, :]
-    mask = (first_channel + channel < channels) & (first_position + position < spatial)
-    positions = tl.minimum(spatial - first_position, BLOCK_SPATIAL)
-    return base, channel * stride_channel + position * stride_spatial, mask, positions
-
-
-@triton.jit
-def load_channels(ptr, offset, mask, DEFAULT: tl.constexpr, COMPUTE_DTYPE: tl.constexpr):
-    """A value of each channel, DEFAULT where the tensor is absent."""
-    if ptr is None:
-        return tl.full(offset.shape, DEFAULT, COMPUTE_DTYPE)
-    else:
-        return tl.load(ptr + offset, mask=mask, other=0.0).to(COMPUTE_DTYPE)
-
-
-@triton.jit
-def load_partials(ptr, kind, channel, mask, splits, channels, SPLITS: tl.constexpr):
-    """The partial results of one kind: [SPLITS, BLOCK_CHANNELS] of [kinds, splits, channels]."""
-    split = tl.arange(0, SPLITS)[:, None]
-    offsets = (kind * splits + split).to(tl.int64) * channels + channel[None, :]
-    return tl.load(ptr + offsets, mask=(split < splits) & mask[None, :], other=0.0)
-
-
-@triton.jit
-def store_partial(ptr, kind, value, channel, mask, channels):
-    """This program's partial result of one kind, into [kinds, splits, channels]."""
-    row = (kind * tl.num_programs(1) + tl.program_id(1)).to(tl.int64)
-    tl.store(ptr + row * channels + channel, value, mask=mask)
+def subtract(x, mean):
+    """x [channels, positions] minus its channel's mean, without rounding the float64 mean first."""
+    high = mean.to(x.dtype)
+    low = (mean - high.to(tl.float64)).to(x.dtype)
+    return x - high[:, None] - low[:, None]
 
 
 @triton.jit(do_not_specialize=["channels", "spatial", "tiles", "tiles_per_split"])
 def batch_norm_statistics_kernel(
     x_ptr,
-    partial_ptr,                 # [count, mean and m2, splits, channels], mean relative to the shift
+    partial_ptr,                 # [count, mean and m2, splits, channels]
     num_batches_tracked_ptr,     # scalar or None
     channels, spatial, tiles, tiles_per_split,
     COMPUTE_DTYPE: tl.constexpr, CHANNELS_LAST: tl.constexpr, VECTOR: tl.constexpr,
@@ -106,9 +60,9 @@ def batch_norm_statistics_kernel(
     channel, channel_mask, channels, spatial, stride_channel, stride_spatial = program_channels(
         channels, spatial, CHANNELS_LAST, VECTOR, BLOCK_CHANNELS
     )
-    shift = load_channels(x_ptr, channel.to(tl.int64) * stride_channel, channel_mask, 0.0, COMPUTE_DTYPE)
+    shift = load_channels(x_ptr, channel.to(tl.int64) * stride_channel, channel_mask).to(COMPUTE_DTYPE)
 
-    count = tl.zeros_like(shift)
+    count = tl.full([], 0.0, COMPUTE_DTYPE)
     mean = tl.zeros_like(shift)
     m2 = tl.zeros_like(shift)
     first_tile, last_tile = program_tiles(tiles, tiles_per_split)
@@ -116,14 +70,17 @@ def batch_norm_statistics_kernel(
         base, offsets, mask, positions = tile_access(
             tile, channels, spatial, stride_channel, stride_spatial, BLOCK_CHANNELS, BLOCK_SPATIAL
         )
-        x = tl.load(x_ptr + base + offsets, mask=mask, other=0.0).to(COMPUTE_DTYPE) - shift[:, None]
-        tile_count = tl.zeros_like(shift) + positions
-        tile_mean, tile_m2 = moments(x, mask, tile_count, 1)
-        count, mean, m2 = merge_moments(count, mean, m2, tile_count, tile_mean, tile_m2)
+        x = tl.load(x_ptr + base + offsets, mask=mask, other=0.0).to(COMPUTE_DTYPE)
+        positions = positions.to(COMPUTE_DTYPE)
+        if tile == first_tile:  # from the first element to the first tile's mean, an outlier or not
+            shift += tl.sum(tl.where(mask, x - shift[:, None], 0.0), 1) / positions
+        tile_mean, tile_m2 = moments(x - shift[:, None], mask, positions, 1)
+        count, mean, m2 = merge_moments(count, mean, m2, positions, tile_mean, tile_m2)
 
-    store_partial(partial_ptr, 0, count, channel, channel_mask, channels)
+    mean = shift.to(tl.float64) + mean.to(tl.float64)
+    store_partial(partial_ptr, 0, tl.zeros_like(mean) + count, channel, channel_mask, channels)
     store_partial(partial_ptr, 1, mean, channel, channel_mask, channels)
-    store_partial(partial_ptr, 2, m2, channel, channel_mask, channels)
+    store_partial(partial_ptr, 2, m2.to(tl.float64), channel, channel_mask, channels)
     if num_batches_tracked_ptr is not None:
         if tl.program_id(0) + tl.program_id(1) == 0:
             tl.store(num_batches_tracked_ptr, tl.load(num_batches_tracked_ptr) + 1)
@@ -131,27 +88,28 @@ def batch_norm_statistics_kernel(
 
 @triton.jit
 def normalize_tiles(
-    x_ptr, y_ptr, shift, mean, scale, bias,
+    x_ptr, y_ptr, mean, scale, bias,
     channels, spatial, stride_channel, stride_spatial, tiles, tiles_per_split,
     COMPUTE_DTYPE: tl.constexpr, BLOCK_CHANNELS: tl.constexpr, BLOCK_SPATIAL: tl.constexpr,
 ):  # fmt: skip
-    """y = (x - shift - mean) scale + bias over the tiles of this program's split."""
+    """y = (x - mean) scale + bias over the tiles of this program's split."""
+    scale = scale.to(COMPUTE_DTYPE)[:, None]
+    bias = bias.to(COMPUTE_DTYPE)[:, None]
     first_tile, last_tile = program_tiles(tiles, tiles_per_split)
     for tile in range(first_tile, last_tile):
         base, offsets, mask, _ = tile_access(
             tile, channels, spatial, stride_channel, stride_spatial, BLOCK_CHANNELS, BLOCK_SPATIAL
         )
         x = tl.load(x_ptr + base + offsets, mask=mask, other=0.0).to(COMPUTE_DTYPE)
-        y = (x - shift[:, None] - mean[:, None]) * scale[:, None] + bias[:, None]
+        y = subtract(x, mean) * scale + bias
         tl.store(y_ptr + base + offsets, y.to(y_ptr.dtype.element_ty), mask=mask)
 
 
 @triton.jit
 def update_running(running_ptr, value, momentum, channel, mask):
     """running = (1 - momentum) running + momentum value"""
-    running = tl.load(running_ptr + channel, mask=mask, other=0.0).to(value.dtype)
-    running = (1 - momentum) * running + momentum * value
-    tl.store(running_ptr + channel, running.to(running_ptr.dtype.element_ty), mask=mask)
+    running = (1 - momentum) * load_channels(running_ptr, channel, mask) + momentum * value
+    store_channels(running_ptr, channel, running, mask)
 
 
 @triton.jit(do_not_specialize=["channels", "spatial", "tiles", "tiles_per_split", "splits"])
@@ -165,35 +123,39 @@ def batch_norm_normalize_kernel(
     channels, spatial, tiles, tiles_per_split, splits,
     momentum: tl.float64, eps: tl.float64,
     COMPUTE_DTYPE: tl.constexpr, CHANNELS_LAST: tl.constexpr, VECTOR: tl.constexpr,
-    BLOCK_CHANNELS: tl.constexpr, BLOCK_SPATIAL: tl.constexpr, SPLITS: tl.constexpr,
+    BLOCK_CHANNELS: tl.constexpr, BLOCK_SPATIAL: tl.constexpr, BLOCK_SPLITS: tl.constexpr,
 ):  # fmt: skip
     channel, channel_mask, channels, spatial, stride_channel, stride_spatial = program_channels(
         channels, spatial, CHANNELS_LAST, VECTOR, BLOCK_CHANNELS
     )
-    shift = load_channels(x_ptr, channel.to(tl.int64) * stride_channel, channel_mask, 0.0, COMPUTE_DTYPE)
-    count, mean, m2 = merge_partials(
-        load_partials(partial_ptr, 0, channel, channel_mask, splits, channels, SPLITS),
-        load_partials(partial_ptr, 1, channel, channel_mask, splits, channels, SPLITS),
-        load_partials(partial_ptr, 2, channel, channel_mask, splits, channels, SPLITS),
-    )
-    rstd = tl.rsqrt(m2 / count + tl.full([], eps, COMPUTE_DTYPE))
+    count = tl.zeros(channel.shape, tl.float64)
+    mean = tl.zeros(channel.shape, tl.float64)
+    m2 = tl.zeros(channel.shape, tl.float64)
+    for first in range(0, splits, BLOCK_SPLITS):
+        counts, means, m2s = merge_partials(
+            load_partials(partial_ptr, 0, first, channel, channel_mask, splits, channels, BLOCK_SPLITS),
+            load_partials(partial_ptr, 1, first, channel, channel_mask, splits, channels, BLOCK_SPLITS),
+            load_partials(partial_ptr, 2, first, channel, channel_mask, splits, channels, BLOCK_SPLITS),
+        )
+        count, mean, m2 = merge_moments(count, mean, m2, counts, means, m2s)
+    rstd = tl.rsqrt(m2 / count + tl.full([], eps, tl.float64))
 
     if tl.program_id(1) == 0:
         if mean_ptr is not None:
-            tl.store(mean_ptr + channel, shift + mean, mask=channel_mask)
-            tl.store(rstd_ptr + channel, rstd, mask=channel_mask)
+            store_channels(mean_ptr, channel, mean, channel_mask)
+            store_channels(rstd_ptr, channel, rstd, channel_mask)
         if running_mean_ptr is not None:
             if num_batches_tracked_ptr is None:
-                factor = tl.full([], momentum, COMPUTE_DTYPE)
+                factor = tl.full([], momentum, tl.float64)
             else:
-                factor = 1 / tl.load(num_batches_tracked_ptr).to(COMPUTE_DTYPE)
-            update_running(running_mean_ptr, shift + mean, factor, channel, channel_mask)
+                factor = 1 / tl.load(num_batches_tracked_ptr).to(tl.float64)
+            update_running(running_mean_ptr, mean, factor, channel, channel_mask)
             update_running(running_var_ptr, m2 / (count - 1), factor, channel, channel_mask)
 
-    scale = rstd * load_channels(weight_ptr, channel, channel_mask, 1.0, COMPUTE_DTYPE)
-    bias = load_channels(bias_ptr, channel, channel_mask, 0.0, COMPUTE_DTYPE)
+    scale = rstd * load_channels(weight_ptr, channel, channel_mask, 1.0)
+    bias = load_channels(bias_ptr, channel, channel_mask)
     normalize_tiles(
-        x_ptr, y_ptr, shift, mean, scale, bias,
+        x_ptr, y_ptr, mean, scale, bias,
         channels, spatial, stride_channel, stride_spatial, tiles, tiles_per_split,
         COMPUTE_DTYPE, BLOCK_CHANNELS, BLOCK_SPATIAL,
     )  # fmt: skip
@@ -213,18 +175,18 @@ def batch_norm_inference_kernel(
     channel, channel_mask, channels, spatial, stride_channel, stride_spatial = program_channels(
         channels, spatial, CHANNELS_LAST, VECTOR, BLOCK_CHANNELS
     )
-    mean = load_channels(running_mean_ptr, channel, channel_mask, 0.0, COMPUTE_DTYPE)
-    var = load_channels(running_var_ptr, channel, channel_mask, 0.0, COMPUTE_DTYPE)
-    rstd = tl.rsqrt(var + tl.full([], eps, COMPUTE_DTYPE))
+    mean = load_channels(running_mean_ptr, channel, channel_mask)
+    var = load_channels(running_var_ptr, channel, channel_mask)
+    rstd = tl.rsqrt(var + tl.full([], eps, tl.float64))
     if mean_ptr is not None:
         if tl.program_id(1) == 0:
-            tl.store(mean_ptr + channel, mean, mask=channel_mask)
-            tl.store(rstd_ptr + channel, rstd, mask=channel_mask)
+            store_channels(mean_ptr, channel, mean, channel_mask)
+            store_channels(rstd_ptr, channel, rstd, channel_mask)
 
-    scale = rstd * load_channels(weight_ptr, channel, channel_mask, 1.0, COMPUTE_DTYPE)
-    bias = load_channels(bias_ptr, channel, channel_mask, 0.0, COMPUTE_DTYPE)
+    scale = rstd * load_channels(weight_ptr, channel, channel_mask, 1.0)
+    bias = load_channels(bias_ptr, channel, channel_mask)
     normalize_tiles(
-        x_ptr, y_ptr, mean, tl.zeros_like(mean), scale, bias,
+        x_ptr, y_ptr, mean, scale, bias,
         channels, spatial, stride_channel, stride_spatial, tiles, tiles_per_split,
         COMPUTE_DTYPE, BLOCK_CHANNELS, BLOCK_SPATIAL,
     )  # fmt: skip
@@ -242,8 +204,8 @@ def batch_norm_backward_sums_kernel(
     channel, channel_mask, channels, spatial, stride_channel, stride_spatial = program_channels(
         channels, spatial, CHANNELS_LAST, VECTOR, BLOCK_CHANNELS
     )
-    mean = load_channels(mean_ptr, channel, channel_mask, 0.0, COMPUTE_DTYPE)
-    rstd = load_channels(rstd_ptr, channel, channel_mask, 0.0, COMPUTE_DTYPE)
+    mean = load_channels(mean_ptr, channel, channel_mask)
+    rstd = load_channels(rstd_ptr, channel, channel_mask)
 
     dbias = tl.zeros([BLOCK_CHANNELS, BLOCK_SPATIAL], COMPUTE_DTYPE)
     dweight = tl.zeros([BLOCK_CHANNELS, BLOCK_SPATIAL], COMPUTE_DTYPE)
@@ -255,10 +217,12 @@ def batch_norm_backward_sums_kernel(
         dy = tl.load(dy_ptr + base + offsets, mask=mask, other=0.0).to(COMPUTE_DTYPE)
         x = tl.load(x_ptr + base + offsets, mask=mask, other=0.0).to(COMPUTE_DTYPE)
         dbias += dy
-        dweight += tl.where(mask, dy * (x - mean[:, None]) * rstd[:, None], 0.0)
+        dweight += tl.where(mask, dy * subtract(x, mean), 0.0)
 
-    store_partial(partial_ptr, 0, tl.sum(dbias, 1), channel, channel_mask, channels)
-    store_partial(partial_ptr, 1, tl.sum(dweight, 1), channel, channel_mask, channels)
+    dbias = tl.sum(dbias, 1).to(tl.float64)
+    dweight = tl.sum(dweight, 1).to(tl.float64) * rstd
+    store_partial(partial_ptr, 0, dbias, channel, channel_mask, channels)
+    store_partial(partial_ptr, 1, dweight, channel, channel_mask, channels)
 
 
 @triton.jit(do_not_specialize=["channels", "spatial", "tiles", "tiles_per_split", "splits", "count"])
@@ -271,28 +235,27 @@ def batch_norm_backward_kernel(
     channels, spatial, tiles, tiles_per_split, splits, count,
     TRAINING: tl.constexpr,
     COMPUTE_DTYPE: tl.constexpr, CHANNELS_LAST: tl.constexpr, VECTOR: tl.constexpr,
-    BLOCK_CHANNELS: tl.constexpr, BLOCK_SPATIAL: tl.constexpr, SPLITS: tl.constexpr,
+    BLOCK_CHANNELS: tl.constexpr, BLOCK_SPATIAL: tl.constexpr, BLOCK_SPLITS: tl.constexpr,
 ):  # fmt: skip
     channel, channel_mask, channels, spatial, stride_channel, stride_spatial = program_channels(
         channels, spatial, CHANNELS_LAST, VECTOR, BLOCK_CHANNELS
     )
     if partial_ptr is not None:
-        dbias = tl.sum(load_partials(partial_ptr, 0, channel, channel_mask, splits, channels, SPLITS), 0)
-        dweight = tl.sum(load_partials(partial_ptr, 1, channel, channel_mask, splits, channels, SPLITS), 0)
+        dbias = sum_partials(partial_ptr, 0, channel, channel_mask, splits, channels, BLOCK_SPLITS)
+        dweight = sum_partials(partial_ptr, 1, channel, channel_mask, splits, channels, BLOCK_SPLITS)
         if tl.program_id(1) == 0:
             if dbias_ptr is not None:
-                tl.store(dbias_ptr + channel, dbias.to(dbias_ptr.dtype.element_ty), mask=channel_mask)
+                store_channels(dbias_ptr, channel, dbias, channel_mask)
             if dweight_ptr is not None:
-                tl.store(
-                    dweight_ptr + channel,
-                    dweight.to(dweight_ptr.dtype.element_ty),
-                    mask=channel_mask,
-                )
+                store_channels(dweight_ptr, channel, dweight, channel_mask)
 
     if dx_ptr is not None:
-        mean = load_channels(mean_ptr, channel, channel_mask, 0.0, COMPUTE_DTYPE)
-        rstd = load_channels(rstd_ptr, channel, channel_mask, 0.0, COMPUTE_DTYPE)
-        scale = rstd * load_channels(weight_ptr, channel, channel_mask, 1.0, COMPUTE_DTYPE)
+        mean = load_channels(mean_ptr, channel, channel_mask)
+        rstd = load_channels(rstd_ptr, channel, channel_mask)
+        scale = (rstd * load_channels(weight_ptr, channel, channel_mask, 1.0)).to(COMPUTE_DTYPE)[:, None]
+        if TRAINING:
+            c1 = (dweight * rstd / count).to(COMPUTE_DTYPE)[:, None]
+            c2 = (dbias / count).to(COMPUTE_DTYPE)[:, None]
         first_tile, last_tile = program_tiles(tiles, tiles_per_split)
         for tile in range(first_tile, last_tile):
             base, offsets, mask, _ = tile_access(
@@ -307,56 +270,9 @@ def batch_norm_backward_kernel(
             dx = tl.load(dy_ptr + base + offsets, mask=mask, other=0.0).to(COMPUTE_DTYPE)
             if TRAINING:
                 x = tl.load(x_ptr + base + offsets, mask=mask, other=0.0).to(COMPUTE_DTYPE)
-                x_hat = (x - mean[:, None]) * rstd[:, None]
-                dx -= x_hat * (dweight / count)[:, None] + (dbias / count)[:, None]
-            dx *= scale[:, None]
+                dx -= subtract(x, mean) * c1 + c2
+            dx *= scale
             tl.store(dx_ptr + base + offsets, dx.to(dx_ptr.dtype.element_ty), mask=mask)
-
-
-class Plan(NamedTuple):
-    """How the launches of one call cut x up."""
-
-    grid: tuple[int, int]  # channel blocks, splits
-    sizes: tuple[
-        int, int, int, int
-    ]  # channels and spatial, the contiguous one in vectors; tiles, tiles_per_split
-    constants: dict
-    count: int  # elements of a channel
-
-
-def plan(x):
-    """The plan for x as `dense` returns it."""
-    samples, channels, spatial = x.shape[0], x.shape[1], x.shape[2:].numel()
-    count = samples * spatial
-    channels_last = spatial == 1 or not x.is_contiguous()
-    if channels_last:
-        samples, spatial = 1, count
-    tile = launch.batch_norm_tile(channels, spatial, channels_last)
-    tiles = samples * triton.cdiv(spatial, tile.spatial)
-    channel_blocks = triton.cdiv(channels, tile.channels)
-    splits, tiles_per_split = launch.batch_norm_splits(tiles, channel_blocks, x.device)
-    vector = launch.vector(channels if channels_last else spatial)
-    sizes = (channels // vector, spatial) if channels_last else (channels, spatial // vector)
-    constants = dict(
-        COMPUTE_DTYPE=launch.triton_dtype(launch.compute_dtype(x.dtype)),
-        CHANNELS_LAST=channels_last,
-        VECTOR=vector,
-        BLOCK_CHANNELS=tile.channels,
-        BLOCK_SPATIAL=tile.spatial,
-        num_warps=tile.num_warps,
-    )
-    return Plan((channel_blocks, splits), (*sizes, tiles, tiles_per_split), constants, count)
-
-
-def dense(x):
-    """x, or a copy of it in the memory format torch gives the result: contiguous or channels-last."""
-    return x.contiguous(memory_format=suggest_memory_format(x))
-
-
-def channel_tensors(number, x, wanted=True):
-    """Empty tensors of a value a channel in the compute dtype, or as many times None."""
-    dtype = launch.compute_dtype(x.dtype)
-    return [torch.empty(x.shape[1], dtype=dtype, device=x.device) if wanted else None for _ in range(number)]
 
 
 def batch_norm_forward(
@@ -369,10 +285,10 @@ def batch_norm_forward(
     """
     x = dense(x)
     weight, bias = launch.contiguous(weight, bias)
-    grid, sizes, constants, _ = plan(x)
+    grid, sizes, constants, merged_splits, _ = plan(x)
     y = torch.empty_like(x)
-    mean, rstd = channel_tensors(2, x, save_statistics)
-    partial = torch.empty((3, grid[1], x.shape[1]), dtype=launch.compute_dtype(x.dtype), device=x.device)
+    mean, rstd = (channel_values(x) if save_statistics else None for _ in range(2))
+    partial = channel_values(x, 3, grid[1])
     launch.launch(
         batch_norm_statistics_kernel, grid, x.device,
         x, partial, num_batches_tracked, *sizes, **constants,
@@ -382,7 +298,7 @@ def batch_norm_forward(
         batch_norm_normalize_kernel, grid, x.device,
         x, y, partial, weight, bias, running_mean, running_var,
         num_batches_tracked if cumulative else None, mean, rstd,
-        *sizes, grid[1], 0.0 if cumulative else momentum, eps, SPLITS=launch.MAX_SPLITS, **constants,
+        *sizes, grid[1], 0.0 if cumulative else momentum, eps, BLOCK_SPLITS=merged_splits, **constants,
     )  # fmt: skip
     return y, mean, rstd
 
@@ -391,9 +307,9 @@ def batch_norm_inference(x, weight, bias, running_mean, running_var, eps, save_s
     """y from the running statistics, and a copy of their mean and rstd where they are to be saved."""
     x = dense(x)
     weight, bias = launch.contiguous(weight, bias)
-    grid, sizes, constants, _ = plan(x)
+    grid, sizes, constants, _, _ = plan(x)
     y = torch.empty_like(x)
-    mean, rstd = channel_tensors(2, x, save_statistics)
+    mean, rstd = (channel_values(x) if save_statistics else None for _ in range(2))
     launch.launch(
         batch_norm_inference_kernel, grid, x.device,
         x, y, weight, bias, running_mean, running_var, mean, rstd, *sizes, eps, **constants,
@@ -408,12 +324,12 @@ def batch_norm_backward(dy, x, weight, mean, rstd, parameter_dtype, training, wa
     if dy.stride() != x.stride():
         dy = torch.empty_like(x, dtype=dy.dtype).copy_(dy)
     (weight,) = launch.contiguous(weight)
-    grid, sizes, constants, count = plan(x)
+    grid, sizes, constants, merged_splits, count = plan(x)
     splits = grid[1]
 
     partial = None
     if want_dweight or want_dbias or training:
-        partial = torch.empty((2, splits, x.shape[1]), dtype=mean.dtype, device=x.device)
+        partial = channel_values(x, 2, splits)
         launch.launch(
             batch_norm_backward_sums_kernel, grid, x.device,
             dy, x, mean, rstd, partial, *sizes, **constants,
@@ -426,6 +342,6 @@ def batch_norm_backward(dy, x, weight, mean, rstd, parameter_dtype, training, wa
     launch.launch(
         batch_norm_backward_kernel, grid if want_dx else (grid[0], 1), x.device,
         dy, x, dx, weight, mean, rstd, partial, dweight, dbias, *sizes, splits, count,
-        TRAINING=training, SPLITS=launch.MAX_SPLITS, **constants,
+        TRAINING=training, BLOCK_SPLITS=merged_splits, **constants,
     )  # fmt: skip
     return dx, dweight, dbias

@@ -144,6 +144,11 @@ def batch_norm_splits(tiles, channel_blocks, device):
     return triton.cdiv(tiles, tiles_per_split), tiles_per_split
 
 
+def batch_norm_merged_splits(block_channels):
+    """Partial results a channel that are merged at a time: four float64 of each kind a thread."""
+    return max(1, min(MAX_SPLITS, 512 // block_channels))
+
+
 def dropout_calls():
     """Philox calls a program: 256, so 2 x 16 bytes a thread with 4 warps in 16 bits."""
     return 256 * tile_scale()

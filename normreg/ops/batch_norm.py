@@ -70,7 +70,7 @@ class BatchNormFunction(torch.autograd.Function):
             if ctx.training:
                 mean, rstd = gradient.statistics(x, dims, ctx.eps)
             else:
-                mean, rstd = mean.view(per_channel), rstd.view(per_channel)
+                mean, rstd = (t.view(per_channel).to(dy.dtype) for t in (mean, rstd))
             weight = None if weight is None else weight.view(per_channel)
             normalized_dims = dims if ctx.training else None
             grads = gradient.normalization_backward(dy, x, weight, mean, rstd, normalized_dims, dims)

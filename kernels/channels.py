@@ -1,0 +1,147 @@
+"""Which channels and positions a program works on, for tensors (N, C, *) in either memory format.
+
+A channel's elements are cut into tiles [channels, positions] of one sample, the tiles into splits. Program
+(i, j) of the grid takes the i-th block of channels and the tiles of the j-th split. A channels-last tensor
+is one sample of batch * spatial positions whose channels are contiguous: other strides, same kernels.
+
+What there is one of a channel and program (mean, rstd, partial results) is float64.
+"""
+
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch._prims_common import suggest_memory_format
+
+from . import launch
+
+
+@triton.jit
+def program_channels(
+    channels, spatial, CHANNELS_LAST: tl.constexpr, VECTOR: tl.constexpr, BLOCK_CHANNELS: tl.constexpr
+):  # fmt: skip
+    """This program's channels and their mask, then the sizes and strides (channels, spatial) in elements."""
+    if CHANNELS_LAST:
+        channels = channels * VECTOR
+        stride_channel = 1
+        stride_spatial = channels
+    else:
+        spatial = spatial * VECTOR
+        stride_channel = spatial
+        stride_spatial = 1
+    channel = tl.program_id(0) * BLOCK_CHANNELS + tl.arange(0, BLOCK_CHANNELS)
+    return channel, channel < channels, channels, spatial, stride_channel, stride_spatial
+
+
+@triton.jit
+def program_tiles(tiles, tiles_per_split):
+    """First and past-the-last tile of this program's split."""
+    first = tl.program_id(1) * tiles_per_split
+    return first, tl.minimum(first + tiles_per_split, tiles)
+
+
+@triton.jit
+def tile_access(
+    tile, channels, spatial, stride_channel, stride_spatial,
+    BLOCK_CHANNELS: tl.constexpr, BLOCK_SPATIAL: tl.constexpr,
+):  # fmt: skip
+    """(base, offsets, mask) of this program's channels at a tile, and how many positions it has."""
+    tiles_per_sample = tl.cdiv(spatial, BLOCK_SPATIAL)
+    sample = (tile // tiles_per_sample).to(tl.int64)
+    first_channel = tl.program_id(0).to(tl.int64) * BLOCK_CHANNELS
+    first_position = (tile % tiles_per_sample).to(tl.int64) * BLOCK_SPATIAL
+    base = sample * channels * spatial + first_channel * stride_channel + first_position * stride_spatial
+
+    channel = tl.arange(0, BLOCK_CHANNELS)[:, None]
+    position = tl.arange(0, BLOCK_SPATIAL)[None, :]
+    mask = (first_channel + channel < channels) & (first_position + position < spatial)
+    positions = tl.minimum(spatial - first_position, BLOCK_SPATIAL)
+    return base, channel * stride_channel + position * stride_spatial, mask, positions
+
+
+@triton.jit
+def load_channels(ptr, offset, mask, DEFAULT: tl.constexpr = 0.0):
+    """A float64 for each channel, DEFAULT where the tensor is absent."""
+    if ptr is None:
+        return tl.full(offset.shape, DEFAULT, tl.float64)
+    else:
+        return tl.load(ptr + offset, mask=mask, other=0.0).to(tl.float64)
+
+
+@triton.jit
+def store_channels(ptr, channel, value, mask):
+    """Stores a float64 for each channel in the tensor's own dtype."""
+    if ptr.dtype.element_ty != tl.float64:
+        value = value.to(tl.float32)  # the interpreter cannot cast float64 to bfloat16
+    tl.store(ptr + channel, value.to(ptr.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def load_partials(ptr, kind, first, channel, mask, splits, channels, BLOCK_SPLITS: tl.constexpr):
+    """The partial results of one kind and BLOCK_SPLITS splits, of [kinds, splits, channels]."""
+    split = first + tl.arange(0, BLOCK_SPLITS)[:, None]
+    offsets = (kind * splits + split).to(tl.int64) * channels + channel[None, :]
+    return tl.load(ptr + offsets, mask=(split < splits) & mask[None, :], other=0.0)
+
+
+@triton.jit
+def sum_partials(ptr, kind, channel, mask, splits, channels, BLOCK_SPLITS: tl.constexpr):
+    """The sum over the splits, for each channel, in the same order every time."""
+    total = tl.zeros(channel.shape, tl.float64)
+    for first in range(0, splits, BLOCK_SPLITS):
+        partial = load_partials(ptr, kind, first, channel, mask, splits, channels, BLOCK_SPLITS)
+        total += tl.sum(partial, 0)
+    return total
+
+
+@triton.jit
+def store_partial(ptr, kind, value, channel, mask, channels):
+    """This program's partial result of one kind, into [kinds, splits, channels]."""
+    row = (kind * tl.num_programs(1) + tl.program_id(1)).to(tl.int64)
+    tl.store(ptr + row * channels + channel, value, mask=mask)
+
+
+class Plan(NamedTuple):
+    """How the launches of one call cut x up."""
+
+    grid: tuple  # channel blocks, splits
+    sizes: tuple  # channels and spatial, the contiguous one in vectors; tiles, tiles_per_split
+    constants: dict
+    merged_splits: int
+    count: int  # elements of a channel
+
+
+def plan(x):
+    """The plan for x as `dense` returns it."""
+    samples, channels, spatial = x.shape[0], x.shape[1], x.shape[2:].numel()
+    count = samples * spatial
+    channels_last = spatial == 1 or not x.is_contiguous()
+    if channels_last:
+        samples, spatial = 1, count
+    tile = launch.batch_norm_tile(channels, spatial, channels_last)
+    tiles = samples * triton.cdiv(spatial, tile.spatial)
+    channel_blocks = triton.cdiv(channels, tile.channels)
+    splits, tiles_per_split = launch.batch_norm_splits(tiles, channel_blocks, x.device)
+    vector = launch.vector(channels if channels_last else spatial)
+    sizes = (channels // vector, spatial) if channels_last else (channels, spatial // vector)
+    constants = dict(
+        COMPUTE_DTYPE=launch.triton_dtype(launch.compute_dtype(x.dtype)),
+        CHANNELS_LAST=channels_last,
+        VECTOR=vector,
+        BLOCK_CHANNELS=tile.channels,
+        BLOCK_SPATIAL=tile.spatial,
+        num_warps=tile.num_warps,
+    )
+    merged_splits = launch.batch_norm_merged_splits(tile.channels)
+    return Plan((channel_blocks, splits), (*sizes, tiles, tiles_per_split), constants, merged_splits, count)
+
+
+def dense(x):
+    """x, or a copy of it in the memory format torch gives the result: contiguous or channels-last."""
+    return x.contiguous(memory_format=suggest_memory_format(x))
+
+
+def channel_values(x, *leading):
+    """An empty float64 for each channel of x, and for each index of the leading dimensions."""
+    return torch.empty((*leading, x.shape[1]), dtype=torch.float64, device=x.device)

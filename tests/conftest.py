@@ -1,0 +1,45 @@
+"""The device of the whole suite, and what surrounds every test: poisoned memory and guard bands."""
+
+import os
+
+import torch
+
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"  # before the first @triton.jit is seen
+
+import guards
+import pytest
+import triton
+
+from normreg.kernels import launch
+
+
+def pytest_report_header():
+    where = torch.cuda.get_device_name() if torch.cuda.is_available() else "Triton's interpreter"
+    return f"torch {torch.__version__}, triton {triton.__version__}, kernels on {where}"
+
+
+@pytest.fixture
+def device():
+    return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+
+
+@pytest.fixture(autouse=True)
+def seed():
+    torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def gpu_tiles(monkeypatch):
+    """The interpreter takes the tiles of a GPU, so that they are what is tested."""
+    monkeypatch.setattr(launch, "INTERPRETER_TILE_SCALE", 1)
+
+
+@pytest.fixture(autouse=True)
+def guarded_memory(monkeypatch):
+    """Every tensor that the library allocates starts as NaN, between guard bands checked afterwards."""
+    memory = guards.Memory()
+    monkeypatch.setattr(torch, "empty", memory.guarding(torch.empty))
+    monkeypatch.setattr(torch, "empty_like", memory.guarding(torch.empty_like))
+    yield memory
+    memory.check()

@@ -1,0 +1,141 @@
+"""What is right, how far from it a result may be, and the sizes and layouts that break kernels."""
+
+import torch
+
+from normreg.kernels.launch import INTERPRET
+
+DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+# next to powers of two, to tiles and to vector widths
+RAGGED = (1, 2, 3, 17, 127, 129, 1000, 1025)
+
+
+# How many units in the last place our error may exceed torch's own by.
+UNITS = {
+    torch.float16: 1,  # another order of summation
+    torch.bfloat16: 1,  # the same, and the interpreter truncates its stores where a GPU rounds
+    torch.float32: 2 if INTERPRET else 1,  # the same, and the interpreter has no fused multiply-add
+    torch.float64: 16,  # the reference is torch's own result, so its own error cannot be seen
+}
+# The same of gradients, which are sums in float32; torch adds in float32 on a GPU, but on a CPU in float64.
+GRADIENT_UNITS = UNITS | ({torch.float32: 4} if INTERPRET else {})
+
+
+def error(result, exact):
+    """Largest absolute error of a tensor against its fp64 reference."""
+    assert result.shape == exact.shape, f"shape {tuple(result.shape)}, expected {tuple(exact.shape)}"
+    if exact.numel() == 0:
+        return 0.0
+    return (result.detach().double() - exact).abs().max().item()
+
+
+def unit(exact, dtype):
+    """One unit in the last place of `dtype` at the largest magnitude of the reference."""
+    magnitude = exact.abs().max().item() if exact.numel() else 0.0
+    return max(magnitude * torch.finfo(dtype).eps, torch.finfo(dtype).smallest_normal)
+
+
+def assert_accurate(ours, theirs, exact, what="result", slack=0.0, units=UNITS):
+    """Our error is at most torch's own error, `units` of the dtype at the size of the result, and slack.
+
+    `theirs` is torch's result, or torch's error itself.
+    """
+    if isinstance(theirs, torch.Tensor):
+        assert ours.dtype == theirs.dtype, f"{what}: dtype {ours.dtype}, torch's is {theirs.dtype}"
+        theirs = error(theirs, exact)
+    assert not ours.isnan().any() or exact.isnan().any(), f"{what} has NaN where the reference has none"
+    ours_error, allowed = error(ours, exact), units[ours.dtype] * (unit(exact, ours.dtype) + slack)
+    assert ours_error <= theirs + allowed, (
+        f"{what}: error {ours_error:.3g}, torch's {theirs:.3g}, beyond it allowed {allowed:.3g}"
+    )
+
+
+def run(function, inputs, dy):
+    """Output and gradients of `function(*inputs)` for the incoming gradient dy."""
+    y = function(*inputs)
+    wanted = [t for t in inputs if t is not None and t.requires_grad]
+    return [y, *torch.autograd.grad(y, wanted, dy.to(y.dtype))]
+
+
+def copies(tensors, dtype=None):
+    """Leaf copies, strides kept, in another dtype if one is given."""
+    return [
+        None if t is None else t.detach().clone().to(dtype or t.dtype).requires_grad_(t.requires_grad)
+        for t in tensors
+    ]
+
+
+def nudged(tensor, dtype):
+    """The fp64 tensor with every element moved by one unit in the last place of `dtype`, at random."""
+    return tensor + tensor * torch.finfo(dtype).eps * (torch.rand_like(tensor) - 0.5).sign()
+
+
+def torch_gradient_errors(theirs, inputs, dy, samples=8):
+    """Largest error of each of torch's gradients over some incoming gradients close to dy.
+
+    One alone may be lucky: in a small sum that cancels, torch's rounding errors can cancel too.
+    """
+    errors = []
+    for sample in range(samples):
+        near = dy if sample == 0 else dy + dy * torch.randn_like(dy) / 128
+        results = run(theirs, copies(inputs), near)
+        exact = run(theirs, copies(inputs, torch.float64), near.double())
+        errors.append([error(*pair) for pair in zip(results[1:], exact[1:], strict=True)])
+    return [max(column) for column in zip(*errors, strict=True)]
+
+
+def assert_agrees(ours, theirs, inputs, dy=None):
+    """Forward and every gradient of `ours` against torch's `theirs`, both judged by `theirs` in fp64.
+
+    Gradients are sums of terms that can cancel, so a unit in the last place is also what the result
+    moves by where the incoming gradient is moved by a unit of the dtype that is computed in. In fp64,
+    where the reference rounds as we do, the inputs are moved as well. Inputs and dy must be unchanged
+    afterwards, and y must have torch's strides.
+    """
+    with torch.no_grad():
+        y = theirs(*copies(inputs))
+    dy = torch.randn_like(y) if dy is None else dy
+    before = [*copies(inputs), dy.clone()]
+    results = run(ours, inputs, dy)
+    torch_results = run(theirs, copies(inputs), dy)
+
+    exact_inputs, exact_dy = copies(inputs, torch.float64), dy.double()
+    exact_results = run(theirs, exact_inputs, exact_dy)
+    computed_in = torch.float64 if y.dtype == torch.float64 else torch.float32
+    if computed_in == torch.float64:
+        exact_inputs = [
+            None if t is None else nudged(t.detach(), computed_in).requires_grad_(t.requires_grad)
+            for t in exact_inputs
+        ]
+    nudged_results = run(theirs, exact_inputs, nudged(exact_dy, computed_in))
+    slack = [error(*pair) for pair in zip(nudged_results, exact_results, strict=True)]
+
+    assert_accurate(results[0], torch_results[0], exact_results[0], "y", slack[0])
+    assert results[0].stride() == torch_results[0].stride(), "strides of y"
+    torch_errors = torch_gradient_errors(theirs, inputs, dy)
+    differentiated = [t for t in inputs if t is not None and t.requires_grad]
+    for i, of in enumerate(differentiated):
+        assert results[i + 1].dtype == of.dtype, f"gradient {i} has another dtype than its input"
+        assert_accurate(
+            results[i + 1],
+            torch_errors[i],
+            exact_results[i + 1],
+            f"gradient {i}",
+            slack[i + 1],
+            GRADIENT_UNITS,
+        )
+    for after, was in zip([*inputs, dy], before, strict=True):
+        assert was is None or torch.equal(after, was), "an input or the incoming gradient was changed"
+    return results
+
+
+def gradient_layouts(like):
+    """(name, tensor) for each layout in which an incoming gradient arrives."""
+    shape, options = like.shape, dict(dtype=like.dtype, device=like.device)
+    yield "contiguous", torch.randn(shape, **options)
+    yield "expanded", torch.randn((), **options).expand(shape)
+    yield "sliced", torch.randn((*shape[:-1], shape[-1] + 3), **options)[..., 1:-2]
+    yield "transposed", torch.randn(tuple(reversed(shape)), **options).permute(*reversed(range(len(shape))))
+    if len(shape) in (4, 5):
+        last = torch.channels_last if len(shape) == 4 else torch.channels_last_3d
+        yield "channels_last", torch.randn(shape, **options).to(memory_format=last)

@@ -1,0 +1,291 @@
+import pytest
+import torch
+import torch.nn.functional as F
+from reference import DTYPES, assert_accurate, assert_agrees, copies, error, gradient_layouts, run, unit
+
+import normreg
+from normreg.kernels import channels
+
+LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
+
+# (shape, channels-last?): one and several channel blocks, tiles, splits; ragged beside a tile
+SHAPES = [
+    ((2, 1), False),
+    ((3, 5), False),
+    ((17, 65), False),
+    ((300, 129), False),
+    ((2, 3, 7), False),
+    ((4, 3, 1, 1), False),
+    ((2, 1, 3, 5), False),
+    ((2, 1, 3, 5), True),
+    ((5, 17, 7, 7), False),
+    ((5, 17, 7, 7), True),
+    ((3, 65, 8, 8), False),
+    ((3, 65, 8, 8), True),
+    ((1, 2, 45, 46), False),
+    ((9, 4, 33, 32), False),
+    ((9, 4, 33, 32), True),
+    ((2, 3, 2, 3, 5), False),
+    ((2, 9, 2, 3, 5), True),
+]
+SHAPE_IDS = ["x".join(map(str, shape)) + " channels_last" * last for shape, last in SHAPES]
+every_shape = pytest.mark.parametrize(("shape", "channels_last"), SHAPES, ids=SHAPE_IDS)
+
+
+def inputs_for(shape, channels_last, dtype, device, affine="weight bias", mean=0.0, std=1.0):
+    x = (torch.randn(shape, device=device, dtype=torch.float64) * std + mean).to(dtype)
+    if channels_last:
+        x = x.contiguous(memory_format=LAST[x.dim()])
+    weight, bias = (
+        torch.randn(shape[1], device=device, dtype=dtype, requires_grad=True) if name in affine else None
+        for name in ("weight", "bias")
+    )
+    return [x.requires_grad_(), weight, bias]
+
+
+def running_for(shape, device):
+    return [torch.randn(shape[1], device=device), torch.rand(shape[1], device=device) + 0.1]
+
+
+def functions(running=(None, None), training=True, eps=1e-5):
+    """normreg's and torch's function of (x, weight, bias); each call works on copies of the buffers."""
+
+    def calls(batch_norm):
+        def call(x, weight, bias):
+            buffers = [None if buffer is None else buffer.to(x.dtype) for buffer in running]
+            return batch_norm(x, *buffers, weight, bias, training=training, momentum=0.3, eps=eps)
+
+        return call
+
+    return calls(normreg.functional.batch_norm), calls(F.batch_norm)
+
+
+def layer(name, dims, channels, device, dtype=torch.float32, **options):
+    torch.manual_seed(1)
+    cls = getattr(normreg if name == "normreg" else torch.nn, f"BatchNorm{dims}d")
+    module = cls(channels, device=device, dtype=dtype, **options)
+    for parameter in module.parameters():
+        torch.nn.init.normal_(parameter)
+    return module
+
+
+def test_shapes_cover_the_plans(device):
+    plans = [channels.plan(torch.empty(shape, device=device)) for shape, _ in SHAPES]
+    assert {plan.grid[0] > 1 for plan in plans} == {True, False}, "channel blocks"
+    assert {plan.grid[1] > 1 for plan in plans} == {True, False}, "splits"
+    assert {plan.sizes[3] > 1 for plan in plans} == {True, False}, "tiles a split"
+    assert {plan.constants["VECTOR"] for plan in plans} >= {1, 2, 8}
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@every_shape
+def test_training_agrees_with_torch(device, guarded_memory, shape, channels_last, dtype):
+    inputs = [guarded_memory.place(t) for t in inputs_for(shape, channels_last, dtype, device)]
+    assert_agrees(*functions(), inputs)
+
+
+@every_shape
+def test_inference_agrees_with_torch(device, guarded_memory, shape, channels_last):
+    running = [guarded_memory.place(t) for t in running_for(shape, device)]
+    inputs = [guarded_memory.place(t) for t in inputs_for(shape, channels_last, torch.float32, device)]
+    assert_agrees(*functions(running, training=False), inputs)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_inference_in_every_dtype(device, dtype):
+    shape = (4, 6, 5, 5)
+    assert_agrees(
+        *functions(running_for(shape, device), training=False), inputs_for(shape, True, dtype, device)
+    )
+
+
+@pytest.mark.parametrize("training", [True, False], ids=["training", "inference"])
+@pytest.mark.parametrize("affine", ["weight bias", "weight", "bias", ""])
+def test_absent_parameters(device, affine, training):
+    shape = (6, 5, 9)
+    running = running_for(shape, device)
+    assert_agrees(*functions(running, training), inputs_for(shape, False, torch.float32, device, affine))
+
+
+@pytest.mark.parametrize("training", [True, False], ids=["training", "inference"])
+@pytest.mark.parametrize("wanted", range(1, 8), ids=lambda bits: f"{bits:03b}")
+def test_gradient_of_any_subset(device, wanted, training):
+    shape = (6, 70, 3, 3)
+    inputs = inputs_for(shape, True, torch.float32, device)
+    for i, t in enumerate(inputs):
+        t.requires_grad_(bool(wanted >> i & 1))
+    assert_agrees(*functions(running_for(shape, device), training), inputs)
+
+
+@pytest.mark.parametrize("training", [True, False], ids=["training", "inference"])
+@pytest.mark.parametrize("channels_last", [False, True], ids=["contiguous", "channels_last"])
+@pytest.mark.parametrize("shape", [(6, 5), (4, 3, 7), (5, 17, 3, 3), (4, 1, 3, 2), (4, 3, 1, 1), (2, 3, 2, 3, 2)])
+def test_gradient_layouts(device, shape, channels_last, training):
+    channels_last = channels_last and len(shape) in LAST
+    inputs = inputs_for(shape, channels_last, torch.float32, device)
+    for layout, dy in gradient_layouts(inputs[0]):
+        print(layout)
+        assert_agrees(*functions(running_for(shape, device), training), inputs, dy)
+
+
+@pytest.mark.parametrize("view", [
+    lambda x: x.transpose(0, 1), lambda x: x[..., ::2], lambda x: x[:, ::2], lambda x: x.flip(1),
+    lambda x: x.transpose(2, 3), lambda x: x[:1].expand(3, -1, -1, -1),
+    lambda x: x.contiguous(memory_format=torch.channels_last)[:, 1:],
+], ids=["batch and channels swapped", "cols sliced", "channels sliced", "flipped", "plane transposed",
+        "expanded", "channels_last sliced"])  # fmt: skip
+def test_input_strides(device, view):
+    x = view(torch.randn(4, 4, 6, 8, device=device)).detach().requires_grad_()
+    weight, bias = (torch.randn(2 * x.shape[1], device=device)[::2].requires_grad_() for _ in range(2))
+    assert_agrees(*functions(), [x, weight, bias])
+
+
+@pytest.mark.parametrize("channels_last", [False, True], ids=["contiguous", "channels_last"])
+@pytest.mark.parametrize(("mean", "std", "dtype"), [
+    (1e2, 1.0, torch.float16), (1e4, 1.0, torch.float32), (1e6, 1.0, torch.float32),
+    (1e4, 1e-3, torch.float32), (0.0, 1e-3, torch.float32), (1e6, 1e-3, torch.float64),
+])  # fmt: skip
+def test_large_means(device, mean, std, dtype, channels_last):
+    inputs = inputs_for((5, 3, 30, 31), channels_last, dtype, device, mean=mean, std=std)
+    assert_agrees(*functions(), inputs)
+
+
+def test_an_outlier_in_front_does_not_hurt(device):
+    """Sums are shifted by the first element of a channel, which need not be near the others."""
+    x = torch.randn(4, 3, 40, 40, device=device) + 1e4
+    x[0, :, 0, 0] = 0.0
+    assert_agrees(*functions(), [x.requires_grad_(), None, None])
+
+
+@pytest.mark.parametrize("value", [0.0, 3.0, 1e6, 3e38])
+def test_constant_channels_give_the_bias(device, value):
+    x = torch.full((3, 5, 6, 7), value, device=device, requires_grad=True)
+    weight, bias = torch.randn(2, 5, device=device)
+    y = normreg.functional.batch_norm(x, None, None, weight, bias, training=True)
+    assert torch.equal(y, bias[:, None, None].expand_as(y))
+    (dx,) = torch.autograd.grad(y, x, torch.randn_like(y))
+    assert dx.isfinite().all()
+
+
+@pytest.mark.parametrize("training", [True, False], ids=["training", "inference"])
+@pytest.mark.parametrize("eps", [1e-12, 1e-5, 0.1, 1.0])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_eps(device, dtype, eps, training):
+    shape = (6, 4, 5)
+    running = [torch.randn(4, device=device), torch.rand(4, device=device) * eps]
+    inputs = inputs_for(shape, False, dtype, device, std=eps**0.5)
+    assert_agrees(*functions(running, training, eps), inputs)
+
+
+@pytest.mark.parametrize("training", [True, False], ids=["training", "inference"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_float32_parameters_beside_16_bits(device, dtype, training):
+    shape = (9, 6, 5, 5)
+    x, *parameters = inputs_for(shape, False, dtype, device)
+    parameters = [t.detach().float().requires_grad_() for t in parameters]
+    running = running_for(shape, device)
+    dy = torch.randn(shape, device=device, dtype=dtype)
+
+    def batch_norm(x, weight, bias):
+        return normreg.functional.batch_norm(x, *copies(running), weight, bias, training=training)
+
+    results = run(batch_norm, [x, *parameters], dy)
+    exact_inputs = copies([x, *parameters], torch.float64)
+    exact = run(functions([r.double() for r in running], training)[1], exact_inputs, dy.double())
+    for result, truth, like in zip(results, exact, (x, x, *parameters), strict=True):
+        assert_accurate(result, truth.to(like.dtype), truth)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("momentum", [None, 0.0, 0.1, 1.0])
+def test_running_statistics(device, guarded_memory, momentum, dtype):
+    ours, theirs = (layer(name, 2, 5, device, dtype, momentum=momentum) for name in ("normreg", "torch"))
+    exact = layer("torch", 2, 5, device, torch.float64, momentum=momentum)
+    for _ in range(3):
+        x = (torch.randn(6, 5, 4, 4, device=device) * 3 + 2).to(dtype)
+        for module in (ours, theirs):
+            module(x)
+        exact(x.double())
+        version = ours.num_batches_tracked._version
+        assert version == theirs.num_batches_tracked._version
+    for name in ("running_mean", "running_var"):
+        buffers = [getattr(module, name) for module in (ours, theirs, exact)]
+        # three updates, each rounded to the dtype of the buffer
+        assert error(buffers[0], buffers[2]) <= error(buffers[1], buffers[2]) + 3 * unit(buffers[2], dtype)
+    assert torch.equal(ours.num_batches_tracked, theirs.num_batches_tracked)
+    assert ours.num_batches_tracked.item() == 3
+
+
+def test_running_var_is_unbiased(device):
+    x = torch.tensor([[1.0], [3.0]], device=device)
+    module = normreg.BatchNorm1d(1, momentum=1.0, device=device)
+    module(x)
+    assert module.running_mean.item() == 2.0
+    assert module.running_var.item() == 2.0
+
+
+@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+@pytest.mark.parametrize("track", [True, False], ids=["track", "no track"])
+@pytest.mark.parametrize("track_later", [None, True, False])
+@pytest.mark.parametrize("momentum", [None, 0.1])
+def test_truth_table(device, training, track, track_later, momentum):
+    """Which statistics normalise and which are updated, also where the flag was changed afterwards."""
+    x = torch.randn(5, 4, 3, device=device)
+    results = []
+    for name in ("normreg", "torch"):
+        module = layer(name, 1, 4, device, momentum=momentum, track_running_stats=track).train(training)
+        if track_later is not None:
+            module.track_running_stats = track_later
+        y = module(x)
+        results.append((y, module.state_dict()))
+    (ours, our_state), (theirs, their_state) = results
+    assert error(ours, theirs.double()) <= 4 * unit(theirs, torch.float32)
+    assert our_state.keys() == their_state.keys()
+    for key, value in their_state.items():
+        assert error(our_state[key], value.double()) <= 4 * unit(value, torch.float32), key
+
+
+def test_buffers_are_not_saved(device):
+    """Two forwards, and buffers overwritten, before one backward."""
+    module = layer("normreg", 1, 4, device)
+    reference = layer("torch", 1, 4, device)
+    x = torch.randn(6, 4, device=device, requires_grad=True)
+    for training in (True, False):
+        module.train(training), reference.train(training)
+        y, expected = module(x), reference(x)
+        module(x * 2), reference(x * 2)
+        dy = torch.randn_like(y)
+        (want,) = torch.autograd.grad(expected, x, dy)
+        module.running_mean.fill_(7.0)
+        module.running_var.fill_(7.0)
+        (got,) = torch.autograd.grad(y, x, dy)
+        assert error(got, want.double()) <= 4 * unit(want, torch.float32)
+        for name in ("running_mean", "running_var"):
+            getattr(module, name).copy_(getattr(reference, name))
+
+
+def test_what_is_saved(device):
+    saved = []
+    module = layer("normreg", 2, 8, device)
+    x = torch.randn(3, 8, 5, 5, device=device, requires_grad=True)
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t.numel()) or t, lambda t: t):
+        module(x)
+    assert saved == [x.numel(), 8, 8, 8]
+
+
+def test_two_backward_passes_are_equal(device):
+    inputs = inputs_for((9, 4, 33, 32), False, torch.float32, device)
+    y = functions()[0](*inputs)
+    dy = torch.randn_like(y)
+    first = torch.autograd.grad(y, inputs, dy, retain_graph=True)
+    second = torch.autograd.grad(y, inputs, dy)
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+def test_checkpoints_load_both_ways(device):
+    ours, theirs = (layer(name, 2, 6, device) for name in ("normreg", "torch"))
+    ours(torch.randn(4, 6, 3, 3, device=device))
+    theirs.load_state_dict(ours.state_dict(), strict=True)
+    ours.load_state_dict(theirs.state_dict(), strict=True)
+    assert ours.state_dict()._metadata == theirs.state_dict()._metadata
+    assert repr(ours) == repr(theirs)

@@ -1,0 +1,165 @@
+import pytest
+import torch
+import torch.nn.functional as F
+from reference import DTYPES, RAGGED, assert_accurate, assert_agrees, copies, gradient_layouts, run
+
+import normreg
+from normreg.kernels import launch
+
+# the row held by one warp, by several, the last held forward, chunked forward and backward
+WIDTHS = (*RAGGED, 64, 1024, 4097, launch.HELD_COLS_BACKWARD + 8, launch.HELD_COLS_FORWARD + 1)
+
+
+def inputs_for(shape, normalized_shape, dtype, device, affine="weight bias", mean=0.0, std=1.0):
+    x = (torch.randn(shape, device=device, dtype=torch.float64) * std + mean).to(dtype).requires_grad_()
+    weight, bias = (
+        torch.randn(normalized_shape, device=device, dtype=dtype, requires_grad=True)
+        if name in affine
+        else None
+        for name in ("weight", "bias")
+    )
+    return [x, weight, bias]
+
+
+def functions(normalized_shape, eps=1e-5):
+    def ours(x, weight, bias):
+        return normreg.functional.layer_norm(x, normalized_shape, weight, bias, eps)
+
+    def theirs(x, weight, bias):
+        return F.layer_norm(x, normalized_shape, weight, bias, eps)
+
+    return ours, theirs
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("cols", WIDTHS)
+def test_agrees_with_torch(device, guarded_memory, cols, dtype):
+    rows = 5 if cols > 1025 else 70
+    inputs = [guarded_memory.place(t) for t in inputs_for((rows, cols), (cols,), dtype, device)]
+    assert_agrees(*functions((cols,)), inputs)
+
+
+@pytest.mark.parametrize("rows", [1, 15, 16, 17, 131])
+def test_rows_beside_a_tile(device, guarded_memory, rows):
+    """cols = 64 makes tiles of 16 rows, and 131 rows two programs of the backward."""
+    assert launch.layer_norm_forward_tile(64).rows == 16
+    inputs = [guarded_memory.place(t) for t in inputs_for((rows, 64), (64,), torch.float32, device)]
+    assert_agrees(*functions((64,)), inputs)
+
+
+@pytest.mark.parametrize("affine", ["weight bias", "weight", "bias", ""])
+@pytest.mark.parametrize("cols", [24, launch.HELD_COLS_FORWARD + 8])
+def test_absent_parameters(device, cols, affine):
+    assert_agrees(*functions((cols,)), inputs_for((3, cols), (cols,), torch.float32, device, affine))
+
+
+@pytest.mark.parametrize("cols", [24, launch.HELD_COLS_BACKWARD + 8])
+@pytest.mark.parametrize("wanted", range(1, 8), ids=lambda bits: f"{bits:03b}")
+def test_gradient_of_any_subset(device, cols, wanted):
+    inputs = inputs_for((33, cols), (cols,), torch.float32, device)
+    for i, t in enumerate(inputs):
+        t.requires_grad_(bool(wanted >> i & 1))
+    assert_agrees(*functions((cols,)), inputs)
+
+
+@pytest.mark.parametrize(("shape", "normalized_shape"), [
+    ((5,), (5,)), ((2, 3, 4), (4,)), ((2, 3, 4), (3, 4)), ((2, 3, 4), (2, 3, 4)), ((2, 3, 4, 5), (4, 5)),
+    ((2, 2, 3, 2, 5), (2, 5)),
+])  # fmt: skip
+def test_ranks(device, shape, normalized_shape):
+    inputs = inputs_for(shape, normalized_shape, torch.float32, device)
+    for layout, dy in gradient_layouts(inputs[0]):
+        print(layout)
+        assert_agrees(*functions(normalized_shape), inputs, dy)
+
+
+@pytest.mark.parametrize("view", [
+    lambda x: x.transpose(0, 1), lambda x: x[:, ::2], lambda x: x[..., ::2], lambda x: x.flip(0),
+    lambda x: x[:1].expand(4, -1, -1),
+], ids=["transposed", "rows sliced", "cols sliced", "flipped", "expanded"])  # fmt: skip
+def test_input_strides(device, view):
+    x = view(torch.randn(4, 6, 8, device=device)).detach().requires_grad_()
+    cols = x.shape[-1]
+    weight, bias = (torch.randn(2 * cols, device=device)[::2].requires_grad_() for _ in range(2))
+    assert_agrees(*functions((cols,)), [x, weight, bias])
+
+
+@pytest.mark.parametrize("cols", [100, launch.HELD_COLS_FORWARD + 8])
+@pytest.mark.parametrize(("mean", "std", "dtype"), [
+    (1e2, 1.0, torch.float16), (1e4, 1.0, torch.float32), (1e6, 1.0, torch.float32),
+    (1e4, 1e-3, torch.float32), (0.0, 1e-3, torch.float32), (1e6, 1e-3, torch.float64),
+])  # fmt: skip
+def test_large_means(device, cols, mean, std, dtype):
+    assert_agrees(*functions((cols,)), inputs_for((2, cols), (cols,), dtype, device, mean=mean, std=std))
+
+
+@pytest.mark.parametrize("value", [0.0, 1e-30, 3.0, 1e6, 3e38])
+@pytest.mark.parametrize("cols", [1, 3, 100, launch.HELD_COLS_FORWARD + 8])
+def test_constant_rows_give_the_bias(device, cols, value):
+    x = torch.full((3, cols), value, device=device, requires_grad=True)
+    weight, bias = torch.randn(2, cols, device=device)
+    y = normreg.functional.layer_norm(x, (cols,), weight, bias)
+    assert torch.equal(y, bias.expand(3, cols))
+    (dx,) = torch.autograd.grad(y, x, torch.randn_like(y))
+    assert dx.isfinite().all()
+
+
+def test_float16_near_its_maximum(device):
+    x = (torch.rand(8, 300, device=device) * 100 + 6.5e4 - 200).half().requires_grad_()
+    assert_agrees(*functions((300,)), [x, None, None])
+
+
+@pytest.mark.parametrize("eps", [0.0, 1e-12, 1e-5, 0.1, 1.0])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_eps(device, eps, dtype):
+    inputs = inputs_for((6, 40), (40,), dtype, device, std=eps**0.5 or 1.0)
+    assert_agrees(*functions((40,), eps), inputs)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_float32_parameters_beside_16_bits(device, dtype):
+    x, weight, bias = inputs_for((9, 65), (65,), dtype, device)
+    weight, bias = (t.detach().float().requires_grad_() for t in (weight, bias))
+    ours, _ = functions((65,))
+    dy = torch.randn(9, 65, device=device, dtype=dtype)
+    results = run(ours, [x, weight, bias], dy)
+    exact = run(functions((65,))[1], copies([x, weight, bias], torch.float64), dy.double())
+    rounded = [e.to(t.dtype) for e, t in zip(exact, (x, x, weight, bias))]
+    for result, best, truth in zip(results, rounded, exact):
+        assert_accurate(result, best, truth)
+
+
+def test_a_row_does_not_depend_on_the_others(device):
+    x = torch.randn(200, 96, device=device)
+    weight, bias = torch.randn(2, 96, device=device)
+    together = normreg.functional.layer_norm(x, (96,), weight, bias)
+    alone = torch.cat([normreg.functional.layer_norm(row[None], (96,), weight, bias) for row in x[::20]])
+    assert torch.equal(together[::20], alone)
+
+
+def test_two_backward_passes_are_equal(device):
+    inputs = inputs_for((300, 64), (64,), torch.float32, device)
+    y = normreg.functional.layer_norm(inputs[0], (64,), *inputs[1:])
+    dy = torch.randn_like(y)
+    first = torch.autograd.grad(y, inputs, dy, retain_graph=True)
+    second = torch.autograd.grad(y, inputs, dy)
+    assert all(torch.equal(a, b) for a, b in zip(first, second))
+
+
+def test_statistics_are_saved_in_float32(device):
+    saved = []
+    x = torch.randn(12, 32, device=device, dtype=torch.bfloat16, requires_grad=True)
+    weight = torch.ones(32, device=device, dtype=torch.bfloat16, requires_grad=True)
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
+        normreg.functional.layer_norm(x, (32,), weight)
+    assert [(t.dtype, t.numel()) for t in saved] == [
+        (torch.bfloat16, 12 * 32), (torch.bfloat16, 32), (torch.float32, 12), (torch.float32, 12),
+    ]  # fmt: skip
+
+
+def test_without_gradients_nothing_is_saved(device):
+    x = torch.randn(4, 8, device=device, requires_grad=True)
+    with torch.no_grad():
+        assert not normreg.functional.layer_norm(x, (8,)).requires_grad
+    with torch.inference_mode():
+        assert normreg.functional.layer_norm(x, (8,)).is_inference()
