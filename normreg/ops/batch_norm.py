@@ -63,6 +63,9 @@ class BatchNormFunction(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, dy, _dmean, _drstd):
+        if dy is None:
+            return (None,) * 9
+        wanted = ctx.needs_input_grad[:3]
         x, weight, mean, rstd = ctx.saved_tensors
         if torch.is_grad_enabled():
             dims = (0, *range(2, x.dim()))
@@ -73,7 +76,7 @@ class BatchNormFunction(torch.autograd.Function):
                 mean, rstd = (t.view(per_channel).to(dy.dtype) for t in (mean, rstd))
             weight = None if weight is None else weight.view(per_channel)
             normalized_dims = dims if ctx.training else None
-            grads = gradient.normalization_backward(dy, x, weight, mean, rstd, normalized_dims, dims)
+            grads = gradient.normalization_backward(dy, x, weight, mean, rstd, normalized_dims, dims, wanted)
         else:
             grads = kernels.batch_norm_backward(
                 dy,

@@ -19,22 +19,30 @@ def statistics(x, dims, eps):
     return mean, ((x - mean).square().mean(dims, keepdim=True) + eps).rsqrt()
 
 
-def normalization_backward(dy, x, weight, mean, rstd, normalized_dims, parameter_dims):
-    """dx, dweight and dbias of y = (x - mean) rstd weight + bias.
+def normalization_backward(dy, x, weight, mean, rstd, normalized_dims, parameter_dims, wanted):
+    """The wanted ones of dx, dweight and dbias of y = (x - mean) rstd weight + bias, None for the others.
 
     normalized_dims: the dimensions that mean and rstd were computed over; None where they are constants.
     parameter_dims: the dimensions that weight and bias, of which weight broadcasts with x, do not have.
     """
+    want_dx, want_dweight, want_dbias = wanted
     dtype = torch.promote_types(x.dtype, torch.float32)
     dy = dy.to(dtype)
     x_hat = (x.to(dtype) - mean) * rstd
-    wdy = dy if weight is None else dy * weight
-    dx = wdy
-    if normalized_dims is not None:
-        c1 = (x_hat * wdy).mean(normalized_dims, keepdim=True)
-        c2 = wdy.mean(normalized_dims, keepdim=True)
-        dx = wdy - x_hat * c1 - c2
-    dx = (dx * rstd).to(x.dtype)
-    if not parameter_dims:
-        return dx, dy * x_hat, dy
-    return dx, (dy * x_hat).sum(parameter_dims), dy.sum(parameter_dims)
+    dx = dweight = dbias = None
+    if want_dx:
+        dx = wdy = dy if weight is None else dy * weight
+        if normalized_dims is not None:
+            c1 = (x_hat * wdy).mean(normalized_dims, keepdim=True)
+            c2 = wdy.mean(normalized_dims, keepdim=True)
+            dx = wdy - x_hat * c1 - c2
+        dx = (dx * rstd).to(x.dtype)
+    if want_dweight:
+        dweight = sum_over(dy * x_hat, parameter_dims)
+    if want_dbias:
+        dbias = sum_over(dy, parameter_dims)
+    return dx, dweight, dbias
+
+
+def sum_over(x, dims):
+    return x.sum(dims) if dims else x  # torch sums over all dimensions where it is given none

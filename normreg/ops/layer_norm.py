@@ -25,13 +25,16 @@ class LayerNormFunction(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, dy, _dmean, _drstd):
+        if dy is None:
+            return (None,) * 6
+        wanted = ctx.needs_input_grad[:3]
         x, weight, mean, rstd = ctx.saved_tensors
         shape = ctx.normalized_shape
         if torch.is_grad_enabled():
             dims = tuple(range(-len(shape), 0))
             leading = tuple(range(x.dim() - len(shape)))
             mean, rstd = gradient.statistics(x, dims, ctx.eps)
-            grads = gradient.normalization_backward(dy, x, weight, mean, rstd, dims, leading)
+            grads = gradient.normalization_backward(dy, x, weight, mean, rstd, dims, leading, wanted)
         else:
             grads = kernels.layer_norm_backward(
                 dy,

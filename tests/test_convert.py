@@ -1,0 +1,632 @@
+import copy
+import io
+import pickle
+import re
+from collections import OrderedDict
+
+import pytest
+import torch
+from reference import error, unit
+from torch import nn
+from torch.nn.utils import parametrize
+
+import normreg
+from normreg import convert
+from normreg.kernels import launch
+
+# kind: (arguments of its constructor, shape of an input, what its kernels' names start with)
+KINDS = {
+    "LayerNorm": ((6,), (5, 6), "layer_norm"),
+    "BatchNorm1d": ((6,), (5, 6), "batch_norm"),
+    "BatchNorm2d": ((3,), (2, 3, 4, 4), "batch_norm"),
+    "BatchNorm3d": ((2,), (2, 2, 3, 2, 2), "batch_norm"),
+    "Dropout": ((0.25,), (5, 6), "dropout"),
+}
+every_kind = pytest.mark.parametrize("kind", KINDS)
+
+
+def layer(kind, device, dtype=torch.float32):
+    """A torch layer with nothing at its initial value, and an input for it."""
+    arguments, shape, _ = KINDS[kind]
+    module = getattr(nn, kind)(*arguments).to(device, dtype)
+    for parameter in module.parameters():
+        nn.init.normal_(parameter)
+    for buffer in module.buffers():
+        if buffer.is_floating_point():
+            buffer.uniform_(0.5, 2.0)
+        else:
+            buffer.fill_(3)
+    return module, torch.randn(shape, device=device, dtype=dtype)
+
+
+NESTED = {
+    "stem.1": "LayerNorm",
+    "blocks.0": "BatchNorm1d",
+    "blocks.1.0": "Dropout",
+    "heads.a": "BatchNorm2d",
+    "heads.b.0": "BatchNorm3d",
+}
+
+
+def nested(device):
+    """Every kind in every container, beside what stays; hooks, extra attributes, frozen and eval parts."""
+    norm, batch_norm1d, batch_norm2d, batch_norm3d, dropout = (layer(kind, device)[0] for kind in KINDS)
+    model = nn.Sequential(
+        OrderedDict(
+            stem=nn.Sequential(nn.Linear(6, 6), norm),
+            blocks=nn.ModuleList([batch_norm1d, nn.ModuleList([dropout, nn.GELU()])]),
+            heads=nn.ModuleDict({"a": batch_norm2d, "b": nn.Sequential(batch_norm3d, nn.GroupNorm(1, 2))}),
+            last=nn.RMSNorm(6),
+        )
+    ).to(device)
+    for module in (norm, batch_norm1d, dropout):
+        module.register_forward_pre_hook(lambda module, inputs: None)
+        module.register_forward_hook(lambda module, inputs, output: None)
+        module.register_full_backward_hook(lambda module, dx, dy: None)
+        module.extra = {"tag": object()}
+    norm.weight.requires_grad_(False)
+    norm.bias.grad = torch.ones_like(norm.bias)
+    batch_norm2d.eval()
+    return model
+
+
+def contents(model):
+    """(where, object) of every attribute of every module, and of every entry of its dictionaries."""
+    for path, module in model.named_modules():
+        for name, value in vars(module).items():
+            yield f"{path}.{name}", value
+            if isinstance(value, dict):
+                yield from ((f"{path}.{name}[{key}]", entry) for key, entry in value.items())
+
+
+def tensor_facts(model):
+    return [
+        (name, t.data_ptr(), t._version, t.requires_grad, id(t.grad))
+        for name, t in [*model.named_parameters(), *model.named_buffers()]
+    ]
+
+
+def types(model):
+    return {name: type(module) for name, module in model.named_modules()}
+
+
+def run(model, x):
+    """Output and gradients, for the same random numbers every time."""
+    torch.manual_seed(5)
+    x = x.detach().clone().requires_grad_()
+    y = model(x)
+    wanted = [x, *(p for p in model.parameters() if p.requires_grad)]
+    return [y.detach(), *torch.autograd.grad(y, wanted, torch.randn_like(y))]
+
+
+def assert_all_equal(results, expected):
+    for result, want in zip(results, expected, strict=True):
+        assert torch.equal(result, want)
+
+
+def assert_states_equal(state, expected):
+    assert list(state) == list(expected)
+    assert_all_equal(state.values(), expected.values())
+
+
+@pytest.fixture
+def launches(monkeypatch):
+    """Names of the kernels launched so far."""
+    names = []
+    real = launch.launch
+
+    def spy(kernel, *arguments, **options):
+        names.append(kernel.fn.__name__)
+        return real(kernel, *arguments, **options)
+
+    monkeypatch.setattr(launch, "launch", spy)
+    return names
+
+
+@every_kind
+def test_kernels_run_after_replace_and_not_after_restore(device, launches, kind):
+    module, x = layer(kind, device)
+    run(module, x)
+    assert launches == []
+    normreg.replace(module)
+    run(module, x)
+    assert len(launches) >= 2
+    assert all(name.startswith(KINDS[kind][2]) for name in launches)
+    launches.clear()
+    normreg.restore(module)
+    run(module, x)
+    assert launches == []
+
+
+def test_exact_types_everywhere_and_nothing_else(device):
+    model = nested(device)
+    was = types(model)
+    report = normreg.replace(model)
+    now = {name: getattr(normreg, NESTED[name]) if name in NESTED else cls for name, cls in was.items()}
+    assert types(model) == now
+    assert report == convert.Report(
+        tuple(convert.Change(name, f"torch.nn.{kind}", f"normreg.{kind}") for name, kind in NESTED.items()),
+        (),
+    )
+    report = normreg.restore(model)
+    assert types(model) == was
+    assert report == convert.Report(
+        tuple(convert.Change(name, f"normreg.{kind}", f"torch.nn.{kind}") for name, kind in NESTED.items()),
+        (),
+    )
+
+
+@pytest.mark.parametrize("undo", [False, True], ids=["replace", "replace and restore"])
+def test_nothing_but_the_class_changes(device, undo):
+    model = nested(device)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    objects, facts = list(contents(model)), tensor_facts(model)
+    modules, text = list(model.modules()), repr(model)
+    state = model.state_dict()
+
+    normreg.replace(model)
+    if undo:
+        normreg.restore(model)
+
+    after = list(contents(model))
+    assert [where for where, _ in after] == [where for where, _ in objects]
+    assert [where for (where, a), (_, b) in zip(after, objects) if a is not b] == []
+    assert tensor_facts(model) == facts
+    assert all(a is b for a, b in zip(model.modules(), modules, strict=True))
+    assert all(a is b for a, b in zip(optimizer.param_groups[0]["params"], model.parameters(), strict=True))
+    assert repr(model) == text
+    assert model.state_dict()._metadata == state._metadata
+    assert [(k, t.data_ptr()) for k, t in model.state_dict().items()] == [
+        (k, t.data_ptr()) for k, t in state.items()
+    ]
+
+
+@every_kind
+def test_is_still_the_torch_class(device, kind):
+    module, _ = layer(kind, device)
+    text = repr(module)
+    normreg.replace(module)
+    assert type(module) is getattr(normreg, kind)
+    assert isinstance(module, getattr(nn, kind))
+    assert repr(module) == text
+
+
+@every_kind
+def test_the_root_itself(device, kind):
+    module, _ = layer(kind, device)
+    report = normreg.replace(module)
+    assert [change.name for change in report.changed] == ["(the model itself)"]
+    assert type(normreg.restore(module)) is convert.Report
+    assert type(module) is getattr(nn, kind)
+
+
+def test_idempotent(device):
+    model = nested(device)
+    assert normreg.restore(model) == convert.Report((), ())
+    first = normreg.replace(model)
+    now = types(model)
+    assert normreg.replace(model) == convert.Report((), ())
+    assert types(model) == now
+    normreg.restore(model)
+    assert normreg.restore(model) == convert.Report((), ())
+    assert normreg.replace(model) == first
+    assert types(model) == now
+
+
+@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+@every_kind
+def test_restore_is_bit_exact(device, launches, kind, training):
+    module, x = layer(kind, device)
+    module.train(training)
+    reference = copy.deepcopy(module)
+    normreg.replace(module)
+    normreg.restore(module)
+    assert_all_equal(run(module, x), run(reference, x))
+    assert_states_equal(module.state_dict(), reference.state_dict())
+    assert launches == []
+
+
+def test_checkpoints_load_both_ways(device):
+    before = nested(device)
+    state = before.state_dict()
+    replaced = nested(device)
+    normreg.replace(replaced)
+    assert not all(torch.equal(t, state[name]) for name, t in replaced.state_dict().items())
+    assert not any(replaced.load_state_dict(state, strict=True))
+    assert_states_equal(replaced.state_dict(), state)
+
+    replaced.blocks[0](torch.randn(4, 6, device=device))
+    moved = replaced.state_dict()
+    assert moved["blocks.0.num_batches_tracked"] == 4
+    file = io.BytesIO()
+    torch.save(moved, file)
+    file.seek(0)
+    plain = nested(device)
+    assert not any(plain.load_state_dict(torch.load(file, weights_only=True), strict=True))
+    assert_states_equal(plain.state_dict(), moved)
+
+
+def test_checkpoint_from_before_num_batches_tracked(device):
+    """Torch 0.4 and older; the layer's own counter stays."""
+    module, _ = layer("BatchNorm2d", device)
+    normreg.replace(module)
+    state = {name: t * 2 for name, t in module.state_dict().items() if name != "num_batches_tracked"}
+    assert not any(module.load_state_dict(state, strict=True))
+    assert_states_equal(module.state_dict(), {**state, "num_batches_tracked": torch.tensor(3, device=device)})
+
+
+def saved_and_loaded(model):
+    file = io.BytesIO()
+    torch.save(model, file)
+    file.seek(0)
+    return torch.load(file, weights_only=False)
+
+
+@pytest.mark.parametrize(
+    "duplicate",
+    [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model)), saved_and_loaded],
+    ids=["deepcopy", "pickle", "torch.save"],
+)
+@every_kind
+def test_copies(device, launches, kind, duplicate):
+    module, x = layer(kind, device)
+    model = nn.Sequential(module)
+    normreg.replace(model)
+    twin = duplicate(model)
+    assert types(twin) == types(model)
+    assert_states_equal(twin.state_dict(), model.state_dict())
+    pointers = {t.data_ptr() for t in model.state_dict().values()}
+    assert not pointers & {t.data_ptr() for t in twin.state_dict().values()}
+    assert_all_equal(run(twin, x), run(model, x))
+    assert len(launches) >= 4
+    assert [change.name for change in normreg.restore(twin).changed] == ["0"]
+    assert type(model[0]) is getattr(normreg, kind)
+
+
+def test_tied_modules_and_parameters(device):
+    norm, other = nn.LayerNorm(4).to(device), nn.LayerNorm(4).to(device)
+    other.weight = norm.weight
+    model = nn.Sequential(norm, nn.Linear(4, 4).to(device), norm, other)
+    report = normreg.replace(model)
+    assert [change.name for change in report.changed] == ["0", "3"]
+    assert model[0] is norm
+    assert model[2] is norm
+    assert model[3].weight is norm.weight
+    assert type(norm) is type(other) is normreg.LayerNorm
+    assert len(list(model.parameters())) == 5
+
+
+def test_hooks_fire(device, launches):
+    events = []
+
+    def hook(event):
+        return lambda *arguments: events.append(event)
+
+    module, x = layer("LayerNorm", device)
+    module.register_forward_pre_hook(hook("forward pre"))
+    module.register_forward_hook(hook("forward"))
+    module.register_full_backward_pre_hook(hook("backward pre"))
+    module.register_full_backward_hook(hook("backward"))
+    module.register_state_dict_post_hook(hook("state_dict"))
+    module.register_load_state_dict_pre_hook(hook("load_state_dict pre"))
+    module.register_load_state_dict_post_hook(hook("load_state_dict post"))
+    module.weight.register_hook(hook("weight"))
+    normreg.replace(module)
+    module(x.requires_grad_()).sum().backward()
+    assert sorted(events[2:]) == ["backward", "backward pre", "weight"]
+    assert events[:2] == ["forward pre", "forward"]
+    assert launches
+    events.clear()
+    module.load_state_dict(module.state_dict())
+    assert events == ["state_dict", "load_state_dict pre", "load_state_dict post"]
+
+
+def test_hooks_may_change_what_passes(device):
+    """A hook's return value replaces the output, and the gradient of the input."""
+    module, x = layer("LayerNorm", device)
+    module.register_forward_hook(lambda module, inputs, output: output * 2)
+    module.register_full_backward_hook(lambda module, dx, dy: (dx[0] * 0 + 7,))
+    normreg.replace(module)
+    y, dx, *_ = run(module, x)
+    plain = normreg.functional.layer_norm(x, (6,), module.weight, module.bias)
+    assert torch.equal(y, plain * 2)
+    assert torch.equal(dx, torch.full_like(dx, 7))
+
+
+class TunedLayerNorm(nn.LayerNorm):
+    def forward(self, input):
+        return super().forward(input) + 1
+
+
+class Halve(nn.Module):
+    def forward(self, weight):
+        return weight / 2
+
+
+def with_forward_of_its_own():
+    module = nn.LayerNorm(6)
+    module.forward = lambda input: input * 3
+    return module
+
+
+def parametrized():
+    return parametrize.register_parametrization(nn.LayerNorm(6), "weight", Halve())
+
+
+A_SUBCLASS = "a subclass of torch.nn.{} may compute something else"
+LEFT_ALONE = {
+    "subclass": (
+        lambda: TunedLayerNorm(6), "test_convert.TunedLayerNorm", A_SUBCLASS.format("LayerNorm"),
+    ),
+    "forward of its own": (
+        with_forward_of_its_own, "torch.nn.LayerNorm", "its forward is overridden on the instance",
+    ),
+    "parametrized": (
+        parametrized, "torch.nn.ParametrizedLayerNorm", A_SUBCLASS.format("LayerNorm"),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("make", "kind", "reason"), LEFT_ALONE.values(), ids=LEFT_ALONE)
+def test_left_alone_and_named(device, launches, make, kind, reason):
+    model = nn.Sequential(make()).to(device)
+    cls, objects = type(model[0]), list(contents(model))
+    twin = nn.Sequential(make()).to(device)
+    report = normreg.replace(model)
+    assert report == convert.Report((), (convert.Skip("0", kind, reason),))
+    assert type(model[0]) is cls
+    assert all(a is b for (_, a), (_, b) in zip(contents(model), objects, strict=True))
+    x = torch.randn(4, 6, device=device)
+    assert torch.equal(model(x), twin(x))
+    assert launches == []
+
+
+@pytest.mark.filterwarnings("ignore:Lazy modules are a new feature:UserWarning")
+def test_a_lazy_layer_is_replaced_once_it_saw_its_input(device):
+    module = nn.LazyBatchNorm2d().to(device)
+    assert normreg.replace(module).changed == ()
+    assert type(module) is nn.LazyBatchNorm2d
+    module(torch.randn(2, 3, 4, 4, device=device))
+    assert len(normreg.replace(module).changed) == 1
+    assert type(module) is normreg.BatchNorm2d
+
+
+@pytest.mark.parametrize(
+    "relative",
+    [
+        nn.SyncBatchNorm(4), nn.GroupNorm(2, 4), nn.RMSNorm(4), nn.InstanceNorm1d(4), nn.InstanceNorm2d(4),
+        nn.LocalResponseNorm(2), nn.CrossMapLRN2d(2), nn.Dropout1d(), nn.Dropout2d(), nn.Dropout3d(),
+        nn.AlphaDropout(), nn.FeatureAlphaDropout(), nn.Identity(), nn.Linear(4, 4), nn.Module(),
+    ],
+    ids=lambda module: type(module).__name__,
+)  # fmt: skip
+def test_relatives_are_left_alone(relative):
+    model = nn.Sequential(relative, nn.LayerNorm(4))
+    cls, objects = type(relative), dict(vars(relative))
+    assert [change.name for change in normreg.replace(model).changed] == ["1"]
+    assert type(relative) is cls
+    assert all(vars(relative)[name] is value for name, value in objects.items())
+
+
+def test_a_parametrization_of_a_replaced_layer(device, launches):
+    module, x = layer("LayerNorm", device)
+    expected = normreg.functional.layer_norm(x, (6,), module.weight / 2, module.bias)
+    normreg.replace(module)
+    launches.clear()
+    parametrize.register_parametrization(module, "weight", Halve())
+    assert torch.equal(module(x), expected)
+    assert launches == ["layer_norm_forward_kernel"]
+    parametrize.remove_parametrizations(module, "weight")
+    assert type(module) is normreg.LayerNorm
+
+
+class Slotted(nn.Dropout):
+    """Of another layout in memory, so that Python refuses to assign this class."""
+
+    __slots__ = ("extra",)
+
+
+def test_a_class_that_cannot_be_assigned_changes_nothing(device, monkeypatch):
+    model = nested(device)
+    was, objects = types(model), list(contents(model))
+    monkeypatch.setitem(convert.COUNTERPARTS, nn.Dropout, Slotted)
+    with pytest.raises(TypeError, match="object layout differs"):
+        normreg.replace(model)
+    assert types(model) == was
+    assert all(a is b for (_, a), (_, b) in zip(contents(model), objects, strict=True))
+
+
+@pytest.mark.parametrize("error_type", [RuntimeError, KeyboardInterrupt])
+@pytest.mark.parametrize("path", NESTED)
+def test_an_error_anywhere_changes_nothing(device, monkeypatch, path, error_type):
+    model = nested(device)
+    was = types(model)
+    assign = nn.Module.__setattr__
+
+    def refuse(self, name, value):
+        if name == "__class__" and self is model.get_submodule(path):
+            raise error_type("refused")
+        assign(self, name, value)
+
+    for act, expected in ((normreg.replace, was), (normreg.restore, None)):
+        if expected is None:
+            normreg.replace(model)
+            expected = types(model)
+        with monkeypatch.context() as patch:
+            patch.setattr(nn.Module, "__setattr__", refuse)
+            with pytest.raises(error_type, match=r"^refused$"):
+                act(model)
+        assert types(model) == expected
+
+
+@pytest.mark.parametrize("act", [normreg.replace, normreg.restore], ids=["replace", "restore"])
+@pytest.mark.parametrize(
+    ("make", "got"),
+    [
+        (lambda: nn.LayerNorm, "type"),
+        (lambda: nn.LayerNorm(4).state_dict(), "OrderedDict"),
+        (lambda: nn.LayerNorm(4).parameters(), "generator"),
+        (lambda: [nn.LayerNorm(4)], "list"),
+        (lambda: torch.randn(4), "Tensor"),
+        (lambda: None, "NoneType"),
+    ],
+    ids=["class", "state_dict", "parameters", "list", "tensor", "None"],
+)
+def test_not_a_module(act, make, got):
+    message = (
+        f"expected a torch.nn.Module, got {got}: pass the model itself, not its output, parameters or "
+        f"state_dict"
+    )
+    with pytest.raises(TypeError, match=f"^{re.escape(message)}$"):
+        act(make())
+
+
+def test_meta_model(device):
+    model = nested(torch.device("meta"))
+    normreg.replace(model)
+    assert {name: type(model.get_submodule(name)) for name in NESTED} == {
+        name: getattr(normreg, kind) for name, kind in NESTED.items()
+    }
+    assert {t.device.type for t in [*model.parameters(), *model.buffers()]} == {"meta"}
+    for kind, (arguments, shape, _) in KINDS.items():
+        y = getattr(normreg, kind)(*arguments).to("meta")(torch.empty(shape, device="meta"))
+        assert (y.device.type, tuple(y.shape)) == ("meta", shape)
+    filled = model.to_empty(device=device)
+    filled.load_state_dict(nested(device).state_dict(), strict=True)
+    assert filled.stem[1](torch.randn(2, 6, device=device)).isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@every_kind
+def test_16_bit_models(device, launches, kind, dtype):
+    """Converted before or after replace; accuracy beside torch's is for the tests of each operation."""
+    module, x = layer(kind, device, dtype)
+    later = copy.deepcopy(module).float()
+    exact = run(copy.deepcopy(module).double(), x.double())
+    normreg.replace(module)
+    normreg.replace(later)
+    results = run(module, x)
+    assert [result.dtype for result in results] == [dtype] * len(results)
+    assert launches
+    if kind != "Dropout":
+        # dy is drawn in the model's dtype, so only y can be compared: 2 units of the 16-bit dtype
+        assert error(results[0], exact[0]) <= 2 * unit(exact[0], dtype)
+    assert_all_equal(run(later.to(dtype), x)[:1], results[:1])
+
+
+def cnn():
+    """No bias in front of a norm: its gradient is 0, and what is computed nothing but rounding."""
+    return nn.Sequential(
+        nn.Conv2d(3, 5, 3, bias=False), nn.BatchNorm2d(5), nn.GELU(), nn.Dropout(0.0), nn.Flatten(),
+        nn.Linear(5 * 16, 8, bias=False), nn.BatchNorm1d(8), nn.Tanh(), nn.Linear(8, 4),
+    )  # fmt: skip
+
+
+def transformer():
+    block = nn.TransformerEncoderLayer(8, 2, 12, dropout=0.0, activation="gelu", batch_first=True)
+    return nn.TransformerEncoder(block, 1, norm=nn.LayerNorm(8))
+
+
+MODELS = {
+    "cnn": (cnn, (4, 3, 6, 6), {"batch_norm"}),
+    "transformer": (transformer, (3, 5, 8), {"layer_norm"}),
+}
+
+# Relative to the largest element. Both round differently in every layer, and three steps add that up: 50
+# units of 2^-53 and of 2^-24 were seen, a wrong term shows above 1e-3. Where a GPU's convolutions round
+# float32 to the 11 bits of TF32, another last bit of their input moves their result by 2^-11.
+TRAINING_TOLERANCE = {torch.float64: 1e-12, torch.float32: 3e-5}
+TF32_TOLERANCE = 1e-2
+
+
+def train(model, optimizer, batches):
+    """Everything that training shows: outputs, gradients, parameters and buffers of each step."""
+    seen = {}
+    for step, x in enumerate(batches):
+        optimizer.zero_grad()
+        y = model(x)
+        (y * torch.linspace(-1, 1, y.shape[-1], device=y.device, dtype=y.dtype)).square().sum().backward()
+        seen |= {f"gradient of {name}, step {step}": p.grad.clone() for name, p in model.named_parameters()}
+        optimizer.step()
+        seen |= {f"{name}, step {step}": t.clone() for name, t in model.state_dict().items()}
+        seen[f"output, step {step}"] = y.detach()
+    model.eval()
+    with torch.no_grad():
+        seen["output in eval"] = model(batches[0])
+    return seen
+
+
+@pytest.mark.parametrize("dtype", TRAINING_TOLERANCE, ids=str)
+@pytest.mark.parametrize(("make", "shape", "operations"), MODELS.values(), ids=MODELS)
+def test_training_is_the_same(device, launches, make, shape, operations, dtype):
+    model = make().to(device, dtype)
+    plain = copy.deepcopy(model)
+    # before replace, as in a user's script: what it steps must still be what the model computes with
+    optimizers = [torch.optim.SGD(m.parameters(), 0.01, momentum=0.9) for m in (model, plain)]
+    normreg.replace(model)
+    batches = torch.randn(3, *shape, device=device, dtype=dtype)
+    start = copy.deepcopy(model.state_dict())
+    theirs = train(plain, optimizers[1], batches)
+    assert launches == []
+    ours = train(model, optimizers[0], batches)
+    assert {name.split("_norm")[0] + "_norm" for name in launches} == operations
+    assert any("backward" in name for name in launches)
+
+    tolerance = TRAINING_TOLERANCE[dtype]
+    if dtype == torch.float32 and device.type == "cuda" and make is cnn:
+        tolerance = TF32_TOLERANCE
+    for name, expected in theirs.items():
+        limit = tolerance * expected.double().abs().max().item()
+        assert error(ours[name], expected.double()) <= limit, name
+    for name, parameter in model.named_parameters():
+        assert (parameter - start[name]).abs().max() > 1e-4, f"{name} was not trained"
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors is in prototype stage:UserWarning")
+@pytest.mark.parametrize("padded", [False, True], ids=["dense", "padded"])
+def test_transformer_in_eval_takes_torchs_fast_path(device, launches, padded):
+    """It never calls the layers inside, so only the encoder's last one launches."""
+    model = transformer().to(device).eval()
+    x = torch.randn(3, 5, 8, device=device)
+    mask = torch.arange(5, device=device)[None, :] >= torch.tensor([5, 3, 4], device=device)[:, None]
+    options = {"src_key_padding_mask": mask} if padded else {}
+    with torch.no_grad():
+        expected = model(x, **options)
+        normreg.replace(model)
+        y = model(x, **options)
+    assert launches == ["layer_norm_forward_kernel"]
+    # both are layer norms of the same input, in float32
+    assert error(y, expected.double()) <= 4 * unit(expected, torch.float32)
+
+
+GOLDEN = """\
+2 layers changed
+name        was                   is
+----------  --------------------  -------------------
+body.norm   torch.nn.BatchNorm2d  normreg.BatchNorm2d
+body.drop1  torch.nn.Dropout      normreg.Dropout
+
+2 layers left alone
+name  class                        why
+----  ---------------------------  -----------------------------------------------------------
+tail  test_convert.TunedLayerNorm  a subclass of torch.nn.LayerNorm may compute something else
+own   torch.nn.LayerNorm           its forward is overridden on the instance"""
+
+
+def test_printed_report(capsys):
+    body = nn.Sequential(OrderedDict(conv=nn.Conv2d(3, 4, 3), norm=nn.BatchNorm2d(4), drop1=nn.Dropout()))
+    model = nn.Sequential(OrderedDict(body=body, tail=TunedLayerNorm(4), own=with_forward_of_its_own()))
+    print(normreg.replace(model))
+    assert capsys.readouterr().out == GOLDEN + "\n"
+    print(normreg.replace(nn.Linear(2, 2)))
+    assert capsys.readouterr().out == "0 layers changed\n"
+
+
+def test_a_replaced_model_is_a_model_built_with_normreg(device):
+    """The same code runs either way, so results are bit-equal."""
+    for kind, (arguments, _, _) in KINDS.items():
+        module, x = layer(kind, device)
+        normreg.replace(module)
+        built = getattr(normreg, kind)(*arguments).to(device)
+        built.load_state_dict(module.state_dict(), strict=True)
+        assert_all_equal(run(built, x), run(module, x))

@@ -1,0 +1,887 @@
+import copy
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from reference import DTYPES, copies, error, unit
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.autograd import forward_ad
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import normreg
+from normreg import dispatch
+from normreg.kernels import launch
+
+LIBRARIES = {"torch": F, "normreg": normreg.functional}
+
+
+@pytest.fixture
+def launches(monkeypatch):
+    """Names of the kernels launched so far."""
+    names = []
+    real = launch.launch
+
+    def spy(kernel, *arguments, **options):
+        names.append(kernel.fn.__name__)
+        return real(kernel, *arguments, **options)
+
+    monkeypatch.setattr(launch, "launch", spy)
+    return names
+
+
+def outcome(call, *arguments, **options):
+    """The result, or the exception that was raised instead."""
+    try:
+        return call(*arguments, **options)
+    except Exception as raised:
+        return raised
+
+
+def assert_same_outcome(ours, theirs):
+    if isinstance(theirs, Exception):
+        assert (type(ours), str(ours)) == (type(theirs), str(theirs))
+        return
+    assert not isinstance(ours, Exception), f"torch returns, normreg raised {ours!r}"
+    assert type(ours) is type(theirs)
+    assert (ours.dtype, ours.device, ours.shape) == (theirs.dtype, theirs.device, theirs.shape)
+    if not ours.is_meta:
+        assert torch.equal(*(t.detach().nan_to_num(nan=7.0) for t in (ours, theirs)))
+
+
+def tensors_of(arguments):
+    return {
+        name: t for name, t in arguments.items() if isinstance(t, torch.Tensor) and t.device.type != "meta"
+    }
+
+
+def assert_unchanged(arguments, before):
+    for name, tensor in tensors_of(arguments).items():
+        assert torch.equal(tensor.to_dense(), before[name].to_dense()), f"{name} was changed"
+
+
+def before_call(arguments):
+    return {name: tensor.detach().clone() for name, tensor in tensors_of(arguments).items()}
+
+
+# Bad calls: the exception that torch is known to raise everywhere, or None where its version or its
+# device decides, and what is changed about a good call. The outcome is torch's in either case.
+
+
+def layer_norm_call(device):
+    weight, bias = torch.randn(2, 4, device=device)
+    return dict(
+        input=torch.randn(3, 4, device=device), normalized_shape=(4,), weight=weight, bias=bias, eps=1e-5
+    )
+
+
+BAD_LAYER_NORM = {
+    "rank 0": (RuntimeError, lambda good: dict(input=good["input"][0, 0])),
+    "other normalized_shape": (RuntimeError, lambda good: dict(normalized_shape=(5,))),
+    "longer normalized_shape": (RuntimeError, lambda good: dict(normalized_shape=(2, 3, 4))),
+    "negative normalized_shape": (RuntimeError, lambda good: dict(normalized_shape=(-1,))),
+    "empty normalized_shape": (RuntimeError, lambda good: dict(normalized_shape=())),
+    "int normalized_shape": (TypeError, lambda good: dict(normalized_shape=4)),
+    "float normalized_shape": (TypeError, lambda good: dict(normalized_shape=(4.0,))),
+    "weight shape": (RuntimeError, lambda good: dict(weight=good["weight"][:3])),
+    "weight rank": (RuntimeError, lambda good: dict(weight=good["weight"][None])),
+    "bias shape": (RuntimeError, lambda good: dict(bias=good["bias"][:3])),
+    "no affine, other shape": (
+        RuntimeError, lambda good: dict(weight=None, bias=None, normalized_shape=(3,)),
+    ),
+    "input on meta": (None, lambda good: dict(input=good["input"].to("meta"))),
+    "weight on meta": (None, lambda good: dict(weight=good["weight"].to("meta"))),
+    "bias on meta": (None, lambda good: dict(bias=good["bias"].to("meta"))),
+    "float64 weight": (RuntimeError, lambda good: dict(weight=good["weight"].double())),
+    "float64 parameters": (
+        RuntimeError, lambda good: dict(weight=good["weight"].double(), bias=good["bias"].double()),
+    ),
+    "float16 bias": (RuntimeError, lambda good: dict(bias=good["bias"].half())),
+    "float64 input": (RuntimeError, lambda good: dict(input=good["input"].double())),
+    "int64 input": (RuntimeError, lambda good: dict(input=good["input"].long())),
+    "bool input": (RuntimeError, lambda good: dict(input=good["input"] > 0)),
+    "complex input": (RuntimeError, lambda good: dict(input=good["input"].to(torch.complex64))),
+    "sparse input": (RuntimeError, lambda good: dict(input=good["input"].to_sparse())),
+    "list input": (TypeError, lambda good: dict(input=[1.0, 2.0])),
+    "list weight": (TypeError, lambda good: dict(weight=[1.0] * 4)),
+    "no input": (TypeError, lambda good: dict(input=None)),
+    "str eps": (TypeError, lambda good: dict(eps="1e-5")),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("expected", "change"), BAD_LAYER_NORM.values(), ids=BAD_LAYER_NORM)
+def test_bad_layer_norm_calls(device, expected, change):
+    arguments = layer_norm_call(device)
+    arguments |= change(arguments)
+    before = before_call(arguments)
+    theirs = outcome(F.layer_norm, **arguments)
+    ours = outcome(normreg.functional.layer_norm, **arguments)
+    assert expected is None or isinstance(theirs, expected)
+    assert_same_outcome(ours, theirs)
+    assert_unchanged(arguments, before)
+
+
+def batch_norm_call(device):
+    weight, bias, running_mean, running_var = torch.rand(4, 5, device=device) + 0.5
+    return dict(
+        input=torch.randn(3, 5, 4, device=device),
+        running_mean=running_mean,
+        running_var=running_var,
+        weight=weight,
+        bias=bias,
+        momentum=0.1,
+        eps=1e-5,
+    )
+
+
+BAD_BATCH_NORM = {
+    "rank 1": (RuntimeError, lambda good: dict(input=good["input"][0, 0])),
+    "channel count": (RuntimeError, lambda good: dict(input=good["input"][:, 1:])),
+    "channels last": (RuntimeError, lambda good: dict(input=good["input"].transpose(1, 2))),
+    "negative eps": (ValueError, lambda good: dict(eps=-1e-5)),
+    "weight shape": (RuntimeError, lambda good: dict(weight=good["weight"][1:])),
+    "bias shape": (RuntimeError, lambda good: dict(bias=good["bias"][:0])),
+    "running_mean shape": (RuntimeError, lambda good: dict(running_mean=good["running_mean"][1:])),
+    "running_var shape": (RuntimeError, lambda good: dict(running_var=good["running_var"].repeat(2))),
+    "no running_var": ((RuntimeError, ValueError), lambda good: dict(running_var=None)),
+    "no running_mean": ((RuntimeError, ValueError), lambda good: dict(running_mean=None)),
+    "input on meta": (None, lambda good: dict(input=good["input"].to("meta"))),
+    "weight on meta": (None, lambda good: dict(weight=good["weight"].to("meta"))),
+    "running_mean on meta": (None, lambda good: dict(running_mean=good["running_mean"].to("meta"))),
+    "float64 weight": (None, lambda good: dict(weight=good["weight"].double())),
+    "float64 running_mean": (None, lambda good: dict(running_mean=good["running_mean"].double())),
+    "float64 running_var": (None, lambda good: dict(running_var=good["running_var"].double())),
+    "float16 parameters": (
+        None, lambda good: dict(weight=good["weight"].half(), bias=good["bias"].half()),
+    ),
+    "float64 input": (None, lambda good: dict(input=good["input"].double())),
+    "int64 input": (RuntimeError, lambda good: dict(input=good["input"].long())),
+    "bool input": (RuntimeError, lambda good: dict(input=good["input"] > 0)),
+    "complex input": (RuntimeError, lambda good: dict(input=good["input"].to(torch.complex64))),
+    "sparse input": (RuntimeError, lambda good: dict(input=good["input"].to_sparse())),
+    "list input": ((TypeError, AttributeError), lambda good: dict(input=[1.0, 2.0])),
+    "list weight": (TypeError, lambda good: dict(weight=[1.0] * 5)),
+    "str momentum": (TypeError, lambda good: dict(momentum="0.1")),
+    "str eps": (TypeError, lambda good: dict(eps="1e-5")),
+}  # fmt: skip
+BAD_IN_TRAINING = {
+    "rank 0": (IndexError, lambda good: dict(input=good["input"][0, 0, 0])),
+    "one value": (ValueError, lambda good: dict(input=good["input"][:1, :, 0])),
+    "one value, three dimensions": (ValueError, lambda good: dict(input=good["input"][:1, :, :1])),
+    "eps 0": (ValueError, lambda good: dict(eps=0.0)),
+}
+BAD_IN_INFERENCE = {
+    "rank 0": (RuntimeError, lambda good: dict(input=good["input"][0, 0, 0])),
+    "no running statistics": (RuntimeError, lambda good: dict(running_mean=None, running_var=None)),
+}
+BATCH_NORM_CASES = [
+    pytest.param(training, *case, id=f"{mode}: {name}")
+    for mode, training, special in (("train", True, BAD_IN_TRAINING), ("eval", False, BAD_IN_INFERENCE))
+    for name, case in (BAD_BATCH_NORM | special).items()
+]
+
+
+@pytest.mark.parametrize(("training", "expected", "change"), BATCH_NORM_CASES)
+def test_bad_batch_norm_calls(device, training, expected, change):
+    arguments = batch_norm_call(device)
+    arguments |= change(arguments)
+    before, torchs = before_call(arguments), before_call(arguments)
+    counter = torch.tensor(7, device=device)
+    theirs = outcome(F.batch_norm, **arguments | torchs, training=training)
+    ours = outcome(normreg.functional.batch_norm, **arguments, training=training, num_batches_tracked=counter)
+    assert expected is None or isinstance(theirs, expected)
+    assert_same_outcome(ours, theirs)
+    # torch's own operator writes the running statistics before it meets a parameter on meta
+    assert_unchanged(arguments, before if expected else torchs)
+    assert counter.item() == 7 + (training and not isinstance(theirs, Exception))
+
+
+def test_eps_0_in_inference(device):
+    """Refused by torch 2.11, computed by 2.13."""
+    arguments = batch_norm_call(device) | dict(eps=0.0)
+    theirs = outcome(F.batch_norm, **arguments)
+    ours = outcome(normreg.functional.batch_norm, **arguments)
+    if isinstance(theirs, Exception):
+        assert_same_outcome(ours, theirs)
+    else:
+        assert error(ours, theirs.double()) <= 2 * unit(theirs, torch.float32)
+
+
+def leaf(device):
+    return torch.ones(4, 4, device=device, requires_grad=True)
+
+
+def inference_tensor(device):
+    with torch.inference_mode():
+        return torch.ones(4, 4, device=device)
+
+
+BAD_DROPOUT = {
+    "p below 0": (ValueError, leaf, dict(p=-0.1)),
+    "p above 1": (ValueError, leaf, dict(p=1.1)),
+    "p is nan": (RuntimeError, leaf, dict(p=float("nan"))),
+    "p is inf": (ValueError, leaf, dict(p=float("inf"))),
+    "p above 1 in eval": (ValueError, leaf, dict(p=1.1, training=False)),
+    "p is None": (TypeError, leaf, dict(p=None)),
+    "p is a str": (TypeError, leaf, dict(p="0.5")),
+    "int64": (None, lambda device: leaf(device).long(), {}),
+    "bool": (None, lambda device: leaf(device) > 0, {}),
+    "list": (TypeError, lambda device: [1.0], {}),
+    "inplace of a leaf": (RuntimeError, leaf, dict(inplace=True)),
+    "inplace of a leaf, p 1": (RuntimeError, leaf, dict(inplace=True, p=1.0)),
+    "inplace of a Parameter": (
+        RuntimeError, lambda device: torch.nn.Parameter(leaf(device)), dict(inplace=True),
+    ),
+    "inplace of a leaf's view": (RuntimeError, lambda device: leaf(device)[:2], dict(inplace=True)),
+    "inplace of one of several views": (
+        RuntimeError, lambda device: leaf(device).mul(2).unbind()[0], dict(inplace=True),
+    ),
+    "inplace of an expanded tensor": (
+        RuntimeError, lambda device: torch.ones(1, 4, device=device).expand(3, 4), dict(inplace=True),
+    ),
+    "inplace of an inference tensor": (RuntimeError, inference_tensor, dict(inplace=True)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("expected", "make", "options"), BAD_DROPOUT.values(), ids=BAD_DROPOUT)
+def test_bad_dropout_calls(device, expected, make, options):
+    x = make(device)
+    before = before_call(dict(input=x))
+    theirs = outcome(F.dropout, x, **options)
+    assert expected is None or isinstance(theirs, expected)
+    ours = outcome(normreg.functional.dropout, x, **options)
+    if isinstance(theirs, Exception):
+        assert_same_outcome(ours, theirs)
+        assert_unchanged(dict(input=x), before)
+    else:
+        assert ours.dtype == theirs.dtype
+
+
+BAD_MODULE_INPUTS = {
+    f"BatchNorm{dims}d, {rank} dimensions": (f"BatchNorm{dims}d", (2, 4, 3, 3, 3, 3)[:rank])
+    for dims, ranks in ((1, (2, 3)), (2, (4,)), (3, (5,)))
+    for rank in range(7)
+    if rank not in ranks
+} | {
+    "BatchNorm1d, channels": ("BatchNorm1d", (3, 5)),
+    "BatchNorm1d, length and channels swapped": ("BatchNorm1d", (3, 5, 4)),
+    "BatchNorm2d, channels": ("BatchNorm2d", (3, 5, 2, 2)),
+    "BatchNorm3d, channels": ("BatchNorm3d", (3, 5, 2, 2, 2)),
+    "BatchNorm1d, one value": ("BatchNorm1d", (1, 4)),
+    "BatchNorm1d, one value of length 1": ("BatchNorm1d", (1, 4, 1)),
+    "BatchNorm2d, one value": ("BatchNorm2d", (1, 4, 1, 1)),
+    "BatchNorm3d, one value": ("BatchNorm3d", (1, 4, 1, 1, 1)),
+    "LayerNorm, last dimension": ("LayerNorm", (3, 5)),
+    "LayerNorm, 0 dimensions": ("LayerNorm", ()),
+}
+
+
+@pytest.mark.parametrize("momentum", [0.1, None], ids=["momentum", "cumulative"])
+@pytest.mark.parametrize(("kind", "shape"), BAD_MODULE_INPUTS.values(), ids=BAD_MODULE_INPUTS)
+def test_bad_module_inputs(device, kind, shape, momentum):
+    """Torch counts the batch that it then refuses; we do not."""
+    if kind == "LayerNorm" and momentum is None:
+        pytest.skip("LayerNorm has no momentum")
+    options = {} if kind == "LayerNorm" else dict(momentum=momentum)
+    theirs, ours = (getattr(library, kind)(4, device=device, **options) for library in (torch.nn, normreg))
+    state = copy.deepcopy(ours.state_dict())
+    x = torch.randn(shape, device=device)
+    before = x.clone()
+    raised = outcome(theirs, x)
+    assert isinstance(raised, (RuntimeError, ValueError))
+    assert_same_outcome(outcome(ours, x), raised)
+    assert_unchanged(ours.state_dict(), state)
+    assert torch.equal(x, before)
+
+
+BAD_CONSTRUCTIONS = {
+    "no size": ("LayerNorm", (), {}),
+    "no channels": ("BatchNorm2d", (), {}),
+    "str size": ("LayerNorm", ("4",), {}),
+    "str channels": ("BatchNorm1d", ("4",), {}),
+    "float channels": ("BatchNorm1d", (4.0,), {}),
+    "negative size": ("LayerNorm", (-4,), {}),
+    "negative channels": ("BatchNorm3d", (-4,), {}),
+    "unknown option of LayerNorm": ("LayerNorm", (4,), dict(momentum=0.1)),
+    "unknown option of BatchNorm": ("BatchNorm2d", (4,), dict(elementwise_affine=False)),
+    "unknown option of Dropout": ("Dropout", (), dict(seed=1)),
+    "unknown device": ("BatchNorm2d", (4,), dict(device="nowhere")),
+    "integer dtype": ("LayerNorm", (4,), dict(dtype=torch.int64)),
+    "p below 0": ("Dropout", (-0.1,), {}),
+    "p above 1": ("Dropout", (1.5,), {}),
+    "p is None": ("Dropout", (None,), {}),
+}
+
+
+@pytest.mark.parametrize(("kind", "arguments", "options"), BAD_CONSTRUCTIONS.values(), ids=BAD_CONSTRUCTIONS)
+def test_bad_constructions(kind, arguments, options):
+    theirs, ours = (outcome(getattr(library, kind), *arguments, **options) for library in (torch.nn, normreg))
+    assert isinstance(theirs, Exception)
+    assert_same_outcome(ours, theirs)
+
+
+# Which path is taken, and why.
+
+
+def reasons(x):
+    """{operation: why it goes to torch, or None} for an input of 4 channels and 4 columns."""
+    return {
+        "layer_norm": dispatch.layer_norm(x, (4,), None, None),
+        "batch_norm": dispatch.batch_norm(x, None, None, None, None, True, 1e-5, None),
+        "dropout": dispatch.dropout(x, 0.5, False),
+    }
+
+
+NO_REASON = {"layer_norm": None, "batch_norm": None, "dropout": None}
+
+ORDINARY = {
+    "plain": lambda x: x,
+    "float64": lambda x: x.double(),
+    "float16": lambda x: x.half(),
+    "bfloat16": lambda x: x.bfloat16(),
+    "requires grad": lambda x: x.requires_grad_(),
+    "Parameter": lambda x: torch.nn.Parameter(x),
+    "not a leaf": lambda x: x.requires_grad_() * 2,
+    "transposed": lambda x: x.permute(2, 3, 0, 1),
+    "channels_last": lambda x: x.contiguous(memory_format=torch.channels_last),
+    "sliced": lambda x: x[:, :, 1:3],
+    "expanded": lambda x: x[:1].expand(9, 4, 4, 4),
+}
+
+
+@pytest.mark.parametrize("make", ORDINARY.values(), ids=ORDINARY)
+def test_ordinary_tensors_take_the_kernel(device, make):
+    x = make(torch.randn(4, 4, 4, 4, device=device))
+    assert reasons(x) == NO_REASON
+    with torch.no_grad():
+        assert reasons(x) == NO_REASON
+    with torch.inference_mode():
+        assert reasons(x) == NO_REASON
+    with torch.autocast(device.type, dtype=torch.bfloat16):
+        assert reasons(x) == NO_REASON
+
+
+class Tagged(torch.Tensor):
+    pass
+
+
+UNUSUAL = {
+    "int32": (lambda x: x.int(), "torch.int32"),
+    "bool": (lambda x: x > 0, "torch.bool"),
+    "complex": (lambda x: x.to(torch.complex64), "torch.complex64"),
+    "meta": (lambda x: x.to("meta"), "meta tensors"),
+    "sparse": (lambda x: x.to_sparse(), "torch.sparse_coo"),
+    "empty": (lambda x: x[:0], "empty"),
+    "subclass": (lambda x: x.as_subclass(Tagged), "Tagged"),
+    "fake": (lambda x: FakeTensorMode().from_tensor(x), "FakeTensor"),
+    "jagged": (lambda x: torch.nested.as_nested_tensor([*x], layout=torch.jagged), "NestedTensor"),
+    "list": (lambda x: x.tolist(), "list"),
+}
+
+# also used by torch's own decompositions for forward-mode differentiation
+torchscript_is_deprecated = pytest.mark.filterwarnings("ignore:`torch.jit.:DeprecationWarning")
+nested_is_a_prototype = pytest.mark.filterwarnings(
+    "ignore:The PyTorch API of nested tensors is in prototype stage:UserWarning"
+)
+
+
+@nested_is_a_prototype
+@pytest.mark.parametrize(("make", "cause"), UNUSUAL.values(), ids=UNUSUAL)
+def test_unusual_tensors_go_to_torch(device, make, cause):
+    for operation, reason in reasons(make(torch.randn(3, 4, 4, device=device))).items():
+        assert reason, operation
+        assert cause in reason
+
+
+def test_other_reasons(device):
+    x, y = torch.randn(3, 4, device=device), torch.randn(4, device=device)
+    cases = [
+        (dispatch.layer_norm(x, (3, 5), None, None), "(3, 4) does not end in normalized_shape (3, 5)"),
+        (dispatch.layer_norm(x, (), None, None), "normalized_shape ()"),
+        (dispatch.layer_norm(x, (4,), y[:2], None), "(2,), not normalized_shape (4,)"),
+        (dispatch.layer_norm(x, (4,), None, y[:, None]), "(4, 1), not normalized_shape (4,)"),
+        (dispatch.layer_norm(x, (4,), y.to("meta"), None), "on meta"),
+        (dispatch.layer_norm(x, (4,), y.as_subclass(Tagged), None), "Tagged"),
+        (dispatch.layer_norm(x, (4,), y.double(), None), "torch.float64"),
+        (dispatch.batch_norm(y, None, None, None, None, True, 1e-5, None), "1 dimensions"),
+        (dispatch.batch_norm(x, None, None, y[:1], None, True, 1e-5, None), "(1,), the input 4 channels"),
+        (dispatch.batch_norm(x, y, None, None, None, True, 1e-5, None), "without the other"),
+        (dispatch.batch_norm(x, None, y, None, None, False, 1e-5, None), "without the other"),
+        (dispatch.batch_norm(x, None, None, None, None, False, 1e-5, None), "inference needs running"),
+        (dispatch.batch_norm(x[:1], None, None, None, None, True, 1e-5, None), "one value per channel"),
+        (dispatch.batch_norm(x, None, None, None, None, True, 0.0, None), "eps is 0.0"),
+        (dispatch.batch_norm(x, y, y, None, None, False, -1.0, None), "eps is -1.0"),
+        (dispatch.batch_norm(x, None, None, None, None, True, 1e-5, y.to("meta")), "on meta"),
+        (dispatch.dropout(x, 0.0, False), "p is 0.0"),
+        (dispatch.dropout(x, 1.5, False), "p is 1.5"),
+        (dispatch.dropout(x.requires_grad_(), 0.5, True), "leaf that requires grad"),
+    ]  # fmt: skip
+    for reason, cause in cases:
+        assert cause in reason
+    with torch.no_grad():
+        assert dispatch.dropout(x, 0.5, True) is None
+
+
+def assert_same_as_torch(arguments, **options):
+    """One outcome of both batch_norms, in their results and in what they leave in their arguments."""
+    torchs, ours = (dict(zip(arguments, copies(arguments.values()))) for _ in range(2))
+    theirs = outcome(F.batch_norm, **torchs, **options)
+    assert_same_outcome(outcome(normreg.functional.batch_norm, **ours, **options), theirs)
+    assert_unchanged(ours, torchs)
+
+
+@pytest.mark.parametrize("parameter_dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_dtypes_that_the_kernel_takes(device, launches, dtype, parameter_dtype):
+    """One dtype for all, or float32 parameters and buffers beside 16 bits; torch judges the rest."""
+    good = batch_norm_call(device)
+    arguments = {
+        name: t.to(dtype if name == "input" else parameter_dtype) for name, t in tensors_of(good).items()
+    }
+    x = arguments["input"]
+    accepted = dtype == parameter_dtype or (dtype.itemsize == 2 and parameter_dtype == torch.float32)
+    weight, bias = arguments["weight"], arguments["bias"]
+    running = arguments["running_mean"], arguments["running_var"]
+    answers = [
+        dispatch.layer_norm(x.transpose(1, 2), (5,), weight, bias),
+        dispatch.batch_norm(x, *running, weight, bias, True, 1e-5, None),
+        dispatch.batch_norm(x, *running, weight, bias, False, 1e-5, None),
+        dispatch.batch_norm(x, *running, None, None, False, 1e-5, None),
+        dispatch.layer_norm(x.transpose(1, 2), (5,), None, bias),
+    ]
+    if accepted:
+        assert answers == [None] * len(answers)
+    else:
+        expected = f"the input is {dtype}, parameters and buffers are {parameter_dtype}"
+        assert answers == [expected] * len(answers)
+        assert_same_as_torch(arguments, training=True)
+        assert_same_as_torch(arguments, training=False)
+        assert launches == []
+
+
+@pytest.mark.parametrize("odd", ["weight", "bias", "running_mean", "running_var"])
+def test_parameters_of_two_dtypes_go_to_torch(device, launches, odd):
+    arguments = {name: t.half() for name, t in tensors_of(batch_norm_call(device)).items()}
+    arguments[odd] = arguments[odd].float()
+    assert_same_as_torch(arguments, training=True)
+    assert launches == []
+
+
+# The same result where torch's operator is needed.
+
+OPERATIONS = {
+    "layer_norm": lambda library, x: library.layer_norm(x, (4,), *parameters(x)),
+    "batch_norm": lambda library, x: library.batch_norm(x, None, None, *parameters(x), training=True),
+    "dropout": lambda library, x: library.dropout(x, 0.4),
+}
+every_operation = pytest.mark.parametrize("operation", OPERATIONS)
+
+
+def parameters(x):
+    return torch.linspace(0.5, 2, 4, device=x.device), torch.linspace(-1, 1, 4, device=x.device)
+
+
+def both(operation, transform, *arguments):
+    """`transform(function, *arguments)` of torch's and our function, with the same random numbers."""
+    results = []
+    for library in LIBRARIES.values():
+        torch.manual_seed(3)
+        results.append(transform(function(operation, library), *arguments))
+    return results
+
+
+def function(operation, library):
+    return lambda x: OPERATIONS[operation](library, x)
+
+
+def dual_numbers(f, x, tangent):
+    with forward_ad.dual_level():
+        return tuple(forward_ad.unpack_dual(f(forward_ad.make_dual(x, tangent))))
+
+
+TRANSFORMS = {
+    "vmap": lambda f, x, t: torch.func.vmap(f, randomness="different")(torch.stack([x, t])),
+    "grad": lambda f, x, t: torch.func.grad(lambda x: f(x).square().sum())(x),
+    "vjp": lambda f, x, t: torch.func.vjp(f, x)[1](t)[0],
+    "jvp": lambda f, x, t: torch.func.jvp(f, (x,), (t,)),
+    "forward AD": dual_numbers,
+    "per-sample gradients": lambda f, x, t: torch.func.vmap(
+        torch.func.grad(lambda x: f(x).square().sum()), randomness="different"
+    )(torch.stack([x, t])),
+    "functionalize": lambda f, x, t: torch.func.functionalize(f)(x),
+}
+
+
+@torchscript_is_deprecated
+@pytest.mark.parametrize("transform", TRANSFORMS.values(), ids=TRANSFORMS)
+@every_operation
+def test_function_transforms(device, launches, operation, transform):
+    x, tangent = torch.randn(2, 6, 4, device=device)
+    theirs, ours = both(operation, transform, x, tangent)
+    for our, their in zip(*((r if isinstance(r, tuple) else (r,)) for r in (ours, theirs)), strict=True):
+        assert torch.equal(our, their)
+        assert our.abs().max() > 0
+    assert launches == []
+
+
+@torchscript_is_deprecated
+def test_after_a_transform_the_kernel_is_back(device, launches):
+    x, tangent = torch.randn(2, 6, 4, device=device)
+    both("layer_norm", dual_numbers, x, tangent)
+    both("layer_norm", TRANSFORMS["vmap"], x, tangent)
+    assert reasons(x) == NO_REASON
+
+
+@every_operation
+def test_tensor_subclass(device, launches, operation):
+    x = torch.randn(6, 4, device=device).as_subclass(Tagged)
+    theirs, ours = both(operation, lambda f: f(x))
+    assert type(ours) is Tagged
+    assert torch.equal(ours, theirs)
+    assert launches == []
+
+
+class Recorder(TorchDispatchMode):
+    def __init__(self):
+        super().__init__()
+        self.calls = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.calls.append(function)
+        return function(*args, **(kwargs or {}))
+
+
+@every_operation
+def test_dispatch_modes_see_torchs_operators(device, launches, operation):
+    def recorded(f):
+        with Recorder() as recorder:
+            y = f(x)
+        return y, recorder.calls
+
+    x = torch.randn(6, 4, device=device)
+    (theirs, their_calls), (ours, our_calls) = both(operation, recorded)
+    assert torch.equal(ours, theirs)
+    assert our_calls == their_calls
+    assert len(our_calls) > 0
+    assert launches == []
+
+
+@every_operation
+def test_make_fx(device, launches, operation):
+    x, other = torch.randn(2, 6, 4, device=device)
+
+    def traced(f):
+        graph = make_fx(f)(x)
+        torch.manual_seed(4)
+        return graph.code, graph(other)
+
+    (their_code, theirs), (our_code, ours) = both(operation, traced)
+    assert our_code == their_code
+    assert torch.equal(ours, theirs)
+    assert launches == []
+
+
+@every_operation
+def test_fake_tensors(device, launches, operation):
+    def faked(f):
+        with FakeTensorMode():
+            return f(
+                torch.empty(6, 4, device=device, dtype=torch.float16 if operation == "dropout" else None)
+            )
+
+    theirs, ours = both(operation, faked)
+    assert type(ours) is FakeTensor
+    assert (ours.shape, ours.dtype, ours.device) == (theirs.shape, theirs.dtype, theirs.device)
+    assert launches == []
+
+
+@nested_is_a_prototype
+@pytest.mark.parametrize("layout", [torch.strided, torch.jagged], ids=str)
+@pytest.mark.parametrize("operation", ["layer_norm", "dropout"])
+def test_nested_tensors(device, launches, operation, layout):
+    x = torch.nested.nested_tensor(
+        [torch.randn(2, 4, device=device), torch.randn(3, 4, device=device)], layout=layout
+    )
+    theirs, ours = both(operation, lambda f: f(x))
+    for our, their in zip(ours.unbind(), theirs.unbind(), strict=True):
+        assert torch.equal(our, their)
+    assert launches == []
+
+
+@every_operation
+def test_lazily_negated_tensors(device, operation):
+    """Their memory holds the opposite of their values."""
+    x = torch.rand(6, 4, device=device) + 1
+    y = OPERATIONS[operation](normreg.functional, torch._neg_view(x)).resolve_neg()
+    if operation == "dropout":
+        kept = y != 0
+        assert 0 < kept.sum() < y.numel()
+        y, expected = y[kept], -x[kept] / 0.6
+    else:
+        expected = OPERATIONS[operation](F, -x)
+    # 0.4 is rounded to 32 bits, and a sum of six or four is in another order
+    assert error(y, expected.double()) <= 4 * unit(expected, torch.float32)
+
+
+@torchscript_is_deprecated
+@every_operation
+def test_jit_trace(device, launches, operation):
+    x, other = torch.randn(2, 6, 4, device=device)
+
+    def traced(f):
+        graph = torch.jit.trace(f, x, check_trace=False)
+        torch.manual_seed(4)
+        return str(graph.inlined_graph).count("aten::"), graph(other)
+
+    (their_nodes, theirs), (our_nodes, ours) = both(operation, traced)
+    assert our_nodes == their_nodes
+    assert torch.equal(ours, theirs)
+    assert launches == []
+
+
+@pytest.fixture
+def compiled_afresh():
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+@every_operation
+def test_compile(device, launches, compiled_afresh, operation, backend):
+    x, other = torch.randn(2, 6, 4, device=device)
+
+    def compiled(f):
+        f = torch.compile(f, backend=backend, fullgraph=True)
+        f(x)
+        torch.manual_seed(4)
+        leaf = other.clone().requires_grad_()
+        y = f(leaf)
+        return y.detach(), *torch.autograd.grad(y.square().sum(), leaf)
+
+    theirs, ours = both(operation, compiled)
+    for our, their in zip(ours, theirs, strict=True):
+        assert torch.equal(our, their)
+    assert launches == []
+
+
+def layers(device):
+    return torch.nn.Sequential(
+        torch.nn.BatchNorm1d(4), torch.nn.Dropout(0.25), torch.nn.Linear(4, 5), torch.nn.LayerNorm(5),
+    ).to(device)  # fmt: skip
+
+
+def train_step(model, x):
+    """Output, gradients and state after a step in training, and the output in evaluation."""
+    torch.manual_seed(4)
+    model.train()
+    y = model(x)
+    gradients = torch.autograd.grad(y.square().sum(), list(model.parameters()))
+    state = [t.clone() for t in model.state_dict().values()]
+    model.eval()
+    return [y.detach(), *gradients, *state, model(x).detach()]
+
+
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+def test_compiled_model(device, launches, compiled_afresh, backend):
+    plain = layers(device)
+    replaced = copy.deepcopy(plain)
+    normreg.replace(replaced)
+    x = torch.randn(6, 4, device=device)
+    compiled = [torch.compile(model, backend=backend, fullgraph=True) for model in (plain, replaced)]
+    for _ in range(2):
+        theirs, ours = (train_step(model, x) for model in compiled)
+        for our, their in zip(ours, theirs, strict=True):
+            assert torch.equal(our, their)
+    assert replaced[0].num_batches_tracked.item() == 2
+    assert launches == []
+
+
+def test_export(device, launches):
+    plain = layers(device).eval()
+    replaced = copy.deepcopy(plain)
+    normreg.replace(replaced)
+    x = torch.randn(6, 4, device=device)
+    theirs, ours = (torch.export.export(model, (x,)) for model in (plain, replaced))
+    assert [n.target for n in ours.graph.nodes] == [n.target for n in theirs.graph.nodes]
+    assert torch.equal(ours.module()(x), plain(x))
+    assert launches == []
+
+
+KINDS = {
+    "LayerNorm": lambda: torch.nn.LayerNorm(4),
+    "BatchNorm1d": lambda: torch.nn.BatchNorm1d(4),
+    "Dropout": lambda: torch.nn.Dropout(0.4),
+}
+
+
+@torchscript_is_deprecated
+@pytest.mark.parametrize("convert", [torch.fx.symbolic_trace, torch.jit.script], ids=["fx", "script"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_models_that_become_graphs(device, kind, convert):
+    plain = torch.nn.Sequential(KINDS[kind]()).to(device).eval()
+    replaced = copy.deepcopy(plain)
+    normreg.replace(replaced)
+    x = torch.randn(6, 4, device=device)
+    y, expected = convert(replaced)(x), convert(plain)(x)
+    assert error(y, expected.double()) <= 2 * unit(expected, torch.float32)
+
+
+# Empty tensors.
+
+EMPTY = {
+    "no rows": ("layer_norm", (0, 4), dict(normalized_shape=(4,))),
+    "no rows of two dimensions": ("layer_norm", (2, 0, 3, 4), dict(normalized_shape=(3, 4))),
+    "no columns": ("layer_norm", (3, 0), dict(normalized_shape=(0,))),
+    "no batch": ("batch_norm", (0, 4), {}),
+    "no batch of images": ("batch_norm", (0, 4, 3, 3), {}),
+    "no positions": ("batch_norm", (3, 4, 0), {}),
+    "no channels": ("batch_norm", (3, 0, 2), {}),
+    "nothing": ("dropout", (0,), {}),
+    "nothing of three dimensions": ("dropout", (3, 0, 2), {}),
+}
+
+
+@pytest.mark.parametrize(("operation", "shape", "options"), EMPTY.values(), ids=EMPTY)
+def test_empty_tensors(device, launches, operation, shape, options):
+    affine_shape = options.get("normalized_shape", shape[1:2])
+    results = []
+    for library in LIBRARIES.values():
+        x = torch.ones(shape, device=device, requires_grad=True)
+        arguments, buffers = dict(options), {}
+        if operation != "dropout":
+            arguments |= {
+                name: torch.ones(affine_shape, device=device, requires_grad=True)
+                for name in ("weight", "bias")
+            }
+        if operation == "batch_norm":
+            buffers = {
+                name: torch.ones(affine_shape, device=device) for name in ("running_mean", "running_var")
+            }
+        y = outcome(
+            getattr(library, operation),
+            x,
+            **arguments,
+            **buffers,
+            **({} if operation == "layer_norm" else {"training": True}),
+        )
+        leaves = [x, *(a for a in arguments.values() if isinstance(a, torch.Tensor))]
+        gradients = [] if isinstance(y, Exception) else torch.autograd.grad(y, leaves, torch.ones_like(y))
+        results.append((y, [*gradients, *buffers.values()]))
+    (theirs, their_tensors), (ours, our_tensors) = results
+    assert_same_outcome(ours, theirs)
+    for our, their in zip(our_tensors, their_tensors, strict=True):
+        assert torch.equal(our, their)
+        assert our.isfinite().all()
+    assert launches == []
+
+
+@pytest.mark.parametrize("momentum", [0.1, None], ids=["momentum", "cumulative"])
+def test_empty_batch_leaves_a_layer_as_torch_does(device, momentum):
+    x = torch.randn(0, 4, 3, device=device)
+    states = []
+    for library in (torch.nn, normreg):
+        module = library.BatchNorm1d(4, momentum=momentum, device=device)
+        y = module(x)
+        states.append([y.detach(), *module.state_dict().values()])
+    for our, their in zip(*states, strict=True):
+        assert torch.equal(our, their)
+        assert our.isfinite().all()
+
+
+@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+@pytest.mark.parametrize("which", ["running_mean", "running_var"])
+def test_running_statistics_with_gaps_go_to_torch(device, launches, which, training):
+    wholes = []
+    for library in LIBRARIES.values():
+        arguments = batch_norm_call(device)
+        torch.manual_seed(1)
+        arguments["input"] = torch.randn(3, 5, 4, device=device)
+        whole = torch.ones(10, device=device)
+        arguments |= {
+            name: torch.ones(5, device=device) for name in ("running_mean", "running_var", "weight", "bias")
+        }
+        arguments[which] = whole[::2]
+        y = library.batch_norm(**arguments, training=training)
+        wholes.append((y, whole))
+    assert torch.equal(wholes[0][0], wholes[1][0])
+    assert torch.equal(wholes[0][1], wholes[1][1])
+    assert torch.equal(wholes[1][1][1::2], torch.ones(5, device=device))
+    assert (wholes[1][1][::2] != 1).all() == training
+    assert launches == []
+
+
+@pytest.mark.parametrize("inplace", [False, True], ids=["out of place", "inplace"])
+@pytest.mark.parametrize(("p", "training"), [(0.0, True), (0.5, False), (1.0, False), (0, True)])
+def test_dropout_that_does_nothing_returns_its_input(device, launches, p, training, inplace):
+    x = torch.randn(3, 4, device=device, requires_grad=True)
+    state = torch.get_rng_state()
+    assert normreg.functional.dropout(x, p, training, inplace) is x
+    module = normreg.Dropout(p, inplace).train(training)
+    assert module(x) is x
+    assert x._version == 0
+    assert torch.equal(torch.get_rng_state(), state)
+    assert launches == []
+
+
+WITHOUT_KERNELS = """
+import copy, json, torch, normreg
+from normreg import dispatch
+from normreg.kernels import launch
+
+def step(model, x):
+    torch.manual_seed(4)
+    model.train()
+    y = model(x)
+    gradients = torch.autograd.grad(y.square().sum(), list(model.parameters()))
+    return [y, *gradients, *model.state_dict().values(), model.eval()(x)]
+
+assert not torch.cuda.is_available() and not launch.INTERPRET
+launch.launch = None
+plain = torch.nn.Sequential(
+    torch.nn.BatchNorm1d(4), torch.nn.Dropout(0.25), torch.nn.Linear(4, 5), torch.nn.LayerNorm(5),
+    torch.nn.Unflatten(1, (5, 1, 1)), torch.nn.BatchNorm2d(5, momentum=None), torch.nn.Dropout(0.5),
+)
+replaced = copy.deepcopy(plain)
+report = normreg.replace(replaced)
+x = torch.randn(8, 4)
+equal = [
+    torch.equal(ours, theirs)
+    for _ in range(2)
+    for ours, theirs in zip(step(replaced, x), step(plain, x), strict=True)
+]
+print(json.dumps(dict(
+    changed=len(report.changed),
+    compared=len(equal),
+    equal=sum(equal),
+    reasons=[
+        dispatch.layer_norm(x, (4,), None, None),
+        dispatch.batch_norm(x, None, None, None, None, True, 1e-5, None),
+        dispatch.dropout(x, 0.5, False),
+    ],
+)))
+"""
+
+
+def test_without_a_gpu_and_the_interpreter_all_is_torch():
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    root = str(Path(__file__).resolve().parents[1])
+    process = subprocess.run(
+        [sys.executable, "-c", WITHOUT_KERNELS],
+        env=environment | {"CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": root},
+        capture_output=True,
+        text=True,
+    )
+    assert process.returncode == 0, process.stderr
+    # output, 8 parameters with gradients and in the state, 6 buffers, output in evaluation; two steps
+    assert json.loads(process.stdout) == {
+        "changed": 5,
+        "compared": 2 * (1 + 8 + 8 + 6 + 1),
+        "equal": 2 * (1 + 8 + 8 + 6 + 1),
+        "reasons": ["there is no kernel for cpu tensors"] * 3,
+    }

@@ -1,0 +1,114 @@
+"""First and second derivatives in fp64, against finite differences and against torch."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.autograd import gradcheck, gradgradcheck
+
+import normreg
+
+
+def tensors(device, *shapes):
+    return [torch.randn(s, dtype=torch.float64, device=device, requires_grad=True) for s in shapes]
+
+
+def same_mask_dropout(p):
+    def call(x):
+        torch.manual_seed(4)
+        return normreg.functional.dropout(x, p)
+
+    return call
+
+
+def batch_norm(training):
+    def call(x, weight=None, bias=None):
+        running = [torch.arange(1.0, x.shape[1] + 1, dtype=x.dtype, device=x.device) for _ in range(2)]
+        return normreg.functional.batch_norm(x, *running, weight, bias, training=training)
+
+    return call
+
+
+def layer_norm(*normalized_shape):
+    return lambda x, weight=None, bias=None: normreg.functional.layer_norm(x, normalized_shape, weight, bias)
+
+
+CASES = {
+    "layer_norm": (layer_norm(5), [(4, 5), (5,), (5,)]),
+    "layer_norm over two dimensions": (layer_norm(3, 2), [(2, 3, 2), (3, 2), (3, 2)]),
+    "layer_norm of one row": (layer_norm(6), [(6,), (6,), (6,)]),
+    "layer_norm without parameters": (layer_norm(5), [(3, 5)]),
+    "layer_norm without bias": (layer_norm(5), [(3, 5), (5,)]),
+    "batch_norm": (batch_norm(True), [(5, 3), (3,), (3,)]),
+    "batch_norm of images": (batch_norm(True), [(2, 2, 2, 3), (2,), (2,)]),
+    "batch_norm without parameters": (batch_norm(True), [(4, 2, 2)]),
+    "batch_norm without bias": (batch_norm(True), [(4, 2, 2), (2,)]),
+    "batch_norm in evaluation": (batch_norm(False), [(3, 2, 2), (2,), (2,)]),
+    "batch_norm in evaluation without parameters": (batch_norm(False), [(3, 2, 2)]),
+    "dropout": (same_mask_dropout(0.5), [(20,)]),
+    "dropout of everything": (same_mask_dropout(1.0), [(4,)]),
+}
+every_case = pytest.mark.parametrize(("function", "shapes"), CASES.values(), ids=CASES)
+
+
+@every_case
+def test_gradcheck(device, function, shapes):
+    assert gradcheck(function, tensors(device, *shapes))
+
+
+@every_case
+def test_gradgradcheck(device, function, shapes):
+    assert gradgradcheck(function, tensors(device, *shapes))
+
+
+def test_gradcheck_channels_last(device):
+    (x,) = tensors(device, (2, 3, 2, 2))
+    x = x.detach().contiguous(memory_format=torch.channels_last).requires_grad_()
+    assert gradcheck(batch_norm(True), [x, *tensors(device, (3,), (3,))])
+
+
+def test_gradcheck_of_rows_wider_than_a_tile(device):
+    """The whole of dx is checked in one direction, not element by element."""
+    assert gradcheck(layer_norm(16500), tensors(device, (1, 16500), (16500,), (16500,)), fast_mode=True)
+
+
+@pytest.mark.parametrize("ours, theirs", [
+    (lambda x: normreg.functional.layer_norm(x, (6,)), lambda x: F.layer_norm(x, (6,))),
+    (lambda x: normreg.functional.batch_norm(x, None, None, training=True),
+     lambda x: F.batch_norm(x, None, None, training=True)),
+], ids=["layer_norm", "batch_norm"])  # fmt: skip
+def test_second_order_where_the_incoming_gradient_needs_none(device, ours, theirs):
+    """(f(x) + x^3).sum(): the case in which a backward marked once-differentiable drops a term in silence."""
+    (x,) = tensors(device, (5, 6))
+    second = []
+    for f in (ours, theirs):
+        (g,) = torch.autograd.grad((f(x) * x.detach() + x**3).sum(), x, create_graph=True)
+        second.append(torch.autograd.grad((g * x.detach()).sum(), x)[0])
+    torch.testing.assert_close(*second)
+
+
+@pytest.mark.parametrize("name", ["layer_norm", "batch_norm"])
+def test_gradient_penalty_step(device, name):
+    """A WGAN-GP step: the gradient of a gradient's norm, with respect to the parameters."""
+    results = []
+    for library in (normreg, torch.nn):
+        torch.manual_seed(2)
+        norm = library.LayerNorm(8) if name == "layer_norm" else library.BatchNorm1d(8)
+        critic = torch.nn.Sequential(torch.nn.Linear(4, 8), norm, torch.nn.Tanh(), torch.nn.Linear(8, 1))
+        critic.to(device, torch.float64)
+        (x,) = tensors(device, (7, 4))
+        (g,) = torch.autograd.grad(critic(x).sum(), x, create_graph=True)
+        ((g.norm(dim=1) - 1) ** 2).mean().backward()
+        results.append([p.grad for p in critic.parameters() if p.grad is not None])
+    torch.testing.assert_close(*results)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32], ids=str)
+def test_second_order_gradients_keep_their_dtypes(device, dtype):
+    x = torch.randn(4, 6, device=device, dtype=dtype, requires_grad=True)
+    weight, bias = (torch.randn(6, device=device, requires_grad=True) for _ in range(2))
+    y = normreg.functional.layer_norm(x, (6,), weight, bias)
+    grads = torch.autograd.grad(y, (x, weight, bias), torch.randn_like(y), create_graph=True)
+    assert [g.dtype for g in grads] == [dtype, torch.float32, torch.float32]
+    (second,) = torch.autograd.grad(grads[0].float().square().sum(), x)
+    assert second.dtype == dtype
+    assert second.isfinite().all()
