@@ -68,32 +68,37 @@ class RowTile(NamedTuple):
     num_warps: int
 
 
-# Elements of a row that its program holds in registers.
-HELD_COLS_FORWARD = 16384  # 16 warps x 32 elements: 92 registers; 32768 spills beside the weights
-HELD_COLS_BACKWARD = 8192  # 16 warps x 16 elements: 124 registers, with both column sums
-CHUNK_COLS = 4096  # of a wider row: 8 warps x 16 elements
-WARP_TILE = 1024  # elements of one warp: 32 a thread, its reductions need no barrier
+# 32-bit words of a row that its program holds in registers; an element of float64 is two.
+HELD_WORDS_FORWARD = 16384  # 32 warps x 16 words: 51 registers
+HELD_WORDS_BACKWARD = 8192  # 16 warps x 16 words: 128 registers, with both column sums
+CHUNK_WORDS = 4096  # of a wider row: 8 warps x 16 words
+WARP_TILE = 1024  # words of one warp in the forward: its reductions need no barrier
 
 
-def _row_tile(cols, elements_per_thread, rows_scale=1):
+def _row_tile(cols, compute_dtype, held_words, words_per_thread):
     """Several rows of one warp each where a row is short, one row over several warps where not."""
+    words = compute_dtype.itemsize // 4
+    if cols * words > held_words:
+        return RowTile(1, CHUNK_WORDS // words, 8)
     block_cols = triton.next_power_of_2(cols)
-    rows = max(1, WARP_TILE // block_cols) * rows_scale
-    num_warps = min(32, max(1, rows * block_cols // (32 * elements_per_thread)))
+    rows = max(1, WARP_TILE // (block_cols * words)) * tile_scale()
+    num_warps = min(32, max(1, rows * block_cols * words // (32 * words_per_thread)))
     return RowTile(rows, block_cols, num_warps)
 
 
-def layer_norm_forward_tile(cols):
-    if cols > HELD_COLS_FORWARD:
-        return RowTile(1, CHUNK_COLS, 8)
-    return _row_tile(cols, elements_per_thread=32, rows_scale=tile_scale())
+def layer_norm_forward_tile(cols, compute_dtype):
+    # 32 words a thread spill on sm_80 where the row has 16384
+    words_per_thread = 32 if cols * compute_dtype.itemsize // 4 <= 8192 else 16
+    return _row_tile(cols, compute_dtype, HELD_WORDS_FORWARD, words_per_thread)
 
 
-def layer_norm_backward_tile(cols):
-    if cols > HELD_COLS_BACKWARD:
-        return RowTile(1, CHUNK_COLS, 8)
-    # two tiles are loaded and two accumulated: half the elements a thread of the forward
-    return _row_tile(cols, elements_per_thread=16, rows_scale=tile_scale())
+def layer_norm_backward_tile(cols, compute_dtype):
+    # two tiles are loaded and two accumulated: half the words a thread of the forward, and a quarter where
+    # there are rows to sum over at the end, or temporaries of float64
+    several_rows = triton.next_power_of_2(cols) < WARP_TILE
+    words_per_thread = 8 if several_rows or compute_dtype == torch.float64 else 16
+    held_words = HELD_WORDS_BACKWARD // (2 if compute_dtype == torch.float64 else 1)
+    return _row_tile(cols, compute_dtype, held_words, words_per_thread)
 
 
 def layer_norm_backward_parameters_tile():

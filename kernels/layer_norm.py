@@ -10,7 +10,7 @@
 The mean is computed, saved and subtracted relative to the row's first element, `shift`: float32 would
 round a mean of 10^6 by a thirtieth of a standard deviation of 1.
 
-Rows of up to `launch.HELD_COLS_*` elements are held in registers and read once. Wider rows are read in
+Rows of up to `launch.HELD_WORDS_*` words are held in registers and read once. Wider rows are read in
 chunks, twice. Column sums are partial sums a program, added in a fixed order by a last small launch.
 """
 
@@ -245,7 +245,7 @@ def layer_norm_forward(x, weight, bias, cols, eps, out_dtype, save_statistics):
         torch.empty(rows, dtype=compute_dtype, device=x.device) if save_statistics else None for _ in range(2)
     )
     vector = launch.vector(cols)
-    tile = launch.layer_norm_forward_tile(cols)
+    tile = launch.layer_norm_forward_tile(cols, compute_dtype)
     common = dict(
         COMPUTE_DTYPE=launch.triton_dtype(compute_dtype),
         VECTOR=vector,
@@ -273,7 +273,7 @@ def layer_norm_backward(dy, x, weight, mean, rstd, cols, parameter_dtype, wanted
     device, rows, vector = x.device, x.numel() // cols, launch.vector(cols)
     compute_dtype = launch.compute_dtype(x.dtype)
     common = dict(COMPUTE_DTYPE=launch.triton_dtype(compute_dtype), VECTOR=vector)
-    tile = launch.layer_norm_backward_tile(cols)
+    tile = launch.layer_norm_backward_tile(cols, compute_dtype)
     held = tile.cols >= cols
 
     dx = torch.empty(x.shape, dtype=x.dtype, device=device) if want_dx else None

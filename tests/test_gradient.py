@@ -39,11 +39,11 @@ CASES = {
     "layer_norm without parameters": (layer_norm(5), [(3, 5)]),
     "layer_norm without bias": (layer_norm(5), [(3, 5), (5,)]),
     "batch_norm": (batch_norm(True), [(5, 3), (3,), (3,)]),
-    "batch_norm of images": (batch_norm(True), [(2, 2, 2, 3), (2,), (2,)]),
-    "batch_norm without parameters": (batch_norm(True), [(4, 2, 2)]),
-    "batch_norm without bias": (batch_norm(True), [(4, 2, 2), (2,)]),
-    "batch_norm in evaluation": (batch_norm(False), [(3, 2, 2), (2,), (2,)]),
-    "batch_norm in evaluation without parameters": (batch_norm(False), [(3, 2, 2)]),
+    "batch_norm of images": (batch_norm(True), [(2, 2, 1, 3), (2,), (2,)]),
+    "batch_norm without parameters": (batch_norm(True), [(5, 2)]),
+    "batch_norm without bias": (batch_norm(True), [(5, 2), (2,)]),
+    "batch_norm in evaluation": (batch_norm(False), [(2, 2, 2), (2,), (2,)]),
+    "batch_norm in evaluation without parameters": (batch_norm(False), [(5, 2)]),
     "dropout": (same_mask_dropout(0.5), [(20,)]),
     "dropout of everything": (same_mask_dropout(1.0), [(4,)]),
 }
@@ -61,14 +61,14 @@ def test_gradgradcheck(device, function, shapes):
 
 
 def test_gradcheck_channels_last(device):
-    (x,) = tensors(device, (2, 3, 2, 2))
+    (x,) = tensors(device, (2, 2, 1, 3))
     x = x.detach().contiguous(memory_format=torch.channels_last).requires_grad_()
-    assert gradcheck(batch_norm(True), [x, *tensors(device, (3,), (3,))])
+    assert gradcheck(batch_norm(True), [x, *tensors(device, (2,), (2,))])
 
 
 def test_gradcheck_of_rows_wider_than_a_tile(device):
     """The whole of dx is checked in one direction, not element by element."""
-    assert gradcheck(layer_norm(16500), tensors(device, (1, 16500), (16500,), (16500,)), fast_mode=True)
+    assert gradcheck(layer_norm(16386), tensors(device, (1, 16386), (16386,), (16386,)), fast_mode=True)
 
 
 @pytest.mark.parametrize("ours, theirs", [

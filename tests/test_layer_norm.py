@@ -7,7 +7,7 @@ import normreg
 from normreg.kernels import launch
 
 # the row held by one warp, by several, the last held forward, chunked forward and backward
-WIDTHS = (*RAGGED, 64, 1024, 4097, launch.HELD_COLS_BACKWARD + 8, launch.HELD_COLS_FORWARD + 1)
+WIDTHS = (*RAGGED, 64, 1024, 4097, launch.HELD_WORDS_BACKWARD + 8, launch.HELD_WORDS_FORWARD + 1)
 
 
 def inputs_for(shape, normalized_shape, dtype, device, affine="weight bias", mean=0.0, std=1.0):
@@ -42,18 +42,18 @@ def test_agrees_with_torch(device, guarded_memory, cols, dtype):
 @pytest.mark.parametrize("rows", [1, 15, 16, 17, 131])
 def test_rows_beside_a_tile(device, guarded_memory, rows):
     """cols = 64 makes tiles of 16 rows, and 131 rows two programs of the backward."""
-    assert launch.layer_norm_forward_tile(64).rows == 16
+    assert launch.layer_norm_forward_tile(64, torch.float32).rows == 16
     inputs = [guarded_memory.place(t) for t in inputs_for((rows, 64), (64,), torch.float32, device)]
     assert_agrees(*functions((64,)), inputs)
 
 
 @pytest.mark.parametrize("affine", ["weight bias", "weight", "bias", ""])
-@pytest.mark.parametrize("cols", [24, launch.HELD_COLS_FORWARD + 8])
+@pytest.mark.parametrize("cols", [24, launch.HELD_WORDS_FORWARD + 8])
 def test_absent_parameters(device, cols, affine):
     assert_agrees(*functions((cols,)), inputs_for((3, cols), (cols,), torch.float32, device, affine))
 
 
-@pytest.mark.parametrize("cols", [24, launch.HELD_COLS_BACKWARD + 8])
+@pytest.mark.parametrize("cols", [24, launch.HELD_WORDS_BACKWARD + 8])
 @pytest.mark.parametrize("wanted", range(1, 8), ids=lambda bits: f"{bits:03b}")
 def test_gradient_of_any_subset(device, cols, wanted):
     inputs = inputs_for((33, cols), (cols,), torch.float32, device)
@@ -84,7 +84,7 @@ def test_input_strides(device, view):
     assert_agrees(*functions((cols,)), [x, weight, bias])
 
 
-@pytest.mark.parametrize("cols", [100, launch.HELD_COLS_FORWARD + 8])
+@pytest.mark.parametrize("cols", [100, launch.HELD_WORDS_FORWARD + 8])
 @pytest.mark.parametrize(("mean", "std", "dtype"), [
     (1e2, 1.0, torch.float16), (1e4, 1.0, torch.float32), (1e6, 1.0, torch.float32),
     (1e4, 1e-3, torch.float32), (0.0, 1e-3, torch.float32), (1e6, 1e-3, torch.float64),
@@ -94,7 +94,7 @@ def test_large_means(device, cols, mean, std, dtype):
 
 
 @pytest.mark.parametrize("value", [0.0, 1e-30, 3.0, 1e6, 3e38])
-@pytest.mark.parametrize("cols", [1, 3, 100, launch.HELD_COLS_FORWARD + 8])
+@pytest.mark.parametrize("cols", [1, 3, 100, launch.HELD_WORDS_FORWARD + 8])
 def test_constant_rows_give_the_bias(device, cols, value):
     x = torch.full((3, cols), value, device=device, requires_grad=True)
     weight, bias = torch.randn(2, cols, device=device)

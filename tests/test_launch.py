@@ -1,0 +1,144 @@
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import normreg
+from normreg.kernels import launch
+
+SWEEP = """
+import torch
+from bench.static import noted_launches
+from normreg.kernels import batch_norm, dropout, layer_norm
+
+def compiled_for(batch):
+    def meta(*shape):
+        return torch.empty(shape, device="meta", dtype=torch.bfloat16)
+
+    def calls():
+        x, w = meta(batch, 768), meta(768)
+        s = torch.empty(batch, device="meta")
+        layer_norm.layer_norm_forward(x, w, w, 768, 1e-5, x.dtype, True)
+        layer_norm.layer_norm_backward(x, x, w, s, s, 768, x.dtype, (True, True, True))
+        c = torch.empty(24, device="meta")
+        for x in (meta(batch, 24, 14, 14), meta(batch, 24, 14, 14).to(memory_format=torch.channels_last)):
+            batch_norm.batch_norm_forward(x, c, c, c, c, None, 0.1, 1e-5, True)
+            batch_norm.batch_norm_inference(x, c, c, c, c, 1e-5, True)
+            batch_norm.batch_norm_backward(x, x, c, c, c, c.dtype, True, (True, True, True))
+        dropout.dropout(meta(batch, 768), 0.1, 1)
+
+    return [
+        (noted.kernel.__name__, noted.num_warps, *(
+            (p.name, noted.arguments[p.name]) for p in noted.kernel.params
+            if p.is_constexpr or noted.arguments[p.name] is None
+        ))
+        for noted in noted_launches(calls)
+    ]
+
+def specialized(kernel):
+    return [p.name for p in kernel.params if not (p.is_constexpr or p.name.endswith("_ptr") or p.do_not_specialize
+                                                  or p.annotation_type.startswith("fp"))]
+
+variants = {tuple(map(str, compiled_for(batch))) for batch in (1, 3, 16, 17, 32, 1000)}
+assert len(variants) == 1, variants
+from normreg.kernels import batch_norm, dropout, layer_norm
+for module in (batch_norm, dropout, layer_norm):
+    for name, kernel in vars(module).items():
+        if name.endswith("_kernel"):
+            assert specialized(kernel) == [], (name, specialized(kernel))
+"""
+
+
+def test_a_sweep_over_batch_sizes_compiles_nothing_new():
+    """Everything that Triton specialises a kernel on is the same for every batch size."""
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    done = subprocess.run([sys.executable, "-c", SWEEP], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("cols", [1, 3, 32, 33, 500, 1024, 1025, 8192, 16384, 16385, 10**6])
+def test_row_tiles(cols, dtype):
+    words = dtype.itemsize // 4
+    forward, backward = (
+        launch.layer_norm_forward_tile(cols, dtype),
+        launch.layer_norm_backward_tile(cols, dtype),
+    )
+    for tile, held in ((forward, launch.HELD_WORDS_FORWARD), (backward, launch.HELD_WORDS_BACKWARD // words)):
+        assert (tile.cols >= cols) == (cols * words <= held)
+        assert tile.rows & (tile.rows - 1) == 0
+        assert 1 <= tile.num_warps <= 32
+    assert forward.rows * forward.cols * words <= 32 * 32 * forward.num_warps
+    assert backward.rows * backward.cols * words <= 16 * 32 * backward.num_warps
+
+
+@pytest.mark.parametrize("rows", [1, 7, 128, 10**6])
+def test_partial_sums_stay_few(rows, device):
+    tile = launch.layer_norm_backward_tile(512, torch.float32)
+    programs = launch.layer_norm_backward_programs(rows, tile, 1, device)
+    tiles = -(-rows // tile.rows)
+    assert 1 <= programs <= max(1, tiles)
+    assert programs <= 4 * launch.multiprocessors(device)
+
+
+@pytest.mark.parametrize("tiles", [1, 2, 63, 64, 65, 1000, 10**6])
+@pytest.mark.parametrize("channel_blocks", [1, 3, 64])
+def test_splits_cover_the_tiles_and_none_is_empty(tiles, channel_blocks, device):
+    splits, tiles_per_split = launch.batch_norm_splits(tiles, channel_blocks, device)
+    assert splits <= launch.MAX_SPLITS
+    assert (splits - 1) * tiles_per_split < tiles <= splits * tiles_per_split
+
+
+@pytest.mark.parametrize("channels_last", [True, False])
+@pytest.mark.parametrize("spatial", [1, 49, 3136, 10**6])
+@pytest.mark.parametrize("channels", [1, 3, 64, 1000])
+def test_channel_tiles_have_their_size(channels, spatial, channels_last):
+    tile = launch.batch_norm_tile(channels, spatial, channels_last)
+    assert tile.channels * tile.spatial <= launch.CHANNEL_TILE
+    assert tile.channels < 2 * channels
+
+
+def test_every_launch_is_on_the_tensors_device_and_states_fp_fusion(device, monkeypatch):
+    seen = []
+
+    class Kernel:
+        def __getitem__(self, grid):
+            current = torch.cuda.current_device() if device.type == "cuda" else None
+            return lambda *arguments, **options: seen.append((grid, current, arguments, options))
+
+    launch.launch(Kernel(), (3,), device, "x", num_warps=4, BLOCK=8)
+    options = {"num_warps": 4, "enable_fp_fusion": True, "BLOCK": 8}
+    assert seen == [((3,), device.index if device.type == "cuda" else None, ("x",), options)]
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+def test_tensors_on_a_device_that_is_not_current():
+    x = torch.randn(8, 16, device="cuda:1", requires_grad=True)
+    with torch.cuda.device(0):
+        y = normreg.functional.layer_norm(x, (16,))
+        y.sum().backward()
+    torch.testing.assert_close(y, torch.nn.functional.layer_norm(x, (16,)))
+
+
+def test_a_fused_launch_count(device, monkeypatch):
+    """Launches a call: LayerNorm 1 forward and 2 backward, BatchNorm 2 and 2, inference 1, dropout 1 and 1."""
+    names = []
+    original = launch.launch
+    monkeypatch.setattr(launch, "launch", lambda k, *a, **o: (names.append(k.__name__), original(k, *a, **o)))
+    x = torch.randn(4, 6, device=device, requires_grad=True)
+    layers = {
+        "layer_norm": normreg.LayerNorm(6, device=device),
+        "batch_norm": normreg.BatchNorm1d(6, momentum=None, device=device),
+        "inference": normreg.BatchNorm1d(6, device=device).eval(),
+        "dropout": normreg.Dropout(0.5),
+    }
+    counts = {}
+    for name, module in layers.items():
+        names.clear()
+        y = module(x)
+        forward = len(names)
+        y.sum().backward()
+        counts[name] = (forward, len(names) - forward)
+    assert counts == {"layer_norm": (1, 2), "batch_norm": (2, 2), "inference": (1, 2), "dropout": (1, 1)}

@@ -1,0 +1,52 @@
+"""The machine code of every kernel, compiled ahead of time without a GPU."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+
+def compiled(*arguments):
+    """Rows of `python -m bench.static`, in a process that compiles kernels where this one interprets them."""
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    command = [sys.executable, "-m", "bench.static", "--json", *arguments]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+@pytest.mark.parametrize("target", ["sm_80", "sm_90", "sm_100", "gfx942"])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_compiles_without_spills_and_with_16_byte_accesses(target, dtype):
+    rows = compiled("--targets", target, "--dtypes", dtype)
+    assert {row["kernel"] for row in rows} == {
+        "layer_norm_forward_kernel",
+        "layer_norm_forward_chunked_kernel",
+        "layer_norm_backward_kernel",
+        "layer_norm_backward_input_chunked_kernel",
+        "layer_norm_backward_finish_kernel",
+        "batch_norm_statistics_kernel",
+        "batch_norm_normalize_kernel",
+        "batch_norm_inference_kernel",
+        "batch_norm_backward_sums_kernel",
+        "batch_norm_backward_kernel",
+        "dropout_kernel",
+    }
+    for row in rows:
+        assert row["spill_bytes"] == 0, row
+        assert row["widest_access_bytes"] == 16, row
+        assert row["registers"] <= 128, row  # two programs of 256 threads a multiprocessor
+        assert row["shared_bytes"] <= 48 * 1024, row
+    assert all(row["narrowest_access_bytes"] == 16 for row in rows if row["kernel"] == "dropout_kernel")
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float64"])
+def test_other_dtypes_compile(dtype):
+    rows = compiled("--targets", "sm_90", "--dtypes", dtype)
+    assert len(rows) > 40
+    assert all(row["widest_access_bytes"] == 16 for row in rows)
