@@ -24,7 +24,7 @@ def dropout_kernel(
     keep_threshold: tl.int64, scale: tl.float64,
     COMPUTE_DTYPE: tl.constexpr, VECTOR: tl.constexpr, BITS: tl.constexpr, CALLS: tl.constexpr,
 ):  # fmt: skip
-    elements = elements_in_vectors * VECTOR
+    elements = elements_in_vectors.to(tl.int64) * VECTOR
     BLOCK: tl.constexpr = CALLS * (128 // BITS)
     first = tl.program_id(0).to(tl.int64)
     offsets = first * BLOCK + tl.arange(0, BLOCK)

@@ -13,6 +13,13 @@ COUNTERPARTS = {
     torch.nn.BatchNorm3d: nn.BatchNorm3d,
     torch.nn.Dropout: nn.Dropout,
 }
+# Layers of the same kinds that are named in the report where they are left alone.
+FAMILIES = (
+    torch.nn.modules.batchnorm._NormBase,
+    torch.nn.modules.dropout._DropoutNd,
+    torch.nn.GroupNorm,
+    torch.nn.RMSNorm,
+)
 ORIGINALS = {ours: original for original, ours in COUNTERPARTS.items()}
 
 
@@ -39,13 +46,17 @@ class Report:
 
     def __str__(self):
         rows = [(change.name, change.was, change.now) for change in self.changed]
-        lines = [f"{len(rows)} layers changed"]
+        lines = [f"{_layers(rows)} changed"]
         if rows:
             lines += _table([("name", "was", "is"), *rows])
         if self.skipped:
-            lines += ["", f"{len(self.skipped)} layers left alone"]
+            lines += ["", f"{_layers(self.skipped)} left alone"]
             lines += _table([("name", "class", "why"), *((s.name, s.kind, s.reason) for s in self.skipped)])
         return "\n".join(lines)
+
+
+def _layers(rows):
+    return f"{len(rows)} layer{'' if len(rows) == 1 else 's'}"
 
 
 def _table(rows):
@@ -98,6 +109,8 @@ def _why_not_replaced(module):
     for original in COUNTERPARTS:
         if isinstance(module, original):
             return f"a subclass of {_class_name(original)} may compute something else"
+    if isinstance(module, FAMILIES):
+        return "normreg has no counterpart"
     return None
 
 

@@ -31,6 +31,8 @@ def _torch_reason(x, others):
         return f"there is no kernel for {x.dtype}"
     if x.layout is not torch.strided:
         return f"there is no kernel for {x.layout} tensors"
+    if x.is_nested or x.is_neg():
+        return "the input is nested or lazily negated"
     if x.numel() == 0:
         return "the input is empty"
     for other in others:
@@ -48,13 +50,25 @@ def _dtype_reason(x, parameters):
     dtypes = {parameter.dtype for parameter in parameters if parameter is not None}
     if not dtypes or dtypes == {x.dtype} or (x.dtype in HALF and dtypes == {torch.float32}):
         return None
-    return f"the input is {x.dtype}, parameters and buffers are {', '.join(map(str, dtypes))}"
+    return f"the input is {x.dtype}, parameters and buffers are {', '.join(sorted(map(str, dtypes)))}"
 
 
-def layer_norm(x, normalized_shape, weight, bias):
-    reason = _torch_reason(x, (weight, bias)) or _dtype_reason(x, (weight, bias))
+def _number_reason(**numbers):
+    for name, number in numbers.items():
+        if not isinstance(number, (int, float)):
+            return f"{name} is a {type(number).__name__}, not a number"
+    return None
+
+
+def layer_norm(x, normalized_shape, weight, bias, eps):
+    reason = _torch_reason(x, (weight, bias)) or _dtype_reason(x, (weight, bias)) or _number_reason(eps=eps)
     if reason:
         return reason
+    if not isinstance(normalized_shape, (tuple, list)) or not all(
+        isinstance(n, int) for n in normalized_shape
+    ):
+        return f"normalized_shape is {normalized_shape!r}, not a sequence of ints"
+    normalized_shape = tuple(normalized_shape)
     if not normalized_shape or x.shape[-len(normalized_shape) :] != normalized_shape:
         return f"the input's shape {tuple(x.shape)} does not end in normalized_shape {normalized_shape}"
     for parameter in (weight, bias):
@@ -63,9 +77,14 @@ def layer_norm(x, normalized_shape, weight, bias):
     return None
 
 
-def batch_norm(x, running_mean, running_var, weight, bias, training, eps, num_batches_tracked):
+def batch_norm(x, running_mean, running_var, weight, bias, training, momentum, eps, num_batches_tracked):
     vectors = (weight, bias, running_mean, running_var)
-    reason = _torch_reason(x, (*vectors, num_batches_tracked)) or _dtype_reason(x, vectors)
+    cumulative = momentum is None and num_batches_tracked is not None
+    reason = (
+        _torch_reason(x, (*vectors, num_batches_tracked))
+        or _dtype_reason(x, vectors)
+        or _number_reason(eps=eps, momentum=0.0 if cumulative else momentum)
+    )
     if reason:
         return reason
     if x.dim() < 2:
@@ -81,17 +100,19 @@ def batch_norm(x, running_mean, running_var, weight, bias, training, eps, num_ba
         return "there is only one value per channel to train on"
     if not training and running_mean is None:
         return "inference needs running statistics"
-    if eps < 0 or (training and eps == 0):
+    if eps <= 0:
         return f"eps is {eps}"
     return None
 
 
 def dropout(x, p, inplace):
-    reason = _torch_reason(x, ())
+    reason = _torch_reason(x, ()) or _number_reason(p=p)
     if reason:
         return reason
     if not 0 < p <= 1:
         return f"p is {p}"
-    if inplace and x.requires_grad and x.is_leaf and torch.is_grad_enabled():
-        return "a leaf that requires grad is not to be changed in place"
+    if inplace and torch.is_grad_enabled() and x.requires_grad and (x.is_leaf or x._is_view()):
+        return "a leaf that requires grad, of which a view may be a part, is not to be changed in place"
+    if inplace and x.is_inference() and not torch.is_inference_mode_enabled():
+        return "an inference tensor is not to be changed in place outside inference mode"
     return None

@@ -42,10 +42,9 @@ def layer_norm(input, normalized_shape, weight=None, bias=None, eps=1e-5):
     Source: Ba, Kiros and Hinton, "Layer Normalization" (2016), arXiv 1607.06450;
     https://docs.pytorch.org/docs/stable/generated/torch.nn.functional.layer_norm.html
     """
-    normalized_shape = tuple(normalized_shape)
-    if dispatch.layer_norm(input, normalized_shape, weight, bias):
+    if dispatch.layer_norm(input, normalized_shape, weight, bias, eps):
         return F.layer_norm(input, normalized_shape, weight, bias, eps)
-    return _layer_norm(input, weight, bias, normalized_shape, eps, _autocast_to_float32(input))
+    return _layer_norm(input, weight, bias, tuple(normalized_shape), eps, _autocast_to_float32(input))
 
 
 def batch_norm(
@@ -71,7 +70,8 @@ def batch_norm(
         input: (N, C, *), float16, bfloat16, float32 or float64, any strides.
         running_mean, running_var: (C,), both or neither.
         weight, bias: (C,) or None. All four share input's dtype, or are float32 beside 16 bits.
-        momentum: the weight of the new batch, or None for 1 / num_batches_tracked, the cumulative average.
+        momentum: the weight of the new batch; None, with num_batches_tracked, for the cumulative average,
+            1 / num_batches_tracked.
         eps: added to the variance.
         num_batches_tracked: an int64 scalar to increment in training; torch's layer does it outside.
 
@@ -91,11 +91,12 @@ def batch_norm(
     https://docs.pytorch.org/docs/stable/generated/torch.nn.functional.batch_norm.html
     """
     tracked = num_batches_tracked if training else None
-    if not dispatch.batch_norm(input, running_mean, running_var, weight, bias, training, eps, tracked):
-        return _batch_norm(input, weight, bias, running_mean, running_var, tracked, training, momentum, eps)
-    if momentum is None:
-        momentum = 0.0 if tracked is None else 1.0 / (float(tracked) + 1)
-    y = F.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
+    statistics = (running_mean, running_var)
+    if not dispatch.batch_norm(input, *statistics, weight, bias, training, momentum, eps, tracked):
+        return _batch_norm(input, weight, bias, *statistics, tracked, training, momentum, eps)
+    if momentum is None and tracked is not None:
+        momentum = 1.0 / (float(tracked) + 1)
+    y = F.batch_norm(input, *statistics, weight, bias, training, momentum, eps)
     if tracked is not None:
         tracked.add_(1)
     return y

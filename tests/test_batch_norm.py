@@ -4,7 +4,7 @@ import torch.nn.functional as F
 from reference import DTYPES, assert_accurate, assert_agrees, copies, error, gradient_layouts, run, unit
 
 import normreg
-from normreg.kernels import channels
+from normreg.kernels import channels, launch
 
 LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 
@@ -119,7 +119,9 @@ def test_gradient_of_any_subset(device, wanted, training):
 
 @pytest.mark.parametrize("training", [True, False], ids=["training", "inference"])
 @pytest.mark.parametrize("channels_last", [False, True], ids=["contiguous", "channels_last"])
-@pytest.mark.parametrize("shape", [(6, 5), (4, 3, 7), (5, 17, 3, 3), (4, 1, 3, 2), (4, 3, 1, 1), (2, 3, 2, 3, 2)])
+@pytest.mark.parametrize(
+    "shape", [(6, 5), (4, 3, 7), (5, 17, 3, 3), (4, 1, 3, 2), (4, 3, 1, 1), (2, 3, 2, 3, 2)]
+)
 def test_gradient_layouts(device, shape, channels_last, training):
     channels_last = channels_last and len(shape) in LAST
     inputs = inputs_for(shape, channels_last, torch.float32, device)
@@ -150,11 +152,35 @@ def test_large_means(device, mean, std, dtype, channels_last):
     assert_agrees(*functions(), inputs)
 
 
+@pytest.mark.parametrize("channels_last", [False, True], ids=["contiguous", "channels_last"])
+def test_a_large_mean_costs_nothing(device, channels_last):
+    """Where torch's float32 mean is off by a thirtieth of a standard deviation, ours is exact."""
+    inputs = inputs_for((5, 3, 30, 31), channels_last, torch.float32, device, mean=1e6)
+    ours, theirs = functions()
+    dy = torch.randn_like(inputs[0])
+    results = run(ours, inputs, dy)
+    exact = run(theirs, copies(inputs, torch.float64), dy.double())
+    for result, truth in zip(results, exact, strict=True):
+        assert error(result, truth) <= 8 * unit(truth, torch.float32)
+
+
 def test_an_outlier_in_front_does_not_hurt(device):
     """Sums are shifted by the first element of a channel, which need not be near the others."""
     x = torch.randn(4, 3, 40, 40, device=device) + 1e4
     x[0, :, 0, 0] = 0.0
     assert_agrees(*functions(), [x.requires_grad_(), None, None])
+
+
+@pytest.mark.parametrize("training", [True, False], ids=["training", "inference"])
+def test_many_partial_results(device, monkeypatch, training):
+    """As many splits as on a large GPU, more than are merged at a time, and a last one that is shorter."""
+    monkeypatch.setattr(launch, "multiprocessors", lambda device: 64)
+    shape = (2, 32, 33, 41)
+    inputs = inputs_for(shape, True, torch.float32, device)
+    plan = channels.plan(inputs[0])
+    (_, splits), (_, _, tiles, tiles_per_split) = plan.grid, plan.sizes
+    assert splits > plan.merged_splits
+    assert_agrees(*functions(running_for(shape, device), training), inputs)
 
 
 @pytest.mark.parametrize("value", [0.0, 3.0, 1e6, 3e38])

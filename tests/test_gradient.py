@@ -60,6 +60,17 @@ def test_gradgradcheck(device, function, shapes):
     assert gradgradcheck(function, tensors(device, *shapes))
 
 
+@every_case
+def test_both_backwards_are_one_function(device, function, shapes):
+    """The kernels' gradients, and those of the formula that is taken where they are differentiated again."""
+    inputs = tensors(device, *shapes)
+    y = function(*inputs)
+    dy = torch.randn_like(y)
+    kernel = torch.autograd.grad(y, inputs, dy, retain_graph=True)
+    formula = torch.autograd.grad(y, inputs, dy, create_graph=True)
+    torch.testing.assert_close(kernel, formula, rtol=1e-12, atol=1e-12)
+
+
 def test_gradcheck_channels_last(device):
     (x,) = tensors(device, (2, 2, 1, 3))
     x = x.detach().contiguous(memory_format=torch.channels_last).requires_grad_()
@@ -71,7 +82,7 @@ def test_gradcheck_of_rows_wider_than_a_tile(device):
     assert gradcheck(layer_norm(16386), tensors(device, (1, 16386), (16386,), (16386,)), fast_mode=True)
 
 
-@pytest.mark.parametrize("ours, theirs", [
+@pytest.mark.parametrize(("ours", "theirs"), [
     (lambda x: normreg.functional.layer_norm(x, (6,)), lambda x: F.layer_norm(x, (6,))),
     (lambda x: normreg.functional.batch_norm(x, None, None, training=True),
      lambda x: F.batch_norm(x, None, None, training=True)),

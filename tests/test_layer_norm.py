@@ -1,7 +1,17 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from reference import DTYPES, RAGGED, assert_accurate, assert_agrees, copies, gradient_layouts, run
+from reference import (
+    DTYPES,
+    RAGGED,
+    assert_accurate,
+    assert_agrees,
+    copies,
+    error,
+    gradient_layouts,
+    run,
+    unit,
+)
 
 import normreg
 from normreg.kernels import launch
@@ -93,6 +103,26 @@ def test_large_means(device, cols, mean, std, dtype):
     assert_agrees(*functions((cols,)), inputs_for((2, cols), (cols,), dtype, device, mean=mean, std=std))
 
 
+@pytest.mark.parametrize("cols", [100, launch.HELD_WORDS_FORWARD + 8])
+def test_an_outlier_in_front_does_not_hurt(device, cols):
+    """Rows are shifted by their first element, which need not be near the others."""
+    x = torch.randn(3, cols, device=device) + 1e4
+    x[:, 0] = 0.0
+    assert_agrees(*functions((cols,)), [x.requires_grad_(), None, None])
+
+
+@pytest.mark.parametrize("cols", [100, launch.HELD_WORDS_FORWARD + 8])
+def test_a_large_mean_costs_nothing(device, cols):
+    """Where torch's float32 mean is off by a thirtieth of a standard deviation, ours is exact."""
+    inputs = inputs_for((2, cols), (cols,), torch.float32, device, mean=1e6)
+    ours, theirs = functions((cols,))
+    dy = torch.randn(2, cols, device=device)
+    results = run(ours, inputs, dy)
+    exact = run(theirs, copies(inputs, torch.float64), dy.double())
+    for result, truth in zip(results, exact, strict=True):
+        assert error(result, truth) <= 8 * unit(truth, torch.float32)
+
+
 @pytest.mark.parametrize("value", [0.0, 1e-30, 3.0, 1e6, 3e38])
 @pytest.mark.parametrize("cols", [1, 3, 100, launch.HELD_WORDS_FORWARD + 8])
 def test_constant_rows_give_the_bias(device, cols, value):
@@ -135,6 +165,16 @@ def test_a_row_does_not_depend_on_the_others(device):
     together = normreg.functional.layer_norm(x, (96,), weight, bias)
     alone = torch.cat([normreg.functional.layer_norm(row[None], (96,), weight, bias) for row in x[::20]])
     assert torch.equal(together[::20], alone)
+
+
+def test_many_partial_sums(device, monkeypatch):
+    """As many programs as a large GPU runs: more partial sums than the finish adds at a time."""
+    monkeypatch.setattr(launch, "multiprocessors", lambda device: 64)
+    rows = 16 * 8 * 33
+    tile = launch.layer_norm_backward_tile(64, torch.float32)
+    programs = launch.layer_norm_backward_programs(rows, tile, 1, device)
+    assert programs > launch.layer_norm_backward_finish_tile().rows
+    assert_agrees(*functions((64,)), inputs_for((rows, 64), (64,), torch.float32, device))
 
 
 def test_two_backward_passes_are_equal(device):

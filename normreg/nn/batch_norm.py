@@ -1,4 +1,5 @@
 import torch
+import torch.fx
 
 from normreg import functional
 
@@ -7,11 +8,15 @@ class _BatchNormForward:
     """The truth table of torch's BatchNorm: which statistics are used, and which are updated."""
 
     def forward(self, input):
+        if isinstance(input, torch.fx.Proxy):  # a leaf of the traced graph, as torch.nn's layers are
+            path = input.tracer.path_of_module(self)
+            return input.tracer.create_proxy("call_module", path, (input,), {})
         self._check_input_dim(input)
         update = self.training and self.track_running_stats
         use_running = update or not self.training
         running_mean = self.running_mean if use_running else None
         running_var = self.running_var if use_running else None
+        tracked = self.num_batches_tracked if update else None
         return functional.batch_norm(
             input,
             running_mean,
@@ -19,9 +24,9 @@ class _BatchNormForward:
             self.weight,
             self.bias,
             training=self.training or (running_mean is None and running_var is None),
-            momentum=self.momentum,
+            momentum=0.0 if self.momentum is None and tracked is None else self.momentum,
             eps=self.eps,
-            num_batches_tracked=self.num_batches_tracked if update else None,
+            num_batches_tracked=tracked,
         )
 
 

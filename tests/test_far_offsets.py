@@ -1,0 +1,158 @@
+"""Programs whose elements lie beyond 2^31, in memory that is reserved but never touched elsewhere.
+
+The interpreter runs the one program that is asked for. A wrong address is outside the process or reads zeros,
+so each case has a process of its own.
+"""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from normreg.kernels.launch import INTERPRET
+
+pytestmark = pytest.mark.skipif(not INTERPRET, reason="on a GPU all programs run, over all of the memory")
+
+PRELUDE = """
+import torch
+import torch.nn.functional as F
+import triton.language as tl
+from triton.runtime.interpreter import interpreter_builder as builder
+from normreg.kernels import batch_norm, dropout, layer_norm
+from normreg.kernels.random import keep_mask
+
+def run_program(kernel, program, programs, *arguments, **constants):
+    set_grid_idx, set_grid_dim = builder.set_grid_idx, builder.set_grid_dim
+    builder.set_grid_dim = lambda *_: set_grid_dim(*programs)
+    builder.set_grid_idx = lambda *_: set_grid_idx(*program)
+    try:
+        kernel[(1,)](*arguments, **constants)
+    finally:
+        builder.set_grid_idx, builder.set_grid_dim = set_grid_idx, set_grid_dim
+
+def reserved(*shape, dtype=torch.float16):
+    return torch.empty(shape, dtype=dtype)
+
+def check(result, expected):
+    torch.testing.assert_close(result.float(), expected.float(), rtol=2e-3, atol=2e-3)
+
+ROWS = dict(COMPUTE_DTYPE=tl.float32, VECTOR=8, BLOCK_ROWS=4, BLOCK_COLS=1024)
+CHUNKS = dict(COMPUTE_DTYPE=tl.float32, VECTOR=8, BLOCK_COLS=1024)
+torch.manual_seed(0)
+rows, cols = 2**21 + 4, 1024
+tile = rows // 4 - 1
+assert (rows - 4) * cols >= 2**31
+"""
+
+LAST_ROWS = """
+x, y = reserved(rows, cols), reserved(rows, cols)
+mean, rstd = reserved(rows, dtype=torch.float32), reserved(rows, dtype=torch.float32)
+x[-4:] = torch.randn(4, cols)
+weight, bias = torch.randn(2, cols).half()
+last = x[-4:].float().requires_grad_()
+expected = F.layer_norm(last, (cols,), weight.float(), bias.float())
+mean[-4:] = (last - last[:, :1]).mean(1).detach()
+rstd[-4:] = last.var(1, correction=0).add(1e-5).rsqrt().detach()
+dy = reserved(rows, cols)
+dy[-4:] = torch.randn(4, cols)
+(dx,) = torch.autograd.grad(expected, last, dy[-4:].float())
+"""
+
+PLANES = """
+samples, channels, spatial = 2**21 + 1, 2, 512
+x, y = reserved(samples, channels, spatial), reserved(samples, channels, spatial)
+x[-1] = torch.randn(channels, spatial)
+x[0, :, 0] = 0  # the shift
+layout = dict(COMPUTE_DTYPE=tl.float32, CHANNELS_LAST=False, VECTOR=8, BLOCK_CHANNELS=2, BLOCK_SPATIAL=512)
+sizes = (channels, spatial // 8, samples, samples - 1)  # two splits, of which the second is the last sample
+second = ((0, 1, 0), (1, 2, 1))
+mean, var = torch.randn(2), torch.rand(2) + 0.5
+per_channel = lambda t: t.float().view(2, 1)
+"""
+
+CASES = {
+    "layer_norm_forward": LAST_ROWS
+    + """
+run_program(layer_norm.layer_norm_forward_kernel, (tile, 0, 0), (rows // 4, 1, 1),
+            x, y, weight, bias, mean, rstd, rows, cols // 8, 1e-5, **ROWS)
+check(y[-4:], expected)
+""",
+    "layer_norm_forward_chunked": LAST_ROWS
+    + """
+run_program(layer_norm.layer_norm_forward_chunked_kernel, (rows - 1, 0, 0), (rows, 1, 1),
+            x, y, weight, bias, mean, rstd, cols // 8, 1e-5, **CHUNKS)
+check(y[-1], expected[-1])
+""",
+    "layer_norm_backward": LAST_ROWS
+    + """
+run_program(layer_norm.layer_norm_backward_kernel, (tile, 0, 0), (rows // 4, 1, 1),
+            dy, x, y, weight, mean, rstd, None, None, rows, cols // 8, **ROWS)
+check(y[-4:], dx)
+""",
+    "layer_norm_backward_chunked": LAST_ROWS
+    + """
+run_program(layer_norm.layer_norm_backward_input_chunked_kernel, (rows - 1, 0, 0), (rows, 1, 1),
+            dy, x, y, weight, mean, rstd, cols // 8, **CHUNKS)
+check(y[-1], dx[-1])
+""",
+    "batch_norm_statistics": PLANES
+    + """
+partial = torch.zeros(3, 2, 2, dtype=torch.float64)
+run_program(batch_norm.batch_norm_statistics_kernel, *second, x, partial, None, *sizes, **layout)
+check(partial[0, 1], torch.tensor([512.0, 512.0]))
+check(partial[1, 1], x[-1].float().mean(1))
+check(partial[2, 1] / 512, x[-1].float().var(1, correction=0))
+""",
+    "batch_norm_normalize": PLANES
+    + """
+partial = torch.stack([torch.full((2,), 8.0), mean, 8 * var])[:, None].double().contiguous()
+run_program(batch_norm.batch_norm_normalize_kernel, *second, x, y, partial, None, None, None, None, None,
+            None, None, *sizes, 1, 0.1, 1e-5, BLOCK_SPLITS=1, **layout)
+check(y[-1], (x[-1] - per_channel(mean)) / per_channel(var + 1e-5).sqrt())
+""",
+    "batch_norm_inference": PLANES
+    + """
+run_program(batch_norm.batch_norm_inference_kernel, *second, x, y, None, None, mean, var, None, None,
+            *sizes, 1e-5, **layout)
+check(y[-1], (x[-1] - per_channel(mean)) / per_channel(var + 1e-5).sqrt())
+""",
+    "batch_norm_backward": PLANES
+    + """
+dy = reserved(samples, channels, spatial)
+dy[-1] = torch.randn(channels, spatial)
+rstd = (var + 1e-5).rsqrt()
+x_hat = (x[-1] - per_channel(mean)) * per_channel(rstd)
+partial = torch.zeros(2, 2, 2, dtype=torch.float64)
+statistics = mean.double(), rstd.double()
+run_program(batch_norm.batch_norm_backward_sums_kernel, *second, dy, x, *statistics, partial, *sizes, **layout)
+check(partial[0, 1], dy[-1].float().sum(1))
+check(partial[1, 1], (dy[-1] * x_hat).sum(1))
+sums = torch.tensor([[[3.0, 5.0]], [[7.0, 11.0]]], dtype=torch.float64)
+run_program(batch_norm.batch_norm_backward_kernel, *second, dy, x, y, None, *statistics, sums, None, None,
+            *sizes, 1, 10, TRAINING=True, BLOCK_SPLITS=1, **layout)
+c1, c2 = per_channel(sums[1, 0]) / 10, per_channel(sums[0, 0]) / 10
+check(y[-1], (dy[-1] - x_hat * c1 - c2) * per_channel(rstd))
+""",
+    "dropout": """
+elements = 2**31 + 2048
+x, y = reserved(elements), reserved(elements)
+x[-2048:] = 1
+program = elements // 2048 - 1
+run_program(dropout.dropout_kernel, (program, 0, 0), (program + 1, 1, 1),
+            x, y, None, 5, elements // 8, 2**15, 2.0, COMPUTE_DTYPE=tl.float32, VECTOR=8, BITS=16, CALLS=256)
+assert set(y[-2048:].tolist()) == {0.0, 2.0}
+""",
+}
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_elements_beyond_2_to_the_31(case):
+    environment = os.environ | {"TRITON_INTERPRET": "1"}
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", PRELUDE + case],
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr

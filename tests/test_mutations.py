@@ -1,0 +1,274 @@
+"""Proof that the tests can fail: each of these planted bugs must turn the named tests red.
+
+A mutation is a line of the library and what it is replaced by, in a copy of the checkout. The line must occur
+exactly once, so that a mutation cannot outlive the code that it mutates.
+"""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+CRASHED = -11  # an address outside the process: as good as a failed test
+
+
+class Mutation(NamedTuple):
+    file: str
+    was: str
+    now: str
+    tests: str
+
+
+MUTATIONS = {
+    # kernels/layer_norm.py
+    "forward ignores the row mask": Mutation(
+        "kernels/layer_norm.py",
+        "    row_mask = first_row + row < rows\n",
+        "    row_mask = first_row + row >= 0\n",
+        "test_layer_norm.py::test_rows_beside_a_tile",
+    ),
+    "forward is not shifted": Mutation(
+        "kernels/layer_norm.py",
+        "    x -= shift[:, None]\n",
+        "    shift = tl.zeros_like(shift)\n",
+        "test_layer_norm.py::test_a_large_mean_costs_nothing",
+    ),
+    "eps is left out": Mutation(
+        "kernels/layer_norm.py",
+        "    rstd = tl.rsqrt(m2 / cols + tl.full([], eps, COMPUTE_DTYPE))\n    y = (x - mean[:, None])",
+        "    rstd = tl.rsqrt(m2 / cols)\n    y = (x - mean[:, None])",
+        "test_layer_norm.py::test_eps",
+    ),
+    "a chunk counts its padding": Mutation(
+        "kernels/layer_norm.py",
+        "        chunk = tl.minimum(cols - start, BLOCK_COLS).to(COMPUTE_DTYPE)\n",
+        "        chunk = tl.full([], BLOCK_COLS, COMPUTE_DTYPE)\n",
+        "test_layer_norm.py::test_absent_parameters",
+    ),
+    "dx loses c1": Mutation(
+        "kernels/layer_norm.py",
+        "            dx = (wdy - x_hat * c1 - c2) * rstd\n",
+        "            dx = (wdy - c2) * rstd\n",
+        "test_layer_norm.py::test_rows_beside_a_tile",
+    ),
+    "dx of chunks loses c2": Mutation(
+        "kernels/layer_norm.py",
+        "        dx = (wdy - x_hat * c1 - c2) * rstd\n        tl.store(dx_ptr + col",
+        "        dx = (wdy - x_hat * c1) * rstd\n        tl.store(dx_ptr + col",
+        "test_layer_norm.py::test_absent_parameters",
+    ),
+    "padding is not masked in the backward": Mutation(
+        "kernels/layer_norm.py",
+        "    return tl.where(mask, (x - shift - mean) * rstd, 0.0)\n",
+        "    return (x - shift - mean) * rstd\n",
+        "test_layer_norm.py::test_constant_rows_give_the_bias",
+    ),
+    "the finish stops after its first tile of partial sums": Mutation(
+        "kernels/layer_norm.py",
+        "    for start in range(0, partials, BLOCK_ROWS):\n",
+        "    for start in range(0, BLOCK_ROWS, BLOCK_ROWS):\n",
+        "test_layer_norm.py::test_many_partial_sums",
+    ),
+    "dweight keeps only the last tile": Mutation(
+        "kernels/layer_norm.py",
+        "        dweight += dy * x_hat\n",
+        "        dweight = dy * x_hat\n",
+        "test_layer_norm.py::test_rows_beside_a_tile",
+    ),
+    "row offsets in 32 bits": Mutation(
+        "kernels/layer_norm.py",
+        "    first_row = tl.program_id(0).to(tl.int64) * BLOCK_ROWS\n",
+        "    first_row = tl.program_id(0) * BLOCK_ROWS\n",
+        "test_far_offsets.py -k layer_norm_forward",
+    ),
+    # kernels/statistics.py
+    "variance from raw squares": Mutation(
+        "kernels/statistics.py",
+        "    return mean, tl.sum(deviation * deviation, AXIS)\n",
+        "    return mean, tl.sum(tl.where(mask, x * x, 0.0), AXIS) - count * mean * mean\n",
+        "test_layer_norm.py::test_an_outlier_in_front_does_not_hurt",
+    ),
+    "padding in the variance": Mutation(
+        "kernels/statistics.py",
+        "    deviation = tl.where(mask, x - tl.expand_dims(mean, AXIS), 0.0)\n",
+        "    deviation = x - tl.expand_dims(mean, AXIS)\n",
+        "test_layer_norm.py::test_agrees_with_torch",
+    ),
+    "merging forgets the distance of the means": Mutation(
+        "kernels/statistics.py",
+        "    m2 = m2_a + m2_b + delta * delta * (count_a * count_b / count)\n",
+        "    m2 = m2_a + m2_b\n",
+        "test_batch_norm.py::test_training_agrees_with_torch",
+    ),
+    "partial results merged without their distances": Mutation(
+        "kernels/statistics.py",
+        "    return total, merged, tl.sum(m2 + count * deviation * deviation, 0)\n",
+        "    return total, merged, tl.sum(m2, 0)\n",
+        "test_batch_norm.py::test_many_partial_results",
+    ),
+    # kernels/channels.py
+    "the last tile of a split is skipped": Mutation(
+        "kernels/channels.py",
+        "    return first, tl.minimum(first + tiles_per_split, tiles)\n",
+        "    return first, tl.minimum(first + tiles_per_split - 1, tiles)\n",
+        "test_batch_norm.py::test_training_agrees_with_torch",
+    ),
+    "a split goes on past the last tile": Mutation(
+        "kernels/channels.py",
+        "    return first, tl.minimum(first + tiles_per_split, tiles)\n",
+        "    return first, first + tiles_per_split\n",
+        "test_batch_norm.py::test_many_partial_results",
+    ),
+    "positions are not masked": Mutation(
+        "kernels/channels.py",
+        "    mask = (first_channel + channel < channels) & (first_position + position < spatial)\n",
+        "    mask = (first_channel + channel < channels) & (position >= 0)\n",
+        "test_batch_norm.py::test_training_agrees_with_torch",
+    ),
+    "channels are not masked": Mutation(
+        "kernels/channels.py",
+        "    return channel, channel < channels, channels, spatial, stride_channel, stride_spatial\n",
+        "    return channel, channel >= 0, channels, spatial, stride_channel, stride_spatial\n",
+        "test_batch_norm.py::test_training_agrees_with_torch",
+    ),
+    "sample offsets in 32 bits": Mutation(
+        "kernels/channels.py",
+        "    sample = (tile // tiles_per_sample).to(tl.int64)\n",
+        "    sample = tile // tiles_per_sample\n",
+        "test_far_offsets.py -k batch_norm_inference",
+    ),
+    # kernels/batch_norm.py
+    "sums relative to an outlier": Mutation(
+        "kernels/batch_norm.py",
+        "        if tile == first_tile:",
+        "        if tile < 0:",
+        "test_batch_norm.py::test_truth_table",
+    ),
+    "the mean is rounded": Mutation(
+        "kernels/batch_norm.py",
+        "    return x - high[:, None] - low[:, None]\n",
+        "    return x - high[:, None]\n",
+        "test_batch_norm.py::test_a_large_mean_costs_nothing",
+    ),
+    "running_var is biased": Mutation(
+        "kernels/batch_norm.py",
+        "m2 / (count - 1)",
+        "m2 / count",
+        "test_batch_norm.py::test_running_statistics",
+    ),
+    "momentum the wrong way round": Mutation(
+        "kernels/batch_norm.py",
+        "(1 - momentum) * load_channels(running_ptr, channel, mask) + momentum * value",
+        "momentum * load_channels(running_ptr, channel, mask) + (1 - momentum) * value",
+        "test_batch_norm.py::test_running_statistics",
+    ),
+    "batches are counted by every program": Mutation(
+        "kernels/batch_norm.py",
+        "        if tl.program_id(0) + tl.program_id(1) == 0:\n",
+        "        if tl.program_id(0) == 0:\n",
+        "test_batch_norm.py::test_running_statistics",
+    ),
+    "inference has the gradient of training": Mutation(
+        "kernels/batch_norm.py",
+        "            if TRAINING:\n                x =",
+        "            if partial_ptr is not None:\n                c1 = c2 = scale * 0 + 1\n                x =",
+        "test_batch_norm.py::test_inference_in_every_dtype",
+    ),
+    "dx loses the mean of dy": Mutation(
+        "kernels/batch_norm.py",
+        "                dx -= subtract(x, mean) * c1 + c2\n",
+        "                dx -= subtract(x, mean) * c1\n",
+        "test_batch_norm.py::test_gradient_of_any_subset",
+    ),
+    "dweight loses rstd": Mutation(
+        "kernels/batch_norm.py",
+        "    dweight = tl.sum(dweight, 1).to(tl.float64) * rstd\n",
+        "    dweight = tl.sum(dweight, 1).to(tl.float64)\n",
+        "test_batch_norm.py::test_gradient_of_any_subset",
+    ),
+    # kernels/dropout.py, kernels/random.py
+    "the tail is not masked": Mutation(
+        "kernels/dropout.py",
+        "    mask = offsets < elements\n",
+        "    mask = offsets >= 0\n",
+        "test_dropout.py -k share_the_mask",
+    ),
+    "dropped by multiplication": Mutation(
+        "kernels/dropout.py",
+        "    y = tl.where(keep, x * tl.full([], scale, COMPUTE_DTYPE), 0.0)\n",
+        "    y = x * tl.full([], scale, COMPUTE_DTYPE) * keep.to(COMPUTE_DTYPE)\n",
+        "test_dropout.py -k inf",
+    ),
+    "every program draws the same bits": Mutation(
+        "kernels/dropout.py",
+        "keep_mask(seed, first * CALLS + tl.arange(0, CALLS), keep_threshold, BITS)",
+        "keep_mask(seed, tl.arange(0, CALLS).to(tl.int64), keep_threshold, BITS)",
+        "test_dropout.py -k 'tiles_do_not or neighbours'",
+    ),
+    "the scale is that of the p asked for": Mutation(
+        "kernels/dropout.py",
+        "        2**bits / keep_threshold if keep_threshold else 0.0,\n",
+        "        1 / (1 - p) if keep_threshold else 0.0,\n",
+        "test_dropout.py -k scale_is_exact",
+    ),
+    "counters of 32 bits": Mutation(
+        "kernels/random.py",
+        "    high = (call >> 32).to(tl.uint32)\n",
+        "    high = zero\n",
+        "test_dropout.py -k far",
+    ),
+    "half of the bits used twice": Mutation(
+        "kernels/random.py",
+        "        fields = tl.interleave(fields & 0xFFFF, fields >> 16)\n",
+        "        fields = tl.interleave(fields & 0xFFFF, fields & 0xFFFF)\n",
+        "test_dropout.py -k 'documented or neighbours'",
+    ),
+    # normreg/ops
+    "the second derivative loses c1": Mutation(
+        "normreg/ops/gradient.py",
+        "            dx = wdy - x_hat * c1 - c2\n",
+        "            dx = wdy - c2\n",
+        "test_gradient.py::test_both_backwards_are_one_function",
+    ),
+    "second derivatives take the kernel": Mutation(
+        "normreg/ops/layer_norm.py",
+        "        if torch.is_grad_enabled():\n",
+        "        if not torch.is_grad_enabled() and dy is None:\n",
+        "test_gradient.py::test_second_order_where_the_incoming_gradient_needs_none",
+    ),
+    "dropout's backward draws a new mask": Mutation(
+        "normreg/ops/dropout.py",
+        "DropoutFunction.apply(dy, ctx.p, ctx.seed, False)",
+        "DropoutFunction.apply(dy, ctx.p, seed.draw(dy.device), False)",
+        "test_dropout.py -k share_the_mask",
+    ),
+    "the seed ignores the generator": Mutation(
+        "normreg/ops/dropout.py",
+        "    seed_ = seed.draw(x.device, generator)\n",
+        "    seed_ = id(x)\n",
+        "test_dropout.py -k manual_seed",
+    ),
+}
+
+
+@pytest.mark.parametrize("mutation", MUTATIONS.values(), ids=MUTATIONS)
+def test_a_planted_bug_is_found(tmp_path, mutation):
+    for folder in ("kernels", "normreg", "tests", "bench"):
+        shutil.copytree(
+            ROOT / folder, tmp_path / folder, symlinks=True, ignore=shutil.ignore_patterns("__pycache__")
+        )
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    path = tmp_path / mutation.file
+    source = path.read_text()
+    assert source.count(mutation.was) == 1, f"{mutation.was!r} is not once in {mutation.file}"
+    path.write_text(source.replace(mutation.was, mutation.now))
+
+    name, *selection = mutation.tests.split(" -k ")
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", f"tests/{name}"]
+    command += [word for expression in selection for word in ("-k", expression.strip("'"))]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode in (pytest.ExitCode.TESTS_FAILED, CRASHED), done.stdout + done.stderr
