@@ -139,7 +139,7 @@ def plan(x):
 
 def dense(x):
     """x, or a copy of it in the memory format torch gives the result: contiguous or channels-last."""
-    return x.contiguous(memory_format=suggest_memory_format(x))
+    return x if x.is_contiguous() else x.contiguous(memory_format=suggest_memory_format(x))
 
 
 def channel_values(x, *leading):

@@ -34,7 +34,7 @@ class Memory:
         return guarded
 
     def place(self, tensor):
-        """A copy of the tensor, strides kept, between bands of NaN: what reads them has NaN to show for it."""
+        """A copy of the tensor, strides kept, between bands of NaN, which spoil what reads them."""
         copy = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=tensor.device)
         elements = copy.untyped_storage().nbytes() // copy.element_size()
         self._surround(copy, elements, band=poison_value(tensor.dtype))

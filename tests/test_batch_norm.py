@@ -165,10 +165,12 @@ def test_a_large_mean_costs_nothing(device, channels_last):
 
 
 def test_an_outlier_in_front_does_not_hurt(device):
-    """Sums are shifted by the first element of a channel, which need not be near the others."""
-    x = torch.randn(4, 3, 40, 40, device=device) + 1e4
-    x[0, :, 0, 0] = 0.0
-    assert_agrees(*functions(), [x.requires_grad_(), None, None])
+    """Sums are relative to the first element at first, which need not be near the others."""
+    x = torch.randn(4, 1, 128, 256, device=device)
+    x[0, 0, 0, 0] = 300.0
+    y = normreg.functional.batch_norm(x, None, None, training=True).flatten()
+    exact = F.batch_norm(x.double(), None, None, training=True).flatten()
+    assert error(y[1:], exact[1:]) <= 8 * unit(exact[1:], torch.float32)
 
 
 @pytest.mark.parametrize("training", [True, False], ids=["training", "inference"])
@@ -178,8 +180,7 @@ def test_many_partial_results(device, monkeypatch, training):
     shape = (2, 32, 33, 41)
     inputs = inputs_for(shape, True, torch.float32, device)
     plan = channels.plan(inputs[0])
-    (_, splits), (_, _, tiles, tiles_per_split) = plan.grid, plan.sizes
-    assert splits > plan.merged_splits
+    assert plan.grid[1] > plan.merged_splits
     assert_agrees(*functions(running_for(shape, device), training), inputs)
 
 

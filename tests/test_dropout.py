@@ -91,7 +91,8 @@ def test_tiles_do_not_change_the_mask(device, dtype, monkeypatch):
 
 
 @pytest.mark.parametrize("view", [
-    lambda x: x.t().contiguous().t(), lambda x: torch.stack([x, x])[1], lambda x: torch.cat([x, x], 1)[:, ::2],
+    lambda x: x.t().contiguous().t(), lambda x: torch.stack([x, x])[1],
+    lambda x: torch.cat([x, x], 1)[:, ::2],
 ], ids=["transposed", "offset", "strided"])  # fmt: skip
 def test_layout_does_not_change_the_mask(device, view):
     x = torch.ones(64, 48, device=device)
@@ -160,6 +161,58 @@ def test_seeds_spread_over_63_bits(device):
         ones = sum(s >> bit & 1 for s in seeds)
         assert abs(ones - 128) < 5 * 8, f"bit {bit}"
     assert all(0 <= s < 2**63 for s in seeds)
+
+
+def test_a_seed_in_memory_is_the_same_as_its_number(device):
+    """As under CUDA-graph capture, where the seed is a tensor that each replay fills anew."""
+    x = torch.randn(3000, device=device)
+    seed_ = 2**61 + 12345
+    in_memory = torch.tensor(seed_, device=device)
+    assert torch.equal(kernels.dropout(x, 0.3, in_memory), kernels.dropout(x, 0.3, seed_))
+    y = normreg.ops.dropout.DropoutFunction.apply(x.requires_grad_(), 0.3, in_memory, False)
+    (dx,) = torch.autograd.grad(y, x, torch.ones_like(y))
+    assert torch.equal(dx != 0, y != 0)
+
+
+class GeneratorOfAGpu:
+    """The part of a CUDA generator's interface that a seed is drawn with."""
+
+    def __init__(self, seed):
+        self.seed, self.offset = seed, 0
+
+    def initial_seed(self):
+        return self.seed
+
+    def get_offset(self):
+        return self.offset
+
+    def set_offset(self, offset):
+        assert offset % 4 == 0
+        self.offset = offset
+
+
+def test_a_gpus_seed_follows_its_generator_without_a_launch(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    monkeypatch.setattr(torch, "randint", None)
+    generators = [GeneratorOfAGpu(5), GeneratorOfAGpu(5), GeneratorOfAGpu(6)]
+    monkeypatch.setattr(torch.cuda, "default_generators", generators)
+    draws = [[seed.draw(torch.device("cuda", i)) for _ in range(100)] for i in range(3)]
+    assert draws[0] == draws[1]
+    assert len({*draws[0], *draws[2]}) == 200
+    assert all(isinstance(s, int) and 0 <= s < 2**63 for s in draws[0])
+    explicit = GeneratorOfAGpu(5)
+    assert seed.draw(torch.device("cuda", 2), explicit) == draws[0][0]
+    explicit.set_offset(0)  # as checkpointing restores it
+    assert seed.draw(torch.device("cuda", 2), explicit) == draws[0][0]
+
+
+def test_under_capture_the_seed_is_drawn_on_the_device(monkeypatch):
+    calls = []
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    monkeypatch.setattr(torch, "randint", lambda *size, **options: calls.append((size, options)) or "tensor")
+    cuda = torch.device("cuda", 0)
+    assert seed.draw(cuda) == "tensor"
+    assert calls == [((2**63 - 1, ()), dict(generator=None, device=cuda))]
 
 
 @pytest.mark.parametrize("use_reentrant", [True, False])

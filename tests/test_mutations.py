@@ -65,7 +65,7 @@ MUTATIONS = {
         "kernels/layer_norm.py",
         "    return tl.where(mask, (x - shift - mean) * rstd, 0.0)\n",
         "    return (x - shift - mean) * rstd\n",
-        "test_layer_norm.py::test_constant_rows_give_the_bias",
+        "test_layer_norm.py -k 'constant_rows and 3e+38'",
     ),
     "the finish stops after its first tile of partial sums": Mutation(
         "kernels/layer_norm.py",
@@ -96,13 +96,13 @@ MUTATIONS = {
         "kernels/statistics.py",
         "    deviation = tl.where(mask, x - tl.expand_dims(mean, AXIS), 0.0)\n",
         "    deviation = x - tl.expand_dims(mean, AXIS)\n",
-        "test_layer_norm.py::test_agrees_with_torch",
+        "test_layer_norm.py -k 'agrees_with_torch and 17-'",
     ),
     "merging forgets the distance of the means": Mutation(
         "kernels/statistics.py",
         "    m2 = m2_a + m2_b + delta * delta * (count_a * count_b / count)\n",
         "    m2 = m2_a + m2_b\n",
-        "test_batch_norm.py::test_training_agrees_with_torch",
+        "test_batch_norm.py -k 'training_agrees and 9x4x33x32'",
     ),
     "partial results merged without their distances": Mutation(
         "kernels/statistics.py",
@@ -121,7 +121,7 @@ MUTATIONS = {
         "kernels/channels.py",
         "    return first, tl.minimum(first + tiles_per_split, tiles)\n",
         "    return first, first + tiles_per_split\n",
-        "test_batch_norm.py::test_many_partial_results",
+        "test_batch_norm.py -k 'training_agrees and 5x17x7x7'",
     ),
     "positions are not masked": Mutation(
         "kernels/channels.py",
@@ -133,7 +133,7 @@ MUTATIONS = {
         "kernels/channels.py",
         "    return channel, channel < channels, channels, spatial, stride_channel, stride_spatial\n",
         "    return channel, channel >= 0, channels, spatial, stride_channel, stride_spatial\n",
-        "test_batch_norm.py::test_training_agrees_with_torch",
+        "test_batch_norm.py -k 'training_agrees and 5x17x7x7'",
     ),
     "sample offsets in 32 bits": Mutation(
         "kernels/channels.py",
@@ -146,7 +146,7 @@ MUTATIONS = {
         "kernels/batch_norm.py",
         "        if tile == first_tile:",
         "        if tile < 0:",
-        "test_batch_norm.py::test_truth_table",
+        "test_batch_norm.py::test_an_outlier_in_front_does_not_hurt",
     ),
     "the mean is rounded": Mutation(
         "kernels/batch_norm.py",
@@ -175,7 +175,7 @@ MUTATIONS = {
     "inference has the gradient of training": Mutation(
         "kernels/batch_norm.py",
         "            if TRAINING:\n                x =",
-        "            if partial_ptr is not None:\n                c1 = c2 = scale * 0 + 1\n                x =",
+        "            if partial_ptr is not None:\n                c1 = c2 = scale\n                x =",
         "test_batch_norm.py::test_inference_in_every_dtype",
     ),
     "dx loses the mean of dy": Mutation(
