@@ -48,14 +48,14 @@ def subtract(x, mean):
     return x - high[:, None] - low[:, None]
 
 
-@triton.jit(do_not_specialize=["channels", "spatial", "tiles", "tiles_per_split"])
+@triton.jit(do_not_specialize=["samples", "channels", "spatial", "tiles", "tiles_per_split"])
 def batch_norm_statistics_kernel(
     x_ptr,
     partial_ptr,                 # [count, mean and m2, splits, channels]
     num_batches_tracked_ptr,     # scalar or None
-    channels, spatial, tiles, tiles_per_split,
+    samples, channels, spatial, tiles, tiles_per_split,
     COMPUTE_DTYPE: tl.constexpr, CHANNELS_LAST: tl.constexpr, VECTOR: tl.constexpr,
-    BLOCK_CHANNELS: tl.constexpr, BLOCK_SPATIAL: tl.constexpr,
+    BLOCK_SAMPLES: tl.constexpr, BLOCK_CHANNELS: tl.constexpr, BLOCK_SPATIAL: tl.constexpr,
 ):  # fmt: skip
     channel, channel_mask, channels, spatial, stride_channel, stride_spatial = program_channels(
         channels, spatial, CHANNELS_LAST, VECTOR, BLOCK_CHANNELS
@@ -68,8 +68,9 @@ def batch_norm_statistics_kernel(
     first_tile, last_tile = program_tiles(tiles, tiles_per_split)
     for tile in range(first_tile, last_tile):
         base, offsets, mask, positions = tile_access(
-            tile, channels, spatial, stride_channel, stride_spatial, BLOCK_CHANNELS, BLOCK_SPATIAL
-        )
+            tile, samples, channels, spatial, stride_channel, stride_spatial,
+            BLOCK_SAMPLES, BLOCK_CHANNELS, BLOCK_SPATIAL,
+        )  # fmt: skip
         x = tl.load(x_ptr + base + offsets, mask=mask, other=0.0).to(COMPUTE_DTYPE)
         positions = positions.to(COMPUTE_DTYPE)
         if tile == first_tile:  # from the first element to the first tile's mean, an outlier or not
@@ -89,8 +90,9 @@ def batch_norm_statistics_kernel(
 @triton.jit
 def normalize_tiles(
     x_ptr, y_ptr, mean, scale, bias,
-    channels, spatial, stride_channel, stride_spatial, tiles, tiles_per_split,
-    COMPUTE_DTYPE: tl.constexpr, BLOCK_CHANNELS: tl.constexpr, BLOCK_SPATIAL: tl.constexpr,
+    samples, channels, spatial, stride_channel, stride_spatial, tiles, tiles_per_split,
+    COMPUTE_DTYPE: tl.constexpr,
+    BLOCK_SAMPLES: tl.constexpr, BLOCK_CHANNELS: tl.constexpr, BLOCK_SPATIAL: tl.constexpr,
 ):  # fmt: skip
     """y = (x - mean) scale + bias over the tiles of this program's split."""
     scale = scale.to(COMPUTE_DTYPE)[:, None]
@@ -98,8 +100,9 @@ def normalize_tiles(
     first_tile, last_tile = program_tiles(tiles, tiles_per_split)
     for tile in range(first_tile, last_tile):
         base, offsets, mask, _ = tile_access(
-            tile, channels, spatial, stride_channel, stride_spatial, BLOCK_CHANNELS, BLOCK_SPATIAL
-        )
+            tile, samples, channels, spatial, stride_channel, stride_spatial,
+            BLOCK_SAMPLES, BLOCK_CHANNELS, BLOCK_SPATIAL,
+        )  # fmt: skip
         x = tl.load(x_ptr + base + offsets, mask=mask, other=0.0).to(COMPUTE_DTYPE)
         y = subtract(x, mean) * scale + bias
         tl.store(y_ptr + base + offsets, y.to(y_ptr.dtype.element_ty), mask=mask)
@@ -112,7 +115,7 @@ def update_running(running_ptr, value, momentum, channel, mask):
     store_channels(running_ptr, channel, running, mask)
 
 
-@triton.jit(do_not_specialize=["channels", "spatial", "tiles", "tiles_per_split", "splits"])
+@triton.jit(do_not_specialize=["samples", "channels", "spatial", "tiles", "tiles_per_split", "splits"])
 def batch_norm_normalize_kernel(
     x_ptr, y_ptr,
     partial_ptr,                          # [count, mean and m2, splits, channels]
@@ -120,10 +123,11 @@ def batch_norm_normalize_kernel(
     running_mean_ptr, running_var_ptr,    # [channels] or None
     num_batches_tracked_ptr,              # scalar, for the cumulative average that replaces momentum, or None
     mean_ptr, rstd_ptr,                   # [channels] or None
-    channels, spatial, tiles, tiles_per_split, splits,
+    samples, channels, spatial, tiles, tiles_per_split, splits,
     momentum: tl.float64, eps: tl.float64,
     COMPUTE_DTYPE: tl.constexpr, CHANNELS_LAST: tl.constexpr, VECTOR: tl.constexpr,
-    BLOCK_CHANNELS: tl.constexpr, BLOCK_SPATIAL: tl.constexpr, BLOCK_SPLITS: tl.constexpr,
+    BLOCK_SAMPLES: tl.constexpr, BLOCK_CHANNELS: tl.constexpr, BLOCK_SPATIAL: tl.constexpr,
+    BLOCK_SPLITS: tl.constexpr,
 ):  # fmt: skip
     channel, channel_mask, channels, spatial, stride_channel, stride_spatial = program_channels(
         channels, spatial, CHANNELS_LAST, VECTOR, BLOCK_CHANNELS
@@ -156,21 +160,21 @@ def batch_norm_normalize_kernel(
     bias = load_channels(bias_ptr, channel, channel_mask)
     normalize_tiles(
         x_ptr, y_ptr, mean, scale, bias,
-        channels, spatial, stride_channel, stride_spatial, tiles, tiles_per_split,
-        COMPUTE_DTYPE, BLOCK_CHANNELS, BLOCK_SPATIAL,
+        samples, channels, spatial, stride_channel, stride_spatial, tiles, tiles_per_split,
+        COMPUTE_DTYPE, BLOCK_SAMPLES, BLOCK_CHANNELS, BLOCK_SPATIAL,
     )  # fmt: skip
 
 
-@triton.jit(do_not_specialize=["channels", "spatial", "tiles", "tiles_per_split"])
+@triton.jit(do_not_specialize=["samples", "channels", "spatial", "tiles", "tiles_per_split"])
 def batch_norm_inference_kernel(
     x_ptr, y_ptr,
     weight_ptr, bias_ptr,                 # [channels] or None
     running_mean_ptr, running_var_ptr,    # [channels]
     mean_ptr, rstd_ptr,                   # [channels] or None
-    channels, spatial, tiles, tiles_per_split,
+    samples, channels, spatial, tiles, tiles_per_split,
     eps: tl.float64,
     COMPUTE_DTYPE: tl.constexpr, CHANNELS_LAST: tl.constexpr, VECTOR: tl.constexpr,
-    BLOCK_CHANNELS: tl.constexpr, BLOCK_SPATIAL: tl.constexpr,
+    BLOCK_SAMPLES: tl.constexpr, BLOCK_CHANNELS: tl.constexpr, BLOCK_SPATIAL: tl.constexpr,
 ):  # fmt: skip
     channel, channel_mask, channels, spatial, stride_channel, stride_spatial = program_channels(
         channels, spatial, CHANNELS_LAST, VECTOR, BLOCK_CHANNELS
@@ -187,19 +191,19 @@ def batch_norm_inference_kernel(
     bias = load_channels(bias_ptr, channel, channel_mask)
     normalize_tiles(
         x_ptr, y_ptr, mean, scale, bias,
-        channels, spatial, stride_channel, stride_spatial, tiles, tiles_per_split,
-        COMPUTE_DTYPE, BLOCK_CHANNELS, BLOCK_SPATIAL,
+        samples, channels, spatial, stride_channel, stride_spatial, tiles, tiles_per_split,
+        COMPUTE_DTYPE, BLOCK_SAMPLES, BLOCK_CHANNELS, BLOCK_SPATIAL,
     )  # fmt: skip
 
 
-@triton.jit(do_not_specialize=["channels", "spatial", "tiles", "tiles_per_split"])
+@triton.jit(do_not_specialize=["samples", "channels", "spatial", "tiles", "tiles_per_split"])
 def batch_norm_backward_sums_kernel(
     dy_ptr, x_ptr,
     mean_ptr, rstd_ptr,          # [channels]
     partial_ptr,                 # [dbias and dweight, splits, channels]
-    channels, spatial, tiles, tiles_per_split,
+    samples, channels, spatial, tiles, tiles_per_split,
     COMPUTE_DTYPE: tl.constexpr, CHANNELS_LAST: tl.constexpr, VECTOR: tl.constexpr,
-    BLOCK_CHANNELS: tl.constexpr, BLOCK_SPATIAL: tl.constexpr,
+    BLOCK_SAMPLES: tl.constexpr, BLOCK_CHANNELS: tl.constexpr, BLOCK_SPATIAL: tl.constexpr,
 ):  # fmt: skip
     channel, channel_mask, channels, spatial, stride_channel, stride_spatial = program_channels(
         channels, spatial, CHANNELS_LAST, VECTOR, BLOCK_CHANNELS
@@ -207,13 +211,14 @@ def batch_norm_backward_sums_kernel(
     mean = load_channels(mean_ptr, channel, channel_mask)
     rstd = load_channels(rstd_ptr, channel, channel_mask)
 
-    dbias = tl.zeros([BLOCK_CHANNELS, BLOCK_SPATIAL], COMPUTE_DTYPE)
-    dweight = tl.zeros([BLOCK_CHANNELS, BLOCK_SPATIAL], COMPUTE_DTYPE)
+    dbias = tl.zeros([BLOCK_CHANNELS, BLOCK_SAMPLES * BLOCK_SPATIAL], COMPUTE_DTYPE)
+    dweight = tl.zeros([BLOCK_CHANNELS, BLOCK_SAMPLES * BLOCK_SPATIAL], COMPUTE_DTYPE)
     first_tile, last_tile = program_tiles(tiles, tiles_per_split)
     for tile in range(first_tile, last_tile):
         base, offsets, mask, _ = tile_access(
-            tile, channels, spatial, stride_channel, stride_spatial, BLOCK_CHANNELS, BLOCK_SPATIAL
-        )
+            tile, samples, channels, spatial, stride_channel, stride_spatial,
+            BLOCK_SAMPLES, BLOCK_CHANNELS, BLOCK_SPATIAL,
+        )  # fmt: skip
         dy = tl.load(dy_ptr + base + offsets, mask=mask, other=0.0).to(COMPUTE_DTYPE)
         x = tl.load(x_ptr + base + offsets, mask=mask, other=0.0).to(COMPUTE_DTYPE)
         dbias += dy
@@ -225,17 +230,20 @@ def batch_norm_backward_sums_kernel(
     store_partial(partial_ptr, 1, dweight, channel, channel_mask, channels)
 
 
-@triton.jit(do_not_specialize=["channels", "spatial", "tiles", "tiles_per_split", "splits", "count"])
+@triton.jit(
+    do_not_specialize=["samples", "channels", "spatial", "tiles", "tiles_per_split", "splits", "count"]
+)
 def batch_norm_backward_kernel(
     dy_ptr, x_ptr, dx_ptr,       # dx or None
     weight_ptr,                  # [channels] or None
     mean_ptr, rstd_ptr,          # [channels]
     partial_ptr,                 # [dbias and dweight, splits, channels] or None
     dweight_ptr, dbias_ptr,      # [channels] or None
-    channels, spatial, tiles, tiles_per_split, splits, count,
+    samples, channels, spatial, tiles, tiles_per_split, splits, count,
     TRAINING: tl.constexpr,
     COMPUTE_DTYPE: tl.constexpr, CHANNELS_LAST: tl.constexpr, VECTOR: tl.constexpr,
-    BLOCK_CHANNELS: tl.constexpr, BLOCK_SPATIAL: tl.constexpr, BLOCK_SPLITS: tl.constexpr,
+    BLOCK_SAMPLES: tl.constexpr, BLOCK_CHANNELS: tl.constexpr, BLOCK_SPATIAL: tl.constexpr,
+    BLOCK_SPLITS: tl.constexpr,
 ):  # fmt: skip
     channel, channel_mask, channels, spatial, stride_channel, stride_spatial = program_channels(
         channels, spatial, CHANNELS_LAST, VECTOR, BLOCK_CHANNELS
@@ -259,14 +267,9 @@ def batch_norm_backward_kernel(
         first_tile, last_tile = program_tiles(tiles, tiles_per_split)
         for tile in range(first_tile, last_tile):
             base, offsets, mask, _ = tile_access(
-                tile,
-                channels,
-                spatial,
-                stride_channel,
-                stride_spatial,
-                BLOCK_CHANNELS,
-                BLOCK_SPATIAL,
-            )
+                tile, samples, channels, spatial, stride_channel, stride_spatial,
+                BLOCK_SAMPLES, BLOCK_CHANNELS, BLOCK_SPATIAL,
+            )  # fmt: skip
             dx = tl.load(dy_ptr + base + offsets, mask=mask, other=0.0).to(COMPUTE_DTYPE)
             if TRAINING:
                 x = tl.load(x_ptr + base + offsets, mask=mask, other=0.0).to(COMPUTE_DTYPE)

@@ -1,8 +1,9 @@
 """Which channels and positions a program works on, for tensors (N, C, *) in either memory format.
 
-A channel's elements are cut into tiles [channels, positions] of one sample, the tiles into splits. Program
-(i, j) of the grid takes the i-th block of channels and the tiles of the j-th split. A channels-last tensor
-is one sample of batch * spatial positions whose channels are contiguous: other strides, same kernels.
+A channel's elements are cut into tiles [channels, positions], the positions being some of one sample's or
+all of a few samples', and the tiles into splits. Program (i, j) of the grid takes the i-th block of channels
+and the tiles of the j-th split. A channels-last tensor is one sample of batch * spatial positions whose
+channels are contiguous: other strides, same kernels.
 
 What there is one of a channel and program (mean, rstd, partial results) is float64.
 """
@@ -43,21 +44,26 @@ def program_tiles(tiles, tiles_per_split):
 
 @triton.jit
 def tile_access(
-    tile, channels, spatial, stride_channel, stride_spatial,
-    BLOCK_CHANNELS: tl.constexpr, BLOCK_SPATIAL: tl.constexpr,
+    tile, samples, channels, spatial, stride_channel, stride_spatial,
+    BLOCK_SAMPLES: tl.constexpr, BLOCK_CHANNELS: tl.constexpr, BLOCK_SPATIAL: tl.constexpr,
 ):  # fmt: skip
     """(base, offsets, mask) of this program's channels at a tile, and how many positions it has."""
     tiles_per_sample = tl.cdiv(spatial, BLOCK_SPATIAL)
-    sample = (tile // tiles_per_sample).to(tl.int64)
+    first_sample = (tile // tiles_per_sample).to(tl.int64) * BLOCK_SAMPLES
     first_channel = tl.program_id(0).to(tl.int64) * BLOCK_CHANNELS
-    first_position = (tile % tiles_per_sample).to(tl.int64) * BLOCK_SPATIAL
-    base = sample * channels * spatial + first_channel * stride_channel + first_position * stride_spatial
+    first_spatial = (tile % tiles_per_sample).to(tl.int64) * BLOCK_SPATIAL
+    base = first_sample * channels * spatial + first_channel * stride_channel + first_spatial * stride_spatial
 
     channel = tl.arange(0, BLOCK_CHANNELS)[:, None]
-    position = tl.arange(0, BLOCK_SPATIAL)[None, :]
-    mask = (first_channel + channel < channels) & (first_position + position < spatial)
-    positions = tl.minimum(spatial - first_position, BLOCK_SPATIAL)
-    return base, channel * stride_channel + position * stride_spatial, mask, positions
+    position = tl.arange(0, BLOCK_SAMPLES * BLOCK_SPATIAL)[None, :]
+    sample = position // BLOCK_SPATIAL
+    place = position % BLOCK_SPATIAL
+    offsets = channel * stride_channel + sample * channels * spatial + place * stride_spatial
+    mask = (first_channel + channel < channels) & (first_sample + sample < samples)
+    mask &= first_spatial + place < spatial
+    positions = tl.minimum(samples - first_sample, BLOCK_SAMPLES)
+    positions *= tl.minimum(spatial - first_spatial, BLOCK_SPATIAL)
+    return base, offsets, mask, positions
 
 
 @triton.jit
@@ -106,7 +112,7 @@ class Plan(NamedTuple):
     """How the launches of one call cut x up."""
 
     grid: tuple  # channel blocks, splits
-    sizes: tuple  # channels and spatial, the contiguous one in vectors; tiles, tiles_per_split
+    sizes: tuple  # samples; channels and spatial, the contiguous one in vectors; tiles, tiles_per_split
     constants: dict
     merged_splits: int
     count: int  # elements of a channel
@@ -120,21 +126,23 @@ def plan(x):
     if channels_last:
         samples, spatial = 1, count
     tile = launch.batch_norm_tile(channels, spatial, channels_last)
-    tiles = samples * triton.cdiv(spatial, tile.spatial)
+    tiles = triton.cdiv(samples, tile.samples) * triton.cdiv(spatial, tile.spatial)
     channel_blocks = triton.cdiv(channels, tile.channels)
     splits, tiles_per_split = launch.batch_norm_splits(tiles, channel_blocks, x.device)
     vector = launch.vector(channels if channels_last else spatial)
-    sizes = (channels // vector, spatial) if channels_last else (channels, spatial // vector)
+    in_vectors = (channels // vector, spatial) if channels_last else (channels, spatial // vector)
+    sizes = (samples, *in_vectors, tiles, tiles_per_split)
     constants = dict(
         COMPUTE_DTYPE=launch.triton_dtype(launch.compute_dtype(x.dtype)),
         CHANNELS_LAST=channels_last,
         VECTOR=vector,
+        BLOCK_SAMPLES=tile.samples,
         BLOCK_CHANNELS=tile.channels,
         BLOCK_SPATIAL=tile.spatial,
         num_warps=tile.num_warps,
     )
     merged_splits = launch.batch_norm_merged_splits(tile.channels)
-    return Plan((channel_blocks, splits), (*sizes, tiles, tiles_per_split), constants, merged_splits, count)
+    return Plan((channel_blocks, splits), sizes, constants, merged_splits, count)
 
 
 def dense(x):

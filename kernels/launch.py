@@ -120,26 +120,26 @@ def layer_norm_backward_finish_tile():
 
 
 class ChannelTile(NamedTuple):
+    samples: int
     channels: int
     spatial: int
     num_warps: int
 
 
 CHANNEL_TILE = 2048  # elements of a tile: 4 warps x 16
-CHANNELS_LAST_WIDTH = 64  # channels of a channels-last tile: 128 bytes of a 16-bit row
+CHANNEL_TILE_WIDTH = 64  # channels of a tile at most: 128 bytes of a channels-last position in 16 bits
 MAX_SPLITS = 64  # partial results a channel; every program of the second launch merges them all
 
 
 def batch_norm_tile(channels, spatial, channels_last):
-    """The tile is as long as it can be along the contiguous dimension, then spreads over the other."""
+    """As long as it can be along the contiguous dimension, then over the next, then over samples."""
     elements = CHANNEL_TILE * tile_scale()
+    width = min(triton.next_power_of_2(channels), CHANNEL_TILE_WIDTH)
     if channels_last:
-        block_channels = min(triton.next_power_of_2(channels), CHANNELS_LAST_WIDTH)
-        block_spatial = elements // block_channels
-    else:
-        block_spatial = min(triton.next_power_of_2(spatial), elements)
-        block_channels = min(triton.next_power_of_2(channels), elements // block_spatial, CHANNELS_LAST_WIDTH)
-    return ChannelTile(block_channels, block_spatial, num_warps=4)
+        return ChannelTile(1, width, elements // width, num_warps=4)
+    length = min(triton.next_power_of_2(spatial), elements)
+    width = min(width, elements // length)
+    return ChannelTile(elements // (length * width), width, length, num_warps=4)
 
 
 def batch_norm_splits(tiles, channel_blocks, device):

@@ -15,6 +15,7 @@ SHAPES = [
     ((17, 65), False),
     ((300, 129), False),
     ((2, 3, 7), False),
+    ((70, 6, 7), False),
     ((4, 3, 1, 1), False),
     ((2, 1, 3, 5), False),
     ((2, 1, 3, 5), True),
@@ -73,7 +74,9 @@ def test_shapes_cover_the_plans(device):
     plans = [channels.plan(torch.empty(shape, device=device)) for shape, _ in SHAPES]
     assert {plan.grid[0] > 1 for plan in plans} == {True, False}, "channel blocks"
     assert {plan.grid[1] > 1 for plan in plans} == {True, False}, "splits"
-    assert {plan.sizes[3] > 1 for plan in plans} == {True, False}, "tiles a split"
+    assert {plan.sizes[4] > 1 for plan in plans} == {True, False}, "tiles a split"
+    samples = {(plan.constants["BLOCK_SAMPLES"] > 1, plan.sizes[3] > 1) for plan in plans}
+    assert (True, True) in samples, "several tiles of several samples"
     assert {plan.constants["VECTOR"] for plan in plans} >= {1, 2, 8}
 
 

@@ -64,8 +64,10 @@ samples, channels, spatial = 2**21 + 1, 2, 512
 x, y = reserved(samples, channels, spatial), reserved(samples, channels, spatial)
 x[-1] = torch.randn(channels, spatial)
 x[0, :, 0] = 0  # the shift
-layout = dict(COMPUTE_DTYPE=tl.float32, CHANNELS_LAST=False, VECTOR=8, BLOCK_CHANNELS=2, BLOCK_SPATIAL=512)
-sizes = (channels, spatial // 8, samples, samples - 1)  # two splits, of which the second is the last sample
+layout = dict(COMPUTE_DTYPE=tl.float32, CHANNELS_LAST=False, VECTOR=8,
+              BLOCK_SAMPLES=1, BLOCK_CHANNELS=2, BLOCK_SPATIAL=512)
+# two splits, of which the second is the last sample
+sizes = (samples, channels, spatial // 8, samples, samples - 1)
 second = ((0, 1, 0), (1, 2, 1))
 mean, var = torch.randn(2), torch.rand(2) + 0.5
 per_channel = lambda t: t.float().view(2, 1)

@@ -99,8 +99,9 @@ def test_splits_cover_the_tiles_and_none_is_empty(tiles, channel_blocks, device)
 @pytest.mark.parametrize("channels", [1, 3, 64, 1000])
 def test_channel_tiles_have_their_size(channels, spatial, channels_last):
     tile = launch.batch_norm_tile(channels, spatial, channels_last)
-    assert tile.channels * tile.spatial <= launch.CHANNEL_TILE
+    assert tile.samples * tile.channels * tile.spatial == launch.CHANNEL_TILE
     assert tile.channels < 2 * channels
+    assert tile.samples == 1 or (not channels_last and tile.spatial >= spatial)
 
 
 def test_every_launch_is_on_the_tensors_device_and_states_fp_fusion(device, monkeypatch):

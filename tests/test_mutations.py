@@ -125,9 +125,15 @@ MUTATIONS = {
     ),
     "positions are not masked": Mutation(
         "kernels/channels.py",
-        "    mask = (first_channel + channel < channels) & (first_position + position < spatial)\n",
-        "    mask = (first_channel + channel < channels) & (position >= 0)\n",
+        "    mask &= first_spatial + place < spatial\n",
+        "",
         "test_batch_norm.py::test_training_agrees_with_torch",
+    ),
+    "samples are not masked": Mutation(
+        "kernels/channels.py",
+        " & (first_sample + sample < samples)\n",
+        "\n",
+        "test_batch_norm.py -k 'training_agrees and 70x6x7'",
     ),
     "channels are not masked": Mutation(
         "kernels/channels.py",
@@ -137,8 +143,8 @@ MUTATIONS = {
     ),
     "sample offsets in 32 bits": Mutation(
         "kernels/channels.py",
-        "    sample = (tile // tiles_per_sample).to(tl.int64)\n",
-        "    sample = tile // tiles_per_sample\n",
+        "    first_sample = (tile // tiles_per_sample).to(tl.int64) * BLOCK_SAMPLES\n",
+        "    first_sample = tile // tiles_per_sample * BLOCK_SAMPLES\n",
         "test_far_offsets.py -k batch_norm_inference",
     ),
     # kernels/batch_norm.py
