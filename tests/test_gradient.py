@@ -22,7 +22,8 @@ def same_mask_dropout(p):
 
 def batch_norm(training):
     def call(x, weight=None, bias=None):
-        running = [torch.arange(1.0, x.shape[1] + 1, dtype=x.dtype, device=x.device) for _ in range(2)]
+        dtype = x.dtype if weight is None else weight.dtype
+        running = [torch.arange(1.0, x.shape[1] + 1, dtype=dtype, device=x.device) + 1 / 3 for _ in range(2)]
         return normreg.functional.batch_norm(x, *running, weight, bias, training=training)
 
     return call
@@ -111,6 +112,21 @@ def test_gradient_penalty_step(device, name):
         ((g.norm(dim=1) - 1) ** 2).mean().backward()
         results.append([p.grad for p in critic.parameters() if p.grad is not None])
     torch.testing.assert_close(*results)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("function", [batch_norm(True), batch_norm(False), layer_norm(6)],
+                         ids=["batch_norm", "batch_norm in evaluation", "layer_norm"])  # fmt: skip
+def test_both_backwards_compute_16_bits_in_float32(device, function, dtype):
+    x = (torch.randn(50, 6, device=device) + 5).to(dtype).requires_grad_()
+    weight = torch.ones(6, device=device, requires_grad=True)
+    y = function(x, weight)
+    dy = torch.randn_like(y)
+    kernel = torch.autograd.grad(y, (x, weight), dy, retain_graph=True)
+    formula = torch.autograd.grad(y, (x, weight), dy, create_graph=True)
+    # dx is rounded to 16 bits once each, in the interpreter by truncation
+    torch.testing.assert_close(kernel[0], formula[0], rtol=2 * torch.finfo(dtype).eps, atol=1e-4)
+    torch.testing.assert_close(kernel[1], formula[1], rtol=1e-5, atol=1e-4)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32], ids=str)

@@ -6,57 +6,27 @@ from normreg.kernels import batch_norm as kernels
 from normreg.ops import gradient
 
 
-def _forward(
-    x,
-    weight,
-    bias,
-    running_mean,
-    running_var,
-    num_batches_tracked,
-    training,
-    momentum,
-    eps,
-    save_statistics,
-):
+def _forward(x, weight, bias, running_mean, running_var, tracked, training, momentum, eps, save_statistics):
+    statistics = (running_mean, running_var)
     if not training:
-        return kernels.batch_norm_inference(x, weight, bias, running_mean, running_var, eps, save_statistics)
-    result = kernels.batch_norm_forward(
-        x,
-        weight,
-        bias,
-        running_mean,
-        running_var,
-        num_batches_tracked,
-        momentum,
-        eps,
-        save_statistics,
-    )
-    if num_batches_tracked is not None:
-        torch.autograd.graph.increment_version(num_batches_tracked)
+        return kernels.batch_norm_inference(x, weight, bias, *statistics, eps, save_statistics)
+    result = kernels.batch_norm_forward(x, weight, bias, *statistics, tracked, momentum, eps, save_statistics)
+    if tracked is not None:
+        torch.autograd.graph.increment_version(tracked)  # which the kernel's store does not do
     return result
 
 
 class BatchNormFunction(torch.autograd.Function):
     @staticmethod
-    def forward(x, weight, bias, running_mean, running_var, num_batches_tracked, training, momentum, eps):
-        return _forward(
-            x,
-            weight,
-            bias,
-            running_mean,
-            running_var,
-            num_batches_tracked,
-            training,
-            momentum,
-            eps,
-            True,
-        )
+    def forward(x, weight, bias, running_mean, running_var, tracked, training, momentum, eps):
+        buffers = (running_mean, running_var, tracked)
+        return _forward(x, weight, bias, *buffers, training, momentum, eps, save_statistics=True)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
         x, weight, bias, _, _, _, ctx.training, _, ctx.eps = inputs
         _, mean, rstd = output
-        ctx.parameter_dtype = (x if weight is bias is None else bias if weight is None else weight).dtype
+        ctx.parameter_dtype = gradient.parameter_dtype(weight, bias)
         ctx.mark_non_differentiable(mean, rstd)
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(x, weight, mean, rstd)
@@ -73,36 +43,19 @@ class BatchNormFunction(torch.autograd.Function):
             if ctx.training:
                 mean, rstd = gradient.statistics(x, dims, ctx.eps)
             else:
-                mean, rstd = (t.view(per_channel).to(dy.dtype) for t in (mean, rstd))
+                mean, rstd = mean.view(per_channel), rstd.view(per_channel)
             weight = None if weight is None else weight.view(per_channel)
             normalized_dims = dims if ctx.training else None
             grads = gradient.normalization_backward(dy, x, weight, mean, rstd, normalized_dims, dims, wanted)
         else:
             grads = kernels.batch_norm_backward(
-                dy,
-                x,
-                weight,
-                mean,
-                rstd,
-                ctx.parameter_dtype,
-                ctx.training,
-                ctx.needs_input_grad[:3],
+                dy, x, weight, mean, rstd, ctx.parameter_dtype, ctx.training, wanted
             )
         return *grads, None, None, None, None, None, None
 
 
-def batch_norm(x, weight, bias, running_mean, running_var, num_batches_tracked, training, momentum, eps):
-    arguments = (
-        x,
-        weight,
-        bias,
-        running_mean,
-        running_var,
-        num_batches_tracked,
-        training,
-        momentum,
-        eps,
-    )
+def batch_norm(x, weight, bias, running_mean, running_var, tracked, training, momentum, eps):
+    arguments = (x, weight, bias, running_mean, running_var, tracked, training, momentum, eps)
     if gradient.wants_gradient(x, weight, bias):
         return BatchNormFunction.apply(*arguments)[0]
     return _forward(*arguments, save_statistics=False)[0]

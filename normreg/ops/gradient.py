@@ -12,6 +12,11 @@ def wants_gradient(*tensors):
     return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
 
 
+def parameter_dtype(weight, bias):
+    """The dtype that weight and bias share, None where there is neither."""
+    return next((t.dtype for t in (weight, bias) if t is not None), None)
+
+
 def statistics(x, dims, eps):
     """mean and rstd of x over dims, kept as dimensions of size 1."""
     x = x.to(torch.promote_types(x.dtype, torch.float32))
@@ -27,7 +32,7 @@ def normalization_backward(dy, x, weight, mean, rstd, normalized_dims, parameter
     """
     want_dx, want_dweight, want_dbias = wanted
     dtype = torch.promote_types(x.dtype, torch.float32)
-    dy = dy.to(dtype)
+    dy, mean, rstd = dy.to(dtype), mean.to(dtype), rstd.to(dtype)
     x_hat = (x.to(dtype) - mean) * rstd
     dx = dweight = dbias = None
     if want_dx:

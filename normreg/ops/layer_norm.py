@@ -18,7 +18,7 @@ class LayerNormFunction(torch.autograd.Function):
     def setup_context(ctx, inputs, output):
         x, weight, bias, ctx.normalized_shape, ctx.eps, _ = inputs
         _, mean, rstd = output
-        ctx.parameter_dtype = (x if weight is bias is None else bias if weight is None else weight).dtype
+        ctx.parameter_dtype = gradient.parameter_dtype(weight, bias)
         ctx.mark_non_differentiable(mean, rstd)
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(x, weight, mean, rstd)
@@ -37,14 +37,7 @@ class LayerNormFunction(torch.autograd.Function):
             grads = gradient.normalization_backward(dy, x, weight, mean, rstd, dims, leading, wanted)
         else:
             grads = kernels.layer_norm_backward(
-                dy,
-                x,
-                weight,
-                mean,
-                rstd,
-                math.prod(shape),
-                ctx.parameter_dtype,
-                ctx.needs_input_grad[:3],
+                dy, x, weight, mean, rstd, math.prod(shape), ctx.parameter_dtype, wanted
             )
         dx, dweight, dbias = grads
         dweight, dbias = (None if grad is None else grad.view(shape) for grad in (dweight, dbias))
