@@ -56,11 +56,15 @@ def tile_access(
 
     channel = tl.arange(0, BLOCK_CHANNELS)[:, None]
     position = tl.arange(0, BLOCK_SAMPLES * BLOCK_SPATIAL)[None, :]
-    sample = position // BLOCK_SPATIAL
-    place = position % BLOCK_SPATIAL
-    offsets = channel * stride_channel + sample * channels * spatial + place * stride_spatial
-    mask = (first_channel + channel < channels) & (first_sample + sample < samples)
-    mask &= first_spatial + place < spatial
+    mask = first_channel + channel < channels
+    offsets = channel * stride_channel
+    if BLOCK_SAMPLES > 1:
+        sample = position // BLOCK_SPATIAL
+        position = position % BLOCK_SPATIAL
+        mask &= first_sample + sample < samples
+        offsets += sample * channels * spatial
+    mask &= first_spatial + position < spatial
+    offsets += position * stride_spatial
     positions = tl.minimum(samples - first_sample, BLOCK_SAMPLES)
     positions *= tl.minimum(spatial - first_spatial, BLOCK_SPATIAL)
     return base, offsets, mask, positions

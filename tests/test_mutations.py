@@ -125,14 +125,14 @@ MUTATIONS = {
     ),
     "positions are not masked": Mutation(
         "kernels/channels.py",
-        "    mask &= first_spatial + place < spatial\n",
+        "    mask &= first_spatial + position < spatial\n",
         "",
         "test_batch_norm.py::test_training_agrees_with_torch",
     ),
     "samples are not masked": Mutation(
         "kernels/channels.py",
-        " & (first_sample + sample < samples)\n",
-        "\n",
+        "        mask &= first_sample + sample < samples\n",
+        "",
         "test_batch_norm.py -k 'training_agrees and 70x6x7'",
     ),
     "channels are not masked": Mutation(
