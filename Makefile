@@ -16,8 +16,10 @@ demo: $(INSTALLED)
 test: $(INSTALLED)
 	$(RUN) -m pytest -n 2 --timeout 300 $(TEST_ARGS)
 
+# Debian's python3 may come without the part that puts pip into a new environment, but with a pip of its own
 $(INSTALLED): pyproject.toml constraints.txt
-	$(PYTHON) -m venv --clear $(VENV)
+	$(PYTHON) -m venv --clear $(VENV) || { \
+		$(PYTHON) -m venv --clear --without-pip $(VENV) && $(PYTHON) -m pip --python $(RUN) install pip; }
 	$(RUN) -m pip install --quiet --constraint constraints.txt --editable '.[test,bench]'
 	touch $@
 

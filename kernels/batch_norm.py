@@ -89,14 +89,14 @@ def batch_norm_statistics_kernel(
 
 @triton.jit
 def normalize_tiles(
-    x_ptr, y_ptr, mean, scale, bias,
+    x_ptr, y_ptr, weight_ptr, bias_ptr, mean, rstd, channel, channel_mask,
     samples, channels, spatial, stride_channel, stride_spatial, tiles, tiles_per_split,
     COMPUTE_DTYPE: tl.constexpr,
     BLOCK_SAMPLES: tl.constexpr, BLOCK_CHANNELS: tl.constexpr, BLOCK_SPATIAL: tl.constexpr,
 ):  # fmt: skip
-    """y = (x - mean) scale + bias over the tiles of this program's split."""
-    scale = scale.to(COMPUTE_DTYPE)[:, None]
-    bias = bias.to(COMPUTE_DTYPE)[:, None]
+    """y = (x - mean) rstd weight + bias over the tiles of this program's split."""
+    scale = (rstd * load_channels(weight_ptr, channel, channel_mask, 1.0)).to(COMPUTE_DTYPE)[:, None]
+    bias = load_channels(bias_ptr, channel, channel_mask).to(COMPUTE_DTYPE)[:, None]
     first_tile, last_tile = program_tiles(tiles, tiles_per_split)
     for tile in range(first_tile, last_tile):
         base, offsets, mask, _ = tile_access(
@@ -156,10 +156,8 @@ def batch_norm_normalize_kernel(
             update_running(running_mean_ptr, mean, factor, channel, channel_mask)
             update_running(running_var_ptr, m2 / (count - 1), factor, channel, channel_mask)
 
-    scale = rstd * load_channels(weight_ptr, channel, channel_mask, 1.0)
-    bias = load_channels(bias_ptr, channel, channel_mask)
     normalize_tiles(
-        x_ptr, y_ptr, mean, scale, bias,
+        x_ptr, y_ptr, weight_ptr, bias_ptr, mean, rstd, channel, channel_mask,
         samples, channels, spatial, stride_channel, stride_spatial, tiles, tiles_per_split,
         COMPUTE_DTYPE, BLOCK_SAMPLES, BLOCK_CHANNELS, BLOCK_SPATIAL,
     )  # fmt: skip
@@ -187,10 +185,8 @@ def batch_norm_inference_kernel(
             store_channels(mean_ptr, channel, mean, channel_mask)
             store_channels(rstd_ptr, channel, rstd, channel_mask)
 
-    scale = rstd * load_channels(weight_ptr, channel, channel_mask, 1.0)
-    bias = load_channels(bias_ptr, channel, channel_mask)
     normalize_tiles(
-        x_ptr, y_ptr, mean, scale, bias,
+        x_ptr, y_ptr, weight_ptr, bias_ptr, mean, rstd, channel, channel_mask,
         samples, channels, spatial, stride_channel, stride_spatial, tiles, tiles_per_split,
         COMPUTE_DTYPE, BLOCK_SAMPLES, BLOCK_CHANNELS, BLOCK_SPATIAL,
     )  # fmt: skip

@@ -73,3 +73,17 @@ def guarded_memory(monkeypatch):
     monkeypatch.setattr(torch, "empty_like", memory.guarding(torch.empty_like))
     yield memory
     memory.check()
+
+
+@pytest.fixture
+def launches(monkeypatch):
+    """Names of the kernels launched so far."""
+    names = []
+    real = launch.launch
+
+    def spy(kernel, *arguments, **options):
+        names.append(kernel.fn.__name__)
+        return real(kernel, *arguments, **options)
+
+    monkeypatch.setattr(launch, "launch", spy)
+    return names

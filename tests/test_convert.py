@@ -12,7 +12,6 @@ from torch.nn.utils import parametrize
 
 import normreg
 from normreg import convert
-from normreg.kernels import launch
 
 # kind: (arguments of its constructor, shape of an input, what its kernels' names start with)
 KINDS = {
@@ -107,20 +106,6 @@ def assert_all_equal(results, expected):
 def assert_states_equal(state, expected):
     assert list(state) == list(expected)
     assert_all_equal(state.values(), expected.values())
-
-
-@pytest.fixture
-def launches(monkeypatch):
-    """Names of the kernels launched so far."""
-    names = []
-    real = launch.launch
-
-    def spy(kernel, *arguments, **options):
-        names.append(kernel.fn.__name__)
-        return real(kernel, *arguments, **options)
-
-    monkeypatch.setattr(launch, "launch", spy)
-    return names
 
 
 @every_kind

@@ -16,23 +16,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import normreg
 from normreg import dispatch
-from normreg.kernels import launch
 
 LIBRARIES = {"torch": F, "normreg": normreg.functional}
-
-
-@pytest.fixture
-def launches(monkeypatch):
-    """Names of the kernels launched so far."""
-    names = []
-    real = launch.launch
-
-    def spy(kernel, *arguments, **options):
-        names.append(kernel.fn.__name__)
-        return real(kernel, *arguments, **options)
-
-    monkeypatch.setattr(launch, "launch", spy)
-    return names
 
 
 def outcome(call, *arguments, **options):

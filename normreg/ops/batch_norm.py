@@ -26,10 +26,7 @@ class BatchNormFunction(torch.autograd.Function):
     def setup_context(ctx, inputs, output):
         x, weight, bias, _, _, _, ctx.training, _, ctx.eps = inputs
         _, mean, rstd = output
-        ctx.parameter_dtype = gradient.parameter_dtype(weight, bias)
-        ctx.mark_non_differentiable(mean, rstd)
-        ctx.set_materialize_grads(False)
-        ctx.save_for_backward(x, weight, mean, rstd)
+        gradient.save_for_backward(ctx, x, weight, bias, mean, rstd)
 
     @staticmethod
     def backward(ctx, dy, _dmean, _drstd):

@@ -12,9 +12,12 @@ def wants_gradient(*tensors):
     return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
 
 
-def parameter_dtype(weight, bias):
-    """The dtype that weight and bias share, None where there is neither."""
-    return next((t.dtype for t in (weight, bias) if t is not None), None)
+def save_for_backward(ctx, x, weight, bias, mean, rstd):
+    """What the backward of a normalisation needs, whose Function returns (y, mean, rstd)."""
+    ctx.parameter_dtype = next((t.dtype for t in (weight, bias) if t is not None), None)
+    ctx.mark_non_differentiable(mean, rstd)
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(x, weight, mean, rstd)
 
 
 def statistics(x, dims, eps):
