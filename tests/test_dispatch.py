@@ -378,7 +378,7 @@ UNUSUAL = {
 }
 
 # also used by torch's own decompositions for forward-mode differentiation
-torchscript_is_deprecated = pytest.mark.filterwarnings("ignore:`torch.jit.:DeprecationWarning")
+torchscript_is_deprecated = pytest.mark.filterwarnings("ignore:`torch.jit.")
 nested_is_a_prototype = pytest.mark.filterwarnings(
     "ignore:The PyTorch API of nested tensors is in prototype stage:UserWarning"
 )

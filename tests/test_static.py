@@ -10,7 +10,7 @@ import pytest
 import triton
 
 ROOT = Path(__file__).parent.parent
-# The compiler of the pinned Triton keeps nothing on the stack; those of 3.6 and 3.9 two registers' worth in
+# The compiler of the pinned Triton keeps nothing on the stack; that of 3.9 two registers' worth in
 # one kernel of the hundreds, outside its loop.
 SPILL_BYTES = 0 if triton.__version__.startswith("3.7.") else 8
 
