@@ -80,6 +80,12 @@ MUTATIONS = {
         "        dweight = dy * x_hat\n",
         "test_layer_norm.py::test_rows_beside_a_tile",
     ),
+    "compiled anew for another number of rows": Mutation(
+        "kernels/layer_norm.py",
+        '@triton.jit(do_not_specialize=["rows", "cols_in_vectors"])\ndef layer_norm_forward_kernel(',
+        "@triton.jit\ndef layer_norm_forward_kernel(",
+        "test_launch.py -k sweep",
+    ),
     "row offsets in 32 bits": Mutation(
         "kernels/layer_norm.py",
         "    first_row = tl.program_id(0).to(tl.int64) * BLOCK_ROWS\n",
