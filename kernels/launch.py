@@ -75,9 +75,13 @@ CHUNK_WORDS = 4096  # of a wider row: 8 warps x 16 words
 WARP_TILE = 1024  # words of one warp in the forward: its reductions need no barrier
 
 
+def _words(compute_dtype):
+    return compute_dtype.itemsize // 4
+
+
 def _row_tile(cols, compute_dtype, held_words, words_per_thread):
     """Several rows of one warp each where a row is short, one row over several warps where not."""
-    words = compute_dtype.itemsize // 4
+    words = _words(compute_dtype)
     if cols * words > held_words:
         return RowTile(1, CHUNK_WORDS // words, 8)
     block_cols = triton.next_power_of_2(cols)
@@ -88,7 +92,7 @@ def _row_tile(cols, compute_dtype, held_words, words_per_thread):
 
 def layer_norm_forward_tile(cols, compute_dtype):
     # 32 words a thread spill on sm_80 where the row has 16384
-    words_per_thread = 32 if cols * compute_dtype.itemsize // 4 <= 8192 else 16
+    words_per_thread = 32 if cols * _words(compute_dtype) <= 8192 else 16
     return _row_tile(cols, compute_dtype, HELD_WORDS_FORWARD, words_per_thread)
 
 
@@ -97,8 +101,7 @@ def layer_norm_backward_tile(cols, compute_dtype):
     # there are rows to sum over at the end, or temporaries of float64
     several_rows = triton.next_power_of_2(cols) < WARP_TILE
     words_per_thread = 8 if several_rows or compute_dtype == torch.float64 else 16
-    held_words = HELD_WORDS_BACKWARD // (2 if compute_dtype == torch.float64 else 1)
-    return _row_tile(cols, compute_dtype, held_words, words_per_thread)
+    return _row_tile(cols, compute_dtype, HELD_WORDS_BACKWARD // _words(compute_dtype), words_per_thread)
 
 
 def layer_norm_backward_parameters_tile():

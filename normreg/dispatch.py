@@ -2,7 +2,7 @@
 
 Each function returns the reason why a call goes to torch's own operator, or None where it takes the
 kernel. Whatever is unusual goes to torch, which handles it or raises its own error. So bad input has
-torch's exception type and message, and nothing has been written when it is raised.
+torch's exception type and message, and no kernel has written anything when it is raised.
 """
 
 import torch

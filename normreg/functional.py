@@ -77,7 +77,7 @@ def batch_norm(
 
     Returns a tensor of input's shape and dtype, channels-last where input is, else contiguous. Raises
     what `torch.nn.functional.batch_norm` raises: RuntimeError for wrong channel counts, devices and
-    dtypes, ValueError for one value per channel in training and for eps; then nothing was updated.
+    dtypes, ValueError for one value per channel in training and for eps; then no kernel has updated anything.
     Where the kernel does not apply (`normreg.dispatch`) this is torch's operator.
 
     Equivalent::

@@ -9,7 +9,6 @@ DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 # next to powers of two, to tiles and to vector widths
 RAGGED = (1, 2, 3, 17, 127, 129, 1000, 1025)
 
-
 # How many units in the last place our error may exceed torch's own by.
 UNITS = {
     torch.float16: 1,  # another order of summation
@@ -93,15 +92,14 @@ def assert_agrees(ours, theirs, inputs, dy=None):
     afterwards, and y must have torch's strides.
     """
     with torch.no_grad():
-        y = theirs(*copies(inputs))
-    dy = torch.randn_like(y) if dy is None else dy
+        torch_y = theirs(*copies(inputs))
+    dy = torch.randn_like(torch_y) if dy is None else dy
     before = [*copies(inputs), dy.clone()]
     results = run(ours, inputs, dy)
-    torch_results = run(theirs, copies(inputs), dy)
 
     exact_inputs, exact_dy = copies(inputs, torch.float64), dy.double()
     exact_results = run(theirs, exact_inputs, exact_dy)
-    computed_in = torch.float64 if y.dtype == torch.float64 else torch.float32
+    computed_in = torch.float64 if torch_y.dtype == torch.float64 else torch.float32
     if computed_in == torch.float64:
         exact_inputs = [
             None if t is None else nudged(t.detach(), computed_in).requires_grad_(t.requires_grad)
@@ -110,8 +108,8 @@ def assert_agrees(ours, theirs, inputs, dy=None):
     nudged_results = run(theirs, exact_inputs, nudged(exact_dy, computed_in))
     slack = [error(*pair) for pair in zip(nudged_results, exact_results, strict=True)]
 
-    assert_accurate(results[0], torch_results[0], exact_results[0], "y", slack[0])
-    assert results[0].stride() == torch_results[0].stride(), "strides of y"
+    assert_accurate(results[0], torch_y, exact_results[0], "y", slack[0])
+    assert results[0].stride() == torch_y.stride(), "strides of y"
     torch_errors = torch_gradient_errors(theirs, inputs, dy)
     differentiated = [t for t in inputs if t is not None and t.requires_grad]
     for i, of in enumerate(differentiated):

@@ -24,6 +24,8 @@ class Mutation(NamedTuple):
     tests: str
 
 
+CHUNK = "        x = tl.load(x_ptr + col, mask=mask, other=0.0).to(COMPUTE_DTYPE) - shift\n        y ="
+
 MUTATIONS = {
     # kernels/layer_norm.py
     "forward ignores the row mask": Mutation(
@@ -91,6 +93,36 @@ MUTATIONS = {
         "    first_row = tl.program_id(0).to(tl.int64) * BLOCK_ROWS\n",
         "    first_row = tl.program_id(0) * BLOCK_ROWS\n",
         "test_far_offsets.py -k layer_norm_forward",
+    ),
+    "columns are not masked": Mutation(
+        "kernels/layer_norm.py",
+        "    row_mask = first_row + row < rows\n    col_mask = col < cols\n",
+        "    row_mask = first_row + row < rows\n    col_mask = col >= 0\n",
+        "test_layer_norm.py -k 'agrees_with_torch and 17-'",
+    ),
+    "a chunk is not masked": Mutation(
+        "kernels/layer_norm.py",
+        "        mask = col < cols\n" + CHUNK,
+        "        mask = col >= 0\n" + CHUNK,
+        "test_layer_norm.py::test_absent_parameters",
+    ),
+    "dx loses c2": Mutation(
+        "kernels/layer_norm.py",
+        "            dx = (wdy - x_hat * c1 - c2) * rstd\n",
+        "            dx = (wdy - x_hat * c1) * rstd\n",
+        "test_layer_norm.py::test_rows_beside_a_tile",
+    ),
+    "dx of chunks loses c1": Mutation(
+        "kernels/layer_norm.py",
+        "        dx = (wdy - x_hat * c1 - c2) * rstd\n        tl.store(dx_ptr + col",
+        "        dx = (wdy - c2) * rstd\n        tl.store(dx_ptr + col",
+        "test_layer_norm.py::test_absent_parameters",
+    ),
+    "dbias keeps only the last tile": Mutation(
+        "kernels/layer_norm.py",
+        "        dbias += dy\n",
+        "        dbias = dy\n",
+        "test_layer_norm.py::test_rows_beside_a_tile",
     ),
     # kernels/statistics.py
     "variance from raw squares": Mutation(
@@ -196,6 +228,18 @@ MUTATIONS = {
         "                dx -= subtract(x, mean) * c1 + c2\n",
         "                dx -= subtract(x, mean) * c1\n",
         "test_batch_norm.py::test_gradient_of_any_subset",
+    ),
+    "dx loses the projection on x_hat": Mutation(
+        "kernels/batch_norm.py",
+        "                dx -= subtract(x, mean) * c1 + c2\n",
+        "                dx -= c2\n",
+        "test_batch_norm.py::test_gradient_of_any_subset",
+    ),
+    "dbias of a channel keeps only the last tile": Mutation(
+        "kernels/batch_norm.py",
+        "        dbias += dy\n",
+        "        dbias = dy\n",
+        "test_batch_norm.py -k 'training_agrees and 5x17x7x7'",
     ),
     "dweight loses rstd": Mutation(
         "kernels/batch_norm.py",
