@@ -93,26 +93,48 @@ def run(arguments, budget):
         yield from measure(case)
 
 
+def per_element(record, name):
+    return f"{record[name] / record['elements']:.2f}"
+
+
 def table(records):
     headers = (
         "case", "direction", "launches", "torch operators", "moved", "least", "moved / least",
         "small", "cached",
     )  # fmt: skip
-    rows = []
-    for record in records:
-        per_element = (record[name] / record["elements"] for name in ("moved_bytes", "least_bytes"))
-        rest = (record[name] / record["elements"] for name in ("small_bytes", "cached_bytes"))
-        rows.append(
-            (
-                record["case"],
-                record["direction"],
-                len(record["kernels"]),
-                len(record["torch_operators"]),
-                *(f"{value:.2f}" for value in per_element),
-                f"{record['moved_bytes'] / record['least_bytes']:.2f}",
-                *(f"{value:.2f}" for value in rest),
-            )
+    rows = [
+        (
+            record["case"],
+            record["direction"],
+            len(record["kernels"]),
+            len(record["torch_operators"]),
+            per_element(record, "moved_bytes"),
+            per_element(record, "least_bytes"),
+            f"{record['moved_bytes'] / record['least_bytes']:.2f}",
+            per_element(record, "small_bytes"),
+            per_element(record, "cached_bytes"),
         )
+        for record in records
+    ]
+    return tables.markdown(headers, rows)
+
+
+def summary(records):
+    """A row a case: for each direction the launches, torch's operators included, the bytes and the least."""
+    by_case = {}
+    for record in records:
+        by_case.setdefault(record["case"], {})[record["direction"]] = record
+    headers = ["case"]
+    for direction in DIRECTIONS:
+        headers += [f"{direction}: launches", "moved", "least"]
+    rows = []
+    for case, by_direction in sorted(by_case.items()):
+        row = [case]
+        for direction in DIRECTIONS:
+            record = by_direction[direction]
+            row.append(len(record["kernels"]) + len(record["torch_operators"]))
+            row += [per_element(record, "moved_bytes"), per_element(record, "least_bytes")]
+        rows.append(row)
     return tables.markdown(headers, rows)
 
 

@@ -34,6 +34,7 @@ AWKWARD = (
     (33, 65, 31, 29),
 )
 FLAT = ((32, 64), (4096, 1024), (65536, 128), (1000, 1001), (32, 128, 16384))
+OTHER_DTYPES = ((64, 64, 56, 56), (64, 512, 28, 28), (64, 2048, 7, 7))
 
 
 def layer(library, case, **options):
@@ -49,37 +50,42 @@ def shapes():
     ):
         yield from ((origin, shape, channels_last) for shape in group for channels_last in (True, False))
     yield from (("BatchNorm1d", shape, False) for shape in FLAT)
+    yield "video", (4, 64, 16, 56, 56), False
 
 
 OPERATION = Operation(
     name=NAME,
     layer=layer,
-    passes={"forward": 2, "backward": 3},  # x, y; dy, x, dx
-    ledger=tuple(
-        Case(NAME, shape, channels_last=channels_last, training=training)
-        for training in (True, False)
-        for shape, channels_last in (
-            ((4, 64, 64, 64), False),
-            ((4, 64, 64, 64), True),
-            ((32, 672, 7, 7), False),
-            ((4096, 256), False),
-        )
+    # x, y; dy, x, dx; both; x, y
+    passes={"forward": 2, "backward": 3, "forward+backward": 5, "evaluation": 2},
+    ledger=(
+        Case(NAME, (4, 40, 64, 64)),
+        Case(NAME, (4, 40, 64, 64), channels_last=True),
+        Case(NAME, (32, 420, 7, 7)),
+        Case(NAME, (2560, 256)),
+        Case(NAME, (4, 40, 64, 64), training=False),
+        Case(NAME, (4, 40, 64, 64), channels_last=True, training=False),
     ),
     static=tuple(
         Case(NAME, shape, dtype, channels_last, training)
         for dtype in DTYPES.values()
-        for shape, channels_last in (
-            ((32, 64, 56, 56), False),
-            ((32, 64, 56, 56), True),
-            ((32, 512, 7, 8), False),
-            ((256, 512), False),
+        for shape, channels_last, training in (
+            ((32, 64, 56, 56), False, True),
+            ((32, 64, 56, 56), True, True),
+            ((32, 64, 56, 56), False, False),
+            ((32, 64, 56, 56), True, False),
+            ((32, 512, 7, 8), False, True),
+            ((256, 512), False, True),
         )
-        for training in (True, False)
     ),
     host=(Case(NAME, (8, 64, 4, 4)), Case(NAME, (8, 64, 4, 4), training=False)),
-    speed=tuple(
-        Case(NAME, shape, dtype, channels_last, origin=origin)
-        for dtype in (torch.bfloat16, torch.float32, torch.float16)
-        for origin, shape, channels_last in shapes()
+    speed=(
+        *(Case(NAME, shape, channels_last=last, origin=origin) for origin, shape, last in shapes()),
+        *(
+            Case(NAME, shape, dtype, channels_last, origin=origin)
+            for origin, dtype in (("float32", torch.float32), ("float16", torch.float16))
+            for shape in OTHER_DTYPES
+            for channels_last in (True, False)
+        ),
     ),
 )

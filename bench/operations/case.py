@@ -1,5 +1,6 @@
 """What is measured: an operation, and a case of it."""
 
+import copy
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -8,6 +9,7 @@ import torch
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32, "fp16": torch.float16, "fp64": torch.float64}
 SHORT = {dtype: name for name, dtype in DTYPES.items()}
+LEDGER_ELEMENTS = 5 * 2**17  # 1.25 MiB in 16 bits: as few as count as a large tensor
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,36 @@ class Case:
         return tensor.to(memory_format=torch.channels_last) if self.channels_last else tensor
 
 
+def relative_error(result, reference):
+    difference = (result.double() - reference).norm() / reference.norm().clamp_min(1e-300)
+    return difference.item()
+
+
+def error_against_float64(reference, layer, x, dy, y, gradients):
+    """The largest relative error, in the norm, of y, the gradients and the buffers after one call.
+
+    `reference` is torch's layer before the call, `layer` the one that made it.
+    """
+    reference = copy.deepcopy(reference).double()
+    x = x.double().requires_grad_()
+    expected = reference(x)
+    errors = [relative_error(y, expected.detach())]
+    if gradients:
+        wanted = torch.autograd.grad(expected, (x, *reference.parameters()), dy.double())
+        errors += map(relative_error, gradients, wanted)
+    errors += [
+        relative_error(ours, theirs.double())
+        for ours, theirs in zip(layer.buffers(), reference.buffers())
+        if ours.is_floating_point()
+    ]
+    return max(errors)
+
+
+# Rounding once to the dtype is 2^-9, 2^-12 and 2^-25 in the norm. Statistics, sums over the rows in the dtype
+# of the parameters, and torch's own intermediate roundings come on top.
+TOLERANCES = {torch.bfloat16: 2**-6, torch.float16: 2**-9, torch.float32: 2**-13, torch.float64: 2**-40}
+
+
 @dataclass(frozen=True)
 class Operation:
     name: str
@@ -44,6 +76,11 @@ class Operation:
     static: tuple[Case, ...]
     host: tuple[Case, ...]
     speed: tuple[Case, ...]
+    error: Callable = error_against_float64
+
+    def tolerance(self, case):
+        """The largest error that is agreement."""
+        return TOLERANCES[case.dtype]
 
     def least_bytes(self, case, direction):
         """What any implementation moves: every tensor of the input's size once; parameters are left out."""

@@ -2,11 +2,11 @@
 
 import torch
 
-from .case import DTYPES, Case, Operation
+from .case import DTYPES, LEDGER_ELEMENTS, Case, Operation
 
 NAME = "layer_norm"
 
-LANGUAGE = (  # rows of 16 Ki tokens or fewer, the widths of GPT-2 to the widest models, and further
+LANGUAGE = (  # up to 32 Ki tokens; the widths of small models to the widest, and further
     (32768, 256),
     (32768, 512),
     (16384, 768),
@@ -31,6 +31,7 @@ AWKWARD = (
     (3333, 1001),
     (333, 50257),
 )
+OTHER_DTYPES = ((16384, 768), (16384, 4096), (4096, 16384), (1024, 65536), (100352, 192), (8, 768))
 
 
 def layer(library, case, **options):
@@ -50,17 +51,18 @@ def shapes():
 OPERATION = Operation(
     name=NAME,
     layer=layer,
-    passes={"forward": 2, "backward": 3},  # x, y; dy, x, dx
-    ledger=tuple(Case(NAME, (2**20 // cols, cols)) for cols in (4096, 16384, 65536, 1024, 256)),
+    # x, y; dy, x, dx; both; x, y
+    passes={"forward": 2, "backward": 3, "forward+backward": 5, "evaluation": 2},
+    ledger=tuple(Case(NAME, (LEDGER_ELEMENTS // cols, cols)) for cols in (4096, 16384, 65536, 1024, 256)),
     static=tuple(
         Case(NAME, (4096, cols), dtype)
         for dtype in DTYPES.values()
         for cols in (4096, 65536, 768, 64, 1024, 8192, 16384)
     ),
     host=(Case(NAME, (8, 768)),),
-    speed=tuple(
-        Case(NAME, shape, dtype, origin=origin)
-        for dtype in (torch.bfloat16, torch.float32, torch.float16)
-        for origin, shape in shapes()
+    speed=(
+        *(Case(NAME, shape, origin=origin) for origin, shape in shapes()),
+        *(Case(NAME, shape, torch.float32, origin="float32") for shape in OTHER_DTYPES),
+        *(Case(NAME, shape, torch.float16, origin="float16") for shape in OTHER_DTYPES),
     ),
 )

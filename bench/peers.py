@@ -1,0 +1,133 @@
+"""Who is timed beside normreg: torch eager, torch.compile, and each library that is installed.
+
+A peer's adapter takes the name of an operation and one of torch's layers, and returns a function of x that
+computes with that layer's own parameters and buffers, or None where the library does not have the operation.
+To add a library, write an adapter and a line of PEERS.
+"""
+
+import contextlib
+import importlib.metadata
+import importlib.util
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+import normreg
+
+
+def torch_eager(operation, layer):
+    return layer
+
+
+def torch_compile(operation, layer):
+    torch._dynamo.reset()  # or the next cases would meet the limit of recompilations, and run eagerly
+    torch._functorch.config.donated_buffer = False  # or a backward could not be repeated
+    return torch.compile(layer, dynamic=False)
+
+
+def ours(operation, layer):
+    normreg.replace(layer)
+    return layer
+
+
+def liger(operation, layer):
+    if operation == "layer_norm":
+        from liger_kernel.ops.layer_norm import LigerLayerNormFunction
+
+        return lambda x: LigerLayerNormFunction.apply(x, layer.weight, layer.bias, layer.eps)
+
+
+def quack(operation, layer):
+    if operation == "layer_norm":
+        from quack.rmsnorm import layernorm_fwd
+
+        weight, bias = layer.weight.detach().float(), layer.bias.detach().float()
+        return lambda x: layernorm_fwd(x, weight, bias, layer.eps)
+
+
+def flash_attention(operation, layer):
+    if operation == "layer_norm":
+        from flash_attn.ops.triton.layer_norm import layer_norm_fn
+
+        return lambda x: layer_norm_fn(x, layer.weight, layer.bias, eps=layer.eps)
+
+
+def flag_gems(operation, layer):
+    return layer if operation in ("layer_norm", "batch_norm", "dropout") else None
+
+
+@contextlib.contextmanager
+def flag_gems_operators(operation):
+    """FlagGems takes the place of torch's own operators while this is entered."""
+    import flag_gems
+
+    with flag_gems.use_gems(include=[operation, f"{operation}_backward"]):
+        yield
+
+
+def apex(operation, layer):
+    if operation == "layer_norm":
+        from apex.normalization.fused_layer_norm import fused_layer_norm_affine
+
+        return lambda x: fused_layer_norm_affine(
+            x, layer.weight, layer.bias, layer.normalized_shape, layer.eps
+        )
+
+
+def transformer_engine(operation, layer):
+    if operation == "layer_norm":
+        from transformer_engine.pytorch import LayerNorm
+
+        theirs = LayerNorm(layer.normalized_shape, eps=layer.eps, dtype=layer.weight.dtype)
+        theirs.weight, theirs.bias = layer.weight, layer.bias
+        return theirs
+
+
+def attorch(operation, layer):
+    import attorch
+
+    if operation == "layer_norm":
+        theirs = attorch.LayerNorm(layer.normalized_shape[0], layer.eps)
+    elif operation == "batch_norm" and layer.weight.dtype == torch.float32:
+        theirs = getattr(attorch, type(layer).__name__)(layer.num_features, layer.eps, layer.momentum)
+    elif operation == "dropout":
+        theirs = attorch.Dropout(layer.p)
+    else:
+        return None
+    theirs._parameters, theirs._buffers = layer._parameters, layer._buffers
+    return theirs.train(layer.training)
+
+
+@dataclass(frozen=True)
+class Peer:
+    name: str
+    adapt: Callable  # (operation, torch's layer) -> function of x, or None
+    package: str = "torch"  # as it is imported
+    distribution: str = "torch"  # as it is installed
+    around: Callable = contextlib.nullcontext  # (operation) -> a context to be measured in
+    forward_only: bool = False
+
+    def installed(self):
+        return importlib.util.find_spec(self.package) is not None
+
+    def version(self):
+        try:
+            return importlib.metadata.version(self.distribution)
+        except importlib.metadata.PackageNotFoundError:
+            return None
+
+
+OURS = "normreg"
+PEERS = (
+    Peer(OURS, ours, "normreg", "normreg"),
+    Peer("torch eager", torch_eager),
+    Peer("torch.compile", torch_compile),
+    Peer("liger-kernel", liger, "liger_kernel", "liger-kernel"),
+    Peer("quack", quack, "quack", "quack-kernels", forward_only=True),
+    Peer("flash-attn", flash_attention, "flash_attn", "flash-attn"),
+    Peer("FlagGems", flag_gems, "flag_gems", "flag-gems", flag_gems_operators),
+    Peer("apex", apex, "apex", "apex"),
+    Peer("TransformerEngine", transformer_engine, "transformer_engine", "transformer-engine"),
+    Peer("attorch", attorch, "attorch", "attorch"),
+)

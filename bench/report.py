@@ -1,0 +1,164 @@
+"""Tables and plots from the results that are committed, and the section of README that shows them.
+
+Results lie in bench/results/<machine>/<part>/<operation>.json, where `--out bench/results/<machine>` writes.
+A machine with a `speed` folder gets a report.md and its plots beside the results.
+"""
+
+import json
+import statistics
+import sys
+from pathlib import Path
+
+from . import compare, ledger, tables
+from .operations import OPERATIONS
+
+ROOT = Path(__file__).parent.parent
+BEGIN, END = "<!-- results: written by python -m bench report -->", "<!-- end of results -->"
+NOT_MEASURED = "not measured"
+DIRECTIONS = ("forward", "backward", "forward+backward", "evaluation")
+
+
+def add_arguments(parser):
+    parser.add_argument("--results", type=Path, default=ROOT / "bench/results", help="bench/results")
+    parser.add_argument("--readme", type=Path, default=ROOT / "README.md", help="README.md")
+
+
+def load(machine, part):
+    """{operation: its runs} of one machine and part."""
+    paths = sorted((machine / part).glob("*.json"))
+    return {path.stem: json.loads(path.read_text())["runs"] for path in paths}
+
+
+def records_of(runs):
+    """The records of all runs; of a case that was run again, the last."""
+    latest = {}
+    for run in runs:
+        for record in run["records"]:
+            latest[record["case"], record.get("peer"), record.get("direction")] = record
+    return list(latest.values())
+
+
+def environment_lines(runs):
+    environments = {json.dumps(run["environment"]): run["environment"] for run in runs}.values()
+    return [
+        f"- {one['date'][:10]}, commit {(one['commit'] or 'unknown')[:12]}, {one['gpu'] or 'no GPU'}, torch "
+        f"{one['torch']}, triton {one['triton']}, Python {one['python']}"
+        for one in environments
+    ]
+
+
+def speed_summary(machines):
+    """A row for each operation and direction, the machines one after another."""
+    headers = (
+        "GPU", "layer", "direction", "cases", "speed-up, geometric mean", "least", "greatest",
+        "% of copy, median",
+    )  # fmt: skip
+    rows = []
+    for machine in machines:
+        for operation, runs in load(machine, "speed").items():
+            found = compare.comparisons(records_of(runs))
+            for direction in DIRECTIONS:
+                chosen = [one for one in found if one.direction == direction and one.best]
+                if chosen:
+                    speed_ups = [one.speed_up for one in chosen]
+                    fraction = statistics.median(one.copy_fraction for one in chosen)
+                    rows.append(
+                        (
+                            runs[-1]["environment"]["gpu"],
+                            operation,
+                            direction,
+                            len(chosen),
+                            *(f"{f(speed_ups):.2f}" for f in (compare.geometric_mean, min, max)),
+                            f"{fraction:.0%}",
+                        )
+                    )
+    measured = {row[1] for row in rows}
+    rows += [("any", name, *[NOT_MEASURED] * 6) for name in OPERATIONS if name not in measured]
+    return tables.markdown(headers, rows)
+
+
+def readme_section(results):
+    machines = sorted(path for path in results.iterdir() if path.is_dir()) if results.is_dir() else []
+    lines = ["### Bytes moved and kernels launched", ""]
+    runs = [run for machine in machines for found in load(machine, "ledger").values() for run in found]
+    if runs:
+        lines += [
+            f"{ledger.CAPTION[0].upper()}{ledger.CAPTION[1:]}. `least` is what any implementation moves."
+        ]
+        lines += ["", ledger.summary(records_of(runs)), ""]
+    else:
+        lines += [f"{NOT_MEASURED}.", ""]
+    lines += ["### Time, against the best of torch eager, torch.compile and the installed peers", ""]
+    lines += [speed_summary(machines), ""]
+    for machine in machines:
+        if (machine / "speed").is_dir():
+            lines += [f"Every case, with plots: [{machine.name}]({machine.relative_to(ROOT)}/report.md)", ""]
+    return "\n".join(lines)
+
+
+def fill(readme, section):
+    """README with the text between its two marks replaced."""
+    text = readme.read_text()
+    if text.count(BEGIN) != 1 or text.count(END) != 1:
+        sys.exit(f"{readme}: expected the lines {BEGIN!r} and {END!r}, once each; put them where results go")
+    before, rest = text.split(BEGIN)
+    readme.write_text(f"{before}{BEGIN}\n{section}{END}{rest.split(END)[1]}")
+
+
+def plot(folder, operation, found, copies):
+    """Bandwidth against size with the copy's, and the speed-ups from the worst to the best."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11, 4 + 0.08 * len(found)), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    for direction in DIRECTIONS:
+        chosen = sorted((one.least_bytes, one.gb_per_s) for one in found if one.direction == direction)
+        if chosen:
+            left.plot(*zip(*chosen), "o", markersize=4, alpha=0.8, label=direction)
+    left.plot(*zip(*copies), "k--", label="torch's copy")
+    left.set(xscale="log", xlabel="least bytes a call", ylabel="GB/s: least bytes over device time", ylim=0)
+    left.legend()
+    left.grid(alpha=0.3)
+    compared = sorted((one.speed_up, f"{one.case} {one.direction}") for one in found if one.best)
+    speed_ups = [speed_up for speed_up, _ in compared]
+    colors = ["tab:red" if speed_up < 1 else "tab:green" for speed_up in speed_ups]
+    right.barh(range(len(compared)), speed_ups, color=colors)
+    right.set(xscale="log", xlabel="speed-up over the best of the others (device time)", yticks=[])
+    right.axvline(1, color="black", linewidth=1)
+    for position in {0, len(compared) - 1} if compared else ():
+        right.annotate(compared[position][1], (1.02, position), fontsize=7, va="center")
+    figure.suptitle(f"{operation}: normreg on {folder.name}")
+    figure.savefig(folder / f"{operation}.png", dpi=110)
+
+
+def write_machine_report(machine):
+    by_operation = load(machine, "speed")
+    copies = [
+        (record["bytes"], statistics.median(record["gb_per_s"]))
+        for record in records_of(by_operation.pop("copy"))
+    ]
+    all_runs = [run for runs in by_operation.values() for run in runs]
+    lines = [f"# {machine.name}", "", *environment_lines(all_runs), ""]
+    for operation, runs in by_operation.items():
+        records = records_of(runs)
+        plot(machine, operation, compare.comparisons(records), copies)
+        lines += [f"## {operation}", "", f"![{operation}]({operation}.png)", ""]
+        lines += [tables.markdown(compare.HEADERS, compare.rows(records)), ""]
+        refused = compare.refusals(records)
+        if refused:
+            lines += ["Not timed:", "", tables.markdown(("case", "peer", "why"), refused), ""]
+        left_out = [case for run in runs for case in run["left_out"]]
+        if left_out:
+            lines += [f"Left out, because the budget was spent: {'; '.join(dict.fromkeys(left_out))}", ""]
+    (machine / "report.md").write_text("\n".join(lines))
+    return machine / "report.md"
+
+
+def run(arguments):
+    machines = sorted(arguments.results.iterdir()) if arguments.results.is_dir() else []
+    for machine in machines:
+        if (machine / "speed").is_dir():
+            print(f"written: {write_machine_report(machine)}")
+    fill(arguments.readme, readme_section(arguments.results))
+    print(f"written: {arguments.readme}")
+    return 0
