@@ -70,30 +70,29 @@ def has_gpu():
 
 
 def run_part(arguments):
-    from . import harness
-
     module = load(arguments.part)
+    from . import harness  # after load: it imports Triton
+
     if unknown := set(arguments.operations or ()) - set(module.OPERATIONS):
         sys.exit(
             f"--operations: {', '.join(sorted(unknown))}: expected some of {', '.join(module.OPERATIONS)}"
         )
-    budget = harness.Budget(arguments.budget)
-    records = []
-    for record in module.run(arguments, budget):
-        records.append(record)
-        if arguments.json:
-            print(json.dumps(record), flush=True)
+    budget, records = harness.Budget(arguments.budget), []
+    messages = sys.stderr if arguments.json else sys.stdout
+    try:
+        for record in module.run(arguments, budget):
+            records.append(record)
+            if arguments.json:
+                print(json.dumps(record), flush=True)
+    finally:  # a crash does not cost what was measured before it
+        if arguments.out:
+            environment = harness.environment(arguments.commit)
+            for path in harness.write(arguments.out, arguments.part, records, budget.left_out, environment):
+                print(f"written: {path}", file=messages)
     if not arguments.json:
-        print(f"## {arguments.part}: {module.CAPTION}\n\n{module.table(records)}\n", flush=True)
-    messages = []
+        print(f"## {arguments.part}: {module.CAPTION}\n\n{module.table(records)}\n")
     if budget.left_out:
-        messages.append(f"left out, because the budget was spent: {'; '.join(budget.left_out)}")
-    if arguments.out:
-        environment = harness.environment(arguments.commit)
-        paths = harness.write(arguments.out, arguments.part, records, budget.left_out, environment)
-        messages += [f"written: {path}" for path in paths]
-    for message in messages:
-        print(message, file=sys.stderr if arguments.json else sys.stdout, flush=True)
+        print(f"left out, because the budget was spent: {'; '.join(budget.left_out)}", file=messages)
 
 
 def run_all(arguments):
