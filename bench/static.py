@@ -22,7 +22,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from normreg.kernels import batch_norm, dropout, launch, layer_norm
+from normreg.kernels import batch_norm, dropout, launch, layer_norm, rms_norm
 
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),
@@ -162,6 +162,14 @@ def layer_norm_cases(dtype, cols):
     )
 
 
+def rms_norm_cases(dtype, cols):
+    x = torch.empty(4096, cols, dtype=dtype, device="meta")
+    weight = _like(x, cols)
+    rstd = torch.empty(4096, dtype=launch.compute_dtype(dtype), device="meta")
+    yield "forward", lambda: rms_norm.rms_norm_forward(x, weight, cols, 1e-5, dtype, True)
+    yield "backward", lambda: rms_norm.rms_norm_backward(x, x, weight, rstd, cols, dtype, (True, True))
+
+
 def batch_norm_cases(dtype, shape, memory_format):
     x = torch.empty(shape, dtype=dtype, device="meta").to(memory_format=memory_format)
     channels = shape[1]
@@ -187,6 +195,8 @@ def cases(dtypes=DTYPES):
         for cols in (64, 768, 1024, 4096, 8192, 16384, 65536):
             for direction, call in layer_norm_cases(dtype, cols):
                 yield f"layer_norm {direction} {short} 4096x{cols}", call
+            for direction, call in rms_norm_cases(dtype, cols):
+                yield f"rms_norm {direction} {short} 4096x{cols}", call
         for shape, memory_format in (
             ((32, 64, 56, 56), torch.contiguous_format),
             ((32, 64, 56, 56), torch.channels_last),

@@ -24,7 +24,9 @@ class Mutation(NamedTuple):
     tests: str
 
 
-CHUNK = "        x = tl.load(x_ptr + col, mask=mask, other=0.0).to(COMPUTE_DTYPE) - shift\n        y ="
+CHUNK = """        x = tl.load(x_ptr + col, mask=mask, other=0.0).to(COMPUTE_DTYPE)
+        if CENTERED:
+            x = x -"""
 
 MUTATIONS = {
     # kernels/layer_norm.py
@@ -42,8 +44,8 @@ MUTATIONS = {
     ),
     "eps is left out": Mutation(
         "kernels/layer_norm.py",
-        "    rstd = tl.rsqrt(m2 / cols + tl.full([], eps, COMPUTE_DTYPE))\n    y = (x - mean[:, None])",
-        "    rstd = tl.rsqrt(m2 / cols)\n    y = (x - mean[:, None])",
+        "    rstd = tl.rsqrt(m2 / cols + tl.full([], eps, COMPUTE_DTYPE))\n    y = x",
+        "    rstd = tl.rsqrt(m2 / cols)\n    y = x",
         "test_layer_norm.py::test_eps",
     ),
     "a chunk counts its padding": Mutation(
@@ -63,18 +65,6 @@ MUTATIONS = {
         "        dx = (wdy - x_hat * c1 - c2) * rstd\n        tl.store(dx_ptr + col",
         "        dx = (wdy - x_hat * c1) * rstd\n        tl.store(dx_ptr + col",
         "test_layer_norm.py::test_absent_parameters",
-    ),
-    "padding is not masked in the backward": Mutation(
-        "kernels/layer_norm.py",
-        "    return tl.where(mask, (x - shift - mean) * rstd, 0.0)\n",
-        "    return (x - shift - mean) * rstd\n",
-        "test_layer_norm.py -k 'constant_rows and 3e+38'",
-    ),
-    "the finish stops after its first tile of partial sums": Mutation(
-        "kernels/layer_norm.py",
-        "    for start in range(0, partials, BLOCK_ROWS):\n",
-        "    for start in range(0, BLOCK_ROWS, BLOCK_ROWS):\n",
-        "test_layer_norm.py::test_many_partial_sums",
     ),
     "dweight keeps only the last tile": Mutation(
         "kernels/layer_norm.py",
@@ -123,6 +113,19 @@ MUTATIONS = {
         "        dbias += dy\n",
         "        dbias = dy\n",
         "test_layer_norm.py::test_rows_beside_a_tile",
+    ),
+    # kernels/rows.py
+    "padding is not masked in the backward": Mutation(
+        "kernels/rows.py",
+        "    return tl.where(mask, x * rstd, 0.0)\n",
+        "    return x * rstd\n",
+        "test_layer_norm.py -k 'constant_rows and 3e+38'",
+    ),
+    "the finish stops after its first tile of partial sums": Mutation(
+        "kernels/rows.py",
+        "    for start in range(0, partials, BLOCK_ROWS):\n",
+        "    for start in range(0, BLOCK_ROWS, BLOCK_ROWS):\n",
+        "test_layer_norm.py::test_many_partial_sums",
     ),
     # kernels/statistics.py
     "variance from raw squares": Mutation(
