@@ -127,6 +127,67 @@ MUTATIONS = {
         "    for start in range(0, BLOCK_ROWS, BLOCK_ROWS):\n",
         "test_layer_norm.py::test_many_partial_sums",
     ),
+    # RMSNorm: what the kernels of LayerNorm do without the mean, and what stands around them
+    "every row is centred": Mutation(
+        "kernels/layer_norm.py",
+        "        CENTERED=centered,\n",
+        "        CENTERED=True,\n",
+        "test_rms_norm.py::test_rows_beside_a_tile",
+    ),
+    "the mean square is the largest square": Mutation(
+        "kernels/layer_norm.py",
+        "        m2 = tl.sum(x * x, 1)\n",
+        "        m2 = tl.max(x * x, 1)\n",
+        "test_rms_norm.py::test_rows_beside_a_tile",
+    ),
+    "the mean square is that of the last chunk": Mutation(
+        "kernels/layer_norm.py",
+        "            m2 += tl.sum(x * x, 0)\n",
+        "            m2 = tl.sum(x * x, 0)\n",
+        "test_rms_norm.py::test_absent_parameters",
+    ),
+    "dx is that of centred rows": Mutation(
+        "kernels/layer_norm.py",
+        "            if mean_ptr is not None:\n                c2 = ",
+        "            if rstd_ptr is not None:\n                c2 = ",
+        "test_rms_norm.py::test_rows_beside_a_tile",
+    ),
+    "dx of chunks is that of centred rows": Mutation(
+        "kernels/layer_norm.py",
+        "        if mean_ptr is not None:\n            c2 += ",
+        "        if rstd_ptr is not None:\n            c2 += ",
+        "test_rms_norm.py::test_absent_parameters",
+    ),
+    "the result has the input's dtype": Mutation(
+        "kernels/layer_norm.py",
+        "    y = torch.empty(x.shape, dtype=out_dtype, device=x.device)\n",
+        "    y = torch.empty(x.shape, dtype=x.dtype, device=x.device)\n",
+        "test_rms_norm.py::test_float32_from_16_bits",
+    ),
+    "eps of None is that of the input's dtype": Mutation(
+        "normreg/functional.py",
+        "        eps = torch.finfo(compute_dtype(input.dtype)).eps\n",
+        "        eps = torch.finfo(input.dtype).eps\n",
+        "test_rms_norm.py::test_eps_of_none_is_that_of_the_dtype_computed_in",
+    ),
+    "channels_last takes the kernel of rows": Mutation(
+        "normreg/dispatch.py",
+        "        if strides == sorted(strides, reverse=True):\n",
+        "        if strides < sorted(strides, reverse=True):\n",
+        "test_dispatch.py -k channels_last",
+    ),
+    "the second derivative is that of centred rows": Mutation(
+        "normreg/ops/gradient.py",
+        "            c2 = 0.0 if mean is None else wdy.mean(normalized_dims, keepdim=True)\n",
+        "            c2 = wdy.mean(normalized_dims, keepdim=True)\n",
+        "test_gradient.py::test_both_backwards_are_one_function",
+    ),
+    "the second derivative centres rows": Mutation(
+        "normreg/ops/rms_norm.py",
+        "gradient.statistics(x, dims, ctx.eps, centered=False)",
+        "gradient.statistics(x, dims, ctx.eps)",
+        "test_gradient.py::test_both_backwards_are_one_function",
+    ),
     # kernels/statistics.py
     "variance from raw squares": Mutation(
         "kernels/statistics.py",
