@@ -32,6 +32,7 @@ if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # read where kernels are defined, so set before normreg is imported
 
 import normreg
+from bench import interpreter
 from normreg.kernels import launch
 
 try:
@@ -342,6 +343,7 @@ def main():
     if DEVICE == "cuda":
         console.print(f"On {torch.cuda.get_device_name()}.")
     else:
+        interpreter.patch_language_once()
         torch.set_num_threads(1)  # the interpreter has one; where cores are busy, more wait for each other
         reason = "TRITON_INTERPRET is set" if torch.cuda.is_available() else "No GPU was found"
         console.print(f"{reason}: the kernels run in Triton's interpreter, on the CPU.")

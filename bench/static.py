@@ -1,20 +1,20 @@
-"""What the compilers make of every kernel, without a GPU: registers, spills, access widths.
+"""What the compilers make of every kernel: registers, spills, access widths, barriers. Needs no GPU.
 
-The launchers run on meta tensors with the launch itself replaced by a note of what would be launched. Each
-noted launch is then compiled ahead of time for every target, with the specialisation a GPU run would get
-for tensors that start at a multiple of 16 bytes.
-
-    python -m bench.static [--targets sm_90 gfx942] [--json]
+Every layer runs forward and backward as on a GPU, with the launches noted instead of made. Each noted launch
+is compiled ahead of time for every target, with the specialisation a GPU run would get for tensors that
+start at a multiple of 16 bytes. `instructions an element` are those of the whole kernel, each counted once,
+of all threads of a program, over the elements of its largest load or store.
 """
 
-import argparse
-import json
+import os
 import re
+import struct
 import subprocess
 import tempfile
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from functools import partial
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from math import prod
+from multiprocessing import get_context
 from pathlib import Path
 
 import torch
@@ -22,7 +22,12 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from normreg.kernels import batch_norm, dropout, launch, layer_norm, rms_norm
+import normreg
+
+from . import tables
+from .operations import OPERATIONS, cases
+from .operations.case import DTYPES, SHORT
+from .without_gpu import as_on_a_gpu, noted_launches
 
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),
@@ -30,7 +35,6 @@ TARGETS = {
     "sm_100": GPUTarget("cuda", 100, 32),
     "gfx942": GPUTarget("hip", "gfx942", 64),
 }
-DTYPES = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
 POINTERS = {
     torch.bfloat16: "*bf16",
     torch.float16: "*fp16",
@@ -38,40 +42,28 @@ POINTERS = {
     torch.float64: "*fp64",
     torch.int64: "*i64",
 }
+AMD_WIDTHS = {"dwordx4": 16, "dwordx3": 12, "dwordx2": 8, "dword": 4, "ushort": 2, "short": 2, "ubyte": 1}
+
+
+EXECUTABLE, NOP = 4, 0x918  # a flag of ELF sections; the opcode that pads NVIDIA's machine code
 
 
 @dataclass(frozen=True)
-class Launch:
-    kernel: Callable
-    arguments: dict
-    num_warps: int
+class MachineCode:
+    registers: int  # a thread
+    spill_bytes: int  # a thread
+    access_bytes: list[int]  # of each access of global memory, a thread
+    barriers: int
+    instructions: int
 
 
-@dataclass(frozen=True)
-class Compiled:
-    case: str
-    kernel: str
-    target: str
-    registers: int
-    spill_bytes: int
-    shared_bytes: int
-    widest_access_bytes: int
-    narrowest_access_bytes: int
-
-
-def noted_launches(call):
-    """The launches that `call()` would make."""
-    noted = []
-
-    def note(kernel, grid, device, *arguments, num_warps, **constants):
-        names = [name for name in kernel.arg_names if name not in constants]
-        noted.append(Launch(kernel, dict(zip(names, arguments, strict=True)) | constants, num_warps))
-
-    original, launch.launch = launch.launch, note
-    try:
-        call()
-    finally:
-        launch.launch = original
+def launches(case):
+    """The launches of a layer's forward and backward."""
+    layer = OPERATIONS[case.operation].layer(normreg, case, dtype=case.dtype)
+    x = case.like_input(torch.empty, "cpu").requires_grad_()
+    with as_on_a_gpu(), noted_launches() as noted:
+        y = layer(x)
+        torch.autograd.grad(y, (x, *layer.parameters()), case.like_input(torch.empty, "cpu"))
     return noted
 
 
@@ -100,143 +92,121 @@ def compile_launch(noted, target):
     )
 
 
-def _nvidia_resources(compiled):
-    """(registers, bytes of local memory) a thread, read off the machine code."""
-    cuobjdump = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+def _instructions(cubin):
+    """How many instructions of 16 bytes the executable section of an ELF file has, padding left out."""
+    (table,) = struct.unpack_from("<Q", cubin, 40)
+    size, sections = struct.unpack_from("<HH", cubin, 58)
+    for section in range(table, table + size * sections, size):
+        flags, _, offset, length = struct.unpack_from("<QQQQ", cubin, section + 8)
+        if flags & EXECUTABLE:
+            opcodes = (word & 0xFFF for word, _ in struct.iter_unpack("<QQ", cubin[offset : offset + length]))
+            return sum(opcode != NOP for opcode in opcodes)
+
+
+def nvidia_machine_code(compiled):
+    tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as cubin:
         cubin.write(compiled.asm["cubin"])
         cubin.flush()
-        usage = subprocess.check_output([cuobjdump, "--dump-resource-usage", cubin.name], text=True)
-    registers, stack = re.search(r"REG:(\d+) STACK:(\d+)", usage).groups()
-    return int(registers), int(stack)
+        usage = subprocess.check_output([tool, "--dump-resource-usage", cubin.name], text=True)
+    registers, stack = map(int, re.search(r"REG:(\d+) STACK:(\d+)", usage).groups())
+    ptx = compiled.asm["ptx"]
+    accesses = re.findall(r"(?:ld|st)\.global[\w.:]*?(?:\.v(\d))?\.[bufs](\d+)\b", ptx)
+    widths = [int(vector or 1) * int(bits) // 8 for vector, bits in accesses]
+    barriers = len(re.findall(r"\bbar(?:rier)?\.sync", ptx))
+    return MachineCode(registers, stack, widths, barriers, _instructions(compiled.asm["cubin"]))
 
 
-def _amd_resources(compiled):
+def amd_machine_code(compiled):
+    text = compiled.asm["amdgcn"]
+
     def field(name):
-        return int(re.search(rf"\.{name}:\s+(\d+)", compiled.asm["amdgcn"]).group(1))
+        return int(re.search(rf"\.{name}:\s+(\d+)", text).group(1))
 
-    return field("vgpr_count"), 4 * (field("vgpr_spill_count") + field("sgpr_spill_count"))
-
-
-def access_widths(compiled):
-    """Bytes a thread moves with each access of global memory."""
-    if "ptx" in compiled.asm:
-        found = re.findall(r"(?:ld|st)\.global[\w.:]*?(?:\.v(\d))?\.[bufs](\d+)\b", compiled.asm["ptx"])
-        return [int(vector or 1) * int(bits) // 8 for vector, bits in found]
-    widths = {
-        "dwordx4": 16,
-        "dwordx3": 12,
-        "dwordx2": 8,
-        "dword": 4,
-        "ushort": 2,
-        "short": 2,
-        "ubyte": 1,
-    }
-    pattern = rf"(?:global|buffer)_(?:load|store)_({'|'.join(widths)})\b"
-    return [widths[name] for name in re.findall(pattern, compiled.asm["amdgcn"])]
+    operations = re.findall(r"^\t([a-z]+_\w+)", text, re.MULTILINE)
+    accesses = re.findall(rf"(?:global|buffer)_(?:load|store)_({'|'.join(AMD_WIDTHS)})\b", text)
+    return MachineCode(
+        registers=field("vgpr_count"),
+        spill_bytes=4 * (field("vgpr_spill_count") + field("sgpr_spill_count")),
+        access_bytes=[AMD_WIDTHS[name] for name in accesses],
+        barriers=operations.count("s_barrier"),
+        instructions=len(operations),
+    )
 
 
-def describe(case, noted, name):
-    target = TARGETS[name]
+def tile_elements(compiled):
+    """Elements of the largest load or store of the kernel."""
+    tiles = re.findall(r"tt\.(?:load|store) .*?: tensor<([\dx]+)x!tt\.ptr", compiled.asm["ttir"])
+    return max((prod(map(int, tile.split("x"))) for tile in tiles), default=1)
+
+
+def describe(case, noted, target_name):
+    target = TARGETS[target_name]
     compiled = compile_launch(noted, target)
-    registers, spill = (_nvidia_resources if target.backend == "cuda" else _amd_resources)(compiled)
-    widths = access_widths(compiled)
-    shared = compiled.metadata.shared
-    return Compiled(case, noted.kernel.__name__, name, registers, spill, shared, max(widths), min(widths))
-
-
-def _like(x, *shape):
-    return torch.empty(shape, dtype=x.dtype, device=x.device)
-
-
-def layer_norm_cases(dtype, cols):
-    x = torch.empty(4096, cols, dtype=dtype, device="meta")
-    weight, bias = _like(x, cols), _like(x, cols)
-    statistics = torch.empty(2, 4096, dtype=launch.compute_dtype(dtype), device="meta")
-    mean, rstd = statistics
-    yield "forward", lambda: layer_norm.layer_norm_forward(x, weight, bias, cols, 1e-5, dtype, True)
-    wanted = (True, True, True)
-    yield (
-        "backward",
-        lambda: layer_norm.layer_norm_backward(x, x, weight, mean, rstd, cols, dtype, wanted),
+    code = (nvidia_machine_code if target.backend == "cuda" else amd_machine_code)(compiled)
+    threads = noted.num_warps * target.warp_size
+    return dict(
+        operation=case.operation,
+        case=str(case),
+        kernel=noted.kernel.__name__,
+        target=target_name,
+        registers=code.registers,
+        spill_bytes=code.spill_bytes,
+        shared_bytes=compiled.metadata.shared,
+        widest_access_bytes=max(code.access_bytes),
+        narrowest_access_bytes=min(code.access_bytes),
+        barriers=code.barriers,
+        instructions_per_element=round(code.instructions * threads / tile_elements(compiled), 1),
     )
 
 
-def rms_norm_cases(dtype, cols):
-    x = torch.empty(4096, cols, dtype=dtype, device="meta")
-    weight = _like(x, cols)
-    rstd = torch.empty(4096, dtype=launch.compute_dtype(dtype), device="meta")
-    yield "forward", lambda: rms_norm.rms_norm_forward(x, weight, cols, 1e-5, dtype, True)
-    yield "backward", lambda: rms_norm.rms_norm_backward(x, x, weight, rstd, cols, dtype, (True, True))
+def describe_case(case, targets):
+    return [describe(case, noted, target) for noted in launches(case) for target in targets]
 
 
-def batch_norm_cases(dtype, shape, memory_format):
-    x = torch.empty(shape, dtype=dtype, device="meta").to(memory_format=memory_format)
-    channels = shape[1]
-    weight, bias = _like(x, channels), _like(x, channels)
-    mean, rstd = torch.empty(2, channels, dtype=launch.compute_dtype(dtype), device="meta")
-    tracked = torch.empty((), dtype=torch.int64, device="meta")
-    yield (
-        "train",
-        lambda: batch_norm.batch_norm_forward(x, weight, bias, mean, rstd, tracked, None, 1e-5, True),
-    )
-    yield "infer", lambda: batch_norm.batch_norm_inference(x, weight, bias, mean, rstd, 1e-5, False)
-    backward = partial(
-        batch_norm.batch_norm_backward, x, x, weight, mean, rstd, dtype, wanted=(True, True, True)
-    )
-    yield "backward", partial(backward, training=True)
-    yield "backward of inference", partial(backward, training=False)
-
-
-def cases(dtypes=DTYPES):
-    """(label, call) for every kernel and every tile that `launch.py` would choose."""
-    for dtype in dtypes:
-        short = str(dtype).removeprefix("torch.")
-        for cols in (64, 768, 1024, 4096, 8192, 16384, 65536):
-            for direction, call in layer_norm_cases(dtype, cols):
-                yield f"layer_norm {direction} {short} 4096x{cols}", call
-            for direction, call in rms_norm_cases(dtype, cols):
-                yield f"rms_norm {direction} {short} 4096x{cols}", call
-        for shape, memory_format in (
-            ((32, 64, 56, 56), torch.contiguous_format),
-            ((32, 64, 56, 56), torch.channels_last),
-            ((32, 512, 7, 8), torch.contiguous_format),
-            ((256, 512, 1, 1), torch.contiguous_format),
-        ):
-            size = "x".join(map(str, shape)) + (
-                " channels_last" if memory_format is torch.channels_last else ""
-            )
-            for direction, call in batch_norm_cases(dtype, shape, memory_format):
-                yield f"batch_norm {direction} {short} {size}", call
-        x = torch.empty(2**20, dtype=dtype, device="meta")
-        yield f"dropout {short}", partial(dropout.dropout, x, p=0.1, seed=1)
-
-
-def main():
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+def add_arguments(parser):
     parser.add_argument("--targets", nargs="+", choices=TARGETS, default=list(TARGETS))
-    dtypes = [str(dtype).removeprefix("torch.") for dtype in DTYPES]
-    parser.add_argument("--dtypes", nargs="+", choices=dtypes, default=dtypes)
-    parser.add_argument("--json", action="store_true", help="one JSON object a line")
-    arguments = parser.parse_args()
-
-    header = f"{'target':8}{'registers':>10}{'spill B':>9}{'shared B':>10}{'access B':>10}  kernel, case"
-    if not arguments.json:
-        print(header)
-    for case, call in cases([getattr(torch, name) for name in arguments.dtypes]):
-        for noted in noted_launches(call):
-            for target in arguments.targets:
-                row = describe(case, noted, target)
-                if arguments.json:
-                    print(json.dumps(asdict(row)), flush=True)
-                else:
-                    access = f"{row.narrowest_access_bytes}-{row.widest_access_bytes}"
-                    print(
-                        f"{row.target:8}{row.registers:10}{row.spill_bytes:9}{row.shared_bytes:10}{access:>10}"
-                        f"  {row.kernel}, {row.case}",
-                        flush=True,
-                    )
+    parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=["bf16"])
 
 
-if __name__ == "__main__":
-    main()
+def run(arguments, budget):
+    chosen = [case for case in cases("static", arguments.operations) if SHORT[case.dtype] in arguments.dtypes]
+    # processes, because most of a compilation holds Python's lock; spawned, because torch cannot be forked
+    with ProcessPoolExecutor(len(os.sched_getaffinity(0)), get_context("spawn")) as pool:
+        pending = [(case, pool.submit(describe_case, case, arguments.targets)) for case in chosen]
+        try:
+            for _, future in budget.within(pending, describe=lambda item: str(item[0])):
+                yield from future.result()
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def table(records):
+    """A row for each kernel and target, the worst of its variants."""
+    groups = {}
+    for record in records:
+        groups.setdefault((record["kernel"], record["target"]), []).append(record)
+    headers = (
+        "kernel", "target", "variants", "registers", "spill B", "shared B", "access B", "barriers",
+        "instr./element",
+    )  # fmt: skip
+    rows = []
+    for (kernel, target), group in sorted(groups.items()):
+        column = {name: [record[name] for record in group] for name in group[0]}
+        rows.append(
+            (
+                kernel.removesuffix("_kernel"),
+                target,
+                len({tuple(record.values())[4:] for record in group}),
+                max(column["registers"]),
+                max(column["spill_bytes"]),
+                max(column["shared_bytes"]),
+                min(column["widest_access_bytes"]),
+                max(column["barriers"]),
+                max(column["instructions_per_element"]),
+            )
+        )
+    return tables.markdown(headers, rows)
+
+
+CAPTION = "compiled ahead of time, not run; the worst over the cases; access: the widest, a thread"

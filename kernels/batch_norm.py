@@ -195,8 +195,8 @@ def batch_norm_inference_kernel(
 @triton.jit(do_not_specialize=["samples", "channels", "spatial", "tiles", "tiles_per_split"])
 def batch_norm_backward_sums_kernel(
     dy_ptr, x_ptr,
-    mean_ptr, rstd_ptr,          # [channels]
-    partial_ptr,                 # [dbias and dweight, splits, channels]
+    mean_ptr,                    # [channels]
+    partial_ptr,                 # [dbias and dweight / rstd, splits, channels]
     samples, channels, spatial, tiles, tiles_per_split,
     COMPUTE_DTYPE: tl.constexpr, CHANNELS_LAST: tl.constexpr, VECTOR: tl.constexpr,
     BLOCK_SAMPLES: tl.constexpr, BLOCK_CHANNELS: tl.constexpr, BLOCK_SPATIAL: tl.constexpr,
@@ -205,7 +205,6 @@ def batch_norm_backward_sums_kernel(
         channels, spatial, CHANNELS_LAST, VECTOR, BLOCK_CHANNELS
     )
     mean = load_channels(mean_ptr, channel, channel_mask)
-    rstd = load_channels(rstd_ptr, channel, channel_mask)
 
     dbias = tl.zeros([BLOCK_CHANNELS, BLOCK_SAMPLES * BLOCK_SPATIAL], COMPUTE_DTYPE)
     dweight = tl.zeros([BLOCK_CHANNELS, BLOCK_SAMPLES * BLOCK_SPATIAL], COMPUTE_DTYPE)
@@ -218,12 +217,10 @@ def batch_norm_backward_sums_kernel(
         dy = tl.load(dy_ptr + base + offsets, mask=mask, other=0.0).to(COMPUTE_DTYPE)
         x = tl.load(x_ptr + base + offsets, mask=mask, other=0.0).to(COMPUTE_DTYPE)
         dbias += dy
-        dweight += tl.where(mask, dy * subtract(x, mean), 0.0)
+        dweight += dy * subtract(x, mean)  # dy is 0 where there is no element
 
-    dbias = tl.sum(dbias, 1).to(tl.float64)
-    dweight = tl.sum(dweight, 1).to(tl.float64) * rstd
-    store_partial(partial_ptr, 0, dbias, channel, channel_mask, channels)
-    store_partial(partial_ptr, 1, dweight, channel, channel_mask, channels)
+    store_partial(partial_ptr, 0, tl.sum(dbias, 1).to(tl.float64), channel, channel_mask, channels)
+    store_partial(partial_ptr, 1, tl.sum(dweight, 1).to(tl.float64), channel, channel_mask, channels)
 
 
 @triton.jit(
@@ -233,7 +230,7 @@ def batch_norm_backward_kernel(
     dy_ptr, x_ptr, dx_ptr,       # dx or None
     weight_ptr,                  # [channels] or None
     mean_ptr, rstd_ptr,          # [channels]
-    partial_ptr,                 # [dbias and dweight, splits, channels] or None
+    partial_ptr,                 # [dbias and dweight / rstd, splits, channels] or None
     dweight_ptr, dbias_ptr,      # [channels] or None
     samples, channels, spatial, tiles, tiles_per_split, splits, count,
     TRAINING: tl.constexpr,
@@ -244,9 +241,10 @@ def batch_norm_backward_kernel(
     channel, channel_mask, channels, spatial, stride_channel, stride_spatial = program_channels(
         channels, spatial, CHANNELS_LAST, VECTOR, BLOCK_CHANNELS
     )
+    rstd = load_channels(rstd_ptr, channel, channel_mask)
     if partial_ptr is not None:
         dbias = sum_partials(partial_ptr, 0, channel, channel_mask, splits, channels, BLOCK_SPLITS)
-        dweight = sum_partials(partial_ptr, 1, channel, channel_mask, splits, channels, BLOCK_SPLITS)
+        dweight = sum_partials(partial_ptr, 1, channel, channel_mask, splits, channels, BLOCK_SPLITS) * rstd
         if tl.program_id(1) == 0:
             if dbias_ptr is not None:
                 store_channels(dbias_ptr, channel, dbias, channel_mask)
@@ -255,7 +253,6 @@ def batch_norm_backward_kernel(
 
     if dx_ptr is not None:
         mean = load_channels(mean_ptr, channel, channel_mask)
-        rstd = load_channels(rstd_ptr, channel, channel_mask)
         scale = (rstd * load_channels(weight_ptr, channel, channel_mask, 1.0)).to(COMPUTE_DTYPE)[:, None]
         if TRAINING:
             c1 = (dweight * rstd / count).to(COMPUTE_DTYPE)[:, None]
@@ -331,7 +328,7 @@ def batch_norm_backward(dy, x, weight, mean, rstd, parameter_dtype, training, wa
         partial = channel_values(x, 2, splits)
         launch.launch(
             batch_norm_backward_sums_kernel, grid, x.device,
-            dy, x, mean, rstd, partial, *sizes, **constants,
+            dy, x, mean, partial, *sizes, **constants,
         )  # fmt: skip
     dx = torch.empty_like(x) if want_dx else None
     dweight, dbias = (

@@ -11,37 +11,12 @@ import guards
 import pytest
 import triton
 
+from bench import interpreter
+from bench.meter import Meter
 from normreg.kernels import launch
 
-
-def patch_language_once():
-    """Halves the suite's time on a CPU.
-
-    The interpreter patches triton.language as a function's module sees it: when a kernel starts, where it is
-    undone at the end, and at every call of a device function, for a millisecond each. Once for each module
-    is enough.
-    """
-    from triton.runtime import interpreter
-
-    patch = interpreter._patch_lang
-    patched = set()
-
-    def patch_once(function):
-        starts, module = not patched, function.__globals__["__name__"]
-        if module in patched:
-            return None
-        patched.add(module)
-        scope = patch(function)
-        if starts:
-            restore = scope.restore
-            scope.restore = lambda: (patched.clear(), restore())
-        return scope
-
-    interpreter._patch_lang = patch_once
-
-
 if launch.INTERPRET:
-    patch_language_once()
+    interpreter.patch_language_once()
 
 
 def pytest_report_header():
@@ -73,6 +48,16 @@ def guarded_memory(monkeypatch):
     monkeypatch.setattr(torch, "empty_like", memory.guarding(torch.empty_like))
     yield memory
     memory.check()
+
+
+@pytest.fixture(autouse=True)
+def metered():
+    """In the interpreter no kernel touches memory outside the tensors of its launch."""
+    if not launch.INTERPRET:
+        yield None
+        return
+    with Meter() as meter:
+        yield meter
 
 
 @pytest.fixture

@@ -307,8 +307,8 @@ MUTATIONS = {
     ),
     "dweight loses rstd": Mutation(
         "kernels/batch_norm.py",
-        "    dweight = tl.sum(dweight, 1).to(tl.float64) * rstd\n",
-        "    dweight = tl.sum(dweight, 1).to(tl.float64)\n",
+        "channels, BLOCK_SPLITS) * rstd\n",
+        "channels, BLOCK_SPLITS)\n",
         "test_batch_norm.py::test_gradient_of_any_subset",
     ),
     # kernels/dropout.py, kernels/random.py

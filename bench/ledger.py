@@ -1,0 +1,119 @@
+"""Bytes and launches of every operation, counted in Triton's interpreter: exact, and without a GPU.
+
+Each case runs once forward and once backward with the tiles and grids of a GPU with 132 multiprocessors.
+`moved` are the bytes loaded and stored of large tensors, every time, by kernels and by torch's operators;
+`least` is what any implementation moves: each tensor of the input's size once. Tensors of up to 1 MiB
+(parameters, statistics, partial sums) count once a launch, as `small`; what is loaded of them again, from
+the cache, is `cached`. All are bytes an element of the input.
+"""
+
+import math
+from unittest import mock
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import normreg
+
+from . import interpreter, tables
+from .meter import CACHED_BYTES, Meter
+from .operations import OPERATIONS, cases
+from .without_gpu import as_on_a_gpu
+
+DIRECTIONS = ("forward", "backward")
+
+
+class Operators(TorchDispatchMode):
+    """torch's operators that move memory, in order, and how much: `moved`, as (name, bytes)."""
+
+    def __init__(self, meter):
+        super().__init__()
+        self.meter, self.moved = meter, []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        schema = function._schema
+        writes = schema.is_mutable or any(
+            returned.alias_info is None and str(returned.type).startswith("Tensor")
+            for returned in schema.returns
+        )
+        allocates = schema.name.startswith(("aten::empty", "aten::new_empty"))
+        if writes and not allocates and not self.meter.launching:
+            tensors = [t for t in (*args, *(kwargs or {}).values(), result) if isinstance(t, torch.Tensor)]
+            self.moved.append((schema.name, sum(t.numel() * t.element_size() for t in tensors)))
+        return result
+
+
+def measure(case):
+    """The records of one case, a direction each."""
+    operation = OPERATIONS[case.operation]
+    layer = operation.layer(normreg, case, dtype=case.dtype)
+    x = case.like_input(torch.randn, "cpu").requires_grad_()
+    dy = case.like_input(torch.randn, "cpu")
+    wanted = (x, *layer.parameters())
+
+    y = None
+    for direction in DIRECTIONS:
+        # the dispatch mode is there to count; it must not be what sends the call to torch's operator
+        unseen = mock.patch.object(torch._C, "_len_torch_dispatch_stack", return_value=0)
+        with as_on_a_gpu(), Meter() as meter, Operators(meter) as operators, unseen:
+            if direction == "forward":
+                y = layer(x)
+            else:
+                torch.autograd.grad(y, wanted, dy)
+        yield record(operation, case, direction, meter.launches, operators.moved)
+
+
+def record(operation, case, direction, launches, operators):
+    large = sum(launch.large_bytes for launch in launches)
+    large += sum(moved for _, moved in operators if moved > CACHED_BYTES)
+    return dict(
+        operation=case.operation,
+        case=str(case),
+        direction=direction,
+        elements=math.prod(case.shape),
+        kernels=[launch.kernel for launch in launches],
+        torch_operators=[name for name, _ in operators],
+        moved_bytes=large,
+        least_bytes=operation.least_bytes(case, direction),
+        small_bytes=sum(launch.small_bytes for launch in launches),
+        cached_bytes=sum(launch.cached_bytes for launch in launches),
+    )
+
+
+def add_arguments(parser):
+    pass
+
+
+def run(arguments, budget):
+    torch.manual_seed(0)
+    torch.set_num_threads(1)
+    interpreter.patch_language_once()
+    for case in budget.within(cases("ledger", arguments.operations)):
+        yield from measure(case)
+
+
+def table(records):
+    headers = (
+        "case", "direction", "launches", "torch operators", "moved", "least", "moved / least",
+        "small", "cached",
+    )  # fmt: skip
+    rows = []
+    for record in records:
+        per_element = (record[name] / record["elements"] for name in ("moved_bytes", "least_bytes"))
+        rest = (record[name] / record["elements"] for name in ("small_bytes", "cached_bytes"))
+        rows.append(
+            (
+                record["case"],
+                record["direction"],
+                len(record["kernels"]),
+                len(record["torch_operators"]),
+                *(f"{value:.2f}" for value in per_element),
+                f"{record['moved_bytes'] / record['least_bytes']:.2f}",
+                *(f"{value:.2f}" for value in rest),
+            )
+        )
+    return tables.markdown(headers, rows)
+
+
+CAPTION = "bytes an element; counted in the interpreter, exact"

@@ -1,0 +1,19 @@
+"""The operations that are measured: a file each, with its layer, its least traffic and its shapes."""
+
+from . import batch_norm, dropout, layer_norm, rms_norm
+from .case import Case, Operation
+
+OPERATIONS = {
+    module.OPERATION.name: module.OPERATION for module in (layer_norm, rms_norm, batch_norm, dropout)
+}
+
+__all__ = ["OPERATIONS", "Case", "Operation", "cases"]
+
+
+def cases(proof, names=None):
+    """The cases of one kind of proof, operations in turn, so that a budget cuts from all alike."""
+    placed = []
+    for position, name in enumerate(names or OPERATIONS):
+        own = getattr(OPERATIONS[name], proof)
+        placed += [(number / len(own), position, case) for number, case in enumerate(own)]
+    return [case for *_, case in sorted(placed, key=lambda entry: entry[:2])]

@@ -1,0 +1,66 @@
+"""LayerNorm: rows of language models, and the rows where kernels lose."""
+
+import torch
+
+from .case import DTYPES, Case, Operation
+
+NAME = "layer_norm"
+
+LANGUAGE = (  # rows of 16 Ki tokens or fewer, the widths of GPT-2 to the widest models, and further
+    (32768, 256),
+    (32768, 512),
+    (16384, 768),
+    (16384, 1024),
+    (16384, 2048),
+    (16384, 4096),
+    (8192, 8192),
+    (4096, 16384),
+    (4096, 32768),
+    (1024, 65536),
+    (1024, 131072),
+)
+UNEVEN = ((16384, 5120), (16384, 7168), (8192, 11008), (8192, 12288))  # Llama-2 13B, DeepSeek-V3, MLPs, GPT-3
+VISION = ((401408, 96), (100352, 192), (25088, 384), (12608, 768))  # ConvNeXt-T and ViT-B, 64 or 128 images
+AWKWARD = (
+    (1, 4096),
+    (8, 768),
+    (64, 1024),
+    (65536, 64),
+    (262144, 128),
+    (4097, 1000),
+    (3333, 1001),
+    (333, 50257),
+)
+
+
+def layer(library, case, **options):
+    return library.LayerNorm(case.shape[-1], **options).train(case.training)
+
+
+def shapes():
+    for origin, group in (
+        ("language", LANGUAGE),
+        ("uneven width", UNEVEN),
+        ("vision", VISION),
+        ("small or awkward", AWKWARD),
+    ):
+        yield from ((origin, shape) for shape in group)
+
+
+OPERATION = Operation(
+    name=NAME,
+    layer=layer,
+    passes={"forward": 2, "backward": 3},  # x, y; dy, x, dx
+    ledger=tuple(Case(NAME, (2**20 // cols, cols)) for cols in (4096, 16384, 65536, 1024, 256)),
+    static=tuple(
+        Case(NAME, (4096, cols), dtype)
+        for dtype in DTYPES.values()
+        for cols in (4096, 65536, 768, 64, 1024, 8192, 16384)
+    ),
+    host=(Case(NAME, (8, 768)),),
+    speed=tuple(
+        Case(NAME, shape, dtype, origin=origin)
+        for dtype in (torch.bfloat16, torch.float32, torch.float16)
+        for origin, shape in shapes()
+    ),
+)
