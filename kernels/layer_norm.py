@@ -8,7 +8,8 @@
     c2 = sum(wdy) / cols                     dx = (wdy - x_hat c1 - c2) rstd
 
 The mean is computed, saved and subtracted relative to the row's first element, `shift`: float32 would
-round a mean of 10^6 by a thirtieth of a standard deviation of 1.
+round a mean of 10^6 by a thirtieth of a standard deviation of 1. Rows that are not centred have no mean,
+and there m2 is the sum of x^2: that is RMSNorm (`rms_norm`).
 
 Rows of up to `launch.HELD_WORDS_*` words are held in registers and read once. Wider rows are read in
 chunks, twice. Column sums are partial sums a program, added in a fixed order by a last small launch.
@@ -19,6 +20,7 @@ import triton
 import triton.language as tl
 
 from . import launch
+from .rows import column_sums, load_wdy, load_x_hat
 from .statistics import merge_moments, moments
 
 
@@ -30,6 +32,7 @@ def layer_norm_forward_kernel(
     rows, cols_in_vectors,
     eps: tl.float64,
     COMPUTE_DTYPE: tl.constexpr, VECTOR: tl.constexpr,
+    CENTERED: tl.constexpr,
     BLOCK_ROWS: tl.constexpr, BLOCK_COLS: tl.constexpr,
 ):  # fmt: skip
     cols = cols_in_vectors * VECTOR
@@ -43,12 +46,15 @@ def layer_norm_forward_kernel(
     x_ptr += first_row * cols
 
     x = tl.load(x_ptr + offsets, mask=mask, other=0.0).to(COMPUTE_DTYPE)
-    shift = tl.load(x_ptr + row * cols, mask=row_mask, other=0.0).to(COMPUTE_DTYPE)
-
-    x -= shift[:, None]
-    mean, m2 = moments(x, mask, cols, 1)
+    if CENTERED:
+        shift = tl.load(x_ptr + row * cols, mask=row_mask, other=0.0).to(COMPUTE_DTYPE)
+        x -= shift[:, None]
+        mean, m2 = moments(x, mask, cols, 1)
+        x -= mean[:, None]
+    else:
+        m2 = tl.sum(x * x, 1)
     rstd = tl.rsqrt(m2 / cols + tl.full([], eps, COMPUTE_DTYPE))
-    y = (x - mean[:, None]) * rstd[:, None]
+    y = x * rstd[:, None]
     if weight_ptr is not None:
         y *= tl.load(weight_ptr + col, mask=col_mask, other=0.0).to(COMPUTE_DTYPE)[None, :]
     if bias_ptr is not None:
@@ -57,6 +63,7 @@ def layer_norm_forward_kernel(
     tl.store(y_ptr + first_row * cols + offsets, y.to(y_ptr.dtype.element_ty), mask=mask)
     if mean_ptr is not None:
         tl.store(mean_ptr + first_row + row, mean, mask=row_mask)
+    if rstd_ptr is not None:
         tl.store(rstd_ptr + first_row + row, rstd, mask=row_mask)
 
 
@@ -68,31 +75,38 @@ def layer_norm_forward_chunked_kernel(
     cols_in_vectors,
     eps: tl.float64,
     COMPUTE_DTYPE: tl.constexpr, VECTOR: tl.constexpr,
+    CENTERED: tl.constexpr,
     BLOCK_COLS: tl.constexpr,
 ):  # fmt: skip
     cols = cols_in_vectors * VECTOR
     row = tl.program_id(0).to(tl.int64)
     x_ptr += row * cols
     y_ptr += row * cols
-    shift = tl.load(x_ptr).to(COMPUTE_DTYPE)
 
-    count = tl.zeros_like(shift)
-    mean = tl.zeros_like(shift)
-    m2 = tl.zeros_like(shift)
+    m2 = tl.full([], 0.0, COMPUTE_DTYPE)
+    if CENTERED:
+        shift = tl.load(x_ptr).to(COMPUTE_DTYPE)
+        count = tl.zeros_like(shift)
+        mean = tl.zeros_like(shift)
     for start in range(0, cols, BLOCK_COLS):
         col = start + tl.arange(0, BLOCK_COLS)
         mask = col < cols
-        x = tl.load(x_ptr + col, mask=mask, other=0.0).to(COMPUTE_DTYPE) - shift
-        chunk = tl.minimum(cols - start, BLOCK_COLS).to(COMPUTE_DTYPE)
-        chunk_mean, chunk_m2 = moments(x, mask, chunk, 0)
-        count, mean, m2 = merge_moments(count, mean, m2, chunk, chunk_mean, chunk_m2)
+        x = tl.load(x_ptr + col, mask=mask, other=0.0).to(COMPUTE_DTYPE)
+        if CENTERED:
+            chunk = tl.minimum(cols - start, BLOCK_COLS).to(COMPUTE_DTYPE)
+            chunk_mean, chunk_m2 = moments(x - shift, mask, chunk, 0)
+            count, mean, m2 = merge_moments(count, mean, m2, chunk, chunk_mean, chunk_m2)
+        else:
+            m2 += tl.sum(x * x, 0)
     rstd = tl.rsqrt(m2 / cols + tl.full([], eps, COMPUTE_DTYPE))
 
     for start in range(0, cols, BLOCK_COLS):
         col = start + tl.arange(0, BLOCK_COLS)
         mask = col < cols
-        x = tl.load(x_ptr + col, mask=mask, other=0.0).to(COMPUTE_DTYPE) - shift
-        y = (x - mean) * rstd
+        x = tl.load(x_ptr + col, mask=mask, other=0.0).to(COMPUTE_DTYPE)
+        if CENTERED:
+            x = x - shift - mean
+        y = x * rstd
         if weight_ptr is not None:
             y *= tl.load(weight_ptr + col, mask=mask, other=0.0).to(COMPUTE_DTYPE)
         if bias_ptr is not None:
@@ -101,21 +115,15 @@ def layer_norm_forward_chunked_kernel(
 
     if mean_ptr is not None:
         tl.store(mean_ptr + row, mean)
+    if rstd_ptr is not None:
         tl.store(rstd_ptr + row, rstd)
-
-
-@triton.jit
-def load_x_hat(x_ptr, offsets, mask, shift, mean, rstd, COMPUTE_DTYPE: tl.constexpr):
-    """x_hat of the unmasked elements, 0 elsewhere, whatever mean and rstd are there."""
-    x = tl.load(x_ptr + offsets, mask=mask, other=0.0).to(COMPUTE_DTYPE)
-    return tl.where(mask, (x - shift - mean) * rstd, 0.0)
 
 
 @triton.jit(do_not_specialize=["rows", "cols_in_vectors"])
 def layer_norm_backward_kernel(
     dy_ptr, x_ptr, dx_ptr,                        # [rows, cols]; dx or None
     weight_ptr,                                   # [cols] or None
-    mean_ptr, rstd_ptr,                           # [rows]
+    mean_ptr, rstd_ptr,                           # [rows]; mean None where rows are not centred
     dweight_partial_ptr, dbias_partial_ptr,       # [programs, cols] or None
     rows, cols_in_vectors,
     COMPUTE_DTYPE: tl.constexpr, VECTOR: tl.constexpr,
@@ -136,9 +144,12 @@ def layer_norm_backward_kernel(
         row_mask = row < rows
         mask = row_mask[:, None] & col_mask[None, :]
         offsets = row[:, None] * cols + col[None, :]
-        mean = tl.load(mean_ptr + row, mask=row_mask, other=0.0)[:, None]
         rstd = tl.load(rstd_ptr + row, mask=row_mask, other=0.0)[:, None]
-        shift = tl.load(x_ptr + row * cols, mask=row_mask, other=0.0).to(COMPUTE_DTYPE)[:, None]
+        mean = None
+        shift = None
+        if mean_ptr is not None:
+            mean = tl.load(mean_ptr + row, mask=row_mask, other=0.0)[:, None]
+            shift = tl.load(x_ptr + row * cols, mask=row_mask, other=0.0).to(COMPUTE_DTYPE)[:, None]
         x_hat = load_x_hat(x_ptr, offsets, mask, shift, mean, rstd, COMPUTE_DTYPE)
         dy = tl.load(dy_ptr + offsets, mask=mask, other=0.0).to(COMPUTE_DTYPE)
 
@@ -149,7 +160,9 @@ def layer_norm_backward_kernel(
             if weight_ptr is not None:
                 wdy = dy * weight
             c1 = tl.sum(x_hat * wdy, 1)[:, None] / cols
-            c2 = tl.sum(wdy, 1)[:, None] / cols
+            c2 = tl.zeros_like(c1)
+            if mean_ptr is not None:
+                c2 = tl.sum(wdy, 1)[:, None] / cols
             dx = (wdy - x_hat * c1 - c2) * rstd
             tl.store(dx_ptr + offsets, dx.to(dx_ptr.dtype.element_ty), mask=mask)
 
@@ -160,42 +173,37 @@ def layer_norm_backward_kernel(
         tl.store(dbias_partial_ptr + partial, tl.sum(dbias, 0), mask=col_mask)
 
 
-@triton.jit
-def load_wdy(dy_ptr, weight_ptr, col, mask, COMPUTE_DTYPE: tl.constexpr):
-    """weight dy of one row's chunk."""
-    wdy = tl.load(dy_ptr + col, mask=mask, other=0.0).to(COMPUTE_DTYPE)
-    if weight_ptr is not None:
-        wdy *= tl.load(weight_ptr + col, mask=mask, other=0.0).to(COMPUTE_DTYPE)
-    return wdy
-
-
 @triton.jit(do_not_specialize=["cols_in_vectors"])
 def layer_norm_backward_input_chunked_kernel(
     dy_ptr, x_ptr, dx_ptr,       # [rows, cols]
     weight_ptr,                  # [cols] or None
-    mean_ptr, rstd_ptr,          # [rows]
+    mean_ptr, rstd_ptr,          # [rows]; mean None where rows are not centred
     cols_in_vectors,
     COMPUTE_DTYPE: tl.constexpr, VECTOR: tl.constexpr,
     BLOCK_COLS: tl.constexpr,
 ):  # fmt: skip
     cols = cols_in_vectors * VECTOR
     row = tl.program_id(0).to(tl.int64)
-    mean = tl.load(mean_ptr + row)
-    rstd = tl.load(rstd_ptr + row)
     dy_ptr += row * cols
     x_ptr += row * cols
     dx_ptr += row * cols
-    shift = tl.load(x_ptr).to(COMPUTE_DTYPE)
+    rstd = tl.load(rstd_ptr + row)
+    mean = None
+    shift = None
+    if mean_ptr is not None:
+        mean = tl.load(mean_ptr + row)
+        shift = tl.load(x_ptr).to(COMPUTE_DTYPE)
 
-    c1 = tl.zeros_like(mean)
-    c2 = tl.zeros_like(mean)
+    c1 = tl.zeros_like(rstd)
+    c2 = tl.zeros_like(rstd)
     for start in range(0, cols, BLOCK_COLS):
         col = start + tl.arange(0, BLOCK_COLS)
         mask = col < cols
         wdy = load_wdy(dy_ptr, weight_ptr, col, mask, COMPUTE_DTYPE)
         x_hat = load_x_hat(x_ptr, col, mask, shift, mean, rstd, COMPUTE_DTYPE)
         c1 += tl.sum(x_hat * wdy, 0) / cols
-        c2 += tl.sum(wdy, 0) / cols
+        if mean_ptr is not None:
+            c2 += tl.sum(wdy, 0) / cols
 
     for start in range(0, cols, BLOCK_COLS):
         col = start + tl.arange(0, BLOCK_COLS)
@@ -204,18 +212,6 @@ def layer_norm_backward_input_chunked_kernel(
         x_hat = load_x_hat(x_ptr, col, mask, shift, mean, rstd, COMPUTE_DTYPE)
         dx = (wdy - x_hat * c1 - c2) * rstd
         tl.store(dx_ptr + col, dx.to(dx_ptr.dtype.element_ty), mask=mask)
-
-
-@triton.jit
-def column_sums(partial_ptr, partials, cols, col, BLOCK_ROWS: tl.constexpr):
-    """Sum over the rows of [partials, cols], in the same order every time."""
-    col_mask = col < cols
-    total = tl.zeros([BLOCK_ROWS, col.shape[0]], partial_ptr.dtype.element_ty)
-    for start in range(0, partials, BLOCK_ROWS):
-        row = start + tl.arange(0, BLOCK_ROWS).to(tl.int64)
-        mask = (row < partials)[:, None] & col_mask[None, :]
-        total += tl.load(partial_ptr + row[:, None] * cols + col[None, :], mask=mask, other=0.0)
-    return tl.sum(total, 0)
 
 
 @triton.jit(do_not_specialize=["partials", "cols_in_vectors"])
@@ -235,20 +231,22 @@ def layer_norm_backward_finish_kernel(
         tl.store(dbias_ptr + col, dbias.to(dbias_ptr.dtype.element_ty), mask=col < cols)
 
 
-def layer_norm_forward(x, weight, bias, cols, eps, out_dtype, save_statistics):
-    """y in `out_dtype`, and mean and rstd of each row, or None where they are not to be saved."""
+def layer_norm_forward(x, weight, bias, cols, eps, out_dtype, save_statistics, centered=True):
+    """y in `out_dtype`, and mean and rstd of each row; None where absent or not to be saved."""
     x, weight, bias = launch.contiguous(x, weight, bias)
     rows = x.numel() // cols
     compute_dtype = launch.compute_dtype(x.dtype)
     y = torch.empty(x.shape, dtype=out_dtype, device=x.device)
     mean, rstd = (
-        torch.empty(rows, dtype=compute_dtype, device=x.device) if save_statistics else None for _ in range(2)
+        torch.empty(rows, dtype=compute_dtype, device=x.device) if save_statistics and present else None
+        for present in (centered, True)
     )
     vector = launch.vector(cols)
     tile = launch.layer_norm_forward_tile(cols, compute_dtype)
     common = dict(
         COMPUTE_DTYPE=launch.triton_dtype(compute_dtype),
         VECTOR=vector,
+        CENTERED=centered,
         BLOCK_COLS=tile.cols,
         num_warps=tile.num_warps,
     )
@@ -267,7 +265,7 @@ def layer_norm_forward(x, weight, bias, cols, eps, out_dtype, save_statistics):
 
 
 def layer_norm_backward(dy, x, weight, mean, rstd, cols, parameter_dtype, wanted):
-    """The wanted ones of dx, dweight and dbias (flat), None for the others."""
+    """The wanted ones of dx, dweight and dbias (flat), None for the others. mean: None where not centred."""
     want_dx, want_dweight, want_dbias = wanted
     dy, x, weight = launch.contiguous(dy, x, weight)
     device, rows, vector = x.device, x.numel() // cols, launch.vector(cols)

@@ -8,6 +8,7 @@ from normreg import nn
 
 COUNTERPARTS = {
     torch.nn.LayerNorm: nn.LayerNorm,
+    torch.nn.RMSNorm: nn.RMSNorm,
     torch.nn.BatchNorm1d: nn.BatchNorm1d,
     torch.nn.BatchNorm2d: nn.BatchNorm2d,
     torch.nn.BatchNorm3d: nn.BatchNorm3d,
@@ -18,7 +19,6 @@ FAMILIES = (
     torch.nn.modules.batchnorm._NormBase,
     torch.nn.modules.dropout._DropoutNd,
     torch.nn.GroupNorm,
-    torch.nn.RMSNorm,
 )
 ORIGINALS = {ours: original for original, ours in COUNTERPARTS.items()}
 
@@ -115,7 +115,7 @@ def _why_not_replaced(module):
 
 
 def replace(model):
-    """Makes every torch.nn LayerNorm, BatchNorm1d/2d/3d and Dropout of `model` a normreg one, in place.
+    """Makes each torch.nn LayerNorm, RMSNorm, BatchNorm1d/2d/3d and Dropout of `model` normreg's, in place.
 
     Only `module.__class__` changes, so parameters, buffers, hooks, optimizer references, tied modules,
     `training` flags and the state_dict stay the very objects they were. Only exact types are changed: a

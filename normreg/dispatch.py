@@ -60,8 +60,8 @@ def _number_reason(**numbers):
     return None
 
 
-def layer_norm(x, normalized_shape, weight, bias, eps):
-    reason = _torch_reason(x, (weight, bias)) or _dtype_reason(x, (weight, bias)) or _number_reason(eps=eps)
+def _rows_reason(x, normalized_shape, parameters, eps):
+    reason = _torch_reason(x, parameters) or _dtype_reason(x, parameters) or _number_reason(eps=eps)
     if reason:
         return reason
     if not isinstance(normalized_shape, (tuple, list)) or not all(
@@ -71,9 +71,25 @@ def layer_norm(x, normalized_shape, weight, bias, eps):
     normalized_shape = tuple(normalized_shape)
     if not normalized_shape or x.shape[-len(normalized_shape) :] != normalized_shape:
         return f"the input's shape {tuple(x.shape)} does not end in normalized_shape {normalized_shape}"
-    for parameter in (weight, bias):
+    for parameter in parameters:
         if parameter is not None and parameter.shape != normalized_shape:
             return f"a parameter has shape {tuple(parameter.shape)}, not normalized_shape {normalized_shape}"
+    return None
+
+
+def layer_norm(x, normalized_shape, weight, bias, eps):
+    return _rows_reason(x, normalized_shape, (weight, bias), eps)
+
+
+def rms_norm(x, normalized_shape, weight, eps):
+    reason = _rows_reason(x, normalized_shape, (weight,), 0.0 if eps is None else eps)
+    if reason:
+        return reason
+    if x.dim() in (4, 5):
+        batch, channels, *spatial = x.stride()
+        strides = [batch, *spatial, channels]
+        if strides == sorted(strides, reverse=True):
+            return "the input's strides are those of channels_last, which torch's result keeps"
     return None
 
 

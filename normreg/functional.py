@@ -4,11 +4,16 @@ import torch
 import torch.nn.functional as F
 
 from normreg import dispatch
+from normreg.kernels.launch import compute_dtype
 from normreg.ops.batch_norm import batch_norm as _batch_norm
 from normreg.ops.dropout import dropout as _dropout
 from normreg.ops.layer_norm import layer_norm as _layer_norm
+from normreg.ops.rms_norm import rms_norm as _rms_norm
 
-__all__ = ["batch_norm", "dropout", "layer_norm"]
+__all__ = ["batch_norm", "dropout", "layer_norm", "rms_norm"]
+
+# torch 2.12 put it on CUDA's list of operations in float32; before, its result has the input's dtype
+_AUTOCAST_RUNS_RMS_NORM = torch._C._dispatch_has_kernel_for_dispatch_key("aten::rms_norm", "AutocastCUDA")
 
 
 def _autocast_to_float32(x):
@@ -45,6 +50,39 @@ def layer_norm(input, normalized_shape, weight=None, bias=None, eps=1e-5):
     if dispatch.layer_norm(input, normalized_shape, weight, bias, eps):
         return F.layer_norm(input, normalized_shape, weight, bias, eps)
     return _layer_norm(input, weight, bias, tuple(normalized_shape), eps, _autocast_to_float32(input))
+
+
+def rms_norm(input, normalized_shape, weight=None, eps=None):
+    r"""Normalisation by the root mean square over the trailing dimensions `normalized_shape`.
+
+    y = x / sqrt(E[x^2] + eps) * weight, per leading index.
+
+    Args:
+        input: (*, *normalized_shape), float16, bfloat16, float32 or float64, any strides.
+        normalized_shape: the trailing dimensions, a sequence of ints.
+        weight: of shape normalized_shape, or None; of input's dtype, or float32 beside 16 bits.
+        eps: added to the mean square; None for the machine epsilon of the dtype computed in, which is
+            float32 for 16-bit input.
+
+    Returns a contiguous tensor of input's shape and dtype (float32 where CUDA's autocast is on and torch
+    2.12 or newer). The mean square is computed, and its inverse root kept, in float32, float64 for float64.
+    Where the kernel does not apply (`normreg.dispatch`), and for input that torch rejects, this is
+    `torch.nn.functional.rms_norm`.
+
+    Equivalent::
+
+        rstd = (x.square().mean(dims, keepdim=True) + eps).rsqrt()    # dims: the trailing dimensions
+        y = x * rstd * weight
+
+    Source: Zhang and Sennrich, "Root Mean Square Layer Normalization" (2019), arXiv 1910.07467;
+    https://docs.pytorch.org/docs/stable/generated/torch.nn.functional.rms_norm.html
+    """
+    if dispatch.rms_norm(input, normalized_shape, weight, eps):
+        return F.rms_norm(input, normalized_shape, weight, eps)
+    if eps is None:
+        eps = torch.finfo(compute_dtype(input.dtype)).eps
+    out_dtype = _autocast_to_float32(input) if _AUTOCAST_RUNS_RMS_NORM else input.dtype
+    return _rms_norm(input, weight, tuple(normalized_shape), eps, out_dtype)
 
 
 def batch_norm(

@@ -16,6 +16,7 @@ from normreg import convert
 # kind: (arguments of its constructor, shape of an input, what its kernels' names start with)
 KINDS = {
     "LayerNorm": ((6,), (5, 6), "layer_norm"),
+    "RMSNorm": ((6,), (5, 6), "layer_norm"),  # its kernels without the mean
     "BatchNorm1d": ((6,), (5, 6), "batch_norm"),
     "BatchNorm2d": ((3,), (2, 3, 4, 4), "batch_norm"),
     "BatchNorm3d": ((2,), (2, 2, 3, 2, 2), "batch_norm"),
@@ -40,6 +41,7 @@ def layer(kind, device, dtype=torch.float32):
 
 NESTED = {
     "stem.1": "LayerNorm",
+    "stem.2": "RMSNorm",
     "blocks.0": "BatchNorm1d",
     "blocks.1.0": "Dropout",
     "heads.a": "BatchNorm2d",
@@ -49,13 +51,15 @@ NESTED = {
 
 def nested(device):
     """Every kind in every container, beside what stays; hooks, extra attributes, frozen and eval parts."""
-    norm, batch_norm1d, batch_norm2d, batch_norm3d, dropout = (layer(kind, device)[0] for kind in KINDS)
+    norm, rms_norm, batch_norm1d, batch_norm2d, batch_norm3d, dropout = (
+        layer(kind, device)[0] for kind in KINDS
+    )
     model = nn.Sequential(
         OrderedDict(
-            stem=nn.Sequential(nn.Linear(6, 6), norm),
+            stem=nn.Sequential(nn.Linear(6, 6), norm, rms_norm),
             blocks=nn.ModuleList([batch_norm1d, nn.ModuleList([dropout, nn.GELU()])]),
             heads=nn.ModuleDict({"a": batch_norm2d, "b": nn.Sequential(batch_norm3d, nn.GroupNorm(1, 2))}),
-            last=nn.RMSNorm(6),
+            last=nn.InstanceNorm1d(6),
         )
     ).to(device)
     for module in (norm, batch_norm1d, dropout):
@@ -133,7 +137,7 @@ def test_exact_types_everywhere_and_nothing_else(device):
         tuple(convert.Change(name, f"torch.nn.{kind}", f"normreg.{kind}") for name, kind in NESTED.items()),
         (
             convert.Skip("heads.b.1", "torch.nn.GroupNorm", "normreg has no counterpart"),
-            convert.Skip("last", "torch.nn.RMSNorm", "normreg has no counterpart"),
+            convert.Skip("last", "torch.nn.InstanceNorm1d", "normreg has no counterpart"),
         ),
     )
     report = normreg.restore(model)
@@ -264,7 +268,7 @@ def test_copies(device, launches, duplicate):
     pointers = {t.data_ptr() for t in model.state_dict().values()}
     assert not pointers & {t.data_ptr() for t in twin.state_dict().values()}
     x = torch.randn(5, 6, device=device)
-    ends = [nn.Sequential(*m[:2], m[4]) for m in (twin, model)]
+    ends = [nn.Sequential(*m[:3], m[5]) for m in (twin, model)]
     assert_all_equal(run(ends[0], x), run(ends[1], x))
     assert {name.split("_")[0] for name in launches} == {"layer", "batch", "dropout"}
     assert len(normreg.restore(twin).changed) == len(KINDS)
@@ -384,7 +388,7 @@ def test_a_lazy_layer_is_replaced_once_it_saw_its_input(device):
 @pytest.mark.parametrize(
     "relative",
     [
-        nn.SyncBatchNorm(4), nn.GroupNorm(2, 4), nn.RMSNorm(4), nn.InstanceNorm1d(4), nn.InstanceNorm2d(4),
+        nn.SyncBatchNorm(4), nn.GroupNorm(2, 4), nn.InstanceNorm1d(4), nn.InstanceNorm2d(4),
         nn.LocalResponseNorm(2), nn.CrossMapLRN2d(2), nn.Dropout1d(), nn.Dropout2d(), nn.Dropout3d(),
         nn.AlphaDropout(), nn.FeatureAlphaDropout(), nn.Identity(), nn.Linear(4, 4), nn.Module(),
     ],
@@ -398,7 +402,7 @@ def test_relatives_are_left_alone(relative):
     assert type(relative) is cls
     named = isinstance(relative, convert.FAMILIES)
     assert [skip.name for skip in report.skipped] == ["0"] * named
-    assert named == cls.__name__.startswith(("Sync", "Group", "RMS", "Inst", "Drop", "Alph", "Feat"))
+    assert named == cls.__name__.startswith(("Sync", "Group", "Inst", "Drop", "Alph", "Feat"))
     assert all(vars(relative)[name] is value for name, value in objects.items())
 
 
@@ -523,9 +527,14 @@ def transformer():
     return nn.TransformerEncoder(block, 1, norm=nn.LayerNorm(8))
 
 
+def gated():
+    return nn.Sequential(nn.RMSNorm(8), nn.Linear(8, 12), nn.SiLU(), nn.RMSNorm((5, 12)), nn.Linear(12, 8))
+
+
 MODELS = {
     "cnn": (cnn, (4, 3, 6, 6), {"batch_norm"}),
     "transformer": (transformer, (3, 5, 8), {"layer_norm"}),
+    "gated": (gated, (3, 5, 8), {"layer_norm"}),
 }
 
 # Relative to the largest element. Both round differently in every layer, and three steps add that up: 50

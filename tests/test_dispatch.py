@@ -115,6 +115,32 @@ def test_bad_layer_norm_calls(device, expected, change):
     assert_unchanged(arguments, before)
 
 
+# torch's rms_norm takes complex input and any dtype of weight
+RMS_NORM_RAISES = {
+    "rank 0": ValueError, "float64 weight": None, "float64 input": None, "complex input": None,
+}  # fmt: skip
+BAD_RMS_NORM = {
+    name: (RMS_NORM_RAISES.get(name, expected), change)
+    for name, (expected, change) in BAD_LAYER_NORM.items()
+    if "bias" not in name and "parameters" not in name
+} | {"float16 weight": (None, lambda good: dict(weight=good["weight"].half()))}
+
+
+# which it warns of, once in a process
+@pytest.mark.filterwarnings("ignore:Mismatch dtype between input and:UserWarning")
+@pytest.mark.parametrize(("expected", "change"), BAD_RMS_NORM.values(), ids=BAD_RMS_NORM)
+def test_bad_rms_norm_calls(device, expected, change):
+    arguments = layer_norm_call(device)
+    arguments |= change(arguments)
+    del arguments["bias"]
+    before = before_call(arguments)
+    theirs = outcome(F.rms_norm, **arguments)
+    ours = outcome(normreg.functional.rms_norm, **arguments)
+    assert expected is None or isinstance(theirs, expected)
+    assert_same_outcome(ours, theirs)
+    assert_unchanged(arguments, before)
+
+
 def batch_norm_call(device):
     weight, bias, running_mean, running_var = torch.rand(4, 5, device=device) + 0.5
     return dict(
@@ -266,6 +292,8 @@ BAD_MODULE_INPUTS = {
     "BatchNorm3d, one value": ("BatchNorm3d", (1, 4, 1, 1, 1)),
     "LayerNorm, last dimension": ("LayerNorm", (3, 5)),
     "LayerNorm, 0 dimensions": ("LayerNorm", ()),
+    "RMSNorm, last dimension": ("RMSNorm", (3, 5)),
+    "RMSNorm, 0 dimensions": ("RMSNorm", ()),
 }
 
 
@@ -303,6 +331,7 @@ BAD_CONSTRUCTIONS = {
     "negative channels": ("BatchNorm3d", (-4,), {}),
     "unknown option of LayerNorm": ("LayerNorm", (4,), dict(momentum=0.1)),
     "unknown option of BatchNorm": ("BatchNorm2d", (4,), dict(elementwise_affine=False)),
+    "unknown option of RMSNorm": ("RMSNorm", (4,), dict(bias=True)),
     "unknown option of Dropout": ("Dropout", (), dict(seed=1)),
     "unknown device": ("BatchNorm2d", (4,), dict(device="nowhere")),
     "integer dtype": ("LayerNorm", (4,), dict(dtype=torch.int64)),
@@ -326,12 +355,13 @@ def reasons(x):
     """{operation: why it goes to torch, or None} for an input of 4 channels and 4 columns."""
     return {
         "layer_norm": dispatch.layer_norm(x, (4,), None, None, 1e-5),
+        "rms_norm": dispatch.rms_norm(x, (4,), None, None),
         "batch_norm": dispatch.batch_norm(x, None, None, None, None, True, 0.1, 1e-5, None),
         "dropout": dispatch.dropout(x, 0.5, False),
     }
 
 
-NO_REASON = {"layer_norm": None, "batch_norm": None, "dropout": None}
+NO_REASON = {"layer_norm": None, "rms_norm": None, "batch_norm": None, "dropout": None}
 
 ORDINARY = {
     "plain": lambda x: x,
@@ -342,7 +372,6 @@ ORDINARY = {
     "Parameter": lambda x: torch.nn.Parameter(x),
     "not a leaf": lambda x: x.requires_grad_() * 2,
     "transposed": lambda x: x.permute(2, 3, 0, 1),
-    "channels_last": lambda x: x.contiguous(memory_format=torch.channels_last),
     "sliced": lambda x: x[:, :, 1:3],
     "expanded": lambda x: x[:1].expand(9, 4, 4, 4),
 }
@@ -358,6 +387,20 @@ def test_ordinary_tensors_take_the_kernel(device, make):
         assert reasons(x) == NO_REASON
     with torch.autocast(device.type, dtype=torch.bfloat16):
         assert reasons(x) == NO_REASON
+
+
+def test_channels_last_is_torchs_in_rms_norm_alone(device, launches):
+    """Its result keeps the strides there, which that of torch's layer_norm does not."""
+    x = torch.randn(2, 3, 4, 4, device=device).contiguous(memory_format=torch.channels_last)
+    kept = "the input's strides are those of channels_last, which torch's result keeps"
+    for t in (x, x[:, :, 1:], torch.randn(2, 3, 3, 4, 5, device=device).permute(0, 4, 1, 2, 3)):
+        assert dispatch.layer_norm(t, t.shape[-1:], None, None, 1e-5) is None
+        assert dispatch.rms_norm(t, t.shape[-1:], None, None) == kept
+        y, expected = (library.rms_norm(t, t.shape[-1:]) for library in (normreg.functional, F))
+        assert torch.equal(y, expected)
+        assert y.stride() == expected.stride() != y.contiguous().stride()
+    assert launches == []
+    assert dispatch.rms_norm(x.permute(0, 2, 3, 1), (3,), None, None) is None
 
 
 class Tagged(torch.Tensor):
@@ -402,6 +445,11 @@ def test_other_reasons(device):
         (dispatch.layer_norm(x, (4,), y.to("meta"), None, 1e-5), "on meta"),
         (dispatch.layer_norm(x, (4,), y.as_subclass(Tagged), None, 1e-5), "Tagged"),
         (dispatch.layer_norm(x, (4,), y.double(), None, 1e-5), "torch.float64"),
+        (dispatch.rms_norm(x, (3, 5), None, None), "(3, 4) does not end in normalized_shape (3, 5)"),
+        (dispatch.rms_norm(x, (4,), y[:2], None), "(2,), not normalized_shape (4,)"),
+        (dispatch.rms_norm(x, (4,), y.double(), None), "torch.float64"),
+        (dispatch.rms_norm(x, (4,), y.to("meta"), None), "on meta"),
+        (dispatch.rms_norm(x, (4,), None, "1e-5"), "eps is a str"),
         (dispatch.batch_norm(y, None, None, None, None, True, 0.1, 1e-5, None), "1 dimensions"),
         (dispatch.batch_norm(x, None, None, y[:1], None, True, 0.1, 1e-5, None), "(1,), the input 4"),
         (dispatch.batch_norm(x, None, None, None, y[None], True, 0.1, 1e-5, None), "(1, 4), the input 4"),
@@ -448,6 +496,7 @@ def test_dtypes_that_the_kernel_takes(device, launches, dtype, parameter_dtype):
         dispatch.batch_norm(x, *running, weight, bias, False, 0.1, 1e-5, None),
         dispatch.batch_norm(x, *running, None, None, False, 0.1, 1e-5, None),
         dispatch.layer_norm(x.transpose(1, 2), (5,), None, bias, 1e-5),
+        dispatch.rms_norm(x.transpose(1, 2), (5,), weight, None),
     ]
     if accepted:
         assert answers == [None] * len(answers)
@@ -471,6 +520,7 @@ def test_parameters_of_two_dtypes_go_to_torch(device, launches, odd):
 
 OPERATIONS = {
     "layer_norm": lambda library, x: library.layer_norm(x, (4,), *parameters(x)),
+    "rms_norm": lambda library, x: library.rms_norm(x, (4,), parameters(x)[0]),
     "batch_norm": lambda library, x: library.batch_norm(x, None, None, *parameters(x), training=True),
     "dropout": lambda library, x: library.dropout(x, 0.4),
 }
@@ -596,8 +646,10 @@ def test_fake_tensors(device, launches, operation):
 
 
 @nested_is_a_prototype
-@pytest.mark.parametrize("layout", [torch.strided, torch.jagged], ids=str)
-@pytest.mark.parametrize("operation", ["layer_norm", "dropout"])
+@pytest.mark.parametrize(("operation", "layout"), [
+    ("layer_norm", torch.strided), ("layer_norm", torch.jagged), ("rms_norm", torch.jagged),
+    ("dropout", torch.strided), ("dropout", torch.jagged),
+], ids=str)  # fmt: skip
 def test_nested_tensors(device, launches, operation, layout):
     x = torch.nested.nested_tensor(
         [torch.randn(2, 4, device=device), torch.randn(3, 4, device=device)], layout=layout
@@ -670,6 +722,7 @@ def test_compile(device, launches, compiled_afresh, operation, backend):
 def layers(device):
     return torch.nn.Sequential(
         torch.nn.BatchNorm1d(4), torch.nn.Dropout(0.25), torch.nn.Linear(4, 5), torch.nn.LayerNorm(5),
+        torch.nn.RMSNorm(5),
     ).to(device)  # fmt: skip
 
 
@@ -711,6 +764,7 @@ def test_export(device, launches):
 
 KINDS = {
     "LayerNorm": lambda: torch.nn.LayerNorm(4),
+    "RMSNorm": lambda: torch.nn.RMSNorm(4),
     "BatchNorm1d": lambda: torch.nn.BatchNorm1d(4),
     "Dropout": lambda: torch.nn.Dropout(0.4),
 }
@@ -732,6 +786,8 @@ EMPTY = {
     "no rows": ("layer_norm", (0, 4), dict(normalized_shape=(4,))),
     "no rows of two dimensions": ("layer_norm", (2, 0, 3, 4), dict(normalized_shape=(3, 4))),
     "no columns": ("layer_norm", (3, 0), dict(normalized_shape=(0,))),
+    "no rows of rms_norm": ("rms_norm", (0, 4), dict(normalized_shape=(4,))),
+    "no columns of rms_norm": ("rms_norm", (3, 0), dict(normalized_shape=(0,))),
     "no batch": ("batch_norm", (0, 4), {}),
     "no batch of images": ("batch_norm", (0, 4, 3, 3), {}),
     "no positions": ("batch_norm", (3, 4, 0), {}),
@@ -751,7 +807,7 @@ def test_empty_tensors(device, launches, operation, shape, options):
         if operation != "dropout":
             arguments |= {
                 name: torch.ones(affine_shape, device=device, requires_grad=True)
-                for name in ("weight", "bias")
+                for name in ("weight", "bias")[: 1 if operation == "rms_norm" else 2]
             }
         if operation == "batch_norm":
             buffers = {
@@ -762,7 +818,7 @@ def test_empty_tensors(device, launches, operation, shape, options):
             x,
             **arguments,
             **buffers,
-            **({} if operation == "layer_norm" else {"training": True}),
+            **({"training": True} if operation in ("batch_norm", "dropout") else {}),
         )
         leaves = [x, *(a for a in arguments.values() if isinstance(a, torch.Tensor))]
         gradients = [] if isinstance(y, Exception) else torch.autograd.grad(y, leaves, torch.ones_like(y))
@@ -836,7 +892,8 @@ assert not torch.cuda.is_available() and not launch.INTERPRET
 launch.launch = None
 plain = torch.nn.Sequential(
     torch.nn.BatchNorm1d(4), torch.nn.Dropout(0.25), torch.nn.Linear(4, 5), torch.nn.LayerNorm(5),
-    torch.nn.Unflatten(1, (5, 1, 1)), torch.nn.BatchNorm2d(5, momentum=None), torch.nn.Dropout(0.5),
+    torch.nn.RMSNorm(5), torch.nn.Unflatten(1, (5, 1, 1)), torch.nn.BatchNorm2d(5, momentum=None),
+    torch.nn.Dropout(0.5),
 )
 replaced = copy.deepcopy(plain)
 report = normreg.replace(replaced)
@@ -852,6 +909,7 @@ print(json.dumps(dict(
     equal=sum(equal),
     reasons=[
         dispatch.layer_norm(batches, (4,), None, None, 1e-5),
+        dispatch.rms_norm(batches, (4,), None, None),
         dispatch.batch_norm(batches, None, None, None, None, True, 0.1, 1e-5, None),
         dispatch.dropout(batches, 0.5, False),
     ],
@@ -869,10 +927,10 @@ def test_without_a_gpu_and_the_interpreter_all_is_torch():
         text=True,
     )
     assert process.returncode == 0, process.stderr
-    # output, 8 parameters with gradients and in the state, 6 buffers, output in evaluation; two steps
+    # output, 9 parameters with gradients and in the state, 6 buffers, output in evaluation; two steps
     assert json.loads(process.stdout) == {
-        "changed": 5,
-        "compared": 2 * (1 + 8 + 8 + 6 + 1),
-        "equal": 2 * (1 + 8 + 8 + 6 + 1),
-        "reasons": ["there is no kernel for cpu tensors"] * 3,
+        "changed": 6,
+        "compared": 2 * (1 + 9 + 9 + 6 + 1),
+        "equal": 2 * (1 + 9 + 9 + 6 + 1),
+        "reasons": ["there is no kernel for cpu tensors"] * 4,
     }

@@ -47,17 +47,55 @@ assert (rows - 4) * cols >= 2**31
 
 LAST_ROWS = """
 x, y = reserved(rows, cols), reserved(rows, cols)
-mean, rstd = reserved(rows, dtype=torch.float32), reserved(rows, dtype=torch.float32)
+rstd = reserved(rows, dtype=torch.float32)
 x[-4:] = torch.randn(4, cols)
 weight, bias = torch.randn(2, cols).half()
 last = x[-4:].float().requires_grad_()
+"""
+
+CENTERED = """
 expected = F.layer_norm(last, (cols,), weight.float(), bias.float())
+mean = reserved(rows, dtype=torch.float32)
 mean[-4:] = (last - last[:, :1]).mean(1).detach()
 rstd[-4:] = last.var(1, correction=0).add(1e-5).rsqrt().detach()
+forward = dict(CENTERED=True)
+"""
+
+NOT_CENTERED = """
+expected = F.rms_norm(last, (cols,), weight.float(), 1e-5)
+mean = bias = None
+rstd[-4:] = last.square().mean(1).add(1e-5).rsqrt().detach()
+forward = dict(CENTERED=False)
+"""
+
+ROW_CASES = {
+    "forward": """
+run_program(layer_norm.layer_norm_forward_kernel, (tile, 0, 0), (rows // 4, 1, 1),
+            x, y, weight, bias, mean, rstd, rows, cols // 8, 1e-5, **ROWS, **forward)
+check(y[-4:], expected)
+""",
+    "forward_chunked": """
+run_program(layer_norm.layer_norm_forward_chunked_kernel, (rows - 1, 0, 0), (rows, 1, 1),
+            x, y, weight, bias, mean, rstd, cols // 8, 1e-5, **CHUNKS, **forward)
+check(y[-1], expected[-1])
+""",
+    "backward": """
 dy = reserved(rows, cols)
 dy[-4:] = torch.randn(4, cols)
 (dx,) = torch.autograd.grad(expected, last, dy[-4:].float())
-"""
+run_program(layer_norm.layer_norm_backward_kernel, (tile, 0, 0), (rows // 4, 1, 1),
+            dy, x, y, weight, mean, rstd, None, None, rows, cols // 8, **ROWS)
+check(y[-4:], dx)
+""",
+    "backward_chunked": """
+dy = reserved(rows, cols)
+dy[-4:] = torch.randn(4, cols)
+(dx,) = torch.autograd.grad(expected, last, dy[-4:].float())
+run_program(layer_norm.layer_norm_backward_input_chunked_kernel, (rows - 1, 0, 0), (rows, 1, 1),
+            dy, x, y, weight, mean, rstd, cols // 8, **CHUNKS)
+check(y[-1], dx[-1])
+""",
+}
 
 PLANES = """
 samples, channels, spatial = 2**21 + 1, 2, 512
@@ -74,30 +112,10 @@ per_channel = lambda t: t.float().view(2, 1)
 """
 
 CASES = {
-    "layer_norm_forward": LAST_ROWS
-    + """
-run_program(layer_norm.layer_norm_forward_kernel, (tile, 0, 0), (rows // 4, 1, 1),
-            x, y, weight, bias, mean, rstd, rows, cols // 8, 1e-5, **ROWS)
-check(y[-4:], expected)
-""",
-    "layer_norm_forward_chunked": LAST_ROWS
-    + """
-run_program(layer_norm.layer_norm_forward_chunked_kernel, (rows - 1, 0, 0), (rows, 1, 1),
-            x, y, weight, bias, mean, rstd, cols // 8, 1e-5, **CHUNKS)
-check(y[-1], expected[-1])
-""",
-    "layer_norm_backward": LAST_ROWS
-    + """
-run_program(layer_norm.layer_norm_backward_kernel, (tile, 0, 0), (rows // 4, 1, 1),
-            dy, x, y, weight, mean, rstd, None, None, rows, cols // 8, **ROWS)
-check(y[-4:], dx)
-""",
-    "layer_norm_backward_chunked": LAST_ROWS
-    + """
-run_program(layer_norm.layer_norm_backward_input_chunked_kernel, (rows - 1, 0, 0), (rows, 1, 1),
-            dy, x, y, weight, mean, rstd, cols // 8, **CHUNKS)
-check(y[-1], dx[-1])
-""",
+    f"{operation}_{name}": LAST_ROWS + statistics + case
+    for operation, statistics in (("layer_norm", CENTERED), ("rms_norm", NOT_CENTERED))
+    for name, case in ROW_CASES.items()
+} | {
     "batch_norm_statistics": PLANES
     + """
 partial = torch.zeros(3, 2, 2, dtype=torch.float64)

@@ -33,12 +33,20 @@ def layer_norm(*normalized_shape):
     return lambda x, weight=None, bias=None: normreg.functional.layer_norm(x, normalized_shape, weight, bias)
 
 
+def rms_norm(*normalized_shape):
+    return lambda x, weight=None: normreg.functional.rms_norm(x, normalized_shape, weight)
+
+
 CASES = {
     "layer_norm": (layer_norm(5), [(4, 5), (5,), (5,)]),
     "layer_norm over two dimensions": (layer_norm(3, 2), [(2, 3, 2), (3, 2), (3, 2)]),
     "layer_norm of one row": (layer_norm(6), [(6,), (6,), (6,)]),
     "layer_norm without parameters": (layer_norm(5), [(3, 5)]),
     "layer_norm without bias": (layer_norm(5), [(3, 5), (5,)]),
+    "rms_norm": (rms_norm(5), [(4, 5), (5,)]),
+    "rms_norm over two dimensions": (rms_norm(3, 2), [(2, 3, 2), (3, 2)]),
+    "rms_norm of one row": (rms_norm(6), [(6,), (6,)]),
+    "rms_norm without weight": (rms_norm(5), [(3, 5)]),
     "batch_norm": (batch_norm(True), [(5, 3), (3,), (3,)]),
     "batch_norm of images": (batch_norm(True), [(2, 2, 1, 3), (2,), (2,)]),
     "batch_norm without parameters": (batch_norm(True), [(5, 2)]),
@@ -78,16 +86,19 @@ def test_gradcheck_channels_last(device):
     assert gradcheck(batch_norm(True), [x, *tensors(device, (2,), (2,))])
 
 
-def test_gradcheck_of_rows_wider_than_a_tile(device):
+@pytest.mark.parametrize(("norm", "parameters"), [(layer_norm, 2), (rms_norm, 1)])
+def test_gradcheck_of_rows_wider_than_a_tile(device, norm, parameters):
     """The whole of dx is checked in one direction, not element by element."""
-    assert gradcheck(layer_norm(16386), tensors(device, (1, 16386), (16386,), (16386,)), fast_mode=True)
+    shapes = [(1, 16386)] + [(16386,)] * parameters
+    assert gradcheck(norm(16386), tensors(device, *shapes), fast_mode=True)
 
 
 @pytest.mark.parametrize(("ours", "theirs"), [
     (lambda x: normreg.functional.layer_norm(x, (6,)), lambda x: F.layer_norm(x, (6,))),
+    (lambda x: normreg.functional.rms_norm(x, (6,)), lambda x: F.rms_norm(x, (6,))),
     (lambda x: normreg.functional.batch_norm(x, None, None, training=True),
      lambda x: F.batch_norm(x, None, None, training=True)),
-], ids=["layer_norm", "batch_norm"])  # fmt: skip
+], ids=["layer_norm", "rms_norm", "batch_norm"])  # fmt: skip
 def test_second_order_where_the_incoming_gradient_needs_none(device, ours, theirs):
     """(f(x) + x^3).sum(): the case in which a backward marked once-differentiable drops a term in silence."""
     (x,) = tensors(device, (5, 6))
@@ -98,13 +109,13 @@ def test_second_order_where_the_incoming_gradient_needs_none(device, ours, their
     torch.testing.assert_close(*second)
 
 
-@pytest.mark.parametrize("name", ["layer_norm", "batch_norm"])
-def test_gradient_penalty_step(device, name):
+@pytest.mark.parametrize("kind", ["LayerNorm", "RMSNorm", "BatchNorm1d"])
+def test_gradient_penalty_step(device, kind):
     """A WGAN-GP step: the gradient of a gradient's norm, with respect to the parameters."""
     results = []
     for library in (normreg, torch.nn):
         torch.manual_seed(2)
-        norm = library.LayerNorm(8) if name == "layer_norm" else library.BatchNorm1d(8)
+        norm = getattr(library, kind)(8)
         critic = torch.nn.Sequential(torch.nn.Linear(4, 8), norm, torch.nn.Tanh(), torch.nn.Linear(8, 1))
         critic.to(device, torch.float64)
         (x,) = tensors(device, (7, 4))
@@ -115,8 +126,11 @@ def test_gradient_penalty_step(device, name):
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("function", [batch_norm(True), batch_norm(False), layer_norm(6)],
-                         ids=["batch_norm", "batch_norm in evaluation", "layer_norm"])  # fmt: skip
+@pytest.mark.parametrize(
+    "function",
+    [batch_norm(True), batch_norm(False), layer_norm(6), rms_norm(6)],
+    ids=["batch_norm", "batch_norm in evaluation", "layer_norm", "rms_norm"],
+)
 def test_both_backwards_compute_16_bits_in_float32(device, function, dtype):
     x = (torch.randn(50, 6, device=device) + 5).to(dtype).requires_grad_()
     weight = torch.ones(6, device=device, requires_grad=True)
@@ -130,12 +144,13 @@ def test_both_backwards_compute_16_bits_in_float32(device, function, dtype):
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32], ids=str)
-def test_second_order_gradients_keep_their_dtypes(device, dtype):
+@pytest.mark.parametrize(("norm", "parameters"), [(layer_norm, 2), (rms_norm, 1)])
+def test_second_order_gradients_keep_their_dtypes(device, norm, parameters, dtype):
     x = torch.randn(4, 6, device=device, dtype=dtype, requires_grad=True)
-    weight, bias = (torch.randn(6, device=device, requires_grad=True) for _ in range(2))
-    y = normreg.functional.layer_norm(x, (6,), weight, bias)
-    grads = torch.autograd.grad(y, (x, weight, bias), torch.randn_like(y), create_graph=True)
-    assert [g.dtype for g in grads] == [dtype, torch.float32, torch.float32]
+    inputs = [x, *(torch.randn(6, device=device, requires_grad=True) for _ in range(parameters))]
+    y = norm(6)(*inputs)
+    grads = torch.autograd.grad(y, inputs, torch.randn_like(y), create_graph=True)
+    assert [g.dtype for g in grads] == [dtype] + [torch.float32] * parameters
     (second,) = torch.autograd.grad(grads[0].float().square().sum(), x)
     assert second.dtype == dtype
     assert second.isfinite().all()

@@ -14,7 +14,7 @@ ROOT = Path(__file__).parent.parent
 SWEEP = """
 import torch
 from bench import stub_driver
-from normreg.kernels import batch_norm, dropout, layer_norm
+from normreg.kernels import batch_norm, dropout, layer_norm, rms_norm
 
 def launch_all(batch):
     def tensor(*shape, dtype=torch.bfloat16):
@@ -25,6 +25,8 @@ def launch_all(batch):
         x, w, s = tensor(batch, cols), tensor(cols), tensor(batch, dtype=torch.float32)
         layer_norm.layer_norm_forward(x, w, w, cols, 1e-5, x.dtype, True)
         layer_norm.layer_norm_backward(x, x, w, s, s, cols, x.dtype, all_three)
+        rms_norm.rms_norm_forward(x, w, cols, 1e-5, x.dtype, True)
+        rms_norm.rms_norm_backward(x, x, w, s, cols, x.dtype, (True, True))
     c, s, tracked = tensor(24), tensor(24, dtype=torch.float64), tensor(dtype=torch.int64)
     for x in (
         tensor(batch, 24, 14, 14), tensor(batch, 24, 14, 14).to(memory_format=torch.channels_last),
@@ -39,7 +41,7 @@ record = stub_driver.install()
 launch_all(2)
 compiled, launched = len(record.compiled), len(record.launched)
 assert set(record.compiled) == {name for name, _ in record.launched}
-assert launched == 3 * 3 + 1 + 4 * 5 + 1, launched
+assert launched == 2 * (3 * 3 + 1) + 4 * 5 + 1, launched
 for batch in (1, 3, 16, 17, 32, 1000):
     launch_all(batch)
 assert len(record.launched) == 7 * launched
@@ -129,6 +131,7 @@ def test_launches_of_a_call(device, launches):
     x = torch.randn(4, 6, device=device, requires_grad=True)
     layers = {
         "layer_norm": normreg.LayerNorm(6, device=device),
+        "rms_norm": normreg.RMSNorm(6, device=device),
         "batch_norm": normreg.BatchNorm1d(6, momentum=None, device=device),
         "inference": normreg.BatchNorm1d(6, device=device).eval(),
         "dropout": normreg.Dropout(0.5),
@@ -140,4 +143,7 @@ def test_launches_of_a_call(device, launches):
         forward = len(launches)
         y.sum().backward()
         counts[name] = (forward, len(launches) - forward)
-    assert counts == {"layer_norm": (1, 2), "batch_norm": (2, 2), "inference": (1, 2), "dropout": (1, 1)}
+    assert counts == {
+        "layer_norm": (1, 2), "rms_norm": (1, 2),
+        "batch_norm": (2, 2), "inference": (1, 2), "dropout": (1, 1),
+    }  # fmt: skip

@@ -1,3 +1,7 @@
+import itertools
+from collections.abc import Callable
+from typing import NamedTuple
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -20,78 +24,90 @@ from normreg.kernels import launch
 WIDTHS = (*RAGGED, 64, 1024, 4097, launch.HELD_WORDS_BACKWARD + 8, launch.HELD_WORDS_FORWARD + 1)
 
 
-def inputs_for(shape, normalized_shape, dtype, device, affine="weight bias", mean=0.0, std=1.0):
-    x = (torch.randn(shape, device=device, dtype=torch.float64) * std + mean).to(dtype).requires_grad_()
-    weight, bias = (
-        torch.randn(normalized_shape, device=device, dtype=dtype, requires_grad=True)
-        if name in affine
-        else None
-        for name in ("weight", "bias")
-    )
-    return [x, weight, bias]
+class RowNorm(NamedTuple):
+    """An operation over rows, ours and torch's, of (x, normalized_shape, *parameters, eps)."""
+
+    ours: Callable
+    theirs: Callable
+    parameters: int
+    statistics: int  # saved for each row
+
+    def functions(self, normalized_shape, eps=1e-5):
+        def of(operation):
+            return lambda x, *parameters: operation(x, normalized_shape, *parameters, eps)
+
+        return of(self.ours), of(self.theirs)
+
+    def inputs(self, shape, normalized_shape, dtype, device, present=(True, True), mean=0.0, std=1.0):
+        x = (torch.randn(shape, device=device, dtype=torch.float64) * std + mean).to(dtype).requires_grad_()
+        parameters = (
+            torch.randn(normalized_shape, device=device, dtype=dtype, requires_grad=True) if there else None
+            for there in present[: self.parameters]
+        )
+        return [x, *parameters]
 
 
-def functions(normalized_shape, eps=1e-5):
-    def ours(x, weight, bias):
-        return normreg.functional.layer_norm(x, normalized_shape, weight, bias, eps)
-
-    def theirs(x, weight, bias):
-        return F.layer_norm(x, normalized_shape, weight, bias, eps)
-
-    return ours, theirs
+@pytest.fixture
+def norm():
+    """Tests that take it are run for each such operation: the others' files import them."""
+    return RowNorm(normreg.functional.layer_norm, F.layer_norm, parameters=2, statistics=2)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("cols", WIDTHS)
-def test_agrees_with_torch(device, guarded_memory, cols, dtype):
+def test_agrees_with_torch(norm, device, guarded_memory, cols, dtype):
     rows = 5 if cols > 1025 else 70
-    inputs = [guarded_memory.place(t) for t in inputs_for((rows, cols), (cols,), dtype, device)]
-    assert_agrees(*functions((cols,)), inputs)
+    inputs = [guarded_memory.place(t) for t in norm.inputs((rows, cols), (cols,), dtype, device)]
+    assert_agrees(*norm.functions((cols,)), inputs)
 
 
 @pytest.mark.parametrize("rows", [1, 15, 16, 17, 131])
-def test_rows_beside_a_tile(device, guarded_memory, rows):
+def test_rows_beside_a_tile(norm, device, guarded_memory, rows):
     """cols = 64 makes tiles of 16 rows, and 131 rows two programs of the backward."""
     assert launch.layer_norm_forward_tile(64, torch.float32).rows == 16
-    inputs = [guarded_memory.place(t) for t in inputs_for((rows, 64), (64,), torch.float32, device)]
-    assert_agrees(*functions((64,)), inputs)
+    inputs = [guarded_memory.place(t) for t in norm.inputs((rows, 64), (64,), torch.float32, device)]
+    assert_agrees(*norm.functions((64,)), inputs)
 
 
-@pytest.mark.parametrize("affine", ["weight bias", "weight", "bias", ""])
 @pytest.mark.parametrize("cols", [24, launch.HELD_WORDS_FORWARD + 8])
-def test_absent_parameters(device, cols, affine):
-    assert_agrees(*functions((cols,)), inputs_for((3, cols), (cols,), torch.float32, device, affine))
+def test_absent_parameters(norm, device, cols):
+    for present in itertools.product([True, False], repeat=norm.parameters):
+        print(present)
+        inputs = norm.inputs((3, cols), (cols,), torch.float32, device, present)
+        assert_agrees(*norm.functions((cols,)), inputs)
 
 
 @pytest.mark.parametrize("cols", [24, launch.HELD_WORDS_BACKWARD + 8])
-@pytest.mark.parametrize("wanted", range(1, 8), ids=lambda bits: f"{bits:03b}")
-def test_gradient_of_any_subset(device, cols, wanted):
-    inputs = inputs_for((33, cols), (cols,), torch.float32, device)
-    for i, t in enumerate(inputs):
-        t.requires_grad_(bool(wanted >> i & 1))
-    assert_agrees(*functions((cols,)), inputs)
+def test_gradient_of_any_subset(norm, device, cols):
+    inputs = norm.inputs((33, cols), (cols,), torch.float32, device)
+    for wanted in itertools.product([True, False], repeat=len(inputs)):
+        if any(wanted):
+            print(wanted)
+            for t, want in zip(inputs, wanted):
+                t.requires_grad_(want)
+            assert_agrees(*norm.functions((cols,)), inputs)
 
 
 @pytest.mark.parametrize(("shape", "normalized_shape"), [
     ((5,), (5,)), ((2, 3, 4), (4,)), ((2, 3, 4), (3, 4)), ((2, 3, 4), (2, 3, 4)), ((2, 3, 4, 5), (4, 5)),
     ((2, 2, 3, 2, 5), (2, 5)),
 ])  # fmt: skip
-def test_ranks(device, shape, normalized_shape):
-    inputs = inputs_for(shape, normalized_shape, torch.float32, device)
+def test_ranks(norm, device, shape, normalized_shape):
+    inputs = norm.inputs(shape, normalized_shape, torch.float32, device)
     for layout, dy in gradient_layouts(inputs[0]):
         print(layout)
-        assert_agrees(*functions(normalized_shape), inputs, dy)
+        assert_agrees(*norm.functions(normalized_shape), inputs, dy)
 
 
 @pytest.mark.parametrize("view", [
     lambda x: x.transpose(0, 1), lambda x: x[:, ::2], lambda x: x[..., ::2], lambda x: x.flip(0),
     lambda x: x[:1].expand(4, -1, -1),
 ], ids=["transposed", "rows sliced", "cols sliced", "flipped", "expanded"])  # fmt: skip
-def test_input_strides(device, view):
+def test_input_strides(norm, device, view):
     x = view(torch.randn(4, 6, 8, device=device)).detach().requires_grad_()
     cols = x.shape[-1]
-    weight, bias = (torch.randn(2 * cols, device=device)[::2].requires_grad_() for _ in range(2))
-    assert_agrees(*functions((cols,)), [x, weight, bias])
+    parameters = (torch.randn(2 * cols, device=device)[::2].requires_grad_() for _ in range(norm.parameters))
+    assert_agrees(*norm.functions((cols,)), [x, *parameters])
 
 
 @pytest.mark.parametrize("cols", [100, launch.HELD_WORDS_FORWARD + 8])
@@ -99,23 +115,24 @@ def test_input_strides(device, view):
     (1e2, 1.0, torch.float16), (1e4, 1.0, torch.float32), (1e6, 1.0, torch.float32),
     (1e4, 1e-3, torch.float32), (0.0, 1e-3, torch.float32), (1e6, 1e-3, torch.float64),
 ])  # fmt: skip
-def test_large_means(device, cols, mean, std, dtype):
-    assert_agrees(*functions((cols,)), inputs_for((2, cols), (cols,), dtype, device, mean=mean, std=std))
+def test_large_means(norm, device, cols, mean, std, dtype):
+    inputs = norm.inputs((2, cols), (cols,), dtype, device, mean=mean, std=std)
+    assert_agrees(*norm.functions((cols,)), inputs)
 
 
 @pytest.mark.parametrize("cols", [100, launch.HELD_WORDS_FORWARD + 8])
-def test_an_outlier_in_front_does_not_hurt(device, cols):
+def test_an_outlier_in_front_does_not_hurt(norm, device, cols):
     """Rows are shifted by their first element, which need not be near the others."""
     x = torch.randn(3, cols, device=device) + 1e4
     x[:, 0] = 0.0
-    assert_agrees(*functions((cols,)), [x.requires_grad_(), None, None])
+    assert_agrees(*norm.functions((cols,)), [x.requires_grad_(), None, None])
 
 
 @pytest.mark.parametrize("cols", [100, launch.HELD_WORDS_FORWARD + 8])
-def test_a_large_mean_costs_nothing(device, cols):
+def test_a_large_mean_costs_nothing(norm, device, cols):
     """Where torch's float32 mean is off by a thirtieth of a standard deviation, ours is exact."""
-    inputs = inputs_for((2, cols), (cols,), torch.float32, device, mean=1e6)
-    ours, theirs = functions((cols,))
+    inputs = norm.inputs((2, cols), (cols,), torch.float32, device, mean=1e6)
+    ours, theirs = norm.functions((cols,))
     dy = torch.randn(2, cols, device=device)
     results = run(ours, inputs, dy)
     exact = run(theirs, copies(inputs, torch.float64), dy.double())
@@ -134,72 +151,70 @@ def test_constant_rows_give_the_bias(device, cols, value):
     assert dx.isfinite().all()
 
 
-def test_float16_near_its_maximum(device):
+def test_float16_near_its_maximum(norm, device):
     x = (torch.rand(8, 300, device=device) * 100 + 6.5e4 - 200).half().requires_grad_()
-    assert_agrees(*functions((300,)), [x, None, None])
+    assert_agrees(*norm.functions((300,)), [x] + [None] * norm.parameters)
 
 
 @pytest.mark.parametrize("eps", [0.0, 1e-12, 1e-5, 0.1, 1.0])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-def test_eps(device, eps, dtype):
-    inputs = inputs_for((6, 40), (40,), dtype, device, std=eps**0.5 or 1.0)
-    assert_agrees(*functions((40,), eps), inputs)
+def test_eps(norm, device, eps, dtype):
+    inputs = norm.inputs((6, 40), (40,), dtype, device, std=eps**0.5 or 1.0)
+    assert_agrees(*norm.functions((40,), eps), inputs)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
-def test_float32_parameters_beside_16_bits(device, dtype):
-    x, weight, bias = inputs_for((9, 65), (65,), dtype, device)
-    weight, bias = (t.detach().float().requires_grad_() for t in (weight, bias))
-    ours, _ = functions((65,))
+def test_float32_parameters_beside_16_bits(norm, device, dtype):
+    x, *parameters = norm.inputs((9, 65), (65,), dtype, device)
+    inputs = [x, *(t.detach().float().requires_grad_() for t in parameters)]
+    ours, theirs = norm.functions((65,))
     dy = torch.randn(9, 65, device=device, dtype=dtype)
-    results = run(ours, [x, weight, bias], dy)
-    exact = run(functions((65,))[1], copies([x, weight, bias], torch.float64), dy.double())
-    rounded = [e.to(t.dtype) for e, t in zip(exact, (x, x, weight, bias))]
+    results = run(ours, inputs, dy)
+    exact = run(theirs, copies(inputs, torch.float64), dy.double())
+    rounded = [e.to(t.dtype) for e, t in zip(exact, (x, *inputs))]
     for result, best, truth in zip(results, rounded, exact):
         assert_accurate(result, best, truth)
 
 
-def test_a_row_does_not_depend_on_the_others(device):
-    x = torch.randn(200, 96, device=device)
-    weight, bias = torch.randn(2, 96, device=device)
-    together = normreg.functional.layer_norm(x, (96,), weight, bias)
-    alone = torch.cat([normreg.functional.layer_norm(row[None], (96,), weight, bias) for row in x[::20]])
+def test_a_row_does_not_depend_on_the_others(norm, device):
+    x, *parameters = norm.inputs((200, 96), (96,), torch.float32, device)
+    together = norm.ours(x, (96,), *parameters)
+    alone = torch.cat([norm.ours(row[None], (96,), *parameters) for row in x[::20]])
     assert torch.equal(together[::20], alone)
 
 
-def test_many_partial_sums(device, monkeypatch):
+def test_many_partial_sums(norm, device, monkeypatch):
     """As many programs as a large GPU runs: more partial sums than the finish adds at a time."""
     monkeypatch.setattr(launch, "multiprocessors", lambda device: 64)
     rows = 16 * 8 * 33
     tile = launch.layer_norm_backward_tile(64, torch.float32)
     programs = launch.layer_norm_backward_programs(rows, tile, 1, device)
     assert programs > launch.layer_norm_backward_finish_tile().rows
-    assert_agrees(*functions((64,)), inputs_for((rows, 64), (64,), torch.float32, device))
+    assert_agrees(*norm.functions((64,)), norm.inputs((rows, 64), (64,), torch.float32, device))
 
 
-def test_two_backward_passes_are_equal(device):
-    inputs = inputs_for((300, 64), (64,), torch.float32, device)
-    y = normreg.functional.layer_norm(inputs[0], (64,), *inputs[1:])
+def test_two_backward_passes_are_equal(norm, device):
+    inputs = norm.inputs((300, 64), (64,), torch.float32, device)
+    y = norm.ours(inputs[0], (64,), *inputs[1:])
     dy = torch.randn_like(y)
     first = torch.autograd.grad(y, inputs, dy, retain_graph=True)
     second = torch.autograd.grad(y, inputs, dy)
     assert all(torch.equal(a, b) for a, b in zip(first, second))
 
 
-def test_statistics_are_saved_in_float32(device):
+def test_statistics_are_saved_in_float32(norm, device):
     saved = []
     x = torch.randn(12, 32, device=device, dtype=torch.bfloat16, requires_grad=True)
     weight = torch.ones(32, device=device, dtype=torch.bfloat16, requires_grad=True)
     with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
-        normreg.functional.layer_norm(x, (32,), weight)
-    assert [(t.dtype, t.numel()) for t in saved] == [
-        (torch.bfloat16, 12 * 32), (torch.bfloat16, 32), (torch.float32, 12), (torch.float32, 12),
-    ]  # fmt: skip
+        norm.ours(x, (32,), weight)
+    inputs = [(torch.bfloat16, 12 * 32), (torch.bfloat16, 32)]
+    assert [(t.dtype, t.numel()) for t in saved] == inputs + [(torch.float32, 12)] * norm.statistics
 
 
-def test_without_gradients_nothing_is_saved(device):
+def test_without_gradients_nothing_is_saved(norm, device):
     x = torch.randn(4, 8, device=device, requires_grad=True)
     with torch.no_grad():
-        assert not normreg.functional.layer_norm(x, (8,)).requires_grad
+        assert not norm.ours(x, (8,)).requires_grad
     with torch.inference_mode():
-        assert normreg.functional.layer_norm(x, (8,)).is_inference()
+        assert norm.ours(x, (8,)).is_inference()

@@ -24,7 +24,9 @@ class Mutation(NamedTuple):
     tests: str
 
 
-CHUNK = "        x = tl.load(x_ptr + col, mask=mask, other=0.0).to(COMPUTE_DTYPE) - shift\n        y ="
+CHUNK = """        x = tl.load(x_ptr + col, mask=mask, other=0.0).to(COMPUTE_DTYPE)
+        if CENTERED:
+            x = x -"""
 
 MUTATIONS = {
     # kernels/layer_norm.py
@@ -42,8 +44,8 @@ MUTATIONS = {
     ),
     "eps is left out": Mutation(
         "kernels/layer_norm.py",
-        "    rstd = tl.rsqrt(m2 / cols + tl.full([], eps, COMPUTE_DTYPE))\n    y = (x - mean[:, None])",
-        "    rstd = tl.rsqrt(m2 / cols)\n    y = (x - mean[:, None])",
+        "    rstd = tl.rsqrt(m2 / cols + tl.full([], eps, COMPUTE_DTYPE))\n    y = x",
+        "    rstd = tl.rsqrt(m2 / cols)\n    y = x",
         "test_layer_norm.py::test_eps",
     ),
     "a chunk counts its padding": Mutation(
@@ -63,18 +65,6 @@ MUTATIONS = {
         "        dx = (wdy - x_hat * c1 - c2) * rstd\n        tl.store(dx_ptr + col",
         "        dx = (wdy - x_hat * c1) * rstd\n        tl.store(dx_ptr + col",
         "test_layer_norm.py::test_absent_parameters",
-    ),
-    "padding is not masked in the backward": Mutation(
-        "kernels/layer_norm.py",
-        "    return tl.where(mask, (x - shift - mean) * rstd, 0.0)\n",
-        "    return (x - shift - mean) * rstd\n",
-        "test_layer_norm.py -k 'constant_rows and 3e+38'",
-    ),
-    "the finish stops after its first tile of partial sums": Mutation(
-        "kernels/layer_norm.py",
-        "    for start in range(0, partials, BLOCK_ROWS):\n",
-        "    for start in range(0, BLOCK_ROWS, BLOCK_ROWS):\n",
-        "test_layer_norm.py::test_many_partial_sums",
     ),
     "dweight keeps only the last tile": Mutation(
         "kernels/layer_norm.py",
@@ -123,6 +113,80 @@ MUTATIONS = {
         "        dbias += dy\n",
         "        dbias = dy\n",
         "test_layer_norm.py::test_rows_beside_a_tile",
+    ),
+    # kernels/rows.py
+    "padding is not masked in the backward": Mutation(
+        "kernels/rows.py",
+        "    return tl.where(mask, x * rstd, 0.0)\n",
+        "    return x * rstd\n",
+        "test_layer_norm.py -k 'constant_rows and 3e+38'",
+    ),
+    "the finish stops after its first tile of partial sums": Mutation(
+        "kernels/rows.py",
+        "    for start in range(0, partials, BLOCK_ROWS):\n",
+        "    for start in range(0, BLOCK_ROWS, BLOCK_ROWS):\n",
+        "test_layer_norm.py::test_many_partial_sums",
+    ),
+    # RMSNorm: what the kernels of LayerNorm do without the mean, and what stands around them
+    "every row is centred": Mutation(
+        "kernels/layer_norm.py",
+        "        CENTERED=centered,\n",
+        "        CENTERED=True,\n",
+        "test_rms_norm.py::test_rows_beside_a_tile",
+    ),
+    "the mean square is the largest square": Mutation(
+        "kernels/layer_norm.py",
+        "        m2 = tl.sum(x * x, 1)\n",
+        "        m2 = tl.max(x * x, 1)\n",
+        "test_rms_norm.py::test_rows_beside_a_tile",
+    ),
+    "the mean square is that of the last chunk": Mutation(
+        "kernels/layer_norm.py",
+        "            m2 += tl.sum(x * x, 0)\n",
+        "            m2 = tl.sum(x * x, 0)\n",
+        "test_rms_norm.py::test_absent_parameters",
+    ),
+    "dx is that of centred rows": Mutation(
+        "kernels/layer_norm.py",
+        "            if mean_ptr is not None:\n                c2 = ",
+        "            if rstd_ptr is not None:\n                c2 = ",
+        "test_rms_norm.py::test_rows_beside_a_tile",
+    ),
+    "dx of chunks is that of centred rows": Mutation(
+        "kernels/layer_norm.py",
+        "        if mean_ptr is not None:\n            c2 += ",
+        "        if rstd_ptr is not None:\n            c2 += ",
+        "test_rms_norm.py::test_absent_parameters",
+    ),
+    "the result has the input's dtype": Mutation(
+        "kernels/layer_norm.py",
+        "    y = torch.empty(x.shape, dtype=out_dtype, device=x.device)\n",
+        "    y = torch.empty(x.shape, dtype=x.dtype, device=x.device)\n",
+        "test_rms_norm.py::test_float32_from_16_bits",
+    ),
+    "eps of None is that of the input's dtype": Mutation(
+        "normreg/functional.py",
+        "        eps = torch.finfo(compute_dtype(input.dtype)).eps\n",
+        "        eps = torch.finfo(input.dtype).eps\n",
+        "test_rms_norm.py::test_eps_of_none_is_that_of_the_dtype_computed_in",
+    ),
+    "channels_last takes the kernel of rows": Mutation(
+        "normreg/dispatch.py",
+        "        if strides == sorted(strides, reverse=True):\n",
+        "        if strides < sorted(strides, reverse=True):\n",
+        "test_dispatch.py -k channels_last",
+    ),
+    "the second derivative is that of centred rows": Mutation(
+        "normreg/ops/gradient.py",
+        "            c2 = 0.0 if mean is None else wdy.mean(normalized_dims, keepdim=True)\n",
+        "            c2 = wdy.mean(normalized_dims, keepdim=True)\n",
+        "test_gradient.py::test_both_backwards_are_one_function",
+    ),
+    "the second derivative centres rows": Mutation(
+        "normreg/ops/rms_norm.py",
+        "gradient.statistics(x, dims, ctx.eps, centered=False)",
+        "gradient.statistics(x, dims, ctx.eps)",
+        "test_gradient.py::test_both_backwards_are_one_function",
     ),
     # kernels/statistics.py
     "variance from raw squares": Mutation(

@@ -1,10 +1,10 @@
 """The operations that are measured: a file each, with its layer, its least traffic and its shapes."""
 
-from . import batch_norm, dropout, layer_norm
+from . import batch_norm, dropout, layer_norm, rms_norm
 from .case import Case, Operation
 
 OPERATIONS = {
-    operation.name: operation for operation in (layer_norm.OPERATION, batch_norm.OPERATION, dropout.OPERATION)
+    module.OPERATION.name: module.OPERATION for module in (layer_norm, rms_norm, batch_norm, dropout)
 }
 
 __all__ = ["OPERATIONS", "Case", "Operation", "cases"]

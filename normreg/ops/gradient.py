@@ -12,37 +12,40 @@ def wants_gradient(*tensors):
     return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
 
 
-def save_for_backward(ctx, x, weight, bias, mean, rstd):
-    """What the backward of a normalisation needs, whose Function returns (y, mean, rstd)."""
+def save_for_backward(ctx, x, weight, bias, *statistics):
+    """What the backward of a normalisation needs, whose Function returns (y, *statistics)."""
     ctx.parameter_dtype = next((t.dtype for t in (weight, bias) if t is not None), None)
-    ctx.mark_non_differentiable(mean, rstd)
+    ctx.mark_non_differentiable(*statistics)
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(x, weight, mean, rstd)
+    ctx.save_for_backward(x, weight, *statistics)
 
 
-def statistics(x, dims, eps):
-    """mean and rstd of x over dims, kept as dimensions of size 1."""
+def statistics(x, dims, eps, centered=True):
+    """mean, None where x is not centred, and rstd of x over dims, kept as dimensions of size 1."""
     x = x.to(torch.promote_types(x.dtype, torch.float32))
-    mean = x.mean(dims, keepdim=True)
-    return mean, ((x - mean).square().mean(dims, keepdim=True) + eps).rsqrt()
+    mean = x.mean(dims, keepdim=True) if centered else None
+    deviation = x - mean if centered else x
+    return mean, (deviation.square().mean(dims, keepdim=True) + eps).rsqrt()
 
 
 def normalization_backward(dy, x, weight, mean, rstd, normalized_dims, parameter_dims, wanted):
     """The wanted ones of dx, dweight and dbias of y = (x - mean) rstd weight + bias, None for the others.
 
+    mean: None where x is not centred.
     normalized_dims: the dimensions that mean and rstd were computed over; None where they are constants.
     parameter_dims: the dimensions that weight and bias, of which weight broadcasts with x, do not have.
     """
     want_dx, want_dweight, want_dbias = wanted
     dtype = torch.promote_types(x.dtype, torch.float32)
-    dy, mean, rstd = dy.to(dtype), mean.to(dtype), rstd.to(dtype)
-    x_hat = (x.to(dtype) - mean) * rstd
+    dy, rstd = dy.to(dtype), rstd.to(dtype)
+    deviation = x.to(dtype) if mean is None else x.to(dtype) - mean.to(dtype)
+    x_hat = deviation * rstd
     dx = dweight = dbias = None
     if want_dx:
         dx = wdy = dy if weight is None else dy * weight
         if normalized_dims is not None:
             c1 = (x_hat * wdy).mean(normalized_dims, keepdim=True)
-            c2 = wdy.mean(normalized_dims, keepdim=True)
+            c2 = 0.0 if mean is None else wdy.mean(normalized_dims, keepdim=True)
             dx = wdy - x_hat * c1 - c2
         dx = (dx * rstd).to(x.dtype)
     if want_dweight:
