@@ -31,11 +31,21 @@ def ours(operation, layer):
     return layer
 
 
+def eps_of(layer):
+    """RMSNorm's eps may be None, which stands for the epsilon of the dtype computed in."""
+    return torch.finfo(torch.float32).eps if layer.eps is None else layer.eps
+
+
 def liger(operation, layer):
     if operation == "layer_norm":
         from liger_kernel.ops.layer_norm import LigerLayerNormFunction
 
         return lambda x: LigerLayerNormFunction.apply(x, layer.weight, layer.bias, layer.eps)
+    if operation == "rms_norm":
+        from liger_kernel.ops.rms_norm import LigerRMSNormFunction
+
+        # no offset, and not in place, which would spoil dy
+        return lambda x: LigerRMSNormFunction.apply(x, layer.weight, eps_of(layer), 0.0, "llama", False)
 
 
 def quack(operation, layer):
@@ -44,6 +54,10 @@ def quack(operation, layer):
 
         weight, bias = layer.weight.detach().float(), layer.bias.detach().float()
         return lambda x: layernorm_fwd(x, weight, bias, layer.eps)
+    if operation == "rms_norm":
+        from quack.rmsnorm import rmsnorm
+
+        return lambda x: rmsnorm(x, layer.weight, eps=eps_of(layer))
 
 
 def flash_attention(operation, layer):
@@ -51,10 +65,14 @@ def flash_attention(operation, layer):
         from flash_attn.ops.triton.layer_norm import layer_norm_fn
 
         return lambda x: layer_norm_fn(x, layer.weight, layer.bias, eps=layer.eps)
+    if operation == "rms_norm":
+        from flash_attn.ops.triton.layer_norm import rms_norm_fn
+
+        return lambda x: rms_norm_fn(x, layer.weight, None, eps=eps_of(layer))
 
 
 def flag_gems(operation, layer):
-    return layer if operation in ("layer_norm", "batch_norm", "dropout") else None
+    return layer
 
 
 @contextlib.contextmanager
@@ -67,32 +85,38 @@ def flag_gems_operators(operation):
 
 
 def apex(operation, layer):
-    if operation == "layer_norm":
-        from apex.normalization.fused_layer_norm import fused_layer_norm_affine
+    from apex.normalization import fused_layer_norm
 
-        return lambda x: fused_layer_norm_affine(
-            x, layer.weight, layer.bias, layer.normalized_shape, layer.eps
-        )
+    if operation == "layer_norm":
+        parameters, fused = (layer.weight, layer.bias), fused_layer_norm.fused_layer_norm_affine
+    elif operation == "rms_norm":
+        parameters, fused = (layer.weight,), fused_layer_norm.fused_rms_norm_affine
+    else:
+        return None
+    return lambda x: fused(x, *parameters, layer.normalized_shape, eps_of(layer))
 
 
 def transformer_engine(operation, layer):
-    if operation == "layer_norm":
-        from transformer_engine.pytorch import LayerNorm
+    import transformer_engine.pytorch as te
 
-        theirs = LayerNorm(layer.normalized_shape, eps=layer.eps, dtype=layer.weight.dtype)
-        theirs.weight, theirs.bias = layer.weight, layer.bias
+    if operation in ("layer_norm", "rms_norm"):
+        cls = getattr(te, type(layer).__name__)
+        theirs = cls(layer.normalized_shape, eps=eps_of(layer), dtype=layer.weight.dtype)
+        for name, parameter in layer.named_parameters():
+            setattr(theirs, name, parameter)
         return theirs
 
 
 def attorch(operation, layer):
     import attorch
 
-    if operation == "layer_norm":
-        theirs = attorch.LayerNorm(layer.normalized_shape[0], layer.eps)
+    cls = getattr(attorch, type(layer).__name__)
+    if operation in ("layer_norm", "rms_norm"):
+        theirs = cls(layer.normalized_shape[0], eps_of(layer))
     elif operation == "batch_norm" and layer.weight.dtype == torch.float32:
-        theirs = getattr(attorch, type(layer).__name__)(layer.num_features, layer.eps, layer.momentum)
+        theirs = cls(layer.num_features, layer.eps, layer.momentum)
     elif operation == "dropout":
-        theirs = attorch.Dropout(layer.p)
+        theirs = cls(layer.p)
     else:
         return None
     theirs._parameters, theirs._buffers = layer._parameters, layer._buffers
@@ -106,7 +130,7 @@ class Peer:
     package: str = "torch"  # as it is imported
     distribution: str = "torch"  # as it is installed
     around: Callable = contextlib.nullcontext  # (operation) -> a context to be measured in
-    forward_only: bool = False
+    forward_only: tuple = ()  # operations without a backward
 
     def installed(self):
         return importlib.util.find_spec(self.package) is not None
@@ -124,7 +148,7 @@ PEERS = (
     Peer("torch eager", torch_eager),
     Peer("torch.compile", torch_compile),
     Peer("liger-kernel", liger, "liger_kernel", "liger-kernel"),
-    Peer("quack", quack, "quack", "quack-kernels", forward_only=True),
+    Peer("quack", quack, "quack", "quack-kernels", forward_only=("layer_norm",)),
     Peer("flash-attn", flash_attention, "flash_attn", "flash-attn"),
     Peer("FlagGems", flag_gems, "flag_gems", "flag-gems", flag_gems_operators),
     Peer("apex", apex, "apex", "apex"),

@@ -121,7 +121,7 @@ def measure(case, peer, reference, inputs, compilations):
     least_bytes = {direction: operation.least_bytes(case, direction) for direction in operation.passes}
     record = dict(operation=case.operation, case=str(case), origin=case.origin, least_bytes=least_bytes)
     record |= dict(peer=peer.name, version=peer.version(), times={})
-    layer = copy.deepcopy(reference)
+    layer, forward_only = copy.deepcopy(reference), case.operation in peer.forward_only
     try:
         with peer.around(case.operation), timing.side_stream() as stream:
             call = peer.adapt(case.operation, layer)
@@ -130,12 +130,12 @@ def measure(case, peer, reference, inputs, compilations):
             contestant = Contestant(call, layer, inputs)
             compilations.look()
             begin = time.perf_counter()
-            record["error"] = error_of(operation, reference, contestant, peer.forward_only)
+            record["error"] = error_of(operation, reference, contestant, forward_only)
             record |= dict(first_call_s=time.perf_counter() - begin, compilations=compilations.look())
             if not record["error"] <= operation.tolerance(case):  # nan is no agreement either
                 record["refused"] = f"differs from float64 by {record['error']:.1e}"
                 return record
-            time_all(record, operation, contestant, peer.forward_only, stream)
+            time_all(record, operation, contestant, forward_only, stream)
     except Exception as error:  # a peer's fault is a result, not the end of the run
         record["refused"] = f"{type(error).__name__}: {error}".splitlines()[0][:300]
     return record

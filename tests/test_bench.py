@@ -23,6 +23,7 @@ ROOT = Path(__file__).parent.parent
 
 SMALL = {
     "layer_norm": Case("layer_norm", (6, 40), torch.float32, origin="test"),
+    "rms_norm": Case("rms_norm", (6, 40), torch.float32),
     "batch_norm": Case("batch_norm", (4, 6, 5, 3), torch.float32, channels_last=True),
     "dropout": Case("dropout", (64, 128), torch.float32),
 }
@@ -119,6 +120,7 @@ def test_normreg_and_torch_agree_with_float64(name, dtype, peer):
 
 WRONG = {
     "layer_norm": lambda layer: lambda x: torch.nn.functional.layer_norm(x, x.shape[-1:], layer.weight),
+    "rms_norm": lambda layer: lambda x: 1.01 * layer(x),
     "batch_norm": lambda layer: lambda x: layer(x).detach() + 0 * layer(x),  # no gradient, two updates
     "dropout": lambda layer: lambda x: torch.nn.functional.dropout(x, 0.2),
 }
@@ -162,7 +164,16 @@ def norm(x, weight, bias, eps):
     return torch.nn.functional.layer_norm(x, weight.shape, weight, bias, eps)
 
 
-class FakeLayerNorm(torch.nn.LayerNorm):
+def root_mean_square(x, weight, eps):
+    return torch.nn.functional.rms_norm(x, weight.shape, weight, eps)
+
+
+class LayerNorm(torch.nn.LayerNorm):
+    def __init__(self, normalized_shape, eps, dtype=None):
+        super().__init__(normalized_shape, eps, dtype=dtype)
+
+
+class RMSNorm(torch.nn.RMSNorm):
     def __init__(self, normalized_shape, eps, dtype=None):
         super().__init__(normalized_shape, eps, dtype=dtype)
 
@@ -172,31 +183,40 @@ LIBRARIES = {
         "liger_kernel": {},
         "liger_kernel.ops": {},
         "liger_kernel.ops.layer_norm": {"LigerLayerNormFunction": SimpleNamespace(apply=norm)},
+        "liger_kernel.ops.rms_norm": {
+            "LigerRMSNormFunction": SimpleNamespace(
+                apply=lambda x, weight, eps, offset, mode, in_place: root_mean_square(x, weight, eps)
+            )
+        },
     },
-    "quack": {"quack": {}, "quack.rmsnorm": {"layernorm_fwd": norm}},
+    "quack": {"quack": {}, "quack.rmsnorm": {"layernorm_fwd": norm, "rmsnorm": root_mean_square}},
     "flash-attn": {
         "flash_attn": {},
         "flash_attn.ops": {},
         "flash_attn.ops.triton": {},
         "flash_attn.ops.triton.layer_norm": {
-            "layer_norm_fn": lambda x, weight, bias, eps: norm(x, weight, bias, eps)
+            "layer_norm_fn": norm,
+            "rms_norm_fn": lambda x, weight, bias, eps: root_mean_square(x, weight, eps),
         },
     },
     "FlagGems": {"flag_gems": {"use_gems": lambda include: contextlib.nullcontext()}},
     "apex": {
         "apex": {},
-        "apex.normalization": {},
-        "apex.normalization.fused_layer_norm": {
-            "fused_layer_norm_affine": lambda x, weight, bias, shape, eps: norm(x, weight, bias, eps)
+        "apex.normalization": {
+            "fused_layer_norm": SimpleNamespace(
+                fused_layer_norm_affine=lambda x, weight, bias, shape, eps: norm(x, weight, bias, eps),
+                fused_rms_norm_affine=lambda x, weight, shape, eps: root_mean_square(x, weight, eps),
+            )
         },
     },
     "TransformerEngine": {
         "transformer_engine": {},
-        "transformer_engine.pytorch": {"LayerNorm": FakeLayerNorm},
+        "transformer_engine.pytorch": {"LayerNorm": LayerNorm, "RMSNorm": RMSNorm},
     },
     "attorch": {
         "attorch": {
-            "LayerNorm": FakeLayerNorm,
+            "LayerNorm": LayerNorm,
+            "RMSNorm": RMSNorm,
             "BatchNorm2d": torch.nn.BatchNorm2d,
             "Dropout": torch.nn.Dropout,
         }
@@ -213,9 +233,9 @@ def test_adapters_compute_with_the_layers_own_parameters(monkeypatch, peer, name
     with peer.around(name):
         reference, contestant = contestant_of(SMALL[name], peer)
         if contestant.call is None:
-            assert name != "layer_norm"
+            assert name not in ("layer_norm", "rms_norm")
             return
-        error = speed.error_of(OPERATIONS[name], reference, contestant, peer.forward_only)
+        error = speed.error_of(OPERATIONS[name], reference, contestant, name in peer.forward_only)
     assert error <= OPERATIONS[name].tolerance(SMALL[name])
 
 
@@ -275,7 +295,7 @@ def test_a_run_of_speed(monkeypatch, stand_in_clocks, tmp_path):
     records = run_speed(monkeypatch, *extra)
     assert json.loads(json.dumps(records)) == records
     by_peer = {(record["operation"], record["peer"]): record for record in records if "peer" in record}
-    assert len(by_peer) == 3 * 4
+    assert len(by_peer) == 4 * 4
     for name, operation in OPERATIONS.items():
         for peer in ("normreg", "torch eager"):
             record = by_peer[name, peer]
@@ -288,10 +308,10 @@ def test_a_run_of_speed(monkeypatch, stand_in_clocks, tmp_path):
         assert by_peer[name, "broken"]["refused"] == "RuntimeError: no kernel image"
 
     rows = compare.rows(records)
-    assert len(rows) == 4 + 4 + 3
+    assert len(rows) == 4 + 4 + 4 + 3
     assert {row[6] for row in rows} == {"torch eager"}
     assert "layer_norm fp32 6x40" in speed.table(records)
-    assert len(compare.refusals(records)) == 6
+    assert len(compare.refusals(records)) == 8
 
     paths = harness.write(tmp_path / "SOME-GPU", "speed", records, ["a case"], harness.environment("abc"))
     assert {path.stem for path in paths} == {"copy", *OPERATIONS}
