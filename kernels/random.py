@@ -10,6 +10,17 @@ seed and of the element's logical index alone: tiles, layout and launch cannot c
 import triton
 import triton.language as tl
 
+GROUP_BITS = 32  # of `keep_at`
+
+
+@triton.jit
+def philox(seed, call):
+    """The four random words of each call."""
+    zero = tl.zeros_like(call).to(tl.uint32)
+    low = (call & 0xFFFFFFFF).to(tl.uint32)
+    high = (call >> 32).to(tl.uint32)
+    return tl.philox(seed, low, high, zero, zero)
+
 
 @triton.jit
 def keep_mask(seed, call, keep_threshold, BITS: tl.constexpr):
@@ -18,11 +29,17 @@ def keep_mask(seed, call, keep_threshold, BITS: tl.constexpr):
     Element `call * (128 / BITS) + j` is kept when field j of the call is below `keep_threshold`,
     that is with probability keep_threshold / 2^BITS. BITS is 16 or 32.
     """
-    zero = tl.zeros_like(call).to(tl.uint32)
-    low = (call & 0xFFFFFFFF).to(tl.uint32)
-    high = (call >> 32).to(tl.uint32)
-    r0, r1, r2, r3 = tl.philox(seed, low, high, zero, zero)
+    r0, r1, r2, r3 = philox(seed, call)
     fields = tl.interleave(tl.interleave(r0, r2), tl.interleave(r1, r3))  # r0 r1 r2 r3 of each call
     if BITS == 16:
         fields = tl.interleave(fields & 0xFFFF, fields >> 16)
     return fields < keep_threshold.to(tl.uint32)
+
+
+@triton.jit
+def keep_at(seed, index, keep_threshold):
+    """`keep_mask` of 32 bits at the given int64 indices: a call for each, where decisions are few."""
+    r0, r1, r2, r3 = philox(seed, index >> 2)
+    field = index & 3
+    bits = tl.where(field < 2, tl.where(field == 0, r0, r1), tl.where(field == 2, r2, r3))
+    return bits < keep_threshold.to(tl.uint32)
