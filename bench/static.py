@@ -200,6 +200,23 @@ def cases(dtypes=DTYPES):
                 yield f"batch_norm {direction} {short} {size}", call
         x = torch.empty(2**20, dtype=dtype, device="meta")
         yield f"dropout {short}", partial(dropout.dropout, x, p=0.1, seed=1)
+        yield (
+            f"alpha dropout {short}",
+            partial(dropout.dropout, x, p=0.1, seed=1, constants=dropout.alpha),
+        )
+        for leading, shape, memory_format in (
+            (2, (32, 64, 56, 56), torch.contiguous_format),
+            (2, (32, 64, 56, 56), torch.channels_last),
+            (2, (32, 512, 2, 4), torch.contiguous_format),
+            (1, (32, 197, 768), torch.contiguous_format),
+        ):
+            x = torch.empty(shape, dtype=dtype, device="meta").to(memory_format=memory_format)
+            last = " channels_last" if memory_format is torch.channels_last else ""
+            yield (
+                f"dropout of {'channels' if leading == 2 else 'samples'} {short} "
+                f"{'x'.join(map(str, shape))}{last}",
+                partial(dropout.dropout, x, p=0.1, seed=1, leading=leading),
+            )
 
 
 def main():
