@@ -2,9 +2,10 @@
 
     keep[i] = bits(seed, i) < keep_threshold
 
+i is the index of an element, or of a group of elements that share a decision.
 `bits` is a field of the 128 bits that Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy
 as 1, 2, 3", SC 2011) yields for the key `seed` and the counter `i // fields`. It is a function of the
-seed and of the element's logical index alone: tiles, layout and launch cannot change a mask.
+seed and of the logical index alone: tiles, layout and launch cannot change a mask.
 """
 
 import triton

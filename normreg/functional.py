@@ -162,11 +162,13 @@ def dropout(input, p=0.5, training=True, inplace=False, *, generator=None):
     Args:
         input: any shape, float16, bfloat16, float32 or float64.
         p: probability of zero, in [0, 1]; rounded to a multiple of 2^-32 (2^-16 for 16-bit types and p
-            in [2^-8, 1 - 2^-8]), which the scale accounts for exactly.
+            in [2^-8, 1 - 2^-8], where every element is decided by itself), which the scale accounts for
+            exactly.
         training: without it, input itself is returned; as it is for p = 0.
         inplace: write the result into input.
         generator: a torch.Generator of input's device that decides the mask instead of the default one.
             From two in the same state, dropout(x) and dropout(torch.ones_like(x)) drop the same elements.
+            Activation checkpointing sets back the default one alone.
 
     Raises ValueError for p outside [0, 1], RuntimeError for what torch refuses to change in place and for
     a generator of another device. Where the kernel does not apply (`normreg.dispatch`) this is
