@@ -18,8 +18,8 @@ class Rule(NamedTuple):
     constants: Callable = kernels.scaled
 
 
-def _in_logical_order(x, leading):
-    """Whether the kernel takes x as it lies in memory."""
+def _lies_as_needed(x, leading):
+    """Whether the kernel takes x without a copy: channels-last, too, where decisions are shared."""
     if x.is_contiguous():
         return True
     if leading is None or x.dim() not in (4, 5):
@@ -30,7 +30,7 @@ def _in_logical_order(x, leading):
 def _apply(x, rule, seed_, inplace, linear):
     """The mask belongs to logical positions, so in other layouts the kernel sees a copy of x."""
     options = dict(leading=rule.leading, constants=rule.constants, linear=linear)
-    if _in_logical_order(x, rule.leading):
+    if _lies_as_needed(x, rule.leading):
         return kernels.dropout(x, rule.p, seed_, out=x if inplace else None, **options)
     y = x if inplace else torch.empty_like(x)
     return y.copy_(kernels.dropout(x.contiguous(), rule.p, seed_, **options))
