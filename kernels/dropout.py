@@ -1,10 +1,19 @@
-"""Dropout: y = x scale where the element is kept, else 0, and dx = dy scale under the same mask.
+"""Dropout: y = scale x - shift where kept, else dropped, and dx = scale dy where kept, else 0.
 
-    keep_threshold = 2^bits - round(p 2^bits)       scale = 2^bits / keep_threshold
+    keep_threshold = 2^bits - round(p 2^bits)       keep = keep_threshold / 2^bits
 
-An element is kept with probability keep_threshold / 2^bits exactly, so that E[y] = x for the p that was
-rounded, not the p that was asked for. The mask is regenerated from the seed (`random.keep_mask`); forward
-and backward are one kernel.
+                scale                                       shift                   dropped
+    dropout     1 / keep                                    0                       0
+    unscaled    1                                           0                       0
+    alpha       a = (keep (1 + alpha^2 (1 - keep)))^-1/2    a alpha (1 - keep)      a alpha keep
+
+An element is kept with the probability `keep` exactly, and all three follow from it: E[y] = x in the first
+row, and mean 0 and variance 1 are kept in the third, for the p that was rounded, not the p that was asked
+for. Where p is 1, y is 0, as torch's is.
+
+The elements of a group share one decision: a channel of a sample, or a sample. The mask is a function of the
+seed and of the logical index of the element or group (`random`); forward and backward are one kernel. No mask
+is stored: 1 element read and 1 written each way, and dropped groups of contiguous elements are not read.
 """
 
 import torch
@@ -12,7 +21,15 @@ import triton
 import triton.language as tl
 
 from . import launch
-from .random import keep_mask
+from .random import GROUP_BITS, keep_at, keep_mask
+
+ALPHA = -1.7580993408473766  # SELU's value at minus infinity
+
+
+@triton.jit
+def select(x, keep, scale, shift, dropped):
+    y = x * tl.full([], scale, x.dtype) - tl.full([], shift, x.dtype)  # -0 - 0 is -0; -0 + 0 is not
+    return tl.where(keep, y, tl.full([], dropped, x.dtype))
 
 
 @triton.jit(do_not_specialize=["seed", "elements_in_vectors", "keep_threshold"])
@@ -21,7 +38,7 @@ def dropout_kernel(
     seed_ptr,                    # int64 scalar, or None where `seed` is it
     seed: tl.int64,
     elements_in_vectors,
-    keep_threshold: tl.int64, scale: tl.float64,
+    keep_threshold: tl.int64, scale: tl.float64, shift: tl.float64, dropped: tl.float64,
     COMPUTE_DTYPE: tl.constexpr, VECTOR: tl.constexpr, BITS: tl.constexpr, CALLS: tl.constexpr,
 ):  # fmt: skip
     elements = elements_in_vectors.to(tl.int64) * VECTOR
@@ -33,25 +50,97 @@ def dropout_kernel(
     if seed_ptr is not None:
         seed = tl.load(seed_ptr)
     keep = keep_mask(seed, first * CALLS + tl.arange(0, CALLS), keep_threshold, BITS)
-    y = tl.where(keep, x * tl.full([], scale, COMPUTE_DTYPE), 0.0)
+    y = select(x, keep, scale, shift, dropped)
     tl.store(y_ptr + offsets, y.to(y_ptr.dtype.element_ty), mask=mask)
 
 
-def dropout(x, p, seed, out=None):
-    """Dropout of contiguous x into `out`, or into a new tensor. `seed` is an int or an int64 tensor."""
-    elements = x.numel()
-    bits = launch.dropout_bits(x.dtype, p)
-    dropped = 2**bits if p == 1 else min(max(round(p * 2**bits), 1), 2**bits - 1)
-    keep_threshold = 2**bits - dropped
-    calls = launch.dropout_calls()
+@triton.jit(do_not_specialize=["seed", "groups", "positions", "keep_threshold"])
+def dropout_grouped_kernel(
+    x_ptr, y_ptr,                # [samples, groups, positions], possibly the same memory
+    seed_ptr,                    # int64 scalar, or None where `seed` is it
+    seed: tl.int64,
+    groups, positions,           # of a sample; the contiguous one in vectors
+    keep_threshold: tl.int64, scale: tl.float64, shift: tl.float64, dropped: tl.float64,
+    COMPUTE_DTYPE: tl.constexpr, GROUPS_LAST: tl.constexpr, VECTOR: tl.constexpr,
+    BLOCK_GROUPS: tl.constexpr, BLOCK_POSITIONS: tl.constexpr,
+):  # fmt: skip
+    groups = groups.to(tl.int64) * (VECTOR if GROUPS_LAST else 1)
+    positions = positions.to(tl.int64) * (1 if GROUPS_LAST else VECTOR)
+    stride_group = 1 if GROUPS_LAST else positions
+    stride_position = groups if GROUPS_LAST else 1
+    position_blocks = tl.cdiv(positions, BLOCK_POSITIONS).to(tl.int32)
+    group_blocks = tl.cdiv(groups, BLOCK_GROUPS).to(tl.int32)
+
+    blocks = tl.program_id(0) // position_blocks
+    sample = (blocks // group_blocks).to(tl.int64)
+    group = (blocks % group_blocks).to(tl.int64) * BLOCK_GROUPS + tl.arange(0, BLOCK_GROUPS)
+    position = (tl.program_id(0) % position_blocks).to(tl.int64) * BLOCK_POSITIONS
+    position += tl.arange(0, BLOCK_POSITIONS)
+    offsets = group[:, None] * stride_group + position[None, :] * stride_position
+    offsets += sample * groups * positions
+    mask = (group < groups)[:, None] & (position < positions)[None, :]
+    if seed_ptr is not None:
+        seed = tl.load(seed_ptr)
+    keep = keep_at(seed, sample * groups + group, keep_threshold)[:, None]
+    # a mask that differs from one element to the next would split a 16-byte access
+    x = tl.load(x_ptr + offsets, mask=mask if GROUPS_LAST else mask & keep, other=0.0)
+    y = select(x.to(COMPUTE_DTYPE), keep, scale, shift, dropped)
+    tl.store(y_ptr + offsets, y.to(y_ptr.dtype.element_ty), mask=mask)
+
+
+def scaled(keep):
+    """(scale, shift, dropped) of dropout."""
+    return 1 / keep, 0.0, 0.0
+
+
+def unscaled(keep):
+    return 1.0, 0.0, 0.0
+
+
+def alpha(keep):
+    a = (keep * (1 + ALPHA**2 * (1 - keep))) ** -0.5
+    return a, a * ALPHA * (1 - keep), a * ALPHA * keep
+
+
+def layer_constants(p, bits, constants, linear):
+    """keep_threshold, scale, shift and dropped; `linear` without the two that do not depend on x."""
+    cut = 2**bits if p == 1 else min(max(round(p * 2**bits), 1), 2**bits - 1)
+    keep_threshold = 2**bits - cut
+    scale, shift, dropped = constants(keep_threshold / 2**bits) if keep_threshold else (0.0, 0.0, 0.0)
+    return (keep_threshold, scale, 0.0, 0.0) if linear else (keep_threshold, scale, shift, dropped)
+
+
+def dropout(x, p, seed, out=None, leading=None, constants=scaled, linear=False):
+    """Dropout of x into `out`, or into a new tensor like it. `seed` is an int or an int64 tensor.
+
+    leading: elements whose indices in the first `leading` dimensions are the same share a decision; None
+        where each has its own. x is contiguous or, where decisions are shared, channels-last.
+    constants: `scaled`, `unscaled` or `alpha`. linear: without shift and dropped, as dx is.
+    """
     y = torch.empty_like(x) if out is None else out
-    vector = launch.vector(elements)
     seed_ptr, seed = (seed, 0) if isinstance(seed, torch.Tensor) else (None, seed)
+    dtype = launch.triton_dtype(launch.compute_dtype(x.dtype))
+    positions = 1 if leading is None else x.shape[leading:].numel()
+    if positions == 1:
+        elements, calls = x.numel(), launch.dropout_calls()
+        bits, vector = launch.dropout_bits(x.dtype, p), launch.vector(elements)
+        launch.launch(
+            dropout_kernel, (triton.cdiv(elements, calls * (128 // bits)),), x.device,
+            x, y, seed_ptr, seed, elements // vector, *layer_constants(p, bits, constants, linear),
+            COMPUTE_DTYPE=dtype, VECTOR=vector, BITS=bits, CALLS=calls, num_warps=launch.DROPOUT_NUM_WARPS,
+        )  # fmt: skip
+        return y
+
+    groups_last = leading == 2 and not x.is_contiguous()
+    samples, groups = (x.shape[0], x.shape[1]) if groups_last else (1, x.shape[:leading].numel())
+    vector = launch.vector(groups if groups_last else positions)
+    in_vectors = (groups // vector, positions) if groups_last else (groups, positions // vector)
+    tile = launch.dropout_grouped_tile(groups, positions, groups_last)
+    blocks = triton.cdiv(groups, tile.groups) * triton.cdiv(positions, tile.positions)
     launch.launch(
-        dropout_kernel, (triton.cdiv(elements, calls * (128 // bits)),), x.device,
-        x, y, seed_ptr, seed, elements // vector, keep_threshold,
-        2**bits / keep_threshold if keep_threshold else 0.0,
-        COMPUTE_DTYPE=launch.triton_dtype(launch.compute_dtype(x.dtype)), VECTOR=vector,
-        BITS=bits, CALLS=calls, num_warps=launch.DROPOUT_NUM_WARPS,
+        dropout_grouped_kernel, (samples * blocks,), x.device,
+        x, y, seed_ptr, seed, *in_vectors, *layer_constants(p, GROUP_BITS, constants, linear),
+        COMPUTE_DTYPE=dtype, GROUPS_LAST=groups_last, VECTOR=vector,
+        BLOCK_GROUPS=tile.groups, BLOCK_POSITIONS=tile.positions, num_warps=launch.DROPOUT_NUM_WARPS,
     )  # fmt: skip
     return y

@@ -165,6 +165,27 @@ def dropout_calls():
 DROPOUT_NUM_WARPS = 4
 
 
+class GroupTile(NamedTuple):
+    groups: int
+    positions: int
+
+
+DROPOUT_TILE = 2048  # elements of a tile with shared decisions: 16 a thread, as above
+
+
+def dropout_grouped_tile(groups, positions, groups_last):
+    """As long as it can be along the contiguous dimension, then over the other."""
+    elements = DROPOUT_TILE * tile_scale()
+    if groups_last:
+        # a thread draws for each of its contiguous elements: over twice the positions these are 16
+        # instructions an element in 16 bits, and not 25
+        elements *= 2
+        width = min(triton.next_power_of_2(groups), CHANNEL_TILE_WIDTH)
+        return GroupTile(width, elements // width)
+    length = min(triton.next_power_of_2(positions), elements)
+    return GroupTile(elements // length, length)
+
+
 def dropout_bits(dtype, p):
     """Random bits an element: 16 for 16-bit types, 32 for wider ones.
 

@@ -2,13 +2,25 @@
 
     keep[i] = bits(seed, i) < keep_threshold
 
+i is the index of an element, or of a group of elements that share a decision.
 `bits` is a field of the 128 bits that Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy
 as 1, 2, 3", SC 2011) yields for the key `seed` and the counter `i // fields`. It is a function of the
-seed and of the element's logical index alone: tiles, layout and launch cannot change a mask.
+seed and of the logical index alone: tiles, layout and launch cannot change a mask.
 """
 
 import triton
 import triton.language as tl
+
+GROUP_BITS = 32  # of `keep_at`
+
+
+@triton.jit
+def philox(seed, call):
+    """The four random words of each call."""
+    zero = tl.zeros_like(call).to(tl.uint32)
+    low = (call & 0xFFFFFFFF).to(tl.uint32)
+    high = (call >> 32).to(tl.uint32)
+    return tl.philox(seed, low, high, zero, zero)
 
 
 @triton.jit
@@ -18,11 +30,17 @@ def keep_mask(seed, call, keep_threshold, BITS: tl.constexpr):
     Element `call * (128 / BITS) + j` is kept when field j of the call is below `keep_threshold`,
     that is with probability keep_threshold / 2^BITS. BITS is 16 or 32.
     """
-    zero = tl.zeros_like(call).to(tl.uint32)
-    low = (call & 0xFFFFFFFF).to(tl.uint32)
-    high = (call >> 32).to(tl.uint32)
-    r0, r1, r2, r3 = tl.philox(seed, low, high, zero, zero)
+    r0, r1, r2, r3 = philox(seed, call)
     fields = tl.interleave(tl.interleave(r0, r2), tl.interleave(r1, r3))  # r0 r1 r2 r3 of each call
     if BITS == 16:
         fields = tl.interleave(fields & 0xFFFF, fields >> 16)
     return fields < keep_threshold.to(tl.uint32)
+
+
+@triton.jit
+def keep_at(seed, index, keep_threshold):
+    """`keep_mask` of 32 bits at the given int64 indices: a call for each, where decisions are few."""
+    r0, r1, r2, r3 = philox(seed, index >> 2)
+    field = index & 3
+    bits = tl.where(field < 2, tl.where(field == 0, r0, r1), tl.where(field == 2, r2, r3))
+    return bits < keep_threshold.to(tl.uint32)

@@ -3,20 +3,32 @@
 from normreg import functional as functional
 from normreg.convert import replace as replace
 from normreg.convert import restore as restore
+from normreg.nn import AlphaDropout as AlphaDropout
 from normreg.nn import BatchNorm1d as BatchNorm1d
 from normreg.nn import BatchNorm2d as BatchNorm2d
 from normreg.nn import BatchNorm3d as BatchNorm3d
 from normreg.nn import Dropout as Dropout
+from normreg.nn import Dropout1d as Dropout1d
+from normreg.nn import Dropout2d as Dropout2d
+from normreg.nn import Dropout3d as Dropout3d
+from normreg.nn import DropPath as DropPath
+from normreg.nn import FeatureAlphaDropout as FeatureAlphaDropout
 from normreg.nn import LayerNorm as LayerNorm
 from normreg.nn import RMSNorm as RMSNorm
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "AlphaDropout",
     "BatchNorm1d",
     "BatchNorm2d",
     "BatchNorm3d",
+    "DropPath",
     "Dropout",
+    "Dropout1d",
+    "Dropout2d",
+    "Dropout3d",
+    "FeatureAlphaDropout",
     "LayerNorm",
     "RMSNorm",
     "functional",

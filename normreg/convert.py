@@ -13,6 +13,11 @@ COUNTERPARTS = {
     torch.nn.BatchNorm2d: nn.BatchNorm2d,
     torch.nn.BatchNorm3d: nn.BatchNorm3d,
     torch.nn.Dropout: nn.Dropout,
+    torch.nn.Dropout1d: nn.Dropout1d,
+    torch.nn.Dropout2d: nn.Dropout2d,
+    torch.nn.Dropout3d: nn.Dropout3d,
+    torch.nn.AlphaDropout: nn.AlphaDropout,
+    torch.nn.FeatureAlphaDropout: nn.FeatureAlphaDropout,
 }
 # Layers of the same kinds that are named in the report where they are left alone.
 FAMILIES = (
@@ -115,7 +120,7 @@ def _why_not_replaced(module):
 
 
 def replace(model):
-    """Makes each torch.nn LayerNorm, RMSNorm, BatchNorm1d/2d/3d and Dropout of `model` normreg's, in place.
+    """Makes every torch.nn LayerNorm, RMSNorm, BatchNorm and dropout of `model` a normreg one, in place.
 
     Only `module.__class__` changes, so parameters, buffers, hooks, optimizer references, tied modules,
     `training` flags and the state_dict stay the very objects they were. Only exact types are changed: a

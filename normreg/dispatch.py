@@ -121,12 +121,15 @@ def batch_norm(x, running_mean, running_var, weight, bias, training, momentum, e
     return None
 
 
-def dropout(x, p, inplace):
+def dropout(x, p, inplace, leading=None):
+    """`leading`: how many dimensions of x name a decision that the elements of the others share."""
     reason = _torch_reason(x, ()) or _number_reason(p=p)
     if reason:
         return reason
     if not 0 < p <= 1:
         return f"p is {p}"
+    if leading is not None and x.dim() < leading:
+        return f"the input has {x.dim()} dimensions, of at least {leading}"
     if inplace and torch.is_grad_enabled() and x.requires_grad and (x.is_leaf or x._is_view()):
         return "a leaf that requires grad, of which a view may be a part, is not to be changed in place"
     if inplace and x.is_inference() and not torch.is_inference_mode_enabled():

@@ -4,13 +4,25 @@ import torch
 import torch.nn.functional as F
 
 from normreg import dispatch
+from normreg.kernels.dropout import alpha, scaled, unscaled
 from normreg.kernels.launch import compute_dtype
+from normreg.ops import dropout as _dropout
 from normreg.ops.batch_norm import batch_norm as _batch_norm
-from normreg.ops.dropout import dropout as _dropout
 from normreg.ops.layer_norm import layer_norm as _layer_norm
 from normreg.ops.rms_norm import rms_norm as _rms_norm
 
-__all__ = ["batch_norm", "dropout", "layer_norm", "rms_norm"]
+__all__ = [
+    "alpha_dropout",
+    "batch_norm",
+    "drop_path",
+    "dropout",
+    "dropout1d",
+    "dropout2d",
+    "dropout3d",
+    "feature_alpha_dropout",
+    "layer_norm",
+    "rms_norm",
+]
 
 # torch 2.12 put it on CUDA's list of operations in float32; before, its result has the input's dtype
 _AUTOCAST_RUNS_RMS_NORM = torch._C._dispatch_has_kernel_for_dispatch_key("aten::rms_norm", "AutocastCUDA")
@@ -140,7 +152,46 @@ def batch_norm(
     return y
 
 
-def dropout(input, p=0.5, training=True, inplace=False):
+def _dims(input):
+    return input.dim() if isinstance(input, torch.Tensor) else None
+
+
+def _check_generator(input, generator):
+    if not isinstance(generator, torch.Generator):
+        raise TypeError(
+            f"expected generator to be a torch.Generator or None, got {type(generator).__name__}: make one "
+            f"with torch.Generator(input.device)"
+        )
+    if not isinstance(input, torch.Tensor):
+        raise TypeError(
+            f"expected a torch.Tensor to draw a mask for, got {type(input).__name__}: leave generator out"
+        )
+    # a tensor on meta has no mask
+    if input.device.type != "meta" and generator.device != input.device:
+        raise RuntimeError(
+            f"expected a generator of the input's device, {input.device}, got one of {generator.device}: "
+            f"make it with torch.Generator({str(input.device)!r})"
+        )
+
+
+def _dropout_by(rule, torchs, input, p, training, inplace, generator, usual_dims=None):
+    """torch's function `torchs` by the kernel of `rule`; torch judges p and other dimensions than usual."""
+    if generator is not None:
+        _check_generator(input, generator)
+    if not training:
+        return torchs(input, p, training, inplace)
+    if not dispatch.dropout(input, p, inplace, rule.leading):
+        if usual_dims is not None and input.dim() not in usual_dims:
+            torchs(input, p, training=False)
+        return _dropout.dropout(input, rule, inplace, generator)
+    # for none of these torch draws, or it raises
+    if generator is None or p in (0, 1) or input.numel() == 0 or input.dim() < (rule.leading or 0):
+        return torchs(input, p, training, inplace)
+    torchs(input, p, training=False)
+    return _dropout.in_torch(input, rule, inplace, generator)
+
+
+def dropout(input, p=0.5, training=True, inplace=False, *, generator=None):
     r"""Zeroes each element with probability p and scales the others by 1 / (1 - p).
 
     The mask follows torch's generator of the input's device, is the same for a tensor and a view of
@@ -150,12 +201,17 @@ def dropout(input, p=0.5, training=True, inplace=False):
     Args:
         input: any shape, float16, bfloat16, float32 or float64.
         p: probability of zero, in [0, 1]; rounded to a multiple of 2^-32 (2^-16 for 16-bit types and p
-            in [2^-8, 1 - 2^-8]), which the scale accounts for exactly.
+            in [2^-8, 1 - 2^-8], where every element is decided by itself), which the scale accounts for
+            exactly.
         training: without it, input itself is returned; as it is for p = 0.
         inplace: write the result into input.
+        generator: a torch.Generator of input's device that decides the mask instead of the default one.
+            From two in the same state, dropout(x) and dropout(torch.ones_like(x)) drop the same elements.
+            Activation checkpointing sets back the default one alone.
 
-    Raises ValueError for p outside [0, 1] and RuntimeError for what torch refuses to change in place.
-    Where the kernel does not apply (`normreg.dispatch`) this is `torch.nn.functional.dropout`.
+    Raises ValueError for p outside [0, 1], RuntimeError for what torch refuses to change in place and for
+    a generator of another device. Where the kernel does not apply (`normreg.dispatch`) this is
+    `torch.nn.functional.dropout`; with a generator, the operations that one consists of.
 
     Equivalent::
 
@@ -165,6 +221,111 @@ def dropout(input, p=0.5, training=True, inplace=False):
     Source: Srivastava et al., "Dropout" (JMLR 2014);
     https://docs.pytorch.org/docs/stable/generated/torch.nn.functional.dropout.html
     """
-    if not training or dispatch.dropout(input, p, inplace):
-        return F.dropout(input, p, training, inplace)
-    return _dropout(input, p, inplace)
+    rule = _dropout.Rule(p)
+    return _dropout_by(rule, F.dropout, input, p, training, inplace, generator)
+
+
+def alpha_dropout(input, p=0.5, training=False, inplace=False, *, generator=None):
+    r"""Sets each element to SELU's negative saturation with probability p, and restores mean and variance.
+
+    y = a * (x if kept else alpha) + b with alpha = -1.7581, where a and b are such that mean 0 and
+    variance 1 of the input are those of the output. They follow from the probability of being kept to
+    which p is rounded, exactly. Arguments, mask and errors are those of `dropout`; for p = 1 the output is
+    0, as torch's is.
+
+    Equivalent::
+
+        keep = torch.rand_like(x) >= p
+        a = ((1 - p) * (1 + p * alpha**2)) ** -0.5
+        y = a * torch.where(keep, x, alpha) - a * alpha * p
+
+    Source: Klambauer et al., "Self-Normalizing Neural Networks" (2017), arXiv 1706.02515;
+    https://docs.pytorch.org/docs/stable/generated/torch.nn.functional.alpha_dropout.html
+    """
+    rule = _dropout.Rule(p, constants=alpha)
+    return _dropout_by(rule, F.alpha_dropout, input, p, training, inplace, generator)
+
+
+def dropout1d(input, p=0.5, training=True, inplace=False, *, generator=None):
+    r"""Zeroes each channel of an (N, C, L) or (C, L) input with probability p; as `dropout` otherwise.
+
+    Equivalent::
+
+        keep = torch.rand(*x.shape[:-1], 1) >= p
+        y = torch.where(keep, x / (1 - p), 0)
+
+    Source: Tompson et al., "Efficient Object Localization Using Convolutional Networks" (CVPR 2015);
+    https://docs.pytorch.org/docs/stable/generated/torch.nn.functional.dropout1d.html
+    """
+    rule = _dropout.Rule(p, leading=1 if _dims(input) == 2 else 2)
+    return _dropout_by(rule, F.dropout1d, input, p, training, inplace, generator, usual_dims=(2, 3))
+
+
+def dropout2d(input, p=0.5, training=True, inplace=False, *, generator=None):
+    r"""Zeroes each channel of an (N, C, H, W) input with probability p; as `dropout` otherwise.
+
+    As torch does, it warns of an input of other dimensions and takes the first two for N and C, so that
+    three are (N, C, L). Channels-last input and its gradient stay so without a copy.
+
+    Equivalent::
+
+        keep = torch.rand(*x.shape[:2], 1, 1) >= p
+        y = torch.where(keep, x / (1 - p), 0)
+
+    Source: Tompson et al., "Efficient Object Localization Using Convolutional Networks" (CVPR 2015);
+    https://docs.pytorch.org/docs/stable/generated/torch.nn.functional.dropout2d.html
+    """
+    rule = _dropout.Rule(p, leading=2)
+    return _dropout_by(rule, F.dropout2d, input, p, training, inplace, generator, usual_dims=(4,))
+
+
+def dropout3d(input, p=0.5, training=True, inplace=False, *, generator=None):
+    r"""Zeroes each channel of an (N, C, D, H, W) or (C, D, H, W) input with probability p; else as `dropout`.
+
+    As torch does, it warns of an input of other dimensions and takes the first one for C.
+
+    Equivalent::
+
+        keep = torch.rand(*x.shape[:-3], 1, 1, 1) >= p
+        y = torch.where(keep, x / (1 - p), 0)
+
+    Source: Tompson et al., "Efficient Object Localization Using Convolutional Networks" (CVPR 2015);
+    https://docs.pytorch.org/docs/stable/generated/torch.nn.functional.dropout3d.html
+    """
+    rule = _dropout.Rule(p, leading=2 if _dims(input) == 5 else 1)
+    return _dropout_by(rule, F.dropout3d, input, p, training, inplace, generator, usual_dims=(4, 5))
+
+
+def feature_alpha_dropout(input, p=0.5, training=False, inplace=False, *, generator=None):
+    r"""`alpha_dropout` of whole channels: those of an (N, C, *) input share a decision.
+
+    Source: https://docs.pytorch.org/docs/stable/generated/torch.nn.functional.feature_alpha_dropout.html
+    """
+    rule = _dropout.Rule(p, leading=2, constants=alpha)
+    return _dropout_by(rule, F.feature_alpha_dropout, input, p, training, inplace, generator)
+
+
+def drop_path(x, drop_prob=0.0, training=False, scale_by_keep=True, *, generator=None):
+    r"""Stochastic depth: zeroes each sample of an (N, *) input with probability drop_prob.
+
+    The others are scaled by 1 / (1 - drop_prob), or without scale_by_keep left as they are. Mask, dtypes
+    and generator are those of `dropout`; x itself is returned without training and for drop_prob = 0.
+    Where the kernel does not apply (`normreg.dispatch`), this is the equivalent below. Raises RuntimeError
+    for drop_prob outside [0, 1].
+
+    Equivalent, and what timm computes::
+
+        noise = x.new_empty(len(x), *(1,) * (x.dim() - 1)).bernoulli_(1 - drop_prob)
+        y = x * noise / (1 - drop_prob)
+
+    Source: Huang et al., "Deep Networks with Stochastic Depth" (ECCV 2016), arXiv 1603.09382;
+    https://github.com/huggingface/pytorch-image-models/blob/main/timm/layers/drop.py
+    """
+    if generator is not None:
+        _check_generator(x, generator)
+    if drop_prob == 0.0 or not training:
+        return x
+    rule = _dropout.Rule(drop_prob, 1, scaled if scale_by_keep else unscaled)
+    if dispatch.dropout(x, drop_prob, False, rule.leading):
+        return _dropout.in_torch(x, rule, generator=generator)
+    return _dropout.dropout(x, rule, generator=generator)

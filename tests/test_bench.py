@@ -78,6 +78,7 @@ def test_names_of_cases():
     case = Case("batch_norm", (2, 3, 4, 5), DTYPES["fp16"], channels_last=True, training=False)
     assert str(case) == "batch_norm fp16 2x3x4x5 channels_last evaluation"
     assert case.like_input(torch.randn, "cpu").is_contiguous(memory_format=torch.channels_last)
+    assert str(Case("dropout", (2, 3), layer="Dropout1d")) == "Dropout1d bf16 2x3"
     assert OPERATIONS["batch_norm"].least_bytes(case, "backward") == 3 * 2 * 120
 
 
@@ -124,6 +125,14 @@ WRONG = {
     "batch_norm": lambda layer: lambda x: layer(x).detach() + 0 * layer(x),  # no gradient, two updates
     "dropout": lambda layer: lambda x: torch.nn.functional.dropout(x, 0.2),
 }
+
+
+@pytest.mark.parametrize("peer", PEERS[:2], ids=lambda peer: peer.name)
+def test_dropout_of_channels_agrees(peer):
+    case = Case("dropout", (9, 200, 5, 3), torch.float32, layer="Dropout2d")
+    reference, contestant = contestant_of(case, peer)
+    error = speed.error_of(OPERATIONS["dropout"], reference, contestant, forward_only=False)
+    assert error <= OPERATIONS["dropout"].tolerance(case)
 
 
 @pytest.mark.parametrize("name", SMALL)

@@ -21,6 +21,11 @@ KINDS = {
     "BatchNorm2d": ((3,), (2, 3, 4, 4), "batch_norm"),
     "BatchNorm3d": ((2,), (2, 2, 3, 2, 2), "batch_norm"),
     "Dropout": ((0.25,), (5, 6), "dropout"),
+    "Dropout1d": ((0.25,), (5, 6), "dropout"),
+    "Dropout2d": ((0.25,), (5, 6, 2, 3), "dropout"),
+    "Dropout3d": ((0.25,), (5, 6, 2, 2, 1), "dropout"),
+    "AlphaDropout": ((0.25,), (5, 6), "dropout"),
+    "FeatureAlphaDropout": ((0.25,), (5, 6, 2), "dropout"),
 }
 every_kind = pytest.mark.parametrize("kind", KINDS)
 
@@ -46,12 +51,17 @@ NESTED = {
     "blocks.1.0": "Dropout",
     "heads.a": "BatchNorm2d",
     "heads.b.0": "BatchNorm3d",
+    "drops.0": "Dropout1d",
+    "drops.1": "Dropout2d",
+    "drops.2": "Dropout3d",
+    "drops.3": "AlphaDropout",
+    "drops.4": "FeatureAlphaDropout",
 }
 
 
 def nested(device):
     """Every kind in every container, beside what stays; hooks, extra attributes, frozen and eval parts."""
-    norm, rms_norm, batch_norm1d, batch_norm2d, batch_norm3d, dropout = (
+    norm, rms_norm, batch_norm1d, batch_norm2d, batch_norm3d, dropout, *drops = (
         layer(kind, device)[0] for kind in KINDS
     )
     model = nn.Sequential(
@@ -59,6 +69,7 @@ def nested(device):
             stem=nn.Sequential(nn.Linear(6, 6), norm, rms_norm),
             blocks=nn.ModuleList([batch_norm1d, nn.ModuleList([dropout, nn.GELU()])]),
             heads=nn.ModuleDict({"a": batch_norm2d, "b": nn.Sequential(batch_norm3d, nn.GroupNorm(1, 2))}),
+            drops=nn.ModuleList(drops),
             last=nn.InstanceNorm1d(6),
         )
     ).to(device)
@@ -385,12 +396,16 @@ def test_a_lazy_layer_is_replaced_once_it_saw_its_input(device):
     assert type(module) is normreg.BatchNorm2d
 
 
+class BlockDropout(nn.modules.dropout._DropoutNd):
+    pass
+
+
 @pytest.mark.parametrize(
     "relative",
     [
         nn.SyncBatchNorm(4), nn.GroupNorm(2, 4), nn.InstanceNorm1d(4), nn.InstanceNorm2d(4),
-        nn.LocalResponseNorm(2), nn.CrossMapLRN2d(2), nn.Dropout1d(), nn.Dropout2d(), nn.Dropout3d(),
-        nn.AlphaDropout(), nn.FeatureAlphaDropout(), nn.Identity(), nn.Linear(4, 4), nn.Module(),
+        nn.LocalResponseNorm(2), nn.CrossMapLRN2d(2), BlockDropout(), normreg.DropPath(), nn.Identity(),
+        nn.Linear(4, 4), nn.Module(),
     ],
     ids=lambda module: type(module).__name__,
 )  # fmt: skip
@@ -402,7 +417,7 @@ def test_relatives_are_left_alone(relative):
     assert type(relative) is cls
     named = isinstance(relative, convert.FAMILIES)
     assert [skip.name for skip in report.skipped] == ["0"] * named
-    assert named == cls.__name__.startswith(("Sync", "Group", "Inst", "Drop", "Alph", "Feat"))
+    assert named == cls.__name__.startswith(("Sync", "Group", "Inst", "Block"))
     assert all(vars(relative)[name] is value for name, value in objects.items())
 
 
@@ -510,7 +525,7 @@ def test_16_bit_models(device, launches, kind, dtype):
         torch.manual_seed(5)
         assert torch.equal(later.to(dtype)(x), y)
     assert y.dtype == dtype
-    if kind != "Dropout":
+    if "Dropout" not in kind:
         assert error(y, exact) <= 2 * unit(exact, dtype)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from reference import DTYPES, copies, error, unit
+from reference import DTYPES, copies, drop_path, error, unit
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.autograd import forward_ad
 from torch.fx.experimental.proxy_tensor import make_fx
@@ -264,13 +264,17 @@ BAD_DROPOUT = {
 
 
 @pytest.mark.parametrize(("expected", "make", "options"), BAD_DROPOUT.values(), ids=BAD_DROPOUT)
-def test_bad_dropout_calls(device, expected, make, options):
+@pytest.mark.parametrize("name", ["dropout", "dropout1d", "alpha_dropout", "feature_alpha_dropout"])
+def test_bad_dropout_calls(device, name, expected, make, options):
     x, torchs = make(device), make(device)
+    options = dict(training=True) | options
     before = before_call(dict(input=x))
-    theirs = outcome(F.dropout, torchs, **options)
+    theirs = outcome(getattr(F, name), torchs, **options)
+    if name == "dropout1d" and not isinstance(torchs, torch.Tensor):
+        expected = AttributeError  # of its number of dimensions
     assert expected is None or isinstance(theirs, expected)
     torch.manual_seed(0)
-    assert_same_outcome(outcome(normreg.functional.dropout, x, **options), theirs)
+    assert_same_outcome(outcome(getattr(normreg.functional, name), x, **options), theirs)
     # torch's own operator writes into an inference tensor before it refuses to
     if make is not inference_tensor:
         assert_unchanged(dict(input=x), before)
@@ -338,6 +342,10 @@ BAD_CONSTRUCTIONS = {
     "p below 0": ("Dropout", (-0.1,), {}),
     "p above 1": ("Dropout", (1.5,), {}),
     "p is None": ("Dropout", (None,), {}),
+} | {
+    f"{what} of {kind}": (kind, arguments, options)
+    for kind in ("Dropout1d", "Dropout2d", "Dropout3d", "AlphaDropout", "FeatureAlphaDropout")
+    for what, arguments, options in (("p", (1.5,), {}), ("unknown option", (), dict(generator=None)))
 }
 
 
@@ -462,6 +470,8 @@ def test_other_reasons(device):
         (dispatch.batch_norm(x, None, None, None, None, True, 0.1, 1e-5, y.to("meta")), "on meta"),
         (dispatch.dropout(x, 0.0, False), "p is 0.0"),
         (dispatch.dropout(x, 1.5, False), "p is 1.5"),
+        (dispatch.dropout(y, 0.5, False, 2), "1 dimensions, of at least 2"),
+        (dispatch.dropout(y[0], 0.5, False, 1), "0 dimensions, of at least 1"),
         (dispatch.dropout(x.requires_grad_(), 0.5, True), "leaf that requires grad"),
     ]  # fmt: skip
     for reason, cause in cases:
@@ -523,6 +533,9 @@ OPERATIONS = {
     "rms_norm": lambda library, x: library.rms_norm(x, (4,), parameters(x)[0]),
     "batch_norm": lambda library, x: library.batch_norm(x, None, None, *parameters(x), training=True),
     "dropout": lambda library, x: library.dropout(x, 0.4),
+    "dropout1d": lambda library, x: library.dropout1d(x, 0.4),
+    "alpha_dropout": lambda library, x: library.alpha_dropout(x, 0.4, training=True),
+    "drop_path": lambda library, x: getattr(library, "drop_path", drop_path)(x, 0.4, training=True),
 }
 every_operation = pytest.mark.parametrize("operation", OPERATIONS)
 
@@ -635,9 +648,7 @@ def test_make_fx(device, launches, operation):
 def test_fake_tensors(device, launches, operation):
     def faked(f):
         with FakeTensorMode():
-            return f(
-                torch.empty(6, 4, device=device, dtype=torch.float16 if operation == "dropout" else None)
-            )
+            return f(torch.empty(6, 4, device=device, dtype=torch.float16 if "drop" in operation else None))
 
     theirs, ours = both(operation, faked)
     assert type(ours) is FakeTensor
@@ -664,14 +675,11 @@ def test_nested_tensors(device, launches, operation, layout):
 def test_lazily_negated_tensors(device, operation):
     """Their memory holds the opposite of their values."""
     x = torch.rand(6, 4, device=device) + 1
+    torch.manual_seed(3)
     y = OPERATIONS[operation](normreg.functional, torch._neg_view(x)).resolve_neg()
-    if operation == "dropout":
-        kept = y != 0
-        assert 0 < kept.sum() < y.numel()
-        y, expected = y[kept], -x[kept] / 0.6
-    else:
-        expected = OPERATIONS[operation](F, -x)
-    # 0.4 is rounded to 32 bits, and a sum of six or four is in another order
+    torch.manual_seed(3)
+    expected = OPERATIONS[operation](F, -x)
+    # a sum of six or four is in another order
     assert error(y, expected.double()) <= 4 * unit(expected, torch.float32)
 
 
@@ -767,6 +775,8 @@ KINDS = {
     "RMSNorm": lambda: torch.nn.RMSNorm(4),
     "BatchNorm1d": lambda: torch.nn.BatchNorm1d(4),
     "Dropout": lambda: torch.nn.Dropout(0.4),
+    "Dropout1d": lambda: torch.nn.Dropout1d(0.4),
+    "AlphaDropout": lambda: torch.nn.AlphaDropout(0.4),
 }
 
 
@@ -794,6 +804,11 @@ EMPTY = {
     "no channels": ("batch_norm", (3, 0, 2), {}),
     "nothing": ("dropout", (0,), {}),
     "nothing of three dimensions": ("dropout", (3, 0, 2), {}),
+    "no batch to drop channels of": ("dropout1d", (0, 4, 2), {}),
+    "no channels to drop": ("dropout2d", (2, 0, 3, 3), {}),
+    "no positions to drop": ("dropout3d", (4, 3, 0, 3), {}),
+    "nothing to set to alpha": ("alpha_dropout", (0,), {}),
+    "no channels to set to alpha": ("feature_alpha_dropout", (3, 0, 2), {}),
 }
 
 
@@ -804,7 +819,7 @@ def test_empty_tensors(device, launches, operation, shape, options):
     for library in LIBRARIES.values():
         x = torch.ones(shape, device=device, requires_grad=True)
         arguments, buffers = dict(options), {}
-        if operation != "dropout":
+        if "norm" in operation:
             arguments |= {
                 name: torch.ones(affine_shape, device=device, requires_grad=True)
                 for name in ("weight", "bias")[: 1 if operation == "rms_norm" else 2]
@@ -893,7 +908,8 @@ launch.launch = None
 plain = torch.nn.Sequential(
     torch.nn.BatchNorm1d(4), torch.nn.Dropout(0.25), torch.nn.Linear(4, 5), torch.nn.LayerNorm(5),
     torch.nn.RMSNorm(5), torch.nn.Unflatten(1, (5, 1, 1)), torch.nn.BatchNorm2d(5, momentum=None),
-    torch.nn.Dropout(0.5),
+    torch.nn.Dropout(0.5), torch.nn.Dropout2d(0.25), torch.nn.Dropout3d(0.25), torch.nn.AlphaDropout(0.25),
+    torch.nn.FeatureAlphaDropout(0.25), torch.nn.Flatten(), torch.nn.Dropout1d(0.25),
 )
 replaced = copy.deepcopy(plain)
 report = normreg.replace(replaced)
@@ -929,7 +945,7 @@ def test_without_a_gpu_and_the_interpreter_all_is_torch():
     assert process.returncode == 0, process.stderr
     # output, 9 parameters with gradients and in the state, 6 buffers, output in evaluation; two steps
     assert json.loads(process.stdout) == {
-        "changed": 6,
+        "changed": 11,
         "compared": 2 * (1 + 9 + 9 + 6 + 1),
         "equal": 2 * (1 + 9 + 9 + 6 + 1),
         "reasons": ["there is no kernel for cpu tensors"] * 4,

@@ -169,7 +169,8 @@ def test_a_seed_in_memory_is_the_same_as_its_number(device):
     seed_ = 2**61 + 12345
     in_memory = torch.tensor(seed_, device=device)
     assert torch.equal(kernels.dropout(x, 0.3, in_memory), kernels.dropout(x, 0.3, seed_))
-    y = normreg.ops.dropout.DropoutFunction.apply(x.requires_grad_(), 0.3, in_memory, False)
+    rule = normreg.ops.dropout.Rule(0.3)
+    y = normreg.ops.dropout.DropoutFunction.apply(x.requires_grad_(), rule, in_memory, False, False)
     (dx,) = torch.autograd.grad(y, x, torch.ones_like(y))
     assert torch.equal(dx != 0, y != 0)
 
@@ -256,11 +257,11 @@ def test_the_scale_is_exact_for_the_rounded_p(device, p, dtype, monkeypatch):
     seen = {}
     original = launch.launch
 
-    def note(kernel, grid, device, x, y, seed_ptr, seed, elements, keep_threshold, scale, **constants):
+    def note(kernel, grid, device, *arguments, **constants):
+        *_, keep_threshold, scale, shift, dropped = arguments
         seen.update(keep=keep_threshold / 2 ** constants["BITS"], scale=scale)
-        original(
-            kernel, grid, device, x, y, seed_ptr, seed, elements, keep_threshold, scale, **constants
-        )  # fmt: skip
+        assert (shift, dropped) == (0, 0)
+        original(kernel, grid, device, *arguments, **constants)
 
     monkeypatch.setattr(launch, "launch", note)
     y = dropout(torch.ones(64, device=device, dtype=dtype), p)

@@ -155,13 +155,45 @@ run_program(batch_norm.batch_norm_backward_kernel, *second, dy, x, y, None, *sta
 c1, c2 = per_channel(sums[1, 0] * rstd) / 10, per_channel(sums[0, 0]) / 10
 check(y[-1], (dy[-1] - x_hat * c1 - c2) * per_channel(rstd))
 """,
+    "dropout of channels": """
+groups, positions = 2**21 + 2, 1024
+x, y = reserved(groups, positions), reserved(groups, positions)
+x[-2:] = 1
+program = groups // 2 - 1
+run_program(dropout.dropout_grouped_kernel, (program, 0, 0), (program + 1, 1, 1), x, y, None, 5,
+            groups, positions // 8, 2**31, 2.0, 0.0, 0.0,
+            COMPUTE_DTYPE=tl.float32, GROUPS_LAST=False, VECTOR=8, BLOCK_GROUPS=2, BLOCK_POSITIONS=1024)
+expected = dropout.dropout(torch.ones(groups), 0.5, 5)[-2:, None].expand(2, positions)
+check(y[-2:], expected)
+""",
+    "dropout of channels_last": """
+samples, channels, spatial = 2**21 + 1, 64, 16
+x, y = reserved(samples, spatial, channels), reserved(samples, spatial, channels)
+x[-1] = 1
+run_program(dropout.dropout_grouped_kernel, (samples - 1, 0, 0), (samples, 1, 1), x, y, None, 5,
+            channels // 8, spatial, 2**31, 2.0, 0.0, 0.0,
+            COMPUTE_DTYPE=tl.float32, GROUPS_LAST=True, VECTOR=8, BLOCK_GROUPS=64, BLOCK_POSITIONS=16)
+assert set(y[-1].unique().tolist()) == {0.0, 2.0}
+assert (y[-1] == y[-1, :1]).all()
+""",
+    "dropout of samples": """
+groups, positions = 2, 2**31 + 2048
+x, y = reserved(groups, positions), reserved(groups, positions)
+x[1, -2048:] = 1
+blocks = positions // 2048
+run_program(dropout.dropout_grouped_kernel, (2 * blocks - 1, 0, 0), (2 * blocks, 1, 1), x, y, None, 5,
+            groups, positions // 8, 2**32 - 1, 2.0, 0.0, 0.0,
+            COMPUTE_DTYPE=tl.float32, GROUPS_LAST=False, VECTOR=8, BLOCK_GROUPS=1, BLOCK_POSITIONS=2048)
+assert set(y[1, -2048:].tolist()) == {2.0}
+""",
     "dropout": """
 elements = 2**31 + 2048
 x, y = reserved(elements), reserved(elements)
 x[-2048:] = 1
 program = elements // 2048 - 1
 run_program(dropout.dropout_kernel, (program, 0, 0), (program + 1, 1, 1),
-            x, y, None, 5, elements // 8, 2**15, 2.0, COMPUTE_DTYPE=tl.float32, VECTOR=8, BITS=16, CALLS=256)
+            x, y, None, 5, elements // 8, 2**15, 2.0, 0.0, 0.0,
+            COMPUTE_DTYPE=tl.float32, VECTOR=8, BITS=16, CALLS=256)
 assert set(y[-2048:].tolist()) == {0.0, 2.0}
 """,
 }

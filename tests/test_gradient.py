@@ -12,10 +12,10 @@ def tensors(device, *shapes):
     return [torch.randn(s, dtype=torch.float64, device=device, requires_grad=True) for s in shapes]
 
 
-def same_mask_dropout(p):
+def same_mask(name, p):
     def call(x):
-        torch.manual_seed(4)
-        return normreg.functional.dropout(x, p)
+        generator = torch.Generator(x.device).manual_seed(4)
+        return getattr(normreg.functional, name)(x, p, training=True, generator=generator)
 
     return call
 
@@ -53,8 +53,15 @@ CASES = {
     "batch_norm without bias": (batch_norm(True), [(5, 2), (2,)]),
     "batch_norm in evaluation": (batch_norm(False), [(2, 2, 2), (2,), (2,)]),
     "batch_norm in evaluation without parameters": (batch_norm(False), [(5, 2)]),
-    "dropout": (same_mask_dropout(0.5), [(20,)]),
-    "dropout of everything": (same_mask_dropout(1.0), [(4,)]),
+    "dropout": (same_mask("dropout", 0.5), [(20,)]),
+    "dropout of everything": (same_mask("dropout", 1.0), [(4,)]),
+    "dropout1d": (same_mask("dropout1d", 0.5), [(3, 4, 2)]),
+    "dropout2d": (same_mask("dropout2d", 0.5), [(3, 2, 1, 3)]),
+    "dropout3d of one sample": (same_mask("dropout3d", 0.5), [(8, 1, 2, 1)]),
+    "alpha_dropout": (same_mask("alpha_dropout", 0.5), [(20,)]),
+    "alpha_dropout of everything": (same_mask("alpha_dropout", 1.0), [(4,)]),
+    "feature_alpha_dropout": (same_mask("feature_alpha_dropout", 0.5), [(3, 4, 2)]),
+    "drop_path": (same_mask("drop_path", 0.5), [(8, 3)]),
 }
 every_case = pytest.mark.parametrize(("function", "shapes"), CASES.values(), ids=CASES)
 

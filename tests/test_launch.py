@@ -36,12 +36,16 @@ def launch_all(batch):
         batch_norm.batch_norm_inference(x, c, c, c, c, 1e-5, True)
         batch_norm.batch_norm_backward(x, x, c, s, s, c.dtype, True, all_three)
     dropout.dropout(tensor(batch, 768), 0.1, batch)
+    dropout.dropout(tensor(batch, 768), 0.1, batch, constants=dropout.alpha)
+    image = tensor(batch, 24, 14, 14)
+    for leading, x in ((1, image), (2, image), (2, image.to(memory_format=torch.channels_last))):
+        dropout.dropout(x, 0.1, batch, leading=leading)
 
 record = stub_driver.install()
 launch_all(2)
 compiled, launched = len(record.compiled), len(record.launched)
 assert set(record.compiled) == {name for name, _ in record.launched}
-assert launched == 2 * (3 * 3 + 1) + 4 * 5 + 1, launched
+assert launched == 2 * (3 * 3 + 1) + 4 * 5 + 5, launched
 for batch in (1, 3, 16, 17, 32, 1000):
     launch_all(batch)
 assert len(record.launched) == 7 * launched
@@ -50,6 +54,7 @@ types = {name: signature for name, signature in record.launched}
 assert types["layer_norm_forward_kernel"]["eps"] == "fp64"
 assert types["batch_norm_normalize_kernel"]["momentum"] == "fp64"
 assert types["dropout_kernel"]["seed"] == types["dropout_kernel"]["keep_threshold"] == "i64"
+assert {types["dropout_grouped_kernel"][name] for name in ("scale", "shift", "dropped")} == {"fp64"}
 """
 
 
@@ -104,6 +109,15 @@ def test_channel_tiles_have_their_size(channels, spatial, channels_last):
     assert tile.samples == 1 or (not channels_last and tile.spatial >= spatial)
 
 
+@pytest.mark.parametrize("groups_last", [True, False])
+@pytest.mark.parametrize("positions", [2, 3, 49, 3136, 10**6])
+@pytest.mark.parametrize("groups", [1, 3, 64, 1000])
+def test_group_tiles_have_their_size(groups, positions, groups_last):
+    tile = launch.dropout_grouped_tile(groups, positions, groups_last)
+    assert tile.groups * tile.positions == launch.DROPOUT_TILE * (1 + groups_last)
+    assert (tile.groups < 2 * groups) if groups_last else (tile.positions < 2 * positions)
+
+
 def test_every_launch_is_on_the_tensors_device_and_states_fp_fusion(device, monkeypatch):
     seen = []
 
@@ -135,6 +149,9 @@ def test_launches_of_a_call(device, launches):
         "batch_norm": normreg.BatchNorm1d(6, momentum=None, device=device),
         "inference": normreg.BatchNorm1d(6, device=device).eval(),
         "dropout": normreg.Dropout(0.5),
+        "dropout1d": normreg.Dropout1d(0.5),
+        "alpha dropout": normreg.AlphaDropout(0.5),
+        "drop path": normreg.DropPath(0.5),
     }
     counts = {}
     for name, module in layers.items():
@@ -143,7 +160,6 @@ def test_launches_of_a_call(device, launches):
         forward = len(launches)
         y.sum().backward()
         counts[name] = (forward, len(launches) - forward)
-    assert counts == {
-        "layer_norm": (1, 2), "rms_norm": (1, 2),
-        "batch_norm": (2, 2), "inference": (1, 2), "dropout": (1, 1),
-    }  # fmt: skip
+    dropouts = dict.fromkeys(("dropout", "dropout1d", "alpha dropout", "drop path"), (1, 1))
+    rows = dict.fromkeys(("layer_norm", "rms_norm"), (1, 2))
+    assert counts == rows | {"batch_norm": (2, 2), "inference": (1, 2)} | dropouts

@@ -320,8 +320,8 @@ MUTATIONS = {
     ),
     "dropped by multiplication": Mutation(
         "kernels/dropout.py",
-        "    y = tl.where(keep, x * tl.full([], scale, COMPUTE_DTYPE), 0.0)\n",
-        "    y = x * tl.full([], scale, COMPUTE_DTYPE) * keep.to(COMPUTE_DTYPE)\n",
+        "    return tl.where(keep, y, tl.full([], dropped, x.dtype))\n",
+        "    return y * keep.to(x.dtype) + tl.full([], dropped, x.dtype) * (1 - keep.to(x.dtype))\n",
         "test_dropout.py -k inf",
     ),
     "every program draws the same bits": Mutation(
@@ -332,8 +332,8 @@ MUTATIONS = {
     ),
     "the scale is that of the p asked for": Mutation(
         "kernels/dropout.py",
-        "        2**bits / keep_threshold if keep_threshold else 0.0,\n",
-        "        1 / (1 - p) if keep_threshold else 0.0,\n",
+        "constants(keep_threshold / 2**bits) if keep_threshold",
+        "constants(1 - p) if keep_threshold",
         "test_dropout.py -k scale_is_exact",
     ),
     "counters of 32 bits": Mutation(
@@ -347,6 +347,78 @@ MUTATIONS = {
         "        fields = tl.interleave(fields & 0xFFFF, fields >> 16)\n",
         "        fields = tl.interleave(fields & 0xFFFF, fields & 0xFFFF)\n",
         "test_dropout.py -k 'documented or neighbours'",
+    ),
+    "dropout is shifted": Mutation(
+        "kernels/dropout.py",
+        " - tl.full([], shift, x.dtype)  #",
+        "  #",
+        "test_dropout_family.py -k 'agrees and alpha_dropout-'",
+    ),
+    "the alpha value is dropped too": Mutation(
+        "kernels/dropout.py",
+        "    return tl.where(keep, y, tl.full([], dropped, x.dtype))\n",
+        "    return tl.where(keep, y, 0.0)\n",
+        "test_dropout_family.py -k 'agrees and alpha_dropout-'",
+    ),
+    "alpha's constants are those of the p asked for": Mutation(
+        "kernels/dropout.py",
+        "    return a, a * ALPHA * (1 - keep), a * ALPHA * keep\n",
+        "    return a, a * ALPHA * (1 - round(keep, 3)), a * ALPHA * keep\n",
+        "test_dropout_family.py -k constants_are_exact",
+    ),
+    "alpha's gradient is shifted": Mutation(
+        "kernels/dropout.py",
+        " if linear else ",
+        " if linear is None else ",
+        "test_dropout_family.py -k 'agrees and alpha_dropout-'",
+    ),
+    "minus zero is lost": Mutation(
+        "kernels/dropout.py",
+        "scale, x.dtype) - tl.full",
+        "scale, x.dtype) + tl.full",
+        "test_dropout_family.py -k sign_of_zero",
+    ),
+    "groups are not masked": Mutation(
+        "kernels/dropout.py",
+        "    mask = (group < groups)[:, None] & (position < positions)[None, :]\n",
+        "    mask = (group >= 0)[:, None] & (position < positions)[None, :]\n",
+        "test_dropout_family.py -k every_size",
+    ),
+    "positions of groups are not masked": Mutation(
+        "kernels/dropout.py",
+        "    mask = (group < groups)[:, None] & (position < positions)[None, :]\n",
+        "    mask = (group < groups)[:, None] & (position >= 0)[None, :]\n",
+        "test_dropout_family.py -k every_size",
+    ),
+    "every sample of a channels_last tensor has one mask": Mutation(
+        "kernels/dropout.py",
+        "keep_at(seed, sample * groups + group, keep_threshold)",
+        "keep_at(seed, group, keep_threshold)",
+        "test_dropout_family.py -k test_channels_last",
+    ),
+    "every block of groups has one mask": Mutation(
+        "kernels/dropout.py",
+        "keep_at(seed, sample * groups + group, keep_threshold)",
+        "keep_at(seed, sample * groups + group % BLOCK_GROUPS, keep_threshold)",
+        "test_dropout_family.py -k any_number",
+    ),
+    "group offsets in 32 bits": Mutation(
+        "kernels/dropout.py",
+        "    offsets += sample * groups * positions\n",
+        "    offsets = (offsets + sample * groups * positions).to(tl.int32)\n",
+        "test_far_offsets.py -k channels",
+    ),
+    "dropped values are read into the result": Mutation(
+        "kernels/dropout.py",
+        "    y = select(x.to(COMPUTE_DTYPE), keep, scale, shift, dropped)\n",
+        "    y = select(x.to(COMPUTE_DTYPE), keep | (x != x), scale, shift, dropped)\n",
+        "test_dropout_family.py -k inf",
+    ),
+    "one field of each call for all": Mutation(
+        "kernels/random.py",
+        "    field = index & 3\n",
+        "    field = index & 0\n",
+        "test_dropout_family.py -k neighbouring",
     ),
     # normreg/ops
     "the second derivative loses c1": Mutation(
@@ -363,9 +435,21 @@ MUTATIONS = {
     ),
     "dropout's backward draws a new mask": Mutation(
         "normreg/ops/dropout.py",
-        "DropoutFunction.apply(dy, ctx.p, ctx.seed, False)",
-        "DropoutFunction.apply(dy, ctx.p, seed.draw(dy.device), False)",
+        "DropoutFunction.apply(dy, ctx.rule, ctx.seed, False, True)",
+        "DropoutFunction.apply(dy, ctx.rule, seed.draw(dy.device), False, True)",
         "test_dropout.py -k share_the_mask",
+    ),
+    "memory is taken for logical order": Mutation(
+        "normreg/ops/dropout.py",
+        "    if leading is None or x.dim() not in (4, 5):\n        return False\n",
+        "    if x.dim() not in (4, 5):\n        return False\n",
+        "test_dropout_family.py -k layout_changes",
+    ),
+    "torch's operator ignores the generator": Mutation(
+        "normreg/ops/dropout.py",
+        "    noise.bernoulli_(keep, generator=generator)\n",
+        "    noise.bernoulli_(keep)\n",
+        "test_dropout_family.py -k generator_in_torchs",
     ),
     "the seed ignores the generator": Mutation(
         "normreg/ops/dropout.py",

@@ -19,10 +19,11 @@ class Case:
     dtype: torch.dtype = torch.bfloat16
     channels_last: bool = False
     training: bool = True
+    layer: str = ""  # the class, where it is not the operation's usual one
     origin: str = ""  # where the shape occurs
 
     def __str__(self):
-        words = [self.operation, SHORT[self.dtype], "x".join(map(str, self.shape))]
+        words = [self.layer or self.operation, SHORT[self.dtype], "x".join(map(str, self.shape))]
         words += ["channels_last"] * self.channels_last + ["evaluation"] * (not self.training)
         return " ".join(words)
 

@@ -20,13 +20,14 @@ SHAPES = (
 
 
 def layer(library, case, device=None, dtype=None):
-    return library.Dropout(P).train(case.training)
+    return getattr(library, case.layer or "Dropout")(P).train(case.training)
 
 
 def error(reference, layer, x, dy, y, gradients):
     """The largest relative error under the layer's own mask, or inf where that is no such mask."""
     keep = y != 0
-    standard_error = (P * (1 - P) / x.numel()) ** 0.5
+    decisions = x.shape[:2].numel() if isinstance(reference, torch.nn.Dropout2d) else x.numel()
+    standard_error = (P * (1 - P) / decisions) ** 0.5
     # 2^-16: p is rounded to 16 bits by some
     if abs(keep.double().mean().item() - (1 - P)) > 6 * standard_error + 2**-16:
         return float("inf")
@@ -40,12 +41,32 @@ OPERATION = Operation(
     name=NAME,
     layer=layer,
     passes={"forward": 2, "backward": 2, "forward+backward": 4},  # x, y; dy, dx; both
-    ledger=(Case(NAME, (640, 1024)), Case(NAME, (640, 1024), torch.float32)),
-    static=tuple(Case(NAME, (1024, 1024), dtype) for dtype in DTYPES.values()),
+    ledger=(
+        Case(NAME, (640, 1024)),
+        Case(NAME, (640, 1024), torch.float32),
+        Case(NAME, (4, 40, 64, 64), layer="Dropout2d"),
+        Case(NAME, (4, 40, 64, 64), channels_last=True, layer="Dropout2d"),
+    ),
+    static=(
+        *(Case(NAME, (1024, 1024), dtype) for dtype in DTYPES.values()),
+        *(
+            Case(NAME, shape, dtype, channels_last, layer="Dropout2d")
+            for dtype in DTYPES.values()
+            for shape, channels_last in (
+                ((32, 64, 56, 56), False),
+                ((32, 64, 56, 56), True),
+                ((32, 512, 2, 4), False),
+            )
+        ),
+    ),
     host=(Case(NAME, (8, 768)),),
     error=error,
     speed=(
         *(Case(NAME, shape, origin=origin) for origin, shape in SHAPES),
+        *(
+            Case(NAME, (64, 256, 56, 56), channels_last=channels_last, layer="Dropout2d", origin="vision")
+            for channels_last in (False, True)
+        ),
         *(Case(NAME, shape, torch.float32, origin="float32") for _, shape in SHAPES[:2]),
         *(Case(NAME, shape, torch.float16, origin="float16") for _, shape in SHAPES[:2]),
     ),

@@ -1,10 +1,29 @@
-"""Modules: each is its torch.nn class with another `forward`, and nothing else."""
+"""Modules: each is its torch.nn class with another `forward`, and nothing else; DropPath is timm's."""
 
 from normreg.nn.batch_norm import BatchNorm1d as BatchNorm1d
 from normreg.nn.batch_norm import BatchNorm2d as BatchNorm2d
 from normreg.nn.batch_norm import BatchNorm3d as BatchNorm3d
+from normreg.nn.dropout import AlphaDropout as AlphaDropout
 from normreg.nn.dropout import Dropout as Dropout
+from normreg.nn.dropout import Dropout1d as Dropout1d
+from normreg.nn.dropout import Dropout2d as Dropout2d
+from normreg.nn.dropout import Dropout3d as Dropout3d
+from normreg.nn.dropout import DropPath as DropPath
+from normreg.nn.dropout import FeatureAlphaDropout as FeatureAlphaDropout
 from normreg.nn.layer_norm import LayerNorm as LayerNorm
 from normreg.nn.rms_norm import RMSNorm as RMSNorm
 
-__all__ = ["BatchNorm1d", "BatchNorm2d", "BatchNorm3d", "Dropout", "LayerNorm", "RMSNorm"]
+__all__ = [
+    "AlphaDropout",
+    "BatchNorm1d",
+    "BatchNorm2d",
+    "BatchNorm3d",
+    "DropPath",
+    "Dropout",
+    "Dropout1d",
+    "Dropout2d",
+    "Dropout3d",
+    "FeatureAlphaDropout",
+    "LayerNorm",
+    "RMSNorm",
+]

@@ -23,7 +23,7 @@ def draw(device, generator=None):
     The two are mixed, because Philox keyed with the generator's own seed would repeat torch's numbers.
     """
     if device.type != "cuda":
-        return torch.randint(2**63 - 1, (), generator=generator).item()
+        return torch.randint(2**63 - 1, (), generator=generator, device=device).item()
     if torch.cuda.is_current_stream_capturing():
         return torch.randint(2**63 - 1, (), generator=generator, device=device)
     if generator is None:
