@@ -10,6 +10,7 @@ if not torch.cuda.is_available():
 import guards
 import pytest
 import triton
+from torch.utils._device import _device_constructors
 
 from bench import interpreter
 from bench.meter import Meter
@@ -17,6 +18,8 @@ from normreg.kernels import launch
 
 if launch.INTERPRET:
     interpreter.patch_language_once()
+# `with torch.device(...)` remembers the functions that allocate; before torch.empty is guarded
+_device_constructors()
 
 
 def pytest_report_header():
