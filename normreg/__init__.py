@@ -3,6 +3,7 @@
 from normreg import functional as functional
 from normreg.convert import replace as replace
 from normreg.convert import restore as restore
+from normreg.explanation import explain as explain
 from normreg.nn import AlphaDropout as AlphaDropout
 from normreg.nn import BatchNorm1d as BatchNorm1d
 from normreg.nn import BatchNorm2d as BatchNorm2d
@@ -31,6 +32,7 @@ __all__ = [
     "FeatureAlphaDropout",
     "LayerNorm",
     "RMSNorm",
+    "explain",
     "functional",
     "replace",
     "restore",

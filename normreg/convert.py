@@ -25,6 +25,7 @@ FAMILIES = (
     torch.nn.modules.dropout._DropoutNd,
     torch.nn.GroupNorm,
 )
+ROOT = "(the model itself)"
 ORIGINALS = {ours: original for original, ours in COUNTERPARTS.items()}
 
 
@@ -51,46 +52,55 @@ class Report:
 
     def __str__(self):
         rows = [(change.name, change.was, change.now) for change in self.changed]
-        lines = [f"{_layers(rows)} changed"]
+        lines = [f"{counted(rows)} changed"]
         if rows:
-            lines += _table([("name", "was", "is"), *rows])
+            lines += table([("name", "was", "is"), *rows])
         if self.skipped:
-            lines += ["", f"{_layers(self.skipped)} left alone"]
-            lines += _table([("name", "class", "why"), *((s.name, s.kind, s.reason) for s in self.skipped)])
+            lines += ["", f"{counted(self.skipped)} left alone"]
+            lines += table([("name", "class", "why"), *((s.name, s.kind, s.reason) for s in self.skipped)])
         return "\n".join(lines)
 
 
-def _layers(rows):
-    return f"{len(rows)} layer{'' if len(rows) == 1 else 's'}"
+def counted(rows, what="layer"):
+    return f"{len(rows)} {what}{'' if len(rows) == 1 else 's'}"
 
 
-def _table(rows):
+def table(rows):
     widths = [max(map(len, column)) for column in zip(*rows)]
     rows = [rows[0], tuple("-" * width for width in widths), *rows[1:]]
     return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows]
 
 
-def _class_name(cls):
+def class_name(cls):
     library = "torch.nn" if cls.__module__.startswith("torch.nn.") else cls.__module__.split(".")[0]
     return f"{library}.{cls.__name__}"
 
 
-def _change_classes(model, mapping, why_left):
-    """Changes the class of every module that `mapping` knows; all of them or, on an error, none."""
+def check_is_module(model):
     if not isinstance(model, torch.nn.Module):
         raise TypeError(
             f"expected a torch.nn.Module, got {type(model).__name__}: pass the model itself, not its "
             f"output, parameters or state_dict"
         )
+
+
+def replaceable(module):
+    """Whether `replace` changes this module: an exact type whose forward is not the instance's own."""
+    return type(module) in COUNTERPARTS and "forward" not in vars(module)
+
+
+def _change_classes(model, mapping, why_left):
+    """Changes the class of every module that `mapping` knows; all of them or, on an error, none."""
+    check_is_module(model)
     changes, skipped = [], []
     for name, module in model.named_modules():
-        name = name or "(the model itself)"
+        name = name or ROOT
         if "forward" in vars(module) and type(module) in mapping:
-            skipped.append(Skip(name, _class_name(type(module)), "its forward is overridden on the instance"))
+            skipped.append(Skip(name, class_name(type(module)), "its forward is overridden on the instance"))
         elif type(module) in mapping:
             changes.append((name, module, mapping[type(module)]))
         elif reason := why_left(module):
-            skipped.append(Skip(name, _class_name(type(module)), reason))
+            skipped.append(Skip(name, class_name(type(module)), reason))
 
     done = []
     try:
@@ -101,9 +111,9 @@ def _change_classes(model, mapping, why_left):
         for module, cls in done:
             module.__class__ = cls
         raise
-    table = zip(changes, done)
+    pairs = zip(changes, done)
     return Report(
-        tuple(Change(name, _class_name(was), _class_name(cls)) for (name, _, cls), (_, was) in table),
+        tuple(Change(name, class_name(was), class_name(cls)) for (name, _, cls), (_, was) in pairs),
         tuple(skipped),
     )
 
@@ -113,7 +123,7 @@ def _why_not_replaced(module):
         return None
     for original in COUNTERPARTS:
         if isinstance(module, original):
-            return f"a subclass of {_class_name(original)} may compute something else"
+            return f"a subclass of {class_name(original)} may compute something else"
     if isinstance(module, FAMILIES):
         return "normreg has no counterpart"
     return None

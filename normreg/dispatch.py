@@ -5,6 +5,10 @@ kernel. Whatever is unusual goes to torch, which handles it or raises its own er
 torch's exception type and message, and no kernel has written anything when it is raised.
 """
 
+import contextlib
+import functools
+import inspect
+
 import torch
 from torch.autograd import forward_ad
 from torch.nn.parameter import Parameter
@@ -135,3 +139,30 @@ def dropout(x, p, inplace, leading=None):
     if inplace and x.is_inference() and not torch.is_inference_mode_enabled():
         return "an inference tensor is not to be changed in place outside inference mode"
     return None
+
+
+@contextlib.contextmanager
+def watched(told):
+    """Within it each decision is `told(operation, x, reason)`; outside it no call costs more."""
+
+    def telling(operation, decide):
+        @functools.wraps(decide)
+        def decide_and_tell(x, *arguments):
+            reason = decide(x, *arguments)
+            told(operation, x, reason)
+            return reason
+
+        return decide_and_tell
+
+    here = globals()
+    decisions = {
+        name: function
+        for name, function in here.items()
+        if inspect.isfunction(function) and function.__module__ == __name__ and name[0] != "_"
+    }
+    del decisions["watched"]
+    here.update({name: telling(name, function) for name, function in decisions.items()})
+    try:
+        yield
+    finally:
+        here.update(decisions)
