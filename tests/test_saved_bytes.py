@@ -1,0 +1,161 @@
+"""What a layer keeps for its backward beside its input and parameters, and that autograd sees all of it."""
+
+import copy
+
+import pytest
+import torch
+from test_convert import KINDS, layer
+
+import normreg
+from normreg.convert import COUNTERPARTS
+
+
+@pytest.fixture(autouse=True)
+def guarded_memory():
+    """None: guard bands would be counted."""
+
+
+def saved_by(call):
+    """(result, what autograd saved for its backward)."""
+    saved = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
+        y = call()
+    return y, saved
+
+
+def bytes_beside(saved, *given):
+    """Bytes of the distinct storages of the saved tensors that are not those of the given ones."""
+    known = {t.untyped_storage().data_ptr() for t in given}
+    storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in saved}
+    return sum(size for pointer, size in storages.items() if pointer not in known)
+
+
+def both(kind, device, dtype=torch.float32):
+    """torch's layer, normreg's with the same state, and an input that requires a gradient."""
+    theirs, x = layer(kind, device, dtype)
+    ours = copy.deepcopy(theirs)
+    normreg.replace(ours)
+    return ours, theirs, x.requires_grad_()
+
+
+every_layer = pytest.mark.parametrize("kind", sorted(cls.__name__ for cls in COUNTERPARTS))
+modes = pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+
+
+# The statistics in README's table, of an input x: float32 for each row, float64 for each channel.
+STATISTICS = {
+    "LayerNorm": lambda x: 2 * 4 * x.shape[0],
+    "RMSNorm": lambda x: 4 * x.shape[0],
+    **dict.fromkeys(["BatchNorm1d", "BatchNorm2d", "BatchNorm3d"], lambda x: 2 * 8 * x.shape[1]),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@modes
+@every_layer
+def test_no_more_is_kept_than_torch_keeps(device, kind, training, dtype):
+    *modules, x = both(kind, device, dtype)
+    kept = []
+    for module in modules:
+        module.train(training)
+        _, saved = saved_by(lambda module=module: module(x))
+        kept.append(bytes_beside(saved, x, *module.parameters()))
+    ours, theirs = kept
+    if "Dropout" in kind:
+        assert ours == 0
+    elif kind in STATISTICS:
+        assert ours == STATISTICS[kind](x)
+    # torch keeps the running statistics of an evaluation themselves, which the next training step changes,
+    # and on a CPU rounds its other statistics to 16 bits
+    if dtype == torch.float32 and (training or not list(modules[0].buffers())):
+        assert ours <= theirs
+
+
+def tensors_in(value, depth=3):
+    """Tensors that are this value, or in it."""
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif depth and isinstance(value, (list, tuple, set)):
+        for entry in value:
+            yield from tensors_in(entry, depth - 1)
+    elif depth and isinstance(value, dict):
+        yield from tensors_in(list(value.values()), depth)
+
+
+def nodes(y):
+    found, left = [], [y.grad_fn]
+    while left:
+        node = left.pop()
+        if node is not None and node not in found:
+            found.append(node)
+            left += [following for following, _ in node.next_functions]
+    return found
+
+
+@modes
+@every_layer
+def test_nothing_is_kept_out_of_sight(device, kind, training):
+    """Every tensor went through save_for_backward, where offloading and checkpointing see it."""
+    module, _, x = both(kind, device)
+    graph = nodes(module.train(training)(x))
+    assert graph or "Dropout" in kind  # which in evaluation returns its input
+    assert [t for node in graph for t in tensors_in(getattr(node, "__dict__", {})) if t is not x] == []
+
+
+def gradients(module, x, y=None, seed=5, **options):
+    if y is None:
+        torch.manual_seed(seed)
+        y = module(x)
+    dy = torch.linspace(-1, 1, y.numel(), device=y.device).view(y.shape)
+    return torch.autograd.grad(y, [x, *module.parameters()], dy, **options)
+
+
+def assert_equal(ours, theirs):
+    for our, their in zip(ours, theirs, strict=True):
+        assert torch.equal(our, their)
+
+
+@every_layer
+def test_what_is_kept_may_wait_elsewhere(device, kind):
+    module, _, x = both(kind, device)
+    expected = gradients(module, x)
+    with torch.autograd.graph.save_on_cpu():
+        torch.manual_seed(5)
+        y = module(x)
+    assert_equal(gradients(module, x, y), expected)
+    # or be thrown away and come back as other tensors
+    with torch.autograd.graph.saved_tensors_hooks(
+        lambda t: (t.tolist(), t.dtype), lambda kept: torch.tensor(kept[0], dtype=kept[1], device=device)
+    ):
+        torch.manual_seed(5)
+        y = module(x)
+    assert_equal(gradients(module, x, y), expected)
+
+
+@every_layer
+def test_two_forwards_before_a_backward(device, kind):
+    """The second one updates the buffers, which the first one's backward is not to see."""
+    module, _, x = both(kind, device)
+    other = (x.detach() * 3 + 1).requires_grad_()
+    expected = [gradients(module, given, seed=seed) for given, seed in ((x, 1), (other, 2))]
+    outputs = []
+    for given, seed in ((x, 1), (other, 2)):
+        torch.manual_seed(seed)
+        outputs.append(module(given))
+    for buffer in module.buffers():
+        buffer.fill_(7)
+    for index in (1, 0):
+        assert_equal(gradients(module, (x, other)[index], outputs[index]), expected[index])
+
+
+@modes
+@every_layer
+def test_two_backward_passes_of_one_forward(device, kind, training):
+    module, _, x = both(kind, device)
+    y = module.train(training)(x)
+    if y is not x:
+        assert_equal(gradients(module, x, y, retain_graph=True), gradients(module, x, y))
+
+
+def test_every_layer_is_here():
+    assert set(KINDS) == {cls.__name__ for cls in COUNTERPARTS}
