@@ -82,7 +82,7 @@ OPERATIONS = {
             "ResNet-50",
             networks.ResNet50,
             128,
-            dict(depths=(1, 1, 1, 1), width=8) | TINY_IMAGES,
+            dict(depths=(1, 1, 1, 1), width=4) | TINY_IMAGES,
             tiny_samples=8,
             channels_last=True,
         ),

@@ -1,6 +1,9 @@
 """The five networks are the published ones, and the benchmark's records say what happened."""
 
 import json
+import subprocess
+import sys
+from pathlib import Path
 from unittest import mock
 
 import pytest
@@ -11,6 +14,7 @@ import normreg
 from bench import models
 from normreg import functional
 
+ROOT = Path(__file__).parent.parent
 PUBLISHED = {  # parameters; norms and dropouts
     "gpt2": (124_439_808, 25 + 25),
     "bert": (109_514_298, 26 + 25),
@@ -48,6 +52,10 @@ def gpu_tiles():
 @pytest.fixture(autouse=True)
 def tiny(monkeypatch):
     monkeypatch.setattr(models, "TINY", True)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as the benchmark does in the interpreter
+    yield
+    torch.set_num_threads(threads)
 
 
 def within_rounding(model):
@@ -101,22 +109,23 @@ def test_without_dropout():
     assert losses[0].equal(losses[1])
 
 
-@pytest.mark.parametrize("name", ["gpt2", "bert", "vit", "convnext"])
-def test_losses_differ_by_rounding(name):
-    assert within_rounding(models.OPERATIONS[name])
+@every_model
+def test_losses_differ_by_rounding(model):
+    assert within_rounding(model)
 
 
 @pytest.mark.parametrize("fault", ["value", "gradient"])
-def test_a_fault_is_more_than_rounding(fault, monkeypatch):
-    real = functional.layer_norm
+@pytest.mark.parametrize(("name", "operation"), [("vit", "layer_norm"), ("resnet50", "batch_norm")])
+def test_a_fault_is_more_than_rounding(name, operation, fault, monkeypatch):
+    real = getattr(functional, operation)
 
-    def faulty(x, *arguments):
+    def faulty(x, *arguments, **options):
         if fault == "value":
-            return real(x, *arguments) * 1.001
-        return real(x + 0.5 * (x - x.detach()), *arguments)
+            return real(x, *arguments, **options) * 1.001
+        return real(x + 0.5 * (x - x.detach()), *arguments, **options)
 
-    monkeypatch.setattr(functional, "layer_norm", faulty)
-    assert not within_rounding(VIT)
+    monkeypatch.setattr(functional, operation, faulty)
+    assert not within_rounding(models.OPERATIONS[name])
 
 
 @pytest.mark.skipif(models.ON_GPU, reason="a GPU measures")
@@ -132,6 +141,16 @@ def test_without_a_gpu_losses_are_all_there_is():
     _, _, *rows = models.table(records).splitlines()
     assert [row.count("not measured") for row in rows] == [2, 3]
     assert rows[1].rstrip(" |").endswith(f"{records[0]['loss_yardstick']:.1e}")
+
+
+@pytest.mark.skipif(models.ON_GPU, reason="the networks of a GPU take minutes")
+def test_command(tmp_path):
+    command = [sys.executable, "-m", "bench", "models", "--operations", "convnext", "--out", str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "ConvNeXt-T (tiny)" in done.stdout
+    (run,) = json.loads((tmp_path / "models" / "convnext.json").read_text())["runs"]
+    assert [record["variant"] for record in run["records"]] == ["torch.nn", "normreg"]
 
 
 class StubEvent:
