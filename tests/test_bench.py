@@ -367,12 +367,30 @@ def test_speed_up_is_over_the_best_of_the_others_and_losses_are_losses():
     assert compare.comparisons(RECORDS[1:2]) == []
 
 
+STEPS = [
+    dict(
+        operation="gpt2",
+        case="GPT-2, input 8x1024",
+        variant=variant,
+        layers_replaced=0,
+        step_ms=[milliseconds] * 5,
+        peak_bytes=2**30,
+        loss_difference=1e-6,
+        loss_yardstick=2e-6,
+        error=None,
+        loss_error=None,
+    )
+    for variant, milliseconds in (("torch.nn", 30.0), ("normreg", 20.0), ("torch.compile", 24.0))
+]
+
+
 @pytest.fixture
 def results(tmp_path, monkeypatch):
     monkeypatch.setattr(report, "ROOT", tmp_path)
     folder = tmp_path / "bench/results"
     environment = harness.environment("0123456789abcdef") | dict(gpu="SOME GPU")
     harness.write(folder / "SOME-GPU", "speed", RECORDS, ["a wider case"], environment)
+    harness.write(folder / "SOME-GPU", "models", STEPS, [], environment)
     copies = [dict(operation="copy", case="copy", bytes=2**21, gb_per_s=[4000.0, 4001.0])]
     harness.write(folder / "SOME-GPU", "speed", copies, [], environment)
     (tmp_path / "README.md").write_text(f"# Title\n{report.BEGIN}\nold\n{report.END}\nrest\n")
@@ -398,6 +416,10 @@ def test_a_report_of_recorded_results(results, tmp_path):
     (layer_norm,) = [line for line in readme.splitlines() if line.startswith("| SOME GPU | layer_norm")]
     cells = [cell.strip() for cell in layer_norm.strip("|").split("|")]
     assert cells == ["SOME GPU", "layer_norm", "forward", "2", "0.87", "0.50", "1.50", "31%"]
+    (gpt2,) = [line for line in readme.splitlines() if "GPT-2" in line]
+    cells = [cell.strip() for cell in gpt2.strip("|").split("|")]
+    assert cells[2:] == ["20.00 (20.00-20.00)", "1.20x", "1.0e-06", "2.0e-06"]
+    assert "24.00 (24.00-24.00)" in written
     (dropout,) = [line for line in readme.splitlines() if "dropout" in line]
     assert dropout.count("not measured") == 6
 
