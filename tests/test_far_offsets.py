@@ -37,8 +37,8 @@ def reserved(*shape, dtype=torch.float16):
 def check(result, expected):
     torch.testing.assert_close(result.float(), expected.float(), rtol=2e-3, atol=2e-3)
 
-ROWS = dict(COMPUTE_DTYPE=tl.float32, VECTOR=8, BLOCK_ROWS=4, BLOCK_COLS=1024)
-CHUNKS = dict(COMPUTE_DTYPE=tl.float32, VECTOR=8, BLOCK_COLS=1024)
+ROWS = dict(COMPUTE_DTYPE=tl.float32, VECTOR=8, CHANNELS_FIRST=False, BLOCK_ROWS=4, BLOCK_COLS=1024)
+CHUNKS = ROWS | dict(BLOCK_ROWS=1)
 torch.manual_seed(0)
 rows, cols = 2**21 + 4, 1024
 tile = rows // 4 - 1
@@ -76,7 +76,7 @@ check(y[-4:], expected)
 """,
     "forward_chunked": """
 run_program(layer_norm.layer_norm_forward_chunked_kernel, (rows - 1, 0, 0), (rows, 1, 1),
-            x, y, weight, bias, mean, rstd, cols // 8, 1e-5, **CHUNKS, **forward)
+            x, y, weight, bias, mean, rstd, rows, cols // 8, 1e-5, **CHUNKS, **forward)
 check(y[-1], expected[-1])
 """,
     "backward": """
@@ -84,7 +84,7 @@ dy = reserved(rows, cols)
 dy[-4:] = torch.randn(4, cols)
 (dx,) = torch.autograd.grad(expected, last, dy[-4:].float())
 run_program(layer_norm.layer_norm_backward_kernel, (tile, 0, 0), (rows // 4, 1, 1),
-            dy, x, y, weight, mean, rstd, None, None, rows, cols // 8, **ROWS)
+            dy, x, y, weight, mean, rstd, None, None, rows, cols // 8, rows // 4, **ROWS)
 check(y[-4:], dx)
 """,
     "backward_chunked": """
@@ -92,7 +92,7 @@ dy = reserved(rows, cols)
 dy[-4:] = torch.randn(4, cols)
 (dx,) = torch.autograd.grad(expected, last, dy[-4:].float())
 run_program(layer_norm.layer_norm_backward_input_chunked_kernel, (rows - 1, 0, 0), (rows, 1, 1),
-            dy, x, y, weight, mean, rstd, cols // 8, **CHUNKS)
+            dy, x, y, weight, mean, rstd, rows, cols // 8, **CHUNKS)
 check(y[-1], dx[-1])
 """,
 }
