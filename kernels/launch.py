@@ -118,7 +118,7 @@ def layer_norm_backward_tile(rows, compute_dtype):
     # there are rows to sum over at the end, or temporaries of float64
     held_words = HELD_WORDS_BACKWARD // _words(compute_dtype)
     if rows.channels_first:
-        return _channels_first_tile(rows, compute_dtype, held_words, 8)
+        return _channels_first_tile(rows, compute_dtype, held_words, 16)
     several_rows = triton.next_power_of_2(rows.cols) < WARP_TILE
     words_per_thread = 8 if several_rows or compute_dtype == torch.float64 else 16
     return _row_tile(rows, compute_dtype, held_words, words_per_thread)
