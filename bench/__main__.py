@@ -103,6 +103,8 @@ def run_all(arguments):
     for part in PARTS:
         if part in ("speed", "models") and not gpu:
             continue
+        if part == "models" and arguments.operations:
+            continue  # it has networks, not operations
         command = [sys.executable, "-m", "bench", part]
         if budget is not None:
             command += ["--budget", str(max(0.0, budget - (time.monotonic() - begin)))]

@@ -9,7 +9,7 @@ import statistics
 import sys
 from pathlib import Path
 
-from . import compare, ledger, tables
+from . import compare, ledger, models, tables
 from .operations import OPERATIONS
 
 ROOT = Path(__file__).parent.parent
@@ -34,7 +34,8 @@ def records_of(runs):
     latest = {}
     for run in runs:
         for record in run["records"]:
-            latest[record["case"], record.get("peer"), record.get("direction")] = record
+            who = record.get("peer") or record.get("variant")
+            latest[record["case"], who, record.get("direction")] = record
     return list(latest.values())
 
 
@@ -77,6 +78,33 @@ def speed_summary(machines):
     return tables.markdown(headers, rows)
 
 
+def models_summary(machines):
+    """A row for each network: normreg's training step and what it is compared with."""
+    headers = ("GPU", "network", "step ms", "speed-up", "loss difference", "torch.nn's own, to float32")
+    rows = []
+    for machine in machines:
+        for runs in load(machine, "models").values():
+            records = records_of(runs)
+            gpu = runs[-1]["environment"]["gpu"]
+            original = next((record for record in records if record["variant"] == "torch.nn"), {})
+            rows += [
+                (
+                    gpu,
+                    record["case"],
+                    models.step_time(record["step_ms"]),
+                    models.speed_up(record, records),
+                    *(
+                        "failed" if value is None else f"{value:.1e}"
+                        for value in (record["loss_difference"], original.get("loss_yardstick"))
+                    ),
+                )
+                for record in records
+                if record["variant"] == "normreg" and record["step_ms"]
+            ]
+    rows = rows or [("any", "any", *[NOT_MEASURED] * 4)]
+    return tables.markdown(headers, rows)
+
+
 def readme_section(results):
     machines = sorted(path for path in results.iterdir() if path.is_dir()) if results.is_dir() else []
     lines = ["### Bytes moved and kernels launched", ""]
@@ -90,6 +118,8 @@ def readme_section(results):
         lines += [f"{NOT_MEASURED}.", ""]
     lines += ["### Time, against the best of torch eager, torch.compile and the installed peers", ""]
     lines += [speed_summary(machines), ""]
+    lines += ["### Training steps, against the faster of torch.nn and torch.compile", ""]
+    lines += [models_summary(machines), ""]
     for machine in machines:
         if (machine / "speed").is_dir():
             lines += [f"Every case, with plots: [{machine.name}]({machine.relative_to(ROOT)}/report.md)", ""]
@@ -108,8 +138,9 @@ def fill(readme, section):
 def plot(folder, operation, found, copies):
     """Bandwidth against size with the copy's, and the speed-ups from the worst to the best."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator, NullLocator
 
-    figure = Figure(figsize=(11, 4 + 0.08 * len(found)), layout="constrained")
+    figure = Figure(figsize=(11, 5), layout="constrained")
     left, right = figure.subplots(1, 2)
     for direction in DIRECTIONS:
         chosen = sorted((one.least_bytes, one.gb_per_s) for one in found if one.direction == direction)
@@ -119,14 +150,17 @@ def plot(folder, operation, found, copies):
     left.set(xscale="log", xlabel="least bytes a call", ylabel="GB/s: least bytes over device time", ylim=0)
     left.legend()
     left.grid(alpha=0.3)
-    compared = sorted((one.speed_up, f"{one.case} {one.direction}") for one in found if one.best)
-    speed_ups = [speed_up for speed_up, _ in compared]
+    speed_ups = sorted(one.speed_up for one in found if one.best)
     colors = ["tab:red" if speed_up < 1 else "tab:green" for speed_up in speed_ups]
-    right.barh(range(len(compared)), speed_ups, color=colors)
-    right.set(xscale="log", xlabel="speed-up over the best of the others (device time)", yticks=[])
-    right.axvline(1, color="black", linewidth=1)
-    for position in {0, len(compared) - 1} if compared else ():
-        right.annotate(compared[position][1], (1.02, position), fontsize=7, va="center")
+    right.bar(range(len(speed_ups)), [s - 1 for s in speed_ups], bottom=1, width=1, color=colors)
+    right.axhline(1, color="black", linewidth=1)
+    right.set(yscale="log", xticks=[], ylabel="speed-up over the best of the others, device time")
+    right.yaxis.set_major_locator(LogLocator(base=2, subs=(1, 1.25, 1.5, 1.75)))
+    right.yaxis.set_major_formatter("{x:.3g}")
+    right.yaxis.set_minor_locator(NullLocator())
+    lost = sum(speed_up < 1 for speed_up in speed_ups)
+    right.set_xlabel(f"cases and directions: {len(speed_ups) - lost} not slower, {lost} slower")
+    right.grid(alpha=0.3, axis="y")
     figure.suptitle(f"{operation}: normreg on {folder.name}")
     figure.savefig(folder / f"{operation}.png", dpi=110)
 
@@ -150,6 +184,9 @@ def write_machine_report(machine):
         left_out = [case for run in runs for case in run["left_out"]]
         if left_out:
             lines += [f"Left out, because the budget was spent: {'; '.join(dict.fromkeys(left_out))}", ""]
+    if networks := load(machine, "models"):
+        records = [record for runs in networks.values() for record in records_of(runs)]
+        lines += ["## Training steps", "", models.table(records), ""]
     (machine / "report.md").write_text("\n".join(lines))
     return machine / "report.md"
 

@@ -21,7 +21,7 @@ from . import compare, tables, timing
 from .operations import OPERATIONS, cases
 from .peers import OURS, PEERS
 
-COPIED_BYTES = tuple(2**power for power in range(20, 31, 2))
+COPIED_BYTES = tuple(2**power for power in range(14, 31, 2))
 
 
 @dataclass

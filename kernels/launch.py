@@ -79,41 +79,61 @@ def _words(compute_dtype):
     return compute_dtype.itemsize // 4
 
 
-def _row_tile(cols, compute_dtype, held_words, words_per_thread):
+def _row_tile(rows, compute_dtype, held_words, words_per_thread):
     """Several rows of one warp each where a row is short, one row over several warps where not."""
     words = _words(compute_dtype)
-    if cols * words > held_words:
+    if rows.cols * words > held_words:
         return RowTile(1, CHUNK_WORDS // words, 8)
-    block_cols = triton.next_power_of_2(cols)
-    rows = max(1, WARP_TILE // (block_cols * words)) * tile_scale()
-    num_warps = min(32, max(1, rows * block_cols * words // (32 * words_per_thread)))
-    return RowTile(rows, block_cols, num_warps)
+    block_cols = triton.next_power_of_2(rows.cols)
+    block_rows = max(1, WARP_TILE // (block_cols * words)) * tile_scale()
+    num_warps = min(32, max(1, block_rows * block_cols * words // (32 * words_per_thread)))
+    return RowTile(block_rows, block_cols, num_warps)
 
 
-def layer_norm_forward_tile(cols, compute_dtype):
+def _channels_first_tile(rows, compute_dtype, held_words, words_per_thread):
+    """Positions, which are contiguous, times all channels where these can be held, else times some."""
+    words = _words(compute_dtype)
+    block_cols = triton.next_power_of_2(rows.cols)
+    block_rows = min(MOST_POSITIONS, held_words // words // block_cols, triton.next_power_of_2(rows.rows))
+    if block_rows < min(FEWEST_POSITIONS, rows.rows):
+        return RowTile(32, CHUNK_WORDS // words // 32, 8)
+    num_warps = min(32, max(1, block_rows * block_cols * words // (32 * words_per_thread)))
+    return RowTile(block_rows, block_cols, num_warps)
+
+
+MOST_POSITIONS = 64  # 128 bytes in 16 bits
+FEWEST_POSITIONS = 8  # 16 bytes in 16 bits: an access of one thread
+
+
+def layer_norm_forward_tile(rows, compute_dtype):
     # 32 words a thread spill on sm_80 where the row has 16384
-    words_per_thread = 32 if cols * _words(compute_dtype) <= 8192 else 16
-    return _row_tile(cols, compute_dtype, HELD_WORDS_FORWARD, words_per_thread)
+    words_per_thread = 32 if rows.cols * _words(compute_dtype) <= 8192 else 16
+    if rows.channels_first:
+        return _channels_first_tile(rows, compute_dtype, HELD_WORDS_FORWARD, 16)
+    return _row_tile(rows, compute_dtype, HELD_WORDS_FORWARD, words_per_thread)
 
 
-def layer_norm_backward_tile(cols, compute_dtype):
+def layer_norm_backward_tile(rows, compute_dtype):
     # two tiles are loaded and two accumulated: half the words a thread of the forward, and a quarter where
     # there are rows to sum over at the end, or temporaries of float64
-    several_rows = triton.next_power_of_2(cols) < WARP_TILE
+    held_words = HELD_WORDS_BACKWARD // _words(compute_dtype)
+    if rows.channels_first:
+        return _channels_first_tile(rows, compute_dtype, held_words, 16)
+    several_rows = triton.next_power_of_2(rows.cols) < WARP_TILE
     words_per_thread = 8 if several_rows or compute_dtype == torch.float64 else 16
-    return _row_tile(cols, compute_dtype, HELD_WORDS_BACKWARD // _words(compute_dtype), words_per_thread)
+    return _row_tile(rows, compute_dtype, held_words, words_per_thread)
 
 
-def layer_norm_backward_parameters_tile():
-    return RowTile(16, 128, 4)  # 256 bytes of each row in 16 bits; 16 elements a thread
+def layer_norm_backward_parameters_tile(channels_first):
+    # 256 bytes of each row in 16 bits, or 128 bytes of each channel; 16 elements a thread
+    return RowTile(64, 32, 4) if channels_first else RowTile(16, 128, 4)
 
 
-def layer_norm_backward_programs(rows, tile, col_blocks, device):
+def layer_norm_backward_programs(tiles, col_blocks, device):
     """Rows of partial sums: four programs a multiprocessor, and at least eight tiles for each.
 
     A partial sum is 8 bytes written and 8 read for every 6 x 8 x tile.rows bytes of the tiles.
     """
-    tiles = triton.cdiv(rows, tile.rows)
     side_by_side = triton.cdiv(4 * multiprocessors(device), col_blocks)
     return max(1, min(side_by_side, triton.cdiv(tiles, 8)))
 

@@ -20,34 +20,33 @@ import triton
 import triton.language as tl
 
 from . import launch
-from .rows import column_sums, load_wdy, load_x_hat
+from .rows import column_sums, load_parameter, load_wdy, load_x_hat, row_strides, row_tile, rows_of
 from .statistics import merge_moments, moments
 
 
-@triton.jit(do_not_specialize=["rows", "cols_in_vectors"])
+@triton.jit(do_not_specialize=["rows", "cols"])
 def layer_norm_forward_kernel(
-    x_ptr, y_ptr,                # [rows, cols]
+    x_ptr, y_ptr,                # [samples, rows, cols], laid out as `rows` says
     weight_ptr, bias_ptr,        # [cols] or None
-    mean_ptr, rstd_ptr,          # [rows] or None
-    rows, cols_in_vectors,
+    mean_ptr, rstd_ptr,          # [samples, rows] or None
+    rows, cols,                  # the contiguous one in vectors
     eps: tl.float64,
     COMPUTE_DTYPE: tl.constexpr, VECTOR: tl.constexpr,
-    CENTERED: tl.constexpr,
+    CENTERED: tl.constexpr, CHANNELS_FIRST: tl.constexpr,
     BLOCK_ROWS: tl.constexpr, BLOCK_COLS: tl.constexpr,
 ):  # fmt: skip
-    cols = cols_in_vectors * VECTOR
-    first_row = tl.program_id(0).to(tl.int64) * BLOCK_ROWS
+    rows, cols, stride_row, stride_col = row_strides(rows, cols, VECTOR, CHANNELS_FIRST)
+    first_row, left, base = row_tile(tl.program_id(0), rows, cols, stride_row, CHANNELS_FIRST, BLOCK_ROWS)
     row = tl.arange(0, BLOCK_ROWS)
     col = tl.arange(0, BLOCK_COLS)
-    row_mask = first_row + row < rows
-    col_mask = col < cols
-    mask = row_mask[:, None] & col_mask[None, :]
-    offsets = row[:, None] * cols + col[None, :]
-    x_ptr += first_row * cols
+    row_mask = row < left
+    mask = row_mask[:, None] & (col < cols)[None, :]
+    offsets = row[:, None] * stride_row + col[None, :] * stride_col
+    x_ptr += base
 
     x = tl.load(x_ptr + offsets, mask=mask, other=0.0).to(COMPUTE_DTYPE)
     if CENTERED:
-        shift = tl.load(x_ptr + row * cols, mask=row_mask, other=0.0).to(COMPUTE_DTYPE)
+        shift = tl.load(x_ptr + row * stride_row, mask=row_mask, other=0.0).to(COMPUTE_DTYPE)
         x -= shift[:, None]
         mean, m2 = moments(x, mask, cols, 1)
         x -= mean[:, None]
@@ -56,100 +55,102 @@ def layer_norm_forward_kernel(
     rstd = tl.rsqrt(m2 / cols + tl.full([], eps, COMPUTE_DTYPE))
     y = x * rstd[:, None]
     if weight_ptr is not None:
-        y *= tl.load(weight_ptr + col, mask=col_mask, other=0.0).to(COMPUTE_DTYPE)[None, :]
+        y *= load_parameter(weight_ptr, col, cols, COMPUTE_DTYPE)
     if bias_ptr is not None:
-        y += tl.load(bias_ptr + col, mask=col_mask, other=0.0).to(COMPUTE_DTYPE)[None, :]
+        y += load_parameter(bias_ptr, col, cols, COMPUTE_DTYPE)
 
-    tl.store(y_ptr + first_row * cols + offsets, y.to(y_ptr.dtype.element_ty), mask=mask)
+    tl.store(y_ptr + base + offsets, y.to(y_ptr.dtype.element_ty), mask=mask)
     if mean_ptr is not None:
         tl.store(mean_ptr + first_row + row, mean, mask=row_mask)
     if rstd_ptr is not None:
         tl.store(rstd_ptr + first_row + row, rstd, mask=row_mask)
 
 
-@triton.jit(do_not_specialize=["cols_in_vectors"])
+@triton.jit(do_not_specialize=["rows", "cols"])
 def layer_norm_forward_chunked_kernel(
-    x_ptr, y_ptr,                # [rows, cols]
+    x_ptr, y_ptr,                # [samples, rows, cols], laid out as `rows` says
     weight_ptr, bias_ptr,        # [cols] or None
-    mean_ptr, rstd_ptr,          # [rows] or None
-    cols_in_vectors,
+    mean_ptr, rstd_ptr,          # [samples, rows] or None
+    rows, cols,                  # the contiguous one in vectors
     eps: tl.float64,
     COMPUTE_DTYPE: tl.constexpr, VECTOR: tl.constexpr,
-    CENTERED: tl.constexpr,
-    BLOCK_COLS: tl.constexpr,
+    CENTERED: tl.constexpr, CHANNELS_FIRST: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr, BLOCK_COLS: tl.constexpr,
 ):  # fmt: skip
-    cols = cols_in_vectors * VECTOR
-    row = tl.program_id(0).to(tl.int64)
-    x_ptr += row * cols
-    y_ptr += row * cols
+    rows, cols, stride_row, stride_col = row_strides(rows, cols, VECTOR, CHANNELS_FIRST)
+    first_row, left, base = row_tile(tl.program_id(0), rows, cols, stride_row, CHANNELS_FIRST, BLOCK_ROWS)
+    row = tl.arange(0, BLOCK_ROWS)
+    row_mask = row < left
+    x_ptr += base + row[:, None] * stride_row
+    y_ptr += base + row[:, None] * stride_row
 
-    m2 = tl.full([], 0.0, COMPUTE_DTYPE)
+    m2 = tl.zeros([BLOCK_ROWS], COMPUTE_DTYPE)
     if CENTERED:
-        shift = tl.load(x_ptr).to(COMPUTE_DTYPE)
-        count = tl.zeros_like(shift)
-        mean = tl.zeros_like(shift)
+        shift = tl.load(x_ptr, mask=row_mask[:, None], other=0.0).to(COMPUTE_DTYPE)
+        count = tl.full([], 0.0, COMPUTE_DTYPE)
+        mean = tl.zeros([BLOCK_ROWS], COMPUTE_DTYPE)
     for start in range(0, cols, BLOCK_COLS):
         col = start + tl.arange(0, BLOCK_COLS)
-        mask = col < cols
-        x = tl.load(x_ptr + col, mask=mask, other=0.0).to(COMPUTE_DTYPE)
+        mask = row_mask[:, None] & (col < cols)[None, :]
+        x = tl.load(x_ptr + col[None, :] * stride_col, mask=mask, other=0.0).to(COMPUTE_DTYPE)
         if CENTERED:
             chunk = tl.minimum(cols - start, BLOCK_COLS).to(COMPUTE_DTYPE)
-            chunk_mean, chunk_m2 = moments(x - shift, mask, chunk, 0)
+            chunk_mean, chunk_m2 = moments(x - shift, mask, chunk, 1)
             count, mean, m2 = merge_moments(count, mean, m2, chunk, chunk_mean, chunk_m2)
         else:
-            m2 += tl.sum(x * x, 0)
+            m2 += tl.sum(x * x, 1)
     rstd = tl.rsqrt(m2 / cols + tl.full([], eps, COMPUTE_DTYPE))
 
     for start in range(0, cols, BLOCK_COLS):
         col = start + tl.arange(0, BLOCK_COLS)
-        mask = col < cols
-        x = tl.load(x_ptr + col, mask=mask, other=0.0).to(COMPUTE_DTYPE)
+        mask = row_mask[:, None] & (col < cols)[None, :]
+        x = tl.load(x_ptr + col[None, :] * stride_col, mask=mask, other=0.0).to(COMPUTE_DTYPE)
         if CENTERED:
-            x = x - shift - mean
-        y = x * rstd
+            x = x - shift - mean[:, None]
+        y = x * rstd[:, None]
         if weight_ptr is not None:
-            y *= tl.load(weight_ptr + col, mask=mask, other=0.0).to(COMPUTE_DTYPE)
+            y *= load_parameter(weight_ptr, col, cols, COMPUTE_DTYPE)
         if bias_ptr is not None:
-            y += tl.load(bias_ptr + col, mask=mask, other=0.0).to(COMPUTE_DTYPE)
-        tl.store(y_ptr + col, y.to(y_ptr.dtype.element_ty), mask=mask)
+            y += load_parameter(bias_ptr, col, cols, COMPUTE_DTYPE)
+        tl.store(y_ptr + col[None, :] * stride_col, y.to(y_ptr.dtype.element_ty), mask=mask)
 
     if mean_ptr is not None:
-        tl.store(mean_ptr + row, mean)
+        tl.store(mean_ptr + first_row + row, mean, mask=row_mask)
     if rstd_ptr is not None:
-        tl.store(rstd_ptr + row, rstd)
+        tl.store(rstd_ptr + first_row + row, rstd, mask=row_mask)
 
 
-@triton.jit(do_not_specialize=["rows", "cols_in_vectors"])
+@triton.jit(do_not_specialize=["rows", "cols", "tiles"])
 def layer_norm_backward_kernel(
-    dy_ptr, x_ptr, dx_ptr,                        # [rows, cols]; dx or None
+    dy_ptr, x_ptr, dx_ptr,                        # [samples, rows, cols], laid out as `rows` says; dx or None
     weight_ptr,                                   # [cols] or None
-    mean_ptr, rstd_ptr,                           # [rows]; mean None where rows are not centred
+    mean_ptr, rstd_ptr,                           # [samples, rows]; mean None where rows are not centred
     dweight_partial_ptr, dbias_partial_ptr,       # [programs, cols] or None
-    rows, cols_in_vectors,
-    COMPUTE_DTYPE: tl.constexpr, VECTOR: tl.constexpr,
+    rows, cols, tiles,                            # the contiguous one of the first two in vectors
+    COMPUTE_DTYPE: tl.constexpr, VECTOR: tl.constexpr, CHANNELS_FIRST: tl.constexpr,
     BLOCK_ROWS: tl.constexpr, BLOCK_COLS: tl.constexpr,
 ):  # fmt: skip
     """Every tile of rows in turn. Where dx is wanted, BLOCK_COLS covers the row."""
-    cols = cols_in_vectors * VECTOR
-    program = tl.program_id(0).to(tl.int64)
+    rows, cols, stride_row, stride_col = row_strides(rows, cols, VECTOR, CHANNELS_FIRST)
     col = tl.program_id(1) * BLOCK_COLS + tl.arange(0, BLOCK_COLS)
-    col_mask = col < cols
+    row = tl.arange(0, BLOCK_ROWS)
     dweight = tl.zeros([BLOCK_ROWS, BLOCK_COLS], COMPUTE_DTYPE)
     dbias = tl.zeros([BLOCK_ROWS, BLOCK_COLS], COMPUTE_DTYPE)
     if dx_ptr is not None and weight_ptr is not None:
-        weight = tl.load(weight_ptr + col, mask=col_mask, other=0.0).to(COMPUTE_DTYPE)[None, :]
+        weight = load_parameter(weight_ptr, col, cols, COMPUTE_DTYPE)
 
-    for tile in range(program, tl.cdiv(rows, BLOCK_ROWS), tl.num_programs(0)):
-        row = tile * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS).to(tl.int64)
-        row_mask = row < rows
-        mask = row_mask[:, None] & col_mask[None, :]
-        offsets = row[:, None] * cols + col[None, :]
-        rstd = tl.load(rstd_ptr + row, mask=row_mask, other=0.0)[:, None]
+    for tile in range(tl.program_id(0), tiles, tl.num_programs(0)):
+        first_row, left, base = row_tile(tile, rows, cols, stride_row, CHANNELS_FIRST, BLOCK_ROWS)
+        row_mask = row < left
+        mask = row_mask[:, None] & (col < cols)[None, :]
+        offsets = base + row[:, None] * stride_row + col[None, :] * stride_col
+        rstd = tl.load(rstd_ptr + first_row + row, mask=row_mask, other=0.0)[:, None]
         mean = None
         shift = None
         if mean_ptr is not None:
-            mean = tl.load(mean_ptr + row, mask=row_mask, other=0.0)[:, None]
-            shift = tl.load(x_ptr + row * cols, mask=row_mask, other=0.0).to(COMPUTE_DTYPE)[:, None]
+            mean = tl.load(mean_ptr + first_row + row, mask=row_mask, other=0.0)[:, None]
+            shift = tl.load(x_ptr + base + row * stride_row, mask=row_mask, other=0.0)
+            shift = shift.to(COMPUTE_DTYPE)[:, None]
         x_hat = load_x_hat(x_ptr, offsets, mask, shift, mean, rstd, COMPUTE_DTYPE)
         dy = tl.load(dy_ptr + offsets, mask=mask, other=0.0).to(COMPUTE_DTYPE)
 
@@ -166,52 +167,54 @@ def layer_norm_backward_kernel(
             dx = (wdy - x_hat * c1 - c2) * rstd
             tl.store(dx_ptr + offsets, dx.to(dx_ptr.dtype.element_ty), mask=mask)
 
-    partial = program * cols + col
+    partial = tl.program_id(0).to(tl.int64) * cols + col
     if dweight_partial_ptr is not None:
-        tl.store(dweight_partial_ptr + partial, tl.sum(dweight, 0), mask=col_mask)
+        tl.store(dweight_partial_ptr + partial, tl.sum(dweight, 0), mask=col < cols)
     if dbias_partial_ptr is not None:
-        tl.store(dbias_partial_ptr + partial, tl.sum(dbias, 0), mask=col_mask)
+        tl.store(dbias_partial_ptr + partial, tl.sum(dbias, 0), mask=col < cols)
 
 
-@triton.jit(do_not_specialize=["cols_in_vectors"])
+@triton.jit(do_not_specialize=["rows", "cols"])
 def layer_norm_backward_input_chunked_kernel(
-    dy_ptr, x_ptr, dx_ptr,       # [rows, cols]
+    dy_ptr, x_ptr, dx_ptr,       # [samples, rows, cols], laid out as `rows` says
     weight_ptr,                  # [cols] or None
-    mean_ptr, rstd_ptr,          # [rows]; mean None where rows are not centred
-    cols_in_vectors,
-    COMPUTE_DTYPE: tl.constexpr, VECTOR: tl.constexpr,
-    BLOCK_COLS: tl.constexpr,
+    mean_ptr, rstd_ptr,          # [samples, rows]; mean None where rows are not centred
+    rows, cols,                  # the contiguous one in vectors
+    COMPUTE_DTYPE: tl.constexpr, VECTOR: tl.constexpr, CHANNELS_FIRST: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr, BLOCK_COLS: tl.constexpr,
 ):  # fmt: skip
-    cols = cols_in_vectors * VECTOR
-    row = tl.program_id(0).to(tl.int64)
-    dy_ptr += row * cols
-    x_ptr += row * cols
-    dx_ptr += row * cols
-    rstd = tl.load(rstd_ptr + row)
+    rows, cols, stride_row, stride_col = row_strides(rows, cols, VECTOR, CHANNELS_FIRST)
+    first_row, left, base = row_tile(tl.program_id(0), rows, cols, stride_row, CHANNELS_FIRST, BLOCK_ROWS)
+    row = tl.arange(0, BLOCK_ROWS)
+    row_mask = row < left
+    row_offset = base + row[:, None] * stride_row
+    rstd = tl.load(rstd_ptr + first_row + row, mask=row_mask, other=0.0)[:, None]
     mean = None
     shift = None
     if mean_ptr is not None:
-        mean = tl.load(mean_ptr + row)
-        shift = tl.load(x_ptr).to(COMPUTE_DTYPE)
+        mean = tl.load(mean_ptr + first_row + row, mask=row_mask, other=0.0)[:, None]
+        shift = tl.load(x_ptr + row_offset, mask=row_mask[:, None], other=0.0).to(COMPUTE_DTYPE)
 
     c1 = tl.zeros_like(rstd)
     c2 = tl.zeros_like(rstd)
     for start in range(0, cols, BLOCK_COLS):
         col = start + tl.arange(0, BLOCK_COLS)
-        mask = col < cols
-        wdy = load_wdy(dy_ptr, weight_ptr, col, mask, COMPUTE_DTYPE)
-        x_hat = load_x_hat(x_ptr, col, mask, shift, mean, rstd, COMPUTE_DTYPE)
-        c1 += tl.sum(x_hat * wdy, 0) / cols
+        mask = row_mask[:, None] & (col < cols)[None, :]
+        offsets = row_offset + col[None, :] * stride_col
+        wdy = load_wdy(dy_ptr, weight_ptr, offsets, mask, col, cols, COMPUTE_DTYPE)
+        x_hat = load_x_hat(x_ptr, offsets, mask, shift, mean, rstd, COMPUTE_DTYPE)
+        c1 += tl.sum(x_hat * wdy, 1)[:, None] / cols
         if mean_ptr is not None:
-            c2 += tl.sum(wdy, 0) / cols
+            c2 += tl.sum(wdy, 1)[:, None] / cols
 
     for start in range(0, cols, BLOCK_COLS):
         col = start + tl.arange(0, BLOCK_COLS)
-        mask = col < cols
-        wdy = load_wdy(dy_ptr, weight_ptr, col, mask, COMPUTE_DTYPE)
-        x_hat = load_x_hat(x_ptr, col, mask, shift, mean, rstd, COMPUTE_DTYPE)
+        mask = row_mask[:, None] & (col < cols)[None, :]
+        offsets = row_offset + col[None, :] * stride_col
+        wdy = load_wdy(dy_ptr, weight_ptr, offsets, mask, col, cols, COMPUTE_DTYPE)
+        x_hat = load_x_hat(x_ptr, offsets, mask, shift, mean, rstd, COMPUTE_DTYPE)
         dx = (wdy - x_hat * c1 - c2) * rstd
-        tl.store(dx_ptr + col, dx.to(dx_ptr.dtype.element_ty), mask=mask)
+        tl.store(dx_ptr + offsets, dx.to(dx_ptr.dtype.element_ty), mask=mask)
 
 
 @triton.jit(do_not_specialize=["partials", "cols_in_vectors"])
@@ -231,72 +234,69 @@ def layer_norm_backward_finish_kernel(
         tl.store(dbias_ptr + col, dbias.to(dbias_ptr.dtype.element_ty), mask=col < cols)
 
 
-def layer_norm_forward(x, weight, bias, cols, eps, out_dtype, save_statistics, centered=True):
-    """y in `out_dtype`, and mean and rstd of each row; None where absent or not to be saved."""
+def layer_norm_forward(
+    x, weight, bias, cols, eps, out_dtype, save_statistics, centered=True, channels_first=False
+):
+    """y in `out_dtype`, and mean and rstd of each row; None where absent or not to be saved.
+
+    A row is the last `cols` elements or, of a channels-first (N, C, *) tensor, the channels of a position.
+    """
     x, weight, bias = launch.contiguous(x, weight, bias)
-    rows = x.numel() // cols
+    rows = rows_of(x, cols, channels_first)
     compute_dtype = launch.compute_dtype(x.dtype)
     y = torch.empty(x.shape, dtype=out_dtype, device=x.device)
     mean, rstd = (
-        torch.empty(rows, dtype=compute_dtype, device=x.device) if save_statistics and present else None
+        torch.empty(rows.samples * rows.rows, dtype=compute_dtype, device=x.device)
+        if save_statistics and present
+        else None
         for present in (centered, True)
     )
-    vector = launch.vector(cols)
-    tile = launch.layer_norm_forward_tile(cols, compute_dtype)
-    common = dict(
-        COMPUTE_DTYPE=launch.triton_dtype(compute_dtype),
-        VECTOR=vector,
-        CENTERED=centered,
-        BLOCK_COLS=tile.cols,
-        num_warps=tile.num_warps,
-    )
-    arguments = (x, y, weight, bias, mean, rstd)
-    if tile.cols >= cols:
-        launch.launch(
-            layer_norm_forward_kernel, (triton.cdiv(rows, tile.rows),), x.device,
-            *arguments, rows, cols // vector, eps, BLOCK_ROWS=tile.rows, **common,
-        )  # fmt: skip
-    else:
-        launch.launch(
-            layer_norm_forward_chunked_kernel, (rows,), x.device,
-            *arguments, cols // vector, eps, **common,
-        )  # fmt: skip
+    tile = launch.layer_norm_forward_tile(rows, compute_dtype)
+    kernel = layer_norm_forward_kernel if tile.cols >= cols else layer_norm_forward_chunked_kernel
+    sizes, constants = rows.sizes()
+    launch.launch(
+        kernel, (rows.tiles(tile),), x.device,
+        x, y, weight, bias, mean, rstd, *sizes, eps,
+        COMPUTE_DTYPE=launch.triton_dtype(compute_dtype), CENTERED=centered,
+        BLOCK_ROWS=tile.rows, BLOCK_COLS=tile.cols, num_warps=tile.num_warps, **constants,
+    )  # fmt: skip
     return y, mean, rstd
 
 
-def layer_norm_backward(dy, x, weight, mean, rstd, cols, parameter_dtype, wanted):
+def layer_norm_backward(dy, x, weight, mean, rstd, cols, parameter_dtype, wanted, channels_first=False):
     """The wanted ones of dx, dweight and dbias (flat), None for the others. mean: None where not centred."""
     want_dx, want_dweight, want_dbias = wanted
     dy, x, weight = launch.contiguous(dy, x, weight)
-    device, rows, vector = x.device, x.numel() // cols, launch.vector(cols)
+    device, rows = x.device, rows_of(x, cols, channels_first)
     compute_dtype = launch.compute_dtype(x.dtype)
-    common = dict(COMPUTE_DTYPE=launch.triton_dtype(compute_dtype), VECTOR=vector)
-    tile = launch.layer_norm_backward_tile(cols, compute_dtype)
+    sizes, constants = rows.sizes()
+    constants |= dict(COMPUTE_DTYPE=launch.triton_dtype(compute_dtype))
+    tile = launch.layer_norm_backward_tile(rows, compute_dtype)
     held = tile.cols >= cols
 
     dx = torch.empty(x.shape, dtype=x.dtype, device=device) if want_dx else None
     if want_dx and not held:
         launch.launch(
-            layer_norm_backward_input_chunked_kernel, (rows,), device,
-            dy, x, dx, weight, mean, rstd, cols // vector,
-            BLOCK_COLS=tile.cols, num_warps=tile.num_warps, **common,
+            layer_norm_backward_input_chunked_kernel, (rows.tiles(tile),), device,
+            dy, x, dx, weight, mean, rstd, *sizes,
+            BLOCK_ROWS=tile.rows, BLOCK_COLS=tile.cols, num_warps=tile.num_warps, **constants,
         )  # fmt: skip
     if not (want_dweight or want_dbias or held):
         return dx, None, None
 
     if not held:
-        tile = launch.layer_norm_backward_parameters_tile()
+        tile = launch.layer_norm_backward_parameters_tile(channels_first)
     col_blocks = triton.cdiv(cols, tile.cols)
-    programs = launch.layer_norm_backward_programs(rows, tile, col_blocks, device)
+    tiles = rows.tiles(tile)
+    programs = launch.layer_norm_backward_programs(tiles, col_blocks, device)
     dweight_partial, dbias_partial = (
         torch.empty((programs, cols), dtype=compute_dtype, device=device) if want else None
         for want in (want_dweight, want_dbias)
     )
     launch.launch(
         layer_norm_backward_kernel, (programs, col_blocks), device,
-        dy, x, dx if held else None, weight, mean, rstd, dweight_partial, dbias_partial,
-        rows, cols // vector,
-        BLOCK_ROWS=tile.rows, BLOCK_COLS=tile.cols, num_warps=tile.num_warps, **common,
+        dy, x, dx if held else None, weight, mean, rstd, dweight_partial, dbias_partial, *sizes, tiles,
+        BLOCK_ROWS=tile.rows, BLOCK_COLS=tile.cols, num_warps=tile.num_warps, **constants,
     )  # fmt: skip
     if not (want_dweight or want_dbias):
         return dx, None, None
@@ -305,7 +305,7 @@ def layer_norm_backward(dy, x, weight, mean, rstd, cols, parameter_dtype, wanted
         torch.empty(cols, dtype=parameter_dtype, device=device) if want else None
         for want in (want_dweight, want_dbias)
     )
-    tile = launch.layer_norm_backward_finish_tile()
+    tile, vector = launch.layer_norm_backward_finish_tile(), launch.vector(cols)
     launch.launch(
         layer_norm_backward_finish_kernel, (triton.cdiv(cols, tile.cols),), device,
         dweight_partial, dbias_partial, dweight, dbias, programs, cols // vector,

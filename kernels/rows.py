@@ -1,7 +1,46 @@
-"""Device helpers on rows: what the backward of a normalisation over rows loads and adds up."""
+"""Device helpers on rows: where they lie, and what the backward of a normalisation loads and adds up.
+
+A tensor is [samples, rows, cols], and what is normalised are the cols of a row. The rows of LayerNorm lie one
+after another, as those of one sample. Where CHANNELS_FIRST the memory is [samples, cols, rows]: the cols are
+channels, the rows are a sample's positions, and a tile of rows is some of one sample's.
+"""
+
+from typing import NamedTuple
 
 import triton
 import triton.language as tl
+
+from . import launch
+
+
+@triton.jit
+def row_strides(rows, cols, VECTOR: tl.constexpr, CHANNELS_FIRST: tl.constexpr):
+    """Rows and cols, of which the contiguous ones came in vectors, and the strides of both, in elements."""
+    if CHANNELS_FIRST:
+        rows = rows * VECTOR
+        return rows, cols, 1, rows.to(tl.int64)
+    else:
+        cols = cols * VECTOR
+        return rows, cols, cols, 1
+
+
+@triton.jit
+def row_tile(tile, rows, cols, stride_row, CHANNELS_FIRST: tl.constexpr, BLOCK_ROWS: tl.constexpr):
+    """A tile's first row among those of all samples, the rows left in its sample, its offset."""
+    if CHANNELS_FIRST:
+        tiles = tl.cdiv(rows, BLOCK_ROWS)
+        sample = (tile // tiles).to(tl.int64)
+        row = (tile % tiles) * BLOCK_ROWS
+        return sample * rows + row, rows - row, sample * rows * cols + row
+    else:
+        row = tl.full([], BLOCK_ROWS, tl.int64) * tile
+        return row, rows - row, row * stride_row
+
+
+@triton.jit
+def load_parameter(ptr, col, cols, COMPUTE_DTYPE: tl.constexpr):
+    """[1, cols] of a parameter."""
+    return tl.load(ptr + col, mask=col < cols, other=0.0).to(COMPUTE_DTYPE)[None, :]
 
 
 @triton.jit
@@ -14,11 +53,11 @@ def load_x_hat(x_ptr, offsets, mask, shift, mean, rstd, COMPUTE_DTYPE: tl.conste
 
 
 @triton.jit
-def load_wdy(dy_ptr, weight_ptr, col, mask, COMPUTE_DTYPE: tl.constexpr):
-    """weight dy of one row's chunk."""
-    wdy = tl.load(dy_ptr + col, mask=mask, other=0.0).to(COMPUTE_DTYPE)
+def load_wdy(dy_ptr, weight_ptr, offsets, mask, col, cols, COMPUTE_DTYPE: tl.constexpr):
+    """weight dy of the unmasked elements, 0 elsewhere."""
+    wdy = tl.load(dy_ptr + offsets, mask=mask, other=0.0).to(COMPUTE_DTYPE)
     if weight_ptr is not None:
-        wdy *= tl.load(weight_ptr + col, mask=mask, other=0.0).to(COMPUTE_DTYPE)
+        wdy *= load_parameter(weight_ptr, col, cols, COMPUTE_DTYPE)
     return wdy
 
 
@@ -32,3 +71,29 @@ def column_sums(partial_ptr, partials, cols, col, BLOCK_ROWS: tl.constexpr):
         mask = (row < partials)[:, None] & col_mask[None, :]
         total += tl.load(partial_ptr + row[:, None] * cols + col[None, :], mask=mask, other=0.0)
     return tl.sum(total, 0)
+
+
+class Rows(NamedTuple):
+    """How x is seen as [samples, rows, cols]."""
+
+    samples: int
+    rows: int
+    cols: int
+    channels_first: bool
+
+    def sizes(self):
+        """rows and cols as the kernels take them, and the constants that go with them."""
+        vector = launch.vector(self.rows if self.channels_first else self.cols)
+        constants = dict(VECTOR=vector, CHANNELS_FIRST=self.channels_first)
+        if self.channels_first:
+            return (self.rows // vector, self.cols), constants
+        return (self.rows, self.cols // vector), constants
+
+    def tiles(self, tile):
+        return self.samples * triton.cdiv(self.rows, tile.rows)
+
+
+def rows_of(x, cols, channels_first):
+    if channels_first:
+        return Rows(x.shape[0], x.shape[2:].numel(), cols, True)
+    return Rows(1, x.numel() // cols, cols, False)

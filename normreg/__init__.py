@@ -15,6 +15,9 @@ from normreg.nn import Dropout3d as Dropout3d
 from normreg.nn import DropPath as DropPath
 from normreg.nn import FeatureAlphaDropout as FeatureAlphaDropout
 from normreg.nn import LayerNorm as LayerNorm
+from normreg.nn import LayerNorm1d as LayerNorm1d
+from normreg.nn import LayerNorm2d as LayerNorm2d
+from normreg.nn import LayerNorm3d as LayerNorm3d
 from normreg.nn import RMSNorm as RMSNorm
 
 __version__ = "0.1.0"
@@ -31,6 +34,9 @@ __all__ = [
     "Dropout3d",
     "FeatureAlphaDropout",
     "LayerNorm",
+    "LayerNorm1d",
+    "LayerNorm2d",
+    "LayerNorm3d",
     "RMSNorm",
     "explain",
     "functional",

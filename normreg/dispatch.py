@@ -85,6 +85,19 @@ def layer_norm(x, normalized_shape, weight, bias, eps):
     return _rows_reason(x, normalized_shape, (weight, bias), eps)
 
 
+def layer_norm_channels(x, weight, bias, eps):
+    parameters = (weight, bias)
+    reason = _torch_reason(x, parameters) or _dtype_reason(x, parameters) or _number_reason(eps=eps)
+    if reason:
+        return reason
+    if x.dim() < 2:
+        return f"the input has {x.dim()} dimensions, of at least 2"
+    for parameter in parameters:
+        if parameter is not None and parameter.shape != (x.shape[1],):
+            return f"a parameter has shape {tuple(parameter.shape)}, the input {x.shape[1]} channels"
+    return None
+
+
 def rms_norm(x, normalized_shape, weight, eps):
     reason = _rows_reason(x, normalized_shape, (weight,), 0.0 if eps is None else eps)
     if reason:

@@ -9,6 +9,7 @@ from normreg.kernels.launch import compute_dtype
 from normreg.ops import dropout as _dropout
 from normreg.ops.batch_norm import batch_norm as _batch_norm
 from normreg.ops.layer_norm import layer_norm as _layer_norm
+from normreg.ops.layer_norm_channels import layer_norm_channels as _layer_norm_channels
 from normreg.ops.rms_norm import rms_norm as _rms_norm
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "dropout3d",
     "feature_alpha_dropout",
     "layer_norm",
+    "layer_norm_channels",
     "rms_norm",
 ]
 
@@ -62,6 +64,35 @@ def layer_norm(input, normalized_shape, weight=None, bias=None, eps=1e-5):
     if dispatch.layer_norm(input, normalized_shape, weight, bias, eps):
         return F.layer_norm(input, normalized_shape, weight, bias, eps)
     return _layer_norm(input, weight, bias, tuple(normalized_shape), eps, _autocast_to_float32(input))
+
+
+def layer_norm_channels(input, weight=None, bias=None, eps=1e-6):
+    r"""Layer normalisation over the channels of each position of an (N, C, *) input, as timm's LayerNorm2d.
+
+    y = (x - mean) / sqrt(var + eps) * weight + bias, with mean and biased variance over C.
+
+    Args:
+        input: (N, C, *), float16, bfloat16, float32 or float64. Contiguous and channels-last input is taken
+            as it is, other strides are copied.
+        weight, bias: (C,) or None; of input's dtype, or float32 beside 16 bits.
+        eps: added to the variance.
+
+    Returns a tensor of input's shape and dtype (float32 where CUDA's autocast is on), contiguous where
+    input is, else channels-last. Where the kernel does not apply (`normreg.dispatch`), and for input that
+    torch rejects, this is the equivalent, whose result is channels-last.
+
+    Equivalent::
+
+        y = torch.nn.functional.layer_norm(x.movedim(1, -1), (C,), weight, bias, eps).movedim(-1, 1)
+
+    Source: Liu et al., "A ConvNet for the 2020s" (2022), arXiv 2201.03545;
+    https://github.com/huggingface/pytorch-image-models/blob/main/timm/layers/norm.py
+    """
+    reason = dispatch.layer_norm_channels(input, weight, bias, eps)
+    channels_last = input.movedim(1, -1)
+    if reason or channels_last.is_contiguous():
+        return layer_norm(channels_last, channels_last.shape[-1:], weight, bias, eps).movedim(-1, 1)
+    return _layer_norm_channels(input, weight, bias, eps, _autocast_to_float32(input))
 
 
 def rms_norm(input, normalized_shape, weight=None, eps=None):

@@ -24,9 +24,15 @@ ROOT = Path(__file__).parent.parent
 SMALL = {
     "layer_norm": Case("layer_norm", (6, 40), torch.float32, origin="test"),
     "rms_norm": Case("rms_norm", (6, 40), torch.float32),
+    "layer_norm_channels": Case("layer_norm_channels", (3, 6, 5, 4), torch.float32),
     "batch_norm": Case("batch_norm", (4, 6, 5, 3), torch.float32, channels_last=True),
     "dropout": Case("dropout", (64, 128), torch.float32),
 }
+
+
+@pytest.fixture(autouse=True)
+def guarded_memory():
+    """Not here: the ledger would count what fills and surrounds the tensors."""
 
 
 def bench(*arguments):
@@ -70,7 +76,7 @@ def test_the_layer_of_every_case_exists_in_both_libraries(name, proof):
             OPERATIONS[name].layer(library, case, device="meta", dtype=case.dtype)
             for library in (torch.nn, normreg)
         ]
-        assert isinstance(layers[1], type(layers[0]))
+        assert layers[0].state_dict().keys() == layers[1].state_dict().keys()
         assert layers[0].training is layers[1].training is case.training
 
 
@@ -122,6 +128,7 @@ def test_normreg_and_torch_agree_with_float64(name, dtype, peer):
 WRONG = {
     "layer_norm": lambda layer: lambda x: torch.nn.functional.layer_norm(x, x.shape[-1:], layer.weight),
     "rms_norm": lambda layer: lambda x: 1.01 * layer(x),
+    "layer_norm_channels": lambda layer: lambda x: layer(x.flip(1)),
     "batch_norm": lambda layer: lambda x: layer(x).detach() + 0 * layer(x),  # no gradient, two updates
     "dropout": lambda layer: lambda x: torch.nn.functional.dropout(x, 0.2),
 }
@@ -304,7 +311,7 @@ def test_a_run_of_speed(monkeypatch, stand_in_clocks, tmp_path):
     records = run_speed(monkeypatch, *extra)
     assert json.loads(json.dumps(records)) == records
     by_peer = {(record["operation"], record["peer"]): record for record in records if "peer" in record}
-    assert len(by_peer) == 4 * 4
+    assert len(by_peer) == 5 * 4
     for name, operation in OPERATIONS.items():
         for peer in ("normreg", "torch eager"):
             record = by_peer[name, peer]
@@ -317,10 +324,10 @@ def test_a_run_of_speed(monkeypatch, stand_in_clocks, tmp_path):
         assert by_peer[name, "broken"]["refused"] == "RuntimeError: no kernel image"
 
     rows = compare.rows(records)
-    assert len(rows) == 4 + 4 + 4 + 3
+    assert len(rows) == 4 * 4 + 3
     assert {row[6] for row in rows} == {"torch eager"}
     assert "layer_norm fp32 6x40" in speed.table(records)
-    assert len(compare.refusals(records)) == 8
+    assert len(compare.refusals(records)) == 10
 
     paths = harness.write(tmp_path / "SOME-GPU", "speed", records, ["a case"], harness.environment("abc"))
     assert {path.stem for path in paths} == {"copy", *OPERATIONS}
@@ -367,12 +374,30 @@ def test_speed_up_is_over_the_best_of_the_others_and_losses_are_losses():
     assert compare.comparisons(RECORDS[1:2]) == []
 
 
+STEPS = [
+    dict(
+        operation="gpt2",
+        case="GPT-2, input 8x1024",
+        variant=variant,
+        layers_replaced=0,
+        step_ms=[milliseconds] * 5,
+        peak_bytes=2**30,
+        loss_difference=1e-6,
+        loss_yardstick=2e-6,
+        error=None,
+        loss_error=None,
+    )
+    for variant, milliseconds in (("torch.nn", 30.0), ("normreg", 20.0), ("torch.compile", 24.0))
+]
+
+
 @pytest.fixture
 def results(tmp_path, monkeypatch):
     monkeypatch.setattr(report, "ROOT", tmp_path)
     folder = tmp_path / "bench/results"
     environment = harness.environment("0123456789abcdef") | dict(gpu="SOME GPU")
     harness.write(folder / "SOME-GPU", "speed", RECORDS, ["a wider case"], environment)
+    harness.write(folder / "SOME-GPU", "models", STEPS, [], environment)
     copies = [dict(operation="copy", case="copy", bytes=2**21, gb_per_s=[4000.0, 4001.0])]
     harness.write(folder / "SOME-GPU", "speed", copies, [], environment)
     (tmp_path / "README.md").write_text(f"# Title\n{report.BEGIN}\nold\n{report.END}\nrest\n")
@@ -398,6 +423,10 @@ def test_a_report_of_recorded_results(results, tmp_path):
     (layer_norm,) = [line for line in readme.splitlines() if line.startswith("| SOME GPU | layer_norm")]
     cells = [cell.strip() for cell in layer_norm.strip("|").split("|")]
     assert cells == ["SOME GPU", "layer_norm", "forward", "2", "0.87", "0.50", "1.50", "31%"]
+    (gpt2,) = [line for line in readme.splitlines() if "GPT-2" in line]
+    cells = [cell.strip() for cell in gpt2.strip("|").split("|")]
+    assert cells[2:] == ["20.00 (20.00-20.00)", "1.20x", "1.0e-06", "2.0e-06"]
+    assert "24.00 (24.00-24.00)" in written
     (dropout,) = [line for line in readme.splitlines() if "dropout" in line]
     assert dropout.count("not measured") == 6
 

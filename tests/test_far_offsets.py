@@ -37,8 +37,8 @@ def reserved(*shape, dtype=torch.float16):
 def check(result, expected):
     torch.testing.assert_close(result.float(), expected.float(), rtol=2e-3, atol=2e-3)
 
-ROWS = dict(COMPUTE_DTYPE=tl.float32, VECTOR=8, BLOCK_ROWS=4, BLOCK_COLS=1024)
-CHUNKS = dict(COMPUTE_DTYPE=tl.float32, VECTOR=8, BLOCK_COLS=1024)
+ROWS = dict(COMPUTE_DTYPE=tl.float32, VECTOR=8, CHANNELS_FIRST=False, BLOCK_ROWS=4, BLOCK_COLS=1024)
+CHUNKS = ROWS | dict(BLOCK_ROWS=1)
 torch.manual_seed(0)
 rows, cols = 2**21 + 4, 1024
 tile = rows // 4 - 1
@@ -76,7 +76,7 @@ check(y[-4:], expected)
 """,
     "forward_chunked": """
 run_program(layer_norm.layer_norm_forward_chunked_kernel, (rows - 1, 0, 0), (rows, 1, 1),
-            x, y, weight, bias, mean, rstd, cols // 8, 1e-5, **CHUNKS, **forward)
+            x, y, weight, bias, mean, rstd, rows, cols // 8, 1e-5, **CHUNKS, **forward)
 check(y[-1], expected[-1])
 """,
     "backward": """
@@ -84,7 +84,7 @@ dy = reserved(rows, cols)
 dy[-4:] = torch.randn(4, cols)
 (dx,) = torch.autograd.grad(expected, last, dy[-4:].float())
 run_program(layer_norm.layer_norm_backward_kernel, (tile, 0, 0), (rows // 4, 1, 1),
-            dy, x, y, weight, mean, rstd, None, None, rows, cols // 8, **ROWS)
+            dy, x, y, weight, mean, rstd, None, None, rows, cols // 8, rows // 4, **ROWS)
 check(y[-4:], dx)
 """,
     "backward_chunked": """
@@ -92,10 +92,26 @@ dy = reserved(rows, cols)
 dy[-4:] = torch.randn(4, cols)
 (dx,) = torch.autograd.grad(expected, last, dy[-4:].float())
 run_program(layer_norm.layer_norm_backward_input_chunked_kernel, (rows - 1, 0, 0), (rows, 1, 1),
-            dy, x, y, weight, mean, rstd, cols // 8, **CHUNKS)
+            dy, x, y, weight, mean, rstd, rows, cols // 8, **CHUNKS)
 check(y[-1], dx[-1])
 """,
 }
+
+CHANNELS_FIRST = """
+samples, channels, positions = 2**16 + 1, 64, 512
+x, y, dy = (reserved(samples, channels, positions) for _ in range(3))
+x[-1], dy[-1] = torch.randn(2, channels, positions)
+weight, bias = torch.randn(2, channels).half()
+mean, rstd = (reserved(samples, positions, dtype=torch.float32) for _ in range(2))
+last = x[-1].float().t().requires_grad_()
+expected = F.layer_norm(last, (channels,), weight.float(), bias.float())
+(dx,) = torch.autograd.grad(expected, last, dy[-1].float().t())
+mean[-1] = (last - last[:, :1]).mean(1).detach()
+rstd[-1] = last.var(1, correction=0).add(1e-5).rsqrt().detach()
+constants = dict(COMPUTE_DTYPE=tl.float32, VECTOR=8, CHANNELS_FIRST=True, BLOCK_ROWS=512, BLOCK_COLS=64)
+last_program = ((samples - 1, 0, 0), (samples, 1, 1))
+sizes = positions // 8, channels
+"""
 
 PLANES = """
 samples, channels, spatial = 2**21 + 1, 2, 512
@@ -116,6 +132,24 @@ CASES = {
     for operation, statistics in (("layer_norm", CENTERED), ("rms_norm", NOT_CENTERED))
     for name, case in ROW_CASES.items()
 } | {
+    "layer_norm_channels_forward": CHANNELS_FIRST
+    + """
+for kernel in (layer_norm.layer_norm_forward_kernel, layer_norm.layer_norm_forward_chunked_kernel):
+    y[-1] = 0
+    run_program(kernel, *last_program,
+                x, y, weight, bias, mean, rstd, *sizes, 1e-5, CENTERED=True, **constants)
+    check(y[-1], expected.t())
+""",
+    "layer_norm_channels_backward": CHANNELS_FIRST
+    + """
+run_program(layer_norm.layer_norm_backward_kernel, *last_program,
+            dy, x, y, weight, mean, rstd, None, None, *sizes, samples, **constants)
+check(y[-1], dx.t())
+y[-1] = 0
+run_program(layer_norm.layer_norm_backward_input_chunked_kernel, *last_program,
+            dy, x, y, weight, mean, rstd, *sizes, **constants)
+check(y[-1], dx.t())
+""",
     "batch_norm_statistics": PLANES
     + """
 partial = torch.zeros(3, 2, 2, dtype=torch.float64)

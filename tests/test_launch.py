@@ -8,6 +8,7 @@ import torch
 
 import normreg
 from normreg.kernels import launch
+from normreg.kernels.rows import Rows
 
 ROOT = Path(__file__).parent.parent
 
@@ -69,10 +70,10 @@ def test_a_sweep_over_batch_sizes_compiles_nothing_new():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("cols", [1, 3, 32, 33, 500, 1024, 1025, 8192, 16384, 16385, 10**6])
 def test_row_tiles(cols, dtype):
-    words = dtype.itemsize // 4
+    words, rows = dtype.itemsize // 4, Rows(1, 7, cols, channels_first=False)
     forward, backward = (
-        launch.layer_norm_forward_tile(cols, dtype),
-        launch.layer_norm_backward_tile(cols, dtype),
+        launch.layer_norm_forward_tile(rows, dtype),
+        launch.layer_norm_backward_tile(rows, dtype),
     )
     for tile, held in ((forward, launch.HELD_WORDS_FORWARD), (backward, launch.HELD_WORDS_BACKWARD // words)):
         assert (tile.cols >= cols) == (cols * words <= held)
@@ -82,11 +83,30 @@ def test_row_tiles(cols, dtype):
     assert backward.rows * backward.cols * words <= 16 * 32 * backward.num_warps
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("positions", [1, 7, 49, 3136])
+@pytest.mark.parametrize("channels", [1, 3, 96, 768, 1025, 5000])
+def test_channels_first_tiles(channels, positions, dtype):
+    words, rows = dtype.itemsize // 4, Rows(2, positions, channels, channels_first=True)
+    for choose, held_words in (
+        (launch.layer_norm_forward_tile, launch.HELD_WORDS_FORWARD),
+        (launch.layer_norm_backward_tile, launch.HELD_WORDS_BACKWARD // words),
+    ):
+        tile = choose(rows, dtype)
+        if tile.cols >= channels:
+            assert tile.rows * tile.cols * words <= held_words
+            assert tile.rows >= min(positions, launch.FEWEST_POSITIONS)
+            assert tile.rows < 2 * positions
+            assert tile.rows * tile.cols * words <= 16 * 32 * tile.num_warps
+        else:
+            assert tile.rows * tile.cols * words == launch.CHUNK_WORDS
+
+
 @pytest.mark.parametrize("rows", [1, 7, 128, 10**6])
 def test_partial_sums_stay_few(rows, device):
-    tile = launch.layer_norm_backward_tile(512, torch.float32)
-    programs = launch.layer_norm_backward_programs(rows, tile, 1, device)
+    tile = launch.layer_norm_backward_tile(Rows(1, rows, 512, channels_first=False), torch.float32)
     tiles = -(-rows // tile.rows)
+    programs = launch.layer_norm_backward_programs(tiles, 1, device)
     assert 1 <= programs <= max(1, tiles)
     assert programs <= 4 * launch.multiprocessors(device)
 

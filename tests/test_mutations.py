@@ -115,6 +115,42 @@ MUTATIONS = {
         "test_layer_norm.py::test_rows_beside_a_tile",
     ),
     # kernels/rows.py
+    "channels-first tiles stay in the first sample": Mutation(
+        "kernels/rows.py",
+        "        return sample * rows + row, rows - row, sample * rows * cols + row\n",
+        "        return sample * rows + row, rows - row, row.to(tl.int64)\n",
+        "test_layer_norm_channels.py::test_agrees_with_the_permuting_layer",
+    ),
+    "channels-first statistics lie where the tile is": Mutation(
+        "kernels/rows.py",
+        "        return sample * rows + row, rows - row, sample * rows * cols + row\n",
+        "        return row.to(tl.int64), rows - row, sample * rows * cols + row\n",
+        "test_layer_norm_channels.py::test_gradient_of_any_subset",
+    ),
+    "channels-first tiles run into the next channel": Mutation(
+        "kernels/rows.py",
+        "        return sample * rows + row, rows - row, sample * rows * cols + row\n",
+        "        return sample * rows + row, rows, sample * rows * cols + row\n",
+        "test_layer_norm_channels.py -k 'permuting and 130'",
+    ),
+    "channels-first samples in 32 bits": Mutation(
+        "kernels/rows.py",
+        "        sample = (tile // tiles).to(tl.int64)\n",
+        "        sample = tile // tiles\n",
+        "test_far_offsets.py -k layer_norm_channels",
+    ),
+    "channels-first counts the tiles of one sample": Mutation(
+        "kernels/rows.py",
+        "        return self.samples * triton.cdiv(self.rows, tile.rows)\n",
+        "        return triton.cdiv(self.rows, tile.rows)\n",
+        "test_layer_norm_channels.py::test_agrees_with_the_permuting_layer",
+    ),
+    "the second derivative over channels is that over rows": Mutation(
+        "normreg/ops/layer_norm_channels.py",
+        "            mean, rstd = gradient.statistics(x, (1,), ctx.eps)\n",
+        "            mean, rstd = gradient.statistics(x, (-1,), ctx.eps)\n",
+        "test_layer_norm_channels.py::test_second_derivative_where_dy_needs_no_gradient",
+    ),
     "padding is not masked in the backward": Mutation(
         "kernels/rows.py",
         "    return tl.where(mask, x * rstd, 0.0)\n",

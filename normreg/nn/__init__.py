@@ -11,6 +11,9 @@ from normreg.nn.dropout import Dropout3d as Dropout3d
 from normreg.nn.dropout import DropPath as DropPath
 from normreg.nn.dropout import FeatureAlphaDropout as FeatureAlphaDropout
 from normreg.nn.layer_norm import LayerNorm as LayerNorm
+from normreg.nn.layer_norm_channels import LayerNorm1d as LayerNorm1d
+from normreg.nn.layer_norm_channels import LayerNorm2d as LayerNorm2d
+from normreg.nn.layer_norm_channels import LayerNorm3d as LayerNorm3d
 from normreg.nn.rms_norm import RMSNorm as RMSNorm
 
 __all__ = [
@@ -25,5 +28,8 @@ __all__ = [
     "Dropout3d",
     "FeatureAlphaDropout",
     "LayerNorm",
+    "LayerNorm1d",
+    "LayerNorm2d",
+    "LayerNorm3d",
     "RMSNorm",
 ]
