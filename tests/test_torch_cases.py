@@ -244,43 +244,6 @@ def test_module_errors(device, original, index, training):
         assert ours == theirs
 
 
-# The truth table of BatchNorm: which statistics are used, and which are updated.
-
-
-@pytest.mark.parametrize("affine", [True, False], ids=["affine", "plain"])
-@pytest.mark.parametrize("momentum", [None, 0.0, 0.1, 1.0])
-@pytest.mark.parametrize("buffers", [True, False], ids=["buffers", "no buffers"])
-@pytest.mark.parametrize("track", [True, False], ids=["tracking", "not tracking"])
-@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
-def test_batch_norm_truth_table(device, launches, training, track, buffers, momentum, affine):
-    """track_running_stats may be changed after the construction, which decides on the buffers."""
-    results = []
-    w, *batches = torch.randn(3, 4, 3, 5, device=device, dtype=torch.float64)
-    for library in (torch.nn, normreg):
-        torch.manual_seed(2)
-        module = library.BatchNorm1d(
-            3,
-            momentum=momentum,
-            affine=affine,
-            track_running_stats=buffers,
-            dtype=torch.float64,
-            device=device,
-        ).train(training)
-        module.track_running_stats = track
-        for t in [*module.parameters(), *module.buffers()][: 2 + 2 * affine]:
-            torch.nn.init.uniform_(t, 0.5, 2.0)
-        seen = []
-        for x in copies(batches):
-            y = module(x.requires_grad_())
-            seen += [y, *torch.autograd.grad((y * w).sum(), [x, *module.parameters()])]
-            seen += [b.clone() for b in module.buffers()]
-        results.append(seen)
-    # 16 roundings
-    for our, their in zip(*reversed(results), strict=True):
-        torch.testing.assert_close(our, their, rtol=1e-14, atol=1e-14)
-    assert launches
-
-
 # Functions.
 
 PREFIX = "nn.functional."
@@ -352,9 +315,9 @@ def everything(call, function, tensors):
 
 
 def test_every_function_has_cases():
-    """torch has no case of dropout1d; drop_path is not torch's."""
+    """torch has no case of dropout1d."""
     covered = {info.name.removeprefix(PREFIX) for info in OP_INFOS.values()}
-    assert set(normreg.functional.__all__) - covered == {"dropout1d", "drop_path"}
+    assert {name for name in normreg.functional.__all__ if hasattr(F, name)} - covered == {"dropout1d"}
 
 
 # once in a process
