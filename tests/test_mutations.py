@@ -493,6 +493,74 @@ MUTATIONS = {
         "    seed_ = id(x)\n",
         "test_dropout.py -k manual_seed",
     ),
+    "autograd does not see what is kept": Mutation(
+        "normreg/ops/gradient.py",
+        "    ctx.set_materialize_grads(False)\n",
+        "    ctx.set_materialize_grads(False)\n    ctx.kept = statistics\n",
+        "test_saved_bytes.py -k out_of_sight",
+    ),
+    # normreg/nn
+    "batches are counted that are not tracked": Mutation(
+        "normreg/nn/batch_norm.py",
+        "        update = self.training and self.track_running_stats\n",
+        "        update = self.training\n",
+        "test_batch_norm.py::test_truth_table",
+    ),
+    "the layer forgets eps": Mutation(
+        "normreg/nn/rms_norm.py",
+        "self.weight, self.eps)",
+        "self.weight)",
+        "test_torch_cases.py -k 'results_and_gradients and RMSNorm'",
+    ),
+    # normreg/explanation.py
+    "explain leaves the buffers that the run has changed": Mutation(
+        "normreg/explanation.py",
+        "                module._buffers[name] = None if buffer is None else copies.of(buffer)\n",
+        "                module._buffers[name] = buffer\n",
+        "test_explain.py -k nothing_is_left",
+    ),
+    "explain leaves the attributes that the run has changed": Mutation(
+        "normreg/explanation.py",
+        "            here.update(before)\n",
+        "",
+        "test_explain.py -k nothing_is_left",
+    ),
+    "explain uses up random numbers": Mutation(
+        "normreg/explanation.py",
+        "        stack.enter_context(torch.random.fork_rng(devices))\n",
+        "",
+        "test_explain.py -k nothing_is_left",
+    ),
+    "explain lets the model change its input": Mutation(
+        "normreg/explanation.py",
+        "        inputs, options = tree_map_only(torch.Tensor, copies.of, (inputs, options))\n",
+        "",
+        "test_explain.py -k nothing_is_left",
+    ),
+    "explain's copies lie otherwise in memory": Mutation(
+        "normreg/explanation.py",
+        "torch.empty_strided(tensor.shape, tensor.stride(), **options)",
+        "torch.empty(tensor.shape, **options)",
+        "test_explain.py -k strides",
+    ),
+    "explain takes every call for one of the kernel": Mutation(
+        "normreg/explanation.py",
+        '"kernel" if reason is None else "torch"',
+        '"kernel"',
+        "test_explain.py -k reason",
+    ),
+    "explain listens to other threads": Mutation(
+        "normreg/explanation.py",
+        "        if threading.get_ident() == self.thread:\n",
+        "        if self.thread:\n",
+        "test_explain.py -k threads",
+    ),
+    "explain goes on listening": Mutation(
+        "normreg/dispatch.py",
+        "        here.update(decisions)\n",
+        "        pass\n",
+        "test_explain.py -k every_decision",
+    ),
 }
 
 

@@ -223,3 +223,24 @@ def test_every_package_is_listed():
     found = {".".join(path.relative_to(ROOT).parts) for path in folders} | {"normreg.kernels"}
     assert set(setuptools["packages"]) == found
     assert setuptools["package-dir"] == {"normreg.kernels": "kernels"}
+
+
+def named_tests(text):
+    return set(re.findall(r"`(test_\w+)`", text))
+
+
+def test_readme_names_tests_that_exist():
+    readme = (ROOT / "README.md").read_text()
+    (properties,) = re.findall(r"## What the layers do\n\n(.*?)\n\n", readme, re.DOTALL)
+    header, _, *rows = properties.splitlines()
+    assert header.endswith("| tests |")
+    assert len(rows) > 5
+    for row in rows:
+        assert named_tests(row.split("|")[-2]), f"no test is named for {row}"
+    defined = {
+        node.name
+        for path in (ROOT / "tests").glob("test_*.py")
+        for node in ast.parse(path.read_text()).body
+        if isinstance(node, ast.FunctionDef)
+    }
+    assert named_tests(readme) - defined == set()

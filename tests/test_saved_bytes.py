@@ -53,7 +53,7 @@ STATISTICS = {
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @modes
 @every_layer
-def test_no_more_is_kept_than_torch_keeps(device, kind, training, dtype):
+def test_what_is_kept(device, kind, training, dtype):
     *modules, x = both(kind, device, dtype)
     kept = []
     for module in modules:
