@@ -383,8 +383,8 @@ def test_random_samples(device, info):
         for description, sample, call, tensors in samples(info, device, dtype):
             if is_random(info, sample):
                 x = tensors[0]
-                # many masks for one dtype of a form; the numbers of dimensions share the rest of their code
-                all_pairs = dtype == torch.float32 and x.numel() < 1000
+                # many masks for the small samples of one dtype; test_dropout_family.py has large ones
+                all_pairs = dtype == torch.float32 and x.numel() < 200
                 try:
                     assert_same_decisions(ours, theirs, call, x, all_pairs)
                 except AssertionError as wrong:
@@ -405,7 +405,7 @@ def outcomes(call, function, x, seeds):
 
 def assert_same_decisions(ours, theirs, call, x, all_pairs=False):
     their_y, their_dx = outcomes(call, theirs, x, SEEDS)
-    our_y, our_dx = outcomes(call, ours, x, SEEDS if all_pairs else 3)
+    our_y, our_dx = outcomes(call, ours, x, SEEDS if all_pairs else 2)
     kept, their_kept = our_dx != 0, their_dx != 0
     assert (their_kept.any(0) & ~their_kept.all(0)).all(), "torch was seen to do both with every element"
     of_kept = torch.where(their_kept, their_y, -math.inf).amax(0)
