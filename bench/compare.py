@@ -106,5 +106,28 @@ def rows(records):
     return found
 
 
+COST_HEADERS = (
+    "case", "peer", "kept for backward MiB", "peak MiB", "first call s", "compilations",
+    "error against float64",
+)  # fmt: skip
+
+
+def cost_rows(records):
+    """What each peer keeps and takes beside time, of the cases that it was timed on."""
+    return [
+        (
+            record["case"],
+            record["peer"],
+            f"{record['kept_bytes'] / 2**20:.2f}",
+            f"{record['peak_bytes'] / 2**20:.2f}",
+            f"{record['first_call_s']:.2f}",
+            record["compilations"],
+            f"{record['error']:.1e}",
+        )
+        for record in records
+        if record.get("times")
+    ]
+
+
 def geometric_mean(values):
     return math.exp(statistics.fmean(map(math.log, values)))

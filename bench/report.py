@@ -178,6 +178,11 @@ def write_machine_report(machine):
         plot(machine, operation, compare.comparisons(records), copies)
         lines += [f"## {operation}", "", f"![{operation}]({operation}.png)", ""]
         lines += [tables.markdown(compare.HEADERS, compare.rows(records)), ""]
+        lines += [
+            "Kept between forward and backward beside x and y, and at the peak of both; the first call:",
+            "",
+        ]
+        lines += [tables.markdown(compare.COST_HEADERS, compare.cost_rows(records)), ""]
         refused = compare.refusals(records)
         if refused:
             lines += ["Not timed:", "", tables.markdown(("case", "peer", "why"), refused), ""]

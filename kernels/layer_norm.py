@@ -187,20 +187,22 @@ def layer_norm_backward_input_chunked_kernel(
     first_row, left, base = row_tile(tl.program_id(0), rows, cols, stride_row, CHANNELS_FIRST, BLOCK_ROWS)
     row = tl.arange(0, BLOCK_ROWS)
     row_mask = row < left
-    row_offset = base + row[:, None] * stride_row
+    dy_ptr += base + row[:, None] * stride_row
+    x_ptr += base + row[:, None] * stride_row
+    dx_ptr += base + row[:, None] * stride_row
     rstd = tl.load(rstd_ptr + first_row + row, mask=row_mask, other=0.0)[:, None]
     mean = None
     shift = None
     if mean_ptr is not None:
         mean = tl.load(mean_ptr + first_row + row, mask=row_mask, other=0.0)[:, None]
-        shift = tl.load(x_ptr + row_offset, mask=row_mask[:, None], other=0.0).to(COMPUTE_DTYPE)
+        shift = tl.load(x_ptr, mask=row_mask[:, None], other=0.0).to(COMPUTE_DTYPE)
 
     c1 = tl.zeros_like(rstd)
     c2 = tl.zeros_like(rstd)
     for start in range(0, cols, BLOCK_COLS):
         col = start + tl.arange(0, BLOCK_COLS)
         mask = row_mask[:, None] & (col < cols)[None, :]
-        offsets = row_offset + col[None, :] * stride_col
+        offsets = col[None, :] * stride_col
         wdy = load_wdy(dy_ptr, weight_ptr, offsets, mask, col, cols, COMPUTE_DTYPE)
         x_hat = load_x_hat(x_ptr, offsets, mask, shift, mean, rstd, COMPUTE_DTYPE)
         c1 += tl.sum(x_hat * wdy, 1)[:, None] / cols
@@ -210,7 +212,7 @@ def layer_norm_backward_input_chunked_kernel(
     for start in range(0, cols, BLOCK_COLS):
         col = start + tl.arange(0, BLOCK_COLS)
         mask = row_mask[:, None] & (col < cols)[None, :]
-        offsets = row_offset + col[None, :] * stride_col
+        offsets = col[None, :] * stride_col
         wdy = load_wdy(dy_ptr, weight_ptr, offsets, mask, col, cols, COMPUTE_DTYPE)
         x_hat = load_x_hat(x_ptr, offsets, mask, shift, mean, rstd, COMPUTE_DTYPE)
         dx = (wdy - x_hat * c1 - c2) * rstd

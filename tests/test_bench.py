@@ -327,6 +327,7 @@ def test_a_run_of_speed(monkeypatch, stand_in_clocks, tmp_path):
     assert len(rows) == 4 * 4 + 3
     assert {row[6] for row in rows} == {"torch eager"}
     assert "layer_norm fp32 6x40" in speed.table(records)
+    assert len(compare.cost_rows(records)) == 5 * 2
     assert len(compare.refusals(records)) == 10
 
     paths = harness.write(tmp_path / "SOME-GPU", "speed", records, ["a case"], harness.environment("abc"))
@@ -350,6 +351,7 @@ def test_shards_share_the_cases(monkeypatch, stand_in_clocks):
 def recorded(case, peer, microseconds, **changes):
     times = {"forward": dict(device_us=[microseconds] * 5, end_to_end_us=[10 + microseconds] * 5)}
     record = dict(operation="layer_norm", case=case, peer=peer, times=times, copy_gb_per_s=4000.0)
+    record |= dict(kept_bytes=2**19, peak_bytes=2**22, first_call_s=1.5, compilations=3, error=0.001)
     return record | dict(least_bytes={"forward": 2_000_000}) | changes
 
 
@@ -405,12 +407,17 @@ def results(tmp_path, monkeypatch):
 
 
 def test_a_report_of_recorded_results(results, tmp_path):
+    pytest.importorskip("matplotlib")
     arguments = SimpleNamespace(results=results, readme=tmp_path / "README.md")
     assert report.run(arguments) == 0
     written = (results / "SOME-GPU/report.md").read_text()
     assert "commit 0123456789ab, SOME GPU" in written
     assert (
         "| wide   | forward   | 1.0 | 1.0-1.0 | 2000 |       50% | liger-kernel | 1.5 |     1.50 |" in written
+    )
+    assert (
+        "| wide   | normreg      |                  0.50 |     4.00 |         1.50 |            3 |"
+        in written
     )
     assert "differs from float64 by 0.5" in written
     assert "Left out, because the budget was spent: a wider case" in written

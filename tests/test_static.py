@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 import triton
 
+from bench.operations import OPERATIONS
+
 ROOT = Path(__file__).parent.parent
 # The compiler of the pinned Triton keeps nothing on the stack; that of 3.9 two registers' worth in
 # one kernel of the hundreds, outside its loop.
@@ -40,7 +42,7 @@ def test_compiles_without_spills_and_with_16_byte_accesses(dtype):
         "dropout_kernel",
         "dropout_grouped_kernel",
     }
-    assert {row["operation"] for row in rows} == {"layer_norm", "rms_norm", "batch_norm", "dropout"}
+    assert {row["operation"] for row in rows} == set(OPERATIONS)
     for row in rows:
         widest = 8 if row["target"] == "gfx942" else 16  # 64 lanes a warp to spread a small tile over
         assert row["spill_bytes"] <= SPILL_BYTES, row
