@@ -28,7 +28,7 @@ from .channels import (
     channel_values,
     dense,
     load_channels,
-    load_partials,
+    merged_moments,
     plan,
     program_channels,
     program_tiles,
@@ -37,7 +37,7 @@ from .channels import (
     sum_partials,
     tile_access,
 )
-from .statistics import merge_moments, merge_partials, moments
+from .statistics import merge_moments, moments
 
 
 @triton.jit
@@ -132,16 +132,7 @@ def batch_norm_normalize_kernel(
     channel, channel_mask, channels, spatial, stride_channel, stride_spatial = program_channels(
         channels, spatial, CHANNELS_LAST, VECTOR, BLOCK_CHANNELS
     )
-    count = tl.zeros(channel.shape, tl.float64)
-    mean = tl.zeros(channel.shape, tl.float64)
-    m2 = tl.zeros(channel.shape, tl.float64)
-    for first in range(0, splits, BLOCK_SPLITS):
-        counts, means, m2s = merge_partials(
-            load_partials(partial_ptr, 0, first, channel, channel_mask, splits, channels, BLOCK_SPLITS),
-            load_partials(partial_ptr, 1, first, channel, channel_mask, splits, channels, BLOCK_SPLITS),
-            load_partials(partial_ptr, 2, first, channel, channel_mask, splits, channels, BLOCK_SPLITS),
-        )
-        count, mean, m2 = merge_moments(count, mean, m2, counts, means, m2s)
+    count, mean, m2 = merged_moments(partial_ptr, channel, channel_mask, splits, channels, BLOCK_SPLITS)
     rstd = tl.rsqrt(m2 / count + tl.full([], eps, tl.float64))
 
     if tl.program_id(1) == 0:

@@ -16,6 +16,7 @@ import triton.language as tl
 from torch._prims_common import suggest_memory_format
 
 from . import launch
+from .statistics import merge_moments, merge_partials
 
 
 @triton.jit
@@ -106,6 +107,22 @@ def sum_partials(ptr, kind, channel, mask, splits, channels, BLOCK_SPLITS: tl.co
 
 
 @triton.jit
+def merged_moments(ptr, channel, mask, splits, channels, BLOCK_SPLITS: tl.constexpr):
+    """Count, mean and m2 of each channel, of [count, mean and m2, splits, channels]."""
+    count = tl.zeros(channel.shape, tl.float64)
+    mean = tl.zeros(channel.shape, tl.float64)
+    m2 = tl.zeros(channel.shape, tl.float64)
+    for first in range(0, splits, BLOCK_SPLITS):
+        counts, means, m2s = merge_partials(
+            load_partials(ptr, 0, first, channel, mask, splits, channels, BLOCK_SPLITS),
+            load_partials(ptr, 1, first, channel, mask, splits, channels, BLOCK_SPLITS),
+            load_partials(ptr, 2, first, channel, mask, splits, channels, BLOCK_SPLITS),
+        )
+        count, mean, m2 = merge_moments(count, mean, m2, counts, means, m2s)
+    return count, mean, m2
+
+
+@triton.jit
 def store_partial(ptr, kind, value, channel, mask, channels):
     """This program's partial result of one kind, into [kinds, splits, channels]."""
     row = (kind * tl.num_programs(1) + tl.program_id(1)).to(tl.int64)
@@ -122,7 +139,7 @@ class Plan(NamedTuple):
     count: int  # elements of a channel
 
 
-def plan(x):
+def plan(x, split=launch.batch_norm_splits):
     """The plan for x as `dense` returns it."""
     samples, channels, spatial = x.shape[0], x.shape[1], x.shape[2:].numel()
     count = samples * spatial
@@ -132,7 +149,7 @@ def plan(x):
     tile = launch.batch_norm_tile(channels, spatial, channels_last)
     tiles = triton.cdiv(samples, tile.samples) * triton.cdiv(spatial, tile.spatial)
     channel_blocks = triton.cdiv(channels, tile.channels)
-    splits, tiles_per_split = launch.batch_norm_splits(tiles, channel_blocks, x.device)
+    splits, tiles_per_split = split(tiles, channel_blocks, x.device)
     vector = launch.vector(channels if channels_last else spatial)
     in_vectors = (channels // vector, spatial) if channels_last else (channels, spatial // vector)
     sizes = (samples, *in_vectors, tiles, tiles_per_split)

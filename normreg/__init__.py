@@ -1,4 +1,4 @@
-"""Fused LayerNorm, RMSNorm, BatchNorm and Dropout: drop-in torch.nn layers on Triton kernels."""
+"""Fused normalisation layers and Dropout: drop-in torch.nn layers on Triton kernels."""
 
 from normreg import functional as functional
 from normreg.convert import replace as replace
@@ -14,6 +14,10 @@ from normreg.nn import Dropout2d as Dropout2d
 from normreg.nn import Dropout3d as Dropout3d
 from normreg.nn import DropPath as DropPath
 from normreg.nn import FeatureAlphaDropout as FeatureAlphaDropout
+from normreg.nn import GroupNorm as GroupNorm
+from normreg.nn import InstanceNorm1d as InstanceNorm1d
+from normreg.nn import InstanceNorm2d as InstanceNorm2d
+from normreg.nn import InstanceNorm3d as InstanceNorm3d
 from normreg.nn import LayerNorm as LayerNorm
 from normreg.nn import LayerNorm1d as LayerNorm1d
 from normreg.nn import LayerNorm2d as LayerNorm2d
@@ -33,6 +37,10 @@ __all__ = [
     "Dropout2d",
     "Dropout3d",
     "FeatureAlphaDropout",
+    "GroupNorm",
+    "InstanceNorm1d",
+    "InstanceNorm2d",
+    "InstanceNorm3d",
     "LayerNorm",
     "LayerNorm1d",
     "LayerNorm2d",

@@ -9,6 +9,10 @@ from normreg import nn
 COUNTERPARTS = {
     torch.nn.LayerNorm: nn.LayerNorm,
     torch.nn.RMSNorm: nn.RMSNorm,
+    torch.nn.GroupNorm: nn.GroupNorm,
+    torch.nn.InstanceNorm1d: nn.InstanceNorm1d,
+    torch.nn.InstanceNorm2d: nn.InstanceNorm2d,
+    torch.nn.InstanceNorm3d: nn.InstanceNorm3d,
     torch.nn.BatchNorm1d: nn.BatchNorm1d,
     torch.nn.BatchNorm2d: nn.BatchNorm2d,
     torch.nn.BatchNorm3d: nn.BatchNorm3d,
@@ -23,7 +27,6 @@ COUNTERPARTS = {
 FAMILIES = (
     torch.nn.modules.batchnorm._NormBase,
     torch.nn.modules.dropout._DropoutNd,
-    torch.nn.GroupNorm,
 )
 ROOT = "(the model itself)"
 ORIGINALS = {ours: original for original, ours in COUNTERPARTS.items()}
@@ -130,7 +133,7 @@ def _why_not_replaced(module):
 
 
 def replace(model):
-    """Makes every torch.nn LayerNorm, RMSNorm, BatchNorm and dropout of `model` a normreg one, in place.
+    """Makes every torch.nn normalisation and dropout that normreg has a normreg one, in place.
 
     Only `module.__class__` changes, so parameters, buffers, hooks, optimizer references, tied modules,
     `training` flags and the state_dict stay the very objects they were. Only exact types are changed: a

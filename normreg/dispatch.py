@@ -10,6 +10,7 @@ import functools
 import inspect
 
 import torch
+from torch._prims_common import suggest_memory_format
 from torch.autograd import forward_ad
 from torch.nn.parameter import Parameter
 
@@ -135,6 +136,40 @@ def batch_norm(x, running_mean, running_var, weight, bias, training, momentum, e
         return "inference needs running statistics"
     if eps <= 0:
         return f"eps is {eps}"
+    return None
+
+
+def group_norm(x, num_groups, weight, bias, eps):
+    vectors = (weight, bias)
+    reason = _torch_reason(x, vectors) or _dtype_reason(x, vectors) or _number_reason(eps=eps)
+    if reason:
+        return reason
+    if type(num_groups) is not int:
+        return f"num_groups is a {type(num_groups).__name__}, not an int"
+    if x.dim() < 2:
+        return f"the input has {x.dim()} dimensions, of at least 2"
+    if num_groups < 1 or x.shape[1] % num_groups:
+        return f"{x.shape[1]} channels are not {num_groups} groups of equal size"
+    for vector in vectors:
+        if vector is not None and vector.shape != (x.shape[1],):
+            return f"a parameter has shape {tuple(vector.shape)}, the input {x.shape[1]} channels"
+    if x.numel() == num_groups:
+        return "there is only one value to normalize"
+    if x.is_cpu and not x.is_contiguous() and suggest_memory_format(x) is not torch.contiguous_format:
+        return "the input is channels_last, which torch's result keeps on a CPU, but not on a GPU"
+    return None
+
+
+def instance_norm(x, running_mean, running_var, weight, bias, use_input_stats, momentum, eps):
+    if type(use_input_stats) is not bool:
+        return f"use_input_stats is a {type(use_input_stats).__name__}, not a bool"
+    reason = batch_norm(
+        x, running_mean, running_var, weight, bias, use_input_stats, momentum, eps, num_batches_tracked=None
+    )
+    if reason:
+        return reason
+    if use_input_stats and x.shape[2:].numel() == 1:
+        return "there is only one value per channel of a sample to train on"
     return None
 
 

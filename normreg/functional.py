@@ -8,6 +8,8 @@ from normreg.kernels.dropout import alpha, scaled, unscaled
 from normreg.kernels.launch import compute_dtype
 from normreg.ops import dropout as _dropout
 from normreg.ops.batch_norm import batch_norm as _batch_norm
+from normreg.ops.group_norm import group_norm as _group_norm
+from normreg.ops.instance_norm import instance_norm as _instance_norm
 from normreg.ops.layer_norm import layer_norm as _layer_norm
 from normreg.ops.layer_norm_channels import layer_norm_channels as _layer_norm_channels
 from normreg.ops.rms_norm import rms_norm as _rms_norm
@@ -21,6 +23,8 @@ __all__ = [
     "dropout2d",
     "dropout3d",
     "feature_alpha_dropout",
+    "group_norm",
+    "instance_norm",
     "layer_norm",
     "layer_norm_channels",
     "rms_norm",
@@ -181,6 +185,86 @@ def batch_norm(
     if tracked is not None:
         tracked.add_(1)
     return y
+
+
+def group_norm(input, num_groups, weight=None, bias=None, eps=1e-5):
+    r"""Normalisation of each sample's groups of C / num_groups adjacent channels of an (N, C, *) input.
+
+    y = (x - E[x]) / sqrt(Var[x] + eps) * weight + bias, with the biased variance, per sample and group.
+
+    Args:
+        input: (N, C, *), float16, bfloat16, float32 or float64, any strides.
+        num_groups: divides C.
+        weight, bias: (C,) or None; of input's dtype, or float32 beside 16 bits.
+        eps: added to the variance.
+
+    Returns a contiguous tensor of input's shape and dtype (float32 where CUDA's autocast is on); on a GPU
+    that is torch's result for channels_last input, too, which either copies. Raises what
+    `torch.nn.functional.group_norm` raises: RuntimeError for channel counts, devices and dtypes, ValueError
+    for one value in all. Statistics are computed and kept in float32, float64 for float64. Where the
+    kernel does not apply (`normreg.dispatch`) this is torch's operator.
+
+    Equivalent::
+
+        groups = x.reshape(x.shape[0], num_groups, -1)
+        mean, var = groups.mean(2, keepdim=True), groups.var(2, correction=0, keepdim=True)
+        y = ((groups - mean) / (var + eps).sqrt()).view(x.shape)
+        y = y * weight[:, None, None] + bias[:, None, None]    # (N, C, H, W)
+
+    Source: Wu and He, "Group Normalization" (2018), arXiv 1803.08494;
+    https://docs.pytorch.org/docs/stable/generated/torch.nn.functional.group_norm.html
+    """
+    if dispatch.group_norm(input, num_groups, weight, bias, eps):
+        return F.group_norm(input, num_groups, weight, bias, eps)
+    return _group_norm(input, weight, bias, num_groups, eps, _autocast_to_float32(input))
+
+
+def instance_norm(
+    input,
+    running_mean=None,
+    running_var=None,
+    weight=None,
+    bias=None,
+    use_input_stats=True,
+    momentum=0.1,
+    eps=1e-5,
+):
+    r"""Normalisation of each channel of each sample of an (N, C, *) input over its positions.
+
+    y = (x - mean) / sqrt(var + eps) * weight + bias. With use_input_stats, mean and biased variance of the
+    channel of the sample are used, and running_mean and running_var, where given, are updated in place:
+    running = (1 - momentum) * running + momentum * (mean over the samples), with the unbiased variance.
+    Otherwise mean = running_mean and var = running_var, which is `batch_norm` in evaluation.
+
+    Args:
+        input: (N, C, *), float16, bfloat16, float32 or float64, any strides.
+        running_mean, running_var: (C,), both or neither.
+        weight, bias: (C,) or None. All four share input's dtype, or are float32 beside 16 bits.
+        use_input_stats: a bool.
+        momentum: the weight of the new statistics.
+        eps: added to the variance.
+
+    Returns a contiguous tensor of input's shape and dtype, whatever input's strides, as torch does; other
+    strides are copied. Raises what `torch.nn.functional.instance_norm` raises: RuntimeError for channel
+    counts, devices and dtypes, ValueError for one position; then no kernel has updated anything. Where the
+    kernel does not apply (`normreg.dispatch`) this is torch's operator.
+
+    Equivalent::
+
+        dims = tuple(range(2, x.dim()))
+        mean, var = x.mean(dims, keepdim=True), x.var(dims, correction=0, keepdim=True)
+        y = (x - mean) / (var + eps).sqrt()
+        y = y * weight[:, None, None] + bias[:, None, None]    # (N, C, H, W)
+
+    Source: Ulyanov, Vedaldi and Lempitsky, "Instance Normalization" (2016), arXiv 1607.08022;
+    https://docs.pytorch.org/docs/stable/generated/torch.nn.functional.instance_norm.html
+    """
+    statistics = (running_mean, running_var)
+    if dispatch.instance_norm(input, *statistics, weight, bias, use_input_stats, momentum, eps):
+        return F.instance_norm(input, *statistics, weight, bias, use_input_stats, momentum, eps)
+    if use_input_stats:
+        return _instance_norm(input, weight, bias, *statistics, momentum, eps)
+    return _batch_norm(input.contiguous(), weight, bias, *statistics, None, False, momentum, eps)
 
 
 def _dims(input):

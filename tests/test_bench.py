@@ -26,6 +26,8 @@ SMALL = {
     "rms_norm": Case("rms_norm", (6, 40), torch.float32),
     "layer_norm_channels": Case("layer_norm_channels", (3, 6, 5, 4), torch.float32),
     "batch_norm": Case("batch_norm", (4, 6, 5, 3), torch.float32, channels_last=True),
+    "group_norm": Case("group_norm", (3, 64, 5, 3), torch.float32),
+    "instance_norm": Case("instance_norm", (3, 6, 5, 7), torch.float32),
     "dropout": Case("dropout", (64, 128), torch.float32),
 }
 
@@ -130,6 +132,8 @@ WRONG = {
     "rms_norm": lambda layer: lambda x: 1.01 * layer(x),
     "layer_norm_channels": lambda layer: lambda x: layer(x.flip(1)),
     "batch_norm": lambda layer: lambda x: layer(x).detach() + 0 * layer(x),  # no gradient, two updates
+    "group_norm": lambda layer: lambda x: torch.nn.functional.group_norm(x, 16, layer.weight, layer.bias),
+    "instance_norm": lambda layer: lambda x: 1.01 * layer(x),
     "dropout": lambda layer: lambda x: torch.nn.functional.dropout(x, 0.2),
 }
 
@@ -311,7 +315,7 @@ def test_a_run_of_speed(monkeypatch, stand_in_clocks, tmp_path):
     records = run_speed(monkeypatch, *extra)
     assert json.loads(json.dumps(records)) == records
     by_peer = {(record["operation"], record["peer"]): record for record in records if "peer" in record}
-    assert len(by_peer) == 5 * 4
+    assert len(by_peer) == 4 * len(OPERATIONS)
     for name, operation in OPERATIONS.items():
         for peer in ("normreg", "torch eager"):
             record = by_peer[name, peer]
@@ -324,11 +328,11 @@ def test_a_run_of_speed(monkeypatch, stand_in_clocks, tmp_path):
         assert by_peer[name, "broken"]["refused"] == "RuntimeError: no kernel image"
 
     rows = compare.rows(records)
-    assert len(rows) == 4 * 4 + 3
+    assert len(rows) == 4 * (len(OPERATIONS) - 1) + 3
     assert {row[6] for row in rows} == {"torch eager"}
     assert "layer_norm fp32 6x40" in speed.table(records)
-    assert len(compare.cost_rows(records)) == 5 * 2
-    assert len(compare.refusals(records)) == 10
+    assert len(compare.cost_rows(records)) == 2 * len(OPERATIONS)
+    assert len(compare.refusals(records)) == 2 * len(OPERATIONS)
 
     paths = harness.write(tmp_path / "SOME-GPU", "speed", records, ["a case"], harness.environment("abc"))
     assert {path.stem for path in paths} == {"copy", *OPERATIONS}

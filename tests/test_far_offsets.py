@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 import triton.language as tl
 from triton.runtime.interpreter import interpreter_builder as builder
-from normreg.kernels import batch_norm, dropout, layer_norm
+from normreg.kernels import batch_norm, dropout, group_norm, group_norm_split, instance_norm, layer_norm
 from normreg.kernels.random import keep_mask
 
 def run_program(kernel, program, programs, *arguments, **constants):
@@ -127,6 +127,31 @@ mean, var = torch.randn(2), torch.rand(2) + 0.5
 per_channel = lambda t: t.float().view(2, 1)
 """
 
+GROUPS = """
+samples, channels, spatial = 2**20 + 1, 4, 512
+x, y = reserved(samples, channels, spatial), reserved(samples, channels, spatial)
+x[-1] = torch.randn(channels, spatial)
+weight, bias = torch.randn(2, channels).half()
+last = x[-1:].float().requires_grad_()
+expected = F.group_norm(last, 2, weight.float(), bias.float())
+in_groups = last.detach().view(2, -1)
+mean, var = (reserved(samples, 2, dtype=torch.float32) for _ in range(2))
+mean[-1] = (in_groups - in_groups[:, :1]).mean(1)
+var[-1] = in_groups.var(1, correction=0)
+dy = reserved(samples, channels, spatial)
+dy[-1] = torch.randn(channels, spatial)
+(dx,) = torch.autograd.grad(expected, last, dy[-1:].float())
+sizes = (samples, 2, 2, spatial // 8)
+tile = dict(COMPUTE_DTYPE=tl.float32, VECTOR=8, SPATIAL=True, BLOCK_SAMPLES=1, BLOCK_GROUPS=1,
+            BLOCK_CHANNELS=2, BLOCK_SPATIAL=512)
+# as rows, of which the last two are the last group
+rows = samples * channels
+row_sizes = (1, rows, spatial // 8, 1, 1)
+layout = dict(COMPUTE_DTYPE=tl.float32, CHANNELS_LAST=False, VECTOR=8,
+              BLOCK_SAMPLES=1, BLOCK_CHANNELS=2, BLOCK_SPATIAL=512)
+last_rows = ((rows // 2 - 1, 0, 0), (rows // 2, 1, 1))
+"""
+
 CASES = {
     f"{operation}_{name}": LAST_ROWS + statistics + case
     for operation, statistics in (("layer_norm", CENTERED), ("rms_norm", NOT_CENTERED))
@@ -188,6 +213,53 @@ run_program(batch_norm.batch_norm_backward_kernel, *second, dy, x, y, None, *sta
             *sizes, 1, 10, TRAINING=True, BLOCK_SPLITS=1, **layout)
 c1, c2 = per_channel(sums[1, 0] * rstd) / 10, per_channel(sums[0, 0]) / 10
 check(y[-1], (dy[-1] - x_hat * c1 - c2) * per_channel(rstd))
+""",
+    "group_norm_forward": GROUPS
+    + """
+run_program(group_norm.group_norm_forward_kernel, (2 * samples - 1, 0, 0), (2 * samples, 1, 1),
+            x, y, weight, bias, mean, var, *sizes, 1e-5, **tile)
+check(y[-1, 2:], expected[0, 2:])
+""",
+    "group_norm_backward": GROUPS
+    + """
+run_program(group_norm.group_norm_backward_kernel, (1, samples - 1, 0), (2, samples, 1),
+            dy, x, y, weight, mean, var, None, None, *sizes, 1e-5, **tile)
+check(y[-1, 2:], dx[0, 2:])
+""",
+    "group_norm_split_forward": GROUPS
+    + """
+partial = torch.zeros(3, 1, samples * 2, dtype=torch.float64)
+partial[:, 0, -1] = torch.stack([torch.tensor(1024.0), in_groups.mean(1)[1], 1024 * var[-1, 1]])
+run_program(group_norm_split.group_norm_normalize_kernel, *last_rows, x, y, partial, weight, bias, mean, var,
+            *row_sizes, 1, 2, 4, 1e-5, BLOCK_SPLITS=1, **layout)
+check(y[-1, 2:], expected[0, 2:])
+""",
+    "group_norm_split_backward": GROUPS
+    + """
+partial = torch.zeros(2, 1, rows, dtype=torch.float64)
+run_program(group_norm_split.group_norm_backward_sums_kernel, *last_rows, dy, x, mean, var, partial,
+            *row_sizes, 2, 1e-5, **layout)
+x_hat = (in_groups[1] - in_groups[1].mean()) * (var[-1, 1] + 1e-5).rsqrt()
+check(partial[0, 0, -2:], dy[-1, 2:].float().sum(1))
+check(partial[1, 0, -2:], (dy[-1, 2:] * x_hat.view(2, -1)).sum(1))
+c1, c2 = (torch.zeros(samples * 2) for _ in range(2))
+wdy = (weight[2:, None] * dy[-1, 2:]).float().flatten()
+c1[-1], c2[-1] = (x_hat * wdy).mean(), wdy.mean()
+run_program(group_norm_split.group_norm_backward_input_kernel, *last_rows, dy, x, y, weight, mean, var,
+            c1, c2, *row_sizes, 2, 4, 1e-5, **layout)
+check(y[-1, 2:], dx[0, 2:])
+""",
+    "instance_norm_running": """
+samples, channels, spatial = 3, 2**20 + 32, 1024
+x = reserved(samples, channels, spatial)
+x[:, -32:, 0] = torch.randn(3, 32).half()
+mean, var = torch.randn(samples, channels), torch.rand(samples, channels)
+running = torch.zeros(2, channels)
+run_program(instance_norm.instance_norm_running_kernel, (channels // 32 - 1, 0, 0), (channels // 32, 1, 1),
+            x, mean, var, *running, samples, channels, spatial, *x.stride()[:2], 1.0,
+            BLOCK_SAMPLES=32, BLOCK_CHANNELS=32)
+check(running[0, -32:], (x[:, -32:, 0] + mean[:, -32:]).mean(0))
+check(running[1, -32:], var[:, -32:].mean(0) * 1024 / 1023)
 """,
     "dropout of channels": """
 groups, positions = 2**21 + 2, 1024

@@ -29,6 +29,20 @@ def batch_norm(training):
     return call
 
 
+def group_norm(groups):
+    return lambda x, weight=None, bias=None: normreg.functional.group_norm(x, groups, weight, bias)
+
+
+def instance_norm(use_input_stats):
+    def call(x, weight=None, bias=None):
+        running = [
+            torch.arange(1.0, x.shape[1] + 1, dtype=x.dtype, device=x.device) + 1 / 3 for _ in range(2)
+        ]
+        return normreg.functional.instance_norm(x, *running, weight, bias, use_input_stats)
+
+    return call
+
+
 def layer_norm(*normalized_shape):
     return lambda x, weight=None, bias=None: normreg.functional.layer_norm(x, normalized_shape, weight, bias)
 
@@ -53,6 +67,13 @@ CASES = {
     "batch_norm without bias": (batch_norm(True), [(5, 2), (2,)]),
     "batch_norm in evaluation": (batch_norm(False), [(2, 2, 2), (2,), (2,)]),
     "batch_norm in evaluation without parameters": (batch_norm(False), [(5, 2)]),
+    "group_norm": (group_norm(2), [(2, 4), (4,), (4,)]),
+    "group_norm of images": (group_norm(2), [(2, 4, 1, 3), (4,), (4,)]),
+    "group_norm without parameters": (group_norm(1), [(3, 2, 2)]),
+    "group_norm without bias": (group_norm(3), [(2, 3, 3), (3,)]),
+    "instance_norm": (instance_norm(True), [(2, 2, 4), (2,), (2,)]),
+    "instance_norm without parameters": (instance_norm(True), [(2, 2, 3)]),
+    "instance_norm in evaluation": (instance_norm(False), [(2, 2, 2), (2,), (2,)]),
     "dropout": (same_mask("dropout", 0.5), [(20,)]),
     "dropout of everything": (same_mask("dropout", 1.0), [(4,)]),
     "dropout1d": (same_mask("dropout1d", 0.5), [(3, 4, 2)]),
@@ -100,12 +121,19 @@ def test_gradcheck_of_rows_wider_than_a_tile(device, norm, parameters):
     assert gradcheck(norm(16386), tensors(device, *shapes), fast_mode=True)
 
 
+def test_gradcheck_of_groups_that_are_split(device):
+    """The whole of dx is checked in one direction, not element by element."""
+    assert gradcheck(group_norm(2), tensors(device, (1, 4, 90, 91), (4,), (4,)), fast_mode=True)
+
+
 @pytest.mark.parametrize(("ours", "theirs"), [
     (lambda x: normreg.functional.layer_norm(x, (6,)), lambda x: F.layer_norm(x, (6,))),
     (lambda x: normreg.functional.rms_norm(x, (6,)), lambda x: F.rms_norm(x, (6,))),
     (lambda x: normreg.functional.batch_norm(x, None, None, training=True),
      lambda x: F.batch_norm(x, None, None, training=True)),
-], ids=["layer_norm", "rms_norm", "batch_norm"])  # fmt: skip
+    (lambda x: normreg.functional.group_norm(x, 2), lambda x: F.group_norm(x, 2)),
+    (lambda x: normreg.functional.instance_norm(x[None])[0], lambda x: F.instance_norm(x[None])[0]),
+], ids=["layer_norm", "rms_norm", "batch_norm", "group_norm", "instance_norm"])  # fmt: skip
 def test_second_order_where_the_incoming_gradient_needs_none(device, ours, theirs):
     """(f(x) + x^3).sum(): the case in which a backward marked once-differentiable drops a term in silence."""
     (x,) = tensors(device, (5, 6))
@@ -116,13 +144,13 @@ def test_second_order_where_the_incoming_gradient_needs_none(device, ours, their
     torch.testing.assert_close(*second)
 
 
-@pytest.mark.parametrize("kind", ["LayerNorm", "RMSNorm", "BatchNorm1d"])
+@pytest.mark.parametrize("kind", ["LayerNorm", "RMSNorm", "BatchNorm1d", "GroupNorm"])
 def test_gradient_penalty_step(device, kind):
     """A WGAN-GP step: the gradient of a gradient's norm, with respect to the parameters."""
     results = []
     for library in (normreg, torch.nn):
         torch.manual_seed(2)
-        norm = getattr(library, kind)(8)
+        norm = getattr(library, kind)(*([2] if kind == "GroupNorm" else []), 8)
         critic = torch.nn.Sequential(torch.nn.Linear(4, 8), norm, torch.nn.Tanh(), torch.nn.Linear(8, 1))
         critic.to(device, torch.float64)
         (x,) = tensors(device, (7, 4))
@@ -135,8 +163,8 @@ def test_gradient_penalty_step(device, kind):
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize(
     "function",
-    [batch_norm(True), batch_norm(False), layer_norm(6), rms_norm(6)],
-    ids=["batch_norm", "batch_norm in evaluation", "layer_norm", "rms_norm"],
+    [batch_norm(True), batch_norm(False), layer_norm(6), rms_norm(6), group_norm(2)],
+    ids=["batch_norm", "batch_norm in evaluation", "layer_norm", "rms_norm", "group_norm"],
 )
 def test_both_backwards_compute_16_bits_in_float32(device, function, dtype):
     x = (torch.randn(50, 6, device=device) + 5).to(dtype).requires_grad_()
@@ -151,11 +179,15 @@ def test_both_backwards_compute_16_bits_in_float32(device, function, dtype):
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32], ids=str)
-@pytest.mark.parametrize(("norm", "parameters"), [(layer_norm, 2), (rms_norm, 1)])
+@pytest.mark.parametrize(
+    ("norm", "parameters"),
+    [(layer_norm(6), 2), (rms_norm(6), 1), (group_norm(2), 2)],
+    ids=["layer_norm", "rms_norm", "group_norm"],
+)
 def test_second_order_gradients_keep_their_dtypes(device, norm, parameters, dtype):
     x = torch.randn(4, 6, device=device, dtype=dtype, requires_grad=True)
     inputs = [x, *(torch.randn(6, device=device, requires_grad=True) for _ in range(parameters))]
-    y = norm(6)(*inputs)
+    y = norm(*inputs)
     grads = torch.autograd.grad(y, inputs, torch.randn_like(y), create_graph=True)
     assert [g.dtype for g in grads] == [dtype] + [torch.float32] * parameters
     (second,) = torch.autograd.grad(grads[0].float().square().sum(), x)

@@ -15,7 +15,7 @@ ROOT = Path(__file__).parent.parent
 SWEEP = """
 import torch
 from bench import stub_driver
-from normreg.kernels import batch_norm, dropout, layer_norm, rms_norm
+from normreg.kernels import batch_norm, dropout, group_norm, instance_norm, layer_norm, rms_norm
 
 def launch_all(batch):
     def tensor(*shape, dtype=torch.bfloat16):
@@ -36,6 +36,12 @@ def launch_all(batch):
         batch_norm.batch_norm_forward(x, c, c, c, c, tracked, None, 1e-5, True)
         batch_norm.batch_norm_inference(x, c, c, c, c, 1e-5, True)
         batch_norm.batch_norm_backward(x, x, c, s, s, c.dtype, True, all_three)
+    for x in (tensor(batch, 24), tensor(batch, 24, 14, 14), tensor(batch, 24, 80, 80)):
+        for groups in (3, 24):
+            m = tensor(batch, groups, dtype=torch.float32)
+            group_norm.group_norm_forward(x, c, c, groups, 1e-5, x.dtype, True)
+            group_norm.group_norm_backward(x, x, c, m, m, groups, 1e-5, c.dtype, all_three)
+    instance_norm.instance_norm_update_running(x, m, m, c, c, 0.1)
     dropout.dropout(tensor(batch, 768), 0.1, batch)
     dropout.dropout(tensor(batch, 768), 0.1, batch, constants=dropout.alpha)
     image = tensor(batch, 24, 14, 14)
@@ -46,7 +52,7 @@ record = stub_driver.install()
 launch_all(2)
 compiled, launched = len(record.compiled), len(record.launched)
 assert set(record.compiled) == {name for name, _ in record.launched}
-assert launched == 2 * (3 * 3 + 1) + 4 * 5 + 5, launched
+assert launched == 2 * (3 * 3 + 1) + 4 * 5 + (5 * 3 + 2 + 4) + 1 + 5, launched
 for batch in (1, 3, 16, 17, 32, 1000):
     launch_all(batch)
 assert len(record.launched) == 7 * launched
@@ -129,6 +135,46 @@ def test_channel_tiles_have_their_size(channels, spatial, channels_last):
     assert tile.samples == 1 or (not channels_last and tile.spatial >= spatial)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("groups", [1, 3, 32, 1000])
+@pytest.mark.parametrize("channels", [1, 3, 64, 5000])
+@pytest.mark.parametrize("spatial", [1, 49, 3136, 10**6])
+def test_tiles_of_groups_hold_them_or_are_none(channels, spatial, groups, dtype):
+    words = dtype.itemsize // 4
+    for direction, held, per_thread in (
+        (launch.group_norm_forward_tile, launch.HELD_WORDS_FORWARD, 32),
+        (launch.group_norm_backward_tile, launch.HELD_WORDS_BACKWARD // words, 16),
+    ):
+        tile = direction(groups, channels, spatial, dtype)
+        if tile is None:
+            assert 4 * channels * spatial * words > held
+            continue
+        assert channels <= tile.channels < 2 * channels
+        assert spatial <= tile.spatial < 2 * spatial
+        assert tile.groups < 2 * groups
+        assert tile.samples == 1 or tile.groups >= groups
+        assert tile.channels * tile.spatial * words <= held
+        assert tile.samples * tile.groups * tile.channels * tile.spatial * words <= 32 * per_thread * 32
+        assert 1 <= tile.num_warps <= 32
+
+
+@pytest.mark.parametrize("tiles", [1, 16, 17, 1000, 10**6])
+def test_splits_of_a_group_depend_on_the_group_alone(tiles, device):
+    splits, tiles_per_split = launch.group_norm_splits(tiles, 1, device)
+    assert (splits, tiles_per_split) == launch.group_norm_splits(tiles, 5000, device)
+    assert splits <= launch.MAX_SPLITS
+    assert (splits - 1) * tiles_per_split < tiles <= splits * tiles_per_split
+
+
+@pytest.mark.parametrize("samples", [1, 7, 128, 10**6])
+@pytest.mark.parametrize("spatial", [1, 9, 3136])
+def test_partial_sums_of_groups_stay_few(samples, spatial, device):
+    tile = launch.group_norm_backward_tile(4, 2, spatial, torch.float32)
+    programs = launch.group_norm_backward_programs(samples, spatial, tile, 1, device)
+    assert 1 <= programs <= -(-samples // tile.samples)
+    assert programs <= 4 * launch.multiprocessors(device)
+
+
 @pytest.mark.parametrize("groups_last", [True, False])
 @pytest.mark.parametrize("positions", [2, 3, 49, 3136, 10**6])
 @pytest.mark.parametrize("groups", [1, 3, 64, 1000])
@@ -168,11 +214,15 @@ def test_launches_of_a_call(device, launches):
         "rms_norm": normreg.RMSNorm(6, device=device),
         "batch_norm": normreg.BatchNorm1d(6, momentum=None, device=device),
         "inference": normreg.BatchNorm1d(6, device=device).eval(),
+        "group_norm": normreg.GroupNorm(2, 6, device=device),
+        "split groups": lambda x: normreg.functional.group_norm(x[:, :, None].repeat(1, 1, 6000), 2),
+        "instance_norm": lambda x: instances(x[:, :, None].repeat(1, 1, 2)),
         "dropout": normreg.Dropout(0.5),
         "dropout1d": normreg.Dropout1d(0.5),
         "alpha dropout": normreg.AlphaDropout(0.5),
         "drop path": normreg.DropPath(0.5),
     }
+    instances = normreg.InstanceNorm1d(6, affine=True, track_running_stats=True, device=device)
     counts = {}
     for name, module in layers.items():
         launches.clear()
@@ -182,4 +232,6 @@ def test_launches_of_a_call(device, launches):
         counts[name] = (forward, len(launches) - forward)
     dropouts = dict.fromkeys(("dropout", "dropout1d", "alpha dropout", "drop path"), (1, 1))
     rows = dict.fromkeys(("layer_norm", "rms_norm"), (1, 2))
-    assert counts == rows | {"batch_norm": (2, 2), "inference": (1, 2)} | dropouts
+    channels = {"batch_norm": (2, 2), "inference": (1, 2)}
+    groups = {"group_norm": (1, 2), "split groups": (2, 3), "instance_norm": (2, 2)}
+    assert counts == rows | channels | groups | dropouts

@@ -15,6 +15,8 @@ ROOT = Path(__file__).parent.parent
 # one kernel of the hundreds, outside its loop.
 SPILL_BYTES = 0 if triton.__version__.startswith("3.7.") else 8
 
+MERGE = "group_norm_backward_merge_kernel"  # of partial results of 8 bytes, of any number of channels
+
 
 def compiled(*arguments):
     """Rows of `python -m bench static`, in a process that compiles kernels where this one interprets them."""
@@ -39,6 +41,12 @@ def test_compiles_without_spills_and_with_16_byte_accesses(dtype):
         "batch_norm_inference_kernel",
         "batch_norm_backward_sums_kernel",
         "batch_norm_backward_kernel",
+        "group_norm_forward_kernel",
+        "group_norm_backward_kernel",
+        "group_norm_normalize_kernel",
+        "group_norm_backward_sums_kernel",
+        "group_norm_backward_merge_kernel",
+        "group_norm_backward_input_kernel",
         "dropout_kernel",
         "dropout_grouped_kernel",
     }
@@ -46,6 +54,8 @@ def test_compiles_without_spills_and_with_16_byte_accesses(dtype):
     for row in rows:
         widest = 8 if row["target"] == "gfx942" else 16  # 64 lanes a warp to spread a small tile over
         assert row["spill_bytes"] <= SPILL_BYTES, row
+        if row["kernel"] == MERGE:
+            widest = 8
         assert row["widest_access_bytes"] >= widest, row
         assert row["registers"] <= 128, row  # two programs of 256 threads a multiprocessor
         assert row["shared_bytes"] <= 48 * 1024, row
@@ -55,4 +65,4 @@ def test_compiles_without_spills_and_with_16_byte_accesses(dtype):
 def test_other_dtypes_compile():
     rows = compiled("--targets", "sm_90", "--dtypes", "fp16", "fp64")
     assert len(rows) > 80
-    assert all(row["widest_access_bytes"] == 16 for row in rows)
+    assert all(row["widest_access_bytes"] == 16 for row in rows if row["kernel"] != MERGE)

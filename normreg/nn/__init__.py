@@ -10,6 +10,10 @@ from normreg.nn.dropout import Dropout2d as Dropout2d
 from normreg.nn.dropout import Dropout3d as Dropout3d
 from normreg.nn.dropout import DropPath as DropPath
 from normreg.nn.dropout import FeatureAlphaDropout as FeatureAlphaDropout
+from normreg.nn.group_norm import GroupNorm as GroupNorm
+from normreg.nn.instance_norm import InstanceNorm1d as InstanceNorm1d
+from normreg.nn.instance_norm import InstanceNorm2d as InstanceNorm2d
+from normreg.nn.instance_norm import InstanceNorm3d as InstanceNorm3d
 from normreg.nn.layer_norm import LayerNorm as LayerNorm
 from normreg.nn.layer_norm_channels import LayerNorm1d as LayerNorm1d
 from normreg.nn.layer_norm_channels import LayerNorm2d as LayerNorm2d
@@ -27,6 +31,10 @@ __all__ = [
     "Dropout2d",
     "Dropout3d",
     "FeatureAlphaDropout",
+    "GroupNorm",
+    "InstanceNorm1d",
+    "InstanceNorm2d",
+    "InstanceNorm3d",
     "LayerNorm",
     "LayerNorm1d",
     "LayerNorm2d",

@@ -1,0 +1,10 @@
+import torch
+
+from normreg import functional
+
+
+class GroupNorm(torch.nn.GroupNorm):
+    """`torch.nn.GroupNorm` on `normreg.functional.group_norm`."""
+
+    def forward(self, input):
+        return functional.group_norm(input, self.num_groups, self.weight, self.bias, self.eps)

@@ -1,0 +1,38 @@
+import torch
+import torch.fx
+
+from normreg import functional
+
+
+class _InstanceNormForward:
+    """torch's forward, with its checks and warnings, around another function."""
+
+    def forward(self, input):
+        if isinstance(input, torch.fx.Proxy):  # a leaf of the traced graph, as torch.nn's layers are
+            path = input.tracer.path_of_module(self)
+            return input.tracer.create_proxy("call_module", path, (input,), {})
+        return super().forward(input)
+
+    def _apply_instance_norm(self, input):
+        return functional.instance_norm(
+            input,
+            self.running_mean,
+            self.running_var,
+            self.weight,
+            self.bias,
+            self.training or not self.track_running_stats,
+            self.momentum if self.momentum is not None else 0.0,
+            self.eps,
+        )
+
+
+class InstanceNorm1d(_InstanceNormForward, torch.nn.InstanceNorm1d):
+    """`torch.nn.InstanceNorm1d` on `normreg.functional.instance_norm`."""
+
+
+class InstanceNorm2d(_InstanceNormForward, torch.nn.InstanceNorm2d):
+    """`torch.nn.InstanceNorm2d` on `normreg.functional.instance_norm`."""
+
+
+class InstanceNorm3d(_InstanceNormForward, torch.nn.InstanceNorm3d):
+    """`torch.nn.InstanceNorm3d` on `normreg.functional.instance_norm`."""
