@@ -3,7 +3,12 @@
 Each function returns the reason why a call goes to torch's own operator, or None where it takes the
 kernel. Whatever is unusual goes to torch, which handles it or raises its own error. So bad input has
 torch's exception type and message, and no kernel has written anything when it is raised.
+
+torch.compile traces these functions, so what they ask of a tensor it has to know without a graph break. A
+reason that legal arguments can have must not print a number that may be symbolic.
 """
+
+import itertools
 
 import torch
 from torch.autograd import forward_ad
@@ -19,9 +24,10 @@ def _torch_reason(x, others):
     """Reasons that no kernel takes these tensors, whatever the operation. `others` may hold None."""
     if type(x) is not torch.Tensor and type(x) is not Parameter:
         return f"the input is a {type(x).__name__}, not a plain tensor"
-    if torch.compiler.is_compiling():
-        return "torch.compile generates its own code for torch's operator"
-    if torch.jit.is_tracing() or torch._C._len_torch_dispatch_stack():
+    compiling = torch.compiler.is_compiling()
+    if compiling and torch.compiler._is_exporting_flag:
+        return "an exported program consists of torch's operators"
+    if not compiling and (torch.jit.is_tracing() or torch._C._len_torch_dispatch_stack()):
         return "a tracer or dispatch mode records torch's operators"
     if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
         return "torch.func and forward-mode differentiation need torch's operator"
@@ -31,7 +37,8 @@ def _torch_reason(x, others):
         return f"there is no kernel for {x.dtype}"
     if x.layout is not torch.strided:
         return f"there is no kernel for {x.layout} tensors"
-    if x.is_nested or x.is_neg():
+    # torch.compile cannot trace is_neg; the operator it records is given the values
+    if x.is_nested or (not compiling and x.is_neg()):
         return "the input is nested or lazily negated"
     if x.numel() == 0:
         return "the input is empty"
@@ -88,7 +95,7 @@ def rms_norm(x, normalized_shape, weight, eps):
     if x.dim() in (4, 5):
         batch, channels, *spatial = x.stride()
         strides = [batch, *spatial, channels]
-        if strides == sorted(strides, reverse=True):
+        if all(outer >= inner for outer, inner in itertools.pairwise(strides)):
             return "the input's strides are those of channels_last, which torch's result keeps"
     return None
 
@@ -126,10 +133,14 @@ def dropout(x, p, inplace, leading=None):
     reason = _torch_reason(x, ()) or _number_reason(p=p)
     if reason:
         return reason
+    if p == 0:
+        return "p is 0.0: nothing is dropped"
     if not 0 < p <= 1:
         return f"p is {p}"
     if leading is not None and x.dim() < leading:
         return f"the input has {x.dim()} dimensions, of at least {leading}"
+    if torch.compiler.is_compiling():
+        return None  # what may not be changed in place, its copy_ refuses
     if inplace and torch.is_grad_enabled() and x.requires_grad and (x.is_leaf or x._is_view()):
         return "a leaf that requires grad, of which a view may be a part, is not to be changed in place"
     if inplace and x.is_inference() and not torch.is_inference_mode_enabled():
