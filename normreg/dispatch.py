@@ -3,11 +3,15 @@
 Each function returns the reason why a call goes to torch's own operator, or None where it takes the
 kernel. Whatever is unusual goes to torch, which handles it or raises its own error. So bad input has
 torch's exception type and message, and no kernel has written anything when it is raised.
+
+torch.compile traces these functions, so what they ask of a tensor it has to know without a graph break. A
+reason that legal arguments can have must not print a number that may be symbolic.
 """
 
 import contextlib
 import functools
 import inspect
+import itertools
 
 import torch
 from torch._prims_common import suggest_memory_format
@@ -24,9 +28,10 @@ def _torch_reason(x, others):
     """Reasons that no kernel takes these tensors, whatever the operation. `others` may hold None."""
     if type(x) is not torch.Tensor and type(x) is not Parameter:
         return f"the input is a {type(x).__name__}, not a plain tensor"
-    if torch.compiler.is_compiling():
-        return "torch.compile generates its own code for torch's operator"
-    if torch.jit.is_tracing() or torch._C._len_torch_dispatch_stack():
+    compiling = torch.compiler.is_compiling()
+    if compiling and torch.compiler._is_exporting_flag:
+        return "an exported program consists of torch's operators"
+    if not compiling and (torch.jit.is_tracing() or torch._C._len_torch_dispatch_stack()):
         return "a tracer or dispatch mode records torch's operators"
     if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
         return "torch.func and forward-mode differentiation need torch's operator"
@@ -36,7 +41,8 @@ def _torch_reason(x, others):
         return f"there is no kernel for {x.dtype}"
     if x.layout is not torch.strided:
         return f"there is no kernel for {x.layout} tensors"
-    if x.is_nested or x.is_neg():
+    # torch.compile cannot trace is_neg; the operator it records is given the values
+    if x.is_nested or (not compiling and x.is_neg()):
         return "the input is nested or lazily negated"
     if x.numel() == 0:
         return "the input is empty"
@@ -47,6 +53,13 @@ def _torch_reason(x, others):
             return f"a parameter or buffer is a {type(other).__name__}, not a plain tensor"
         if other.device != x.device:
             return f"the input is on {x.device}, a parameter or buffer on {other.device}"
+    return None
+
+
+def _compile_reason():
+    """Of operations that are not registered as operators."""
+    if torch.compiler.is_compiling():
+        return "there is no operator of it for torch.compile, which generates its own code for torch's"
     return None
 
 
@@ -88,7 +101,12 @@ def layer_norm(x, normalized_shape, weight, bias, eps):
 
 def layer_norm_channels(x, weight, bias, eps):
     parameters = (weight, bias)
-    reason = _torch_reason(x, parameters) or _dtype_reason(x, parameters) or _number_reason(eps=eps)
+    reason = (
+        _compile_reason()
+        or _torch_reason(x, parameters)
+        or _dtype_reason(x, parameters)
+        or _number_reason(eps=eps)
+    )
     if reason:
         return reason
     if x.dim() < 2:
@@ -106,12 +124,14 @@ def rms_norm(x, normalized_shape, weight, eps):
     if x.dim() in (4, 5):
         batch, channels, *spatial = x.stride()
         strides = [batch, *spatial, channels]
-        if strides == sorted(strides, reverse=True):
+        if all(outer >= inner for outer, inner in itertools.pairwise(strides)):
             return "the input's strides are those of channels_last, which torch's result keeps"
     return None
 
 
-def batch_norm(x, running_mean, running_var, weight, bias, training, momentum, eps, num_batches_tracked):
+def _channels_reason(
+    x, running_mean, running_var, weight, bias, training, momentum, eps, num_batches_tracked=None
+):
     vectors = (weight, bias, running_mean, running_var)
     cumulative = momentum is None and num_batches_tracked is not None
     reason = (
@@ -139,9 +159,17 @@ def batch_norm(x, running_mean, running_var, weight, bias, training, momentum, e
     return None
 
 
+def batch_norm(x, running_mean, running_var, weight, bias, training, momentum, eps, num_batches_tracked):
+    return _channels_reason(
+        x, running_mean, running_var, weight, bias, training, momentum, eps, num_batches_tracked
+    )
+
+
 def group_norm(x, num_groups, weight, bias, eps):
     vectors = (weight, bias)
-    reason = _torch_reason(x, vectors) or _dtype_reason(x, vectors) or _number_reason(eps=eps)
+    reason = (
+        _compile_reason() or _torch_reason(x, vectors) or _dtype_reason(x, vectors) or _number_reason(eps=eps)
+    )
     if reason:
         return reason
     if type(num_groups) is not int:
@@ -163,8 +191,8 @@ def group_norm(x, num_groups, weight, bias, eps):
 def instance_norm(x, running_mean, running_var, weight, bias, use_input_stats, momentum, eps):
     if type(use_input_stats) is not bool:
         return f"use_input_stats is a {type(use_input_stats).__name__}, not a bool"
-    reason = batch_norm(
-        x, running_mean, running_var, weight, bias, use_input_stats, momentum, eps, num_batches_tracked=None
+    reason = _compile_reason() or _channels_reason(
+        x, running_mean, running_var, weight, bias, use_input_stats, momentum, eps
     )
     if reason:
         return reason
@@ -178,10 +206,14 @@ def dropout(x, p, inplace, leading=None):
     reason = _torch_reason(x, ()) or _number_reason(p=p)
     if reason:
         return reason
+    if p == 0:
+        return "p is 0.0: nothing is dropped"
     if not 0 < p <= 1:
         return f"p is {p}"
     if leading is not None and x.dim() < leading:
         return f"the input has {x.dim()} dimensions, of at least {leading}"
+    if torch.compiler.is_compiling():
+        return None  # what may not be changed in place, its copy_ refuses
     if inplace and torch.is_grad_enabled() and x.requires_grad and (x.is_leaf or x._is_view()):
         return "a leaf that requires grad, of which a view may be a part, is not to be changed in place"
     if inplace and x.is_inference() and not torch.is_inference_mode_enabled():

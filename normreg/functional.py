@@ -4,7 +4,6 @@ import torch
 import torch.nn.functional as F
 
 from normreg import dispatch
-from normreg.kernels.dropout import alpha, scaled, unscaled
 from normreg.kernels.launch import compute_dtype
 from normreg.ops import dropout as _dropout
 from normreg.ops.batch_norm import batch_norm as _batch_norm
@@ -357,7 +356,7 @@ def alpha_dropout(input, p=0.5, training=False, inplace=False, *, generator=None
     Source: Klambauer et al., "Self-Normalizing Neural Networks" (2017), arXiv 1706.02515;
     https://docs.pytorch.org/docs/stable/generated/torch.nn.functional.alpha_dropout.html
     """
-    rule = _dropout.Rule(p, constants=alpha)
+    rule = _dropout.Rule(p, constants="alpha")
     return _dropout_by(rule, F.alpha_dropout, input, p, training, inplace, generator)
 
 
@@ -416,7 +415,7 @@ def feature_alpha_dropout(input, p=0.5, training=False, inplace=False, *, genera
 
     Source: https://docs.pytorch.org/docs/stable/generated/torch.nn.functional.feature_alpha_dropout.html
     """
-    rule = _dropout.Rule(p, leading=2, constants=alpha)
+    rule = _dropout.Rule(p, leading=2, constants="alpha")
     return _dropout_by(rule, F.feature_alpha_dropout, input, p, training, inplace, generator)
 
 
@@ -440,7 +439,7 @@ def drop_path(x, drop_prob=0.0, training=False, scale_by_keep=True, *, generator
         _check_generator(x, generator)
     if drop_prob == 0.0 or not training:
         return x
-    rule = _dropout.Rule(drop_prob, 1, scaled if scale_by_keep else unscaled)
+    rule = _dropout.Rule(drop_prob, 1, "scaled" if scale_by_keep else "unscaled")
     if dispatch.dropout(x, drop_prob, False, rule.leading):
         return _dropout.in_torch(x, rule, generator=generator)
     return _dropout.dropout(x, rule, generator=generator)

@@ -108,6 +108,17 @@ def test_both_backwards_are_one_function(device, function, shapes):
     torch.testing.assert_close(kernel, formula, rtol=1e-12, atol=1e-12)
 
 
+@every_case
+def test_batched_gradients(device, function, shapes):
+    """`is_grads_batched`, which `torch.autograd.functional.jacobian(vectorize=True)` uses."""
+    inputs = tensors(device, *shapes)
+    y = function(*inputs)
+    dys = torch.randn(3, *y.shape, dtype=y.dtype, device=device)
+    batched = torch.autograd.grad(y, inputs, dys, retain_graph=True, is_grads_batched=True)
+    single = [torch.autograd.grad(y, inputs, dy, retain_graph=True) for dy in dys]
+    torch.testing.assert_close(batched, tuple(map(torch.stack, zip(*single))), rtol=1e-12, atol=1e-12)
+
+
 def test_gradcheck_channels_last(device):
     (x,) = tensors(device, (2, 2, 1, 3))
     x = x.detach().contiguous(memory_format=torch.channels_last).requires_grad_()

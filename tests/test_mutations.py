@@ -208,8 +208,8 @@ MUTATIONS = {
     ),
     "channels_last takes the kernel of rows": Mutation(
         "normreg/dispatch.py",
-        "        if strides == sorted(strides, reverse=True):\n",
-        "        if strides < sorted(strides, reverse=True):\n",
+        "        if all(outer >= inner for outer",
+        "        if all(outer == inner for outer",
         "test_dispatch.py -k channels_last",
     ),
     "the second derivative is that of centred rows": Mutation(
@@ -465,14 +465,14 @@ MUTATIONS = {
     ),
     "second derivatives take the kernel": Mutation(
         "normreg/ops/layer_norm.py",
-        "        if torch.is_grad_enabled():\n",
-        "        if not torch.is_grad_enabled() and dy is None:\n",
+        "        if gradient.wants_formula(dy):\n",
+        "        if gradient.wants_formula(dy) and dy is None:\n",
         "test_gradient.py::test_second_order_where_the_incoming_gradient_needs_none",
     ),
     "dropout's backward draws a new mask": Mutation(
         "normreg/ops/dropout.py",
-        "DropoutFunction.apply(dy, ctx.rule, ctx.seed, False, True)",
-        "DropoutFunction.apply(dy, ctx.rule, seed.draw(dy.device), False, True)",
+        "DropoutFunction.apply(dy, seed_, *ctx.rule, True)",
+        "DropoutFunction.apply(dy, seed.draw(dy.device), *ctx.rule, True)",
         "test_dropout.py -k share_the_mask",
     ),
     "memory is taken for logical order": Mutation(
@@ -489,8 +489,8 @@ MUTATIONS = {
     ),
     "the seed ignores the generator": Mutation(
         "normreg/ops/dropout.py",
-        "    seed_ = seed.draw(x.device, generator)\n",
-        "    seed_ = id(x)\n",
+        "    arguments = (x, seed.draw(x.device, generator), *rule, False)\n",
+        "    arguments = (x, id(x), *rule, False)\n",
         "test_dropout.py -k manual_seed",
     ),
     "autograd does not see what is kept": Mutation(
@@ -560,6 +560,69 @@ MUTATIONS = {
         "        here.update(decisions)\n",
         "        pass\n",
         "test_explain.py -k every_decision",
+    ),
+    # the operators of torch.compile
+    "torch.compile is given torch's operator": Mutation(
+        "normreg/dispatch.py",
+        "    if compiling and torch.compiler._is_exporting_flag:\n",
+        "    if compiling:\n",
+        "test_compile.py -k 'test_layers and LayerNorm-train'",
+    ),
+    "an exported program needs normreg": Mutation(
+        "normreg/dispatch.py",
+        "    if compiling and torch.compiler._is_exporting_flag:\n",
+        "    if compiling and torch.jit.is_tracing():\n",
+        "test_compile.py -k 'export and strict'",
+    ),
+    "the schema hides that running_var is updated": Mutation(
+        "normreg/ops/batch_norm.py",
+        "Tensor(b!)? running_var",
+        "Tensor? running_var",
+        "test_operators.py -k 'opcheck and batch_norm'",
+    ),
+    "a fake result is contiguous": Mutation(
+        "normreg/ops/batch_norm.py",
+        "    y = torch.empty_like(dense(x))\n",
+        "    y = torch.empty(x.shape, dtype=x.dtype, device=x.device)\n",
+        "test_operators.py -k 'fakes and channels_last'",
+    ),
+    "a fake result has the input's dtype": Mutation(
+        "normreg/ops/layer_norm.py",
+        "    y = torch.empty(x.shape, dtype=out_dtype, device=x.device)\n",
+        "    y = torch.empty_like(x)\n",
+        "test_operators.py -k 'fakes and float32'",
+    ),
+    "the operator has no derivative": Mutation(
+        "normreg/ops/rms_norm.py",
+        "    _forward, fake_forward, RMSNormFunction,\n",
+        "    _forward, fake_forward,\n",
+        "test_operators.py -k 'opcheck and rms_norm'",
+    ),
+    "a traced backward launches kernels": Mutation(
+        "normreg/ops/operator.py",
+        "    return type(dy) is not torch.Tensor or torch.compiler.is_compiling()\n",
+        "    return False\n",
+        "test_compile.py -k 'test_layers and LayerNorm-train'",
+    ),
+    "the seed is a constant of the graph": Mutation(
+        "normreg/ops/dropout.py",
+        "        y = OPERATOR(*arguments)\n",
+        "        y = OPERATOR(x, torch.full((), 5, device=x.device), *rule, False)\n",
+        "test_compile.py -k masks_follow",
+    ),
+    "dropout in place leaves its input": Mutation(
+        "normreg/ops/dropout.py",
+        "        return x.copy_(y) if inplace else y\n",
+        "        return y\n",
+        "test_compile.py -k leaf",
+    ),
+    "a compiled graph counts no batches": Mutation(
+        "normreg/ops/batch_norm.py",
+        "        run, function, traced = _training, BatchNormFunction, OPERATOR\n",
+        "        if torch.compiler.is_compiling():\n"
+        "            arguments = (*arguments[:5], None, *arguments[6:])\n"
+        "        run, function, traced = _training, BatchNormFunction, OPERATOR\n",
+        "test_compile.py -k 'test_layers and BatchNorm1d-train'",
     ),
 }
 

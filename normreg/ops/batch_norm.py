@@ -1,58 +1,120 @@
-"""BatchNorm as an autograd.Function. The formulas are in `normreg.kernels.batch_norm`."""
+"""BatchNorm as autograd.Functions and as operators. The formulas are in `normreg.kernels.batch_norm`."""
 
 import torch
 
 from normreg.kernels import batch_norm as kernels
-from normreg.ops import gradient
+from normreg.kernels.channels import channel_values, dense
+from normreg.ops import gradient, operator
 
 
-def _forward(x, weight, bias, running_mean, running_var, tracked, training, momentum, eps, save_statistics):
-    statistics = (running_mean, running_var)
-    if not training:
-        return kernels.batch_norm_inference(x, weight, bias, *statistics, eps, save_statistics)
-    result = kernels.batch_norm_forward(x, weight, bias, *statistics, tracked, momentum, eps, save_statistics)
+def _training(x, weight, bias, running_mean, running_var, tracked, momentum, eps, save_statistics):
+    running = (running_mean, running_var, tracked)
+    result = kernels.batch_norm_forward(x, weight, bias, *running, momentum, eps, save_statistics)
     if tracked is not None:
         torch.autograd.graph.increment_version(tracked)  # which the kernel's store does not do
     return result
 
 
+def _save(ctx, inputs, output):
+    x, weight, bias, *_, ctx.eps, _ = inputs
+    _, mean, rstd = output
+    gradient.save_for_backward(ctx, x, weight, bias, mean, rstd)
+
+
+def _gradients(ctx, dy, training):
+    """dx, dweight and dbias."""
+    if dy is None:
+        return None, None, None
+    wanted = ctx.needs_input_grad[:3]
+    x, weight, mean, rstd = ctx.saved_tensors
+    if not gradient.wants_formula(dy):
+        backward = OPERATOR_BACKWARD if operator.traces(dy) else kernels.batch_norm_backward
+        return backward(dy, x, weight, mean, rstd, ctx.parameter_dtype, training, wanted)
+    dims = (0, *range(2, x.dim()))
+    per_channel = (1, -1, *[1] * (x.dim() - 2))
+    if training:
+        mean, rstd = gradient.statistics(x, dims, ctx.eps)
+    else:
+        mean, rstd = mean.view(per_channel), rstd.view(per_channel)
+    weight = None if weight is None else weight.view(per_channel)
+    normalized_dims = dims if training else None
+    return gradient.normalization_backward(dy, x, weight, mean, rstd, normalized_dims, dims, wanted)
+
+
 class BatchNormFunction(torch.autograd.Function):
-    @staticmethod
-    def forward(x, weight, bias, running_mean, running_var, tracked, training, momentum, eps):
-        buffers = (running_mean, running_var, tracked)
-        return _forward(x, weight, bias, *buffers, training, momentum, eps, save_statistics=True)
+    save = staticmethod(_save)
 
     @staticmethod
-    def setup_context(ctx, inputs, output):
-        x, weight, bias, _, _, _, ctx.training, _, ctx.eps = inputs
-        _, mean, rstd = output
-        gradient.save_for_backward(ctx, x, weight, bias, mean, rstd)
+    def forward(ctx, *inputs):
+        output = _training(*inputs)
+        _save(ctx, inputs, output)
+        return output
 
     @staticmethod
     def backward(ctx, dy, _dmean, _drstd):
-        if dy is None:
-            return (None,) * 9
-        wanted = ctx.needs_input_grad[:3]
-        x, weight, mean, rstd = ctx.saved_tensors
-        if torch.is_grad_enabled():
-            dims = (0, *range(2, x.dim()))
-            per_channel = (1, -1, *[1] * (x.dim() - 2))
-            if ctx.training:
-                mean, rstd = gradient.statistics(x, dims, ctx.eps)
-            else:
-                mean, rstd = mean.view(per_channel), rstd.view(per_channel)
-            weight = None if weight is None else weight.view(per_channel)
-            normalized_dims = dims if ctx.training else None
-            grads = gradient.normalization_backward(dy, x, weight, mean, rstd, normalized_dims, dims, wanted)
-        else:
-            grads = kernels.batch_norm_backward(
-                dy, x, weight, mean, rstd, ctx.parameter_dtype, ctx.training, wanted
-            )
-        return *grads, None, None, None, None, None, None
+        return *_gradients(ctx, dy, training=True), None, None, None, None, None, None
+
+
+class BatchNormInferenceFunction(torch.autograd.Function):
+    save = staticmethod(_save)
+
+    @staticmethod
+    def forward(ctx, *inputs):
+        output = kernels.batch_norm_inference(*inputs)
+        _save(ctx, inputs, output)
+        return output
+
+    @staticmethod
+    def backward(ctx, dy, _dmean, _drstd):
+        return *_gradients(ctx, dy, training=False), None, None, None, None
+
+
+def _fake_forward(x, *_, save_statistics):
+    y = torch.empty_like(dense(x))
+    mean, rstd = (channel_values(x) if save_statistics else None for _ in range(2))
+    return y, mean, rstd
+
+
+def fake_training(x, weight, bias, running_mean, running_var, tracked, momentum, eps, save_statistics):
+    return _fake_forward(x, save_statistics=save_statistics)
+
+
+def fake_inference(x, weight, bias, running_mean, running_var, eps, save_statistics):
+    return _fake_forward(x, save_statistics=save_statistics)
+
+
+def fake_backward(dy, x, weight, mean, rstd, parameter_dtype, training, wanted):
+    dx = torch.empty_like(dense(x)) if wanted[0] else None
+    return dx, *(x.new_empty(x.shape[1], dtype=parameter_dtype) if want else None for want in wanted[1:])
+
+
+OPERATOR = operator.register(
+    "batch_norm(Tensor x, Tensor? weight, Tensor? bias, Tensor(a!)? running_mean, Tensor(b!)? running_var, "
+    "Tensor(c!)? num_batches_tracked, float? momentum, float eps, bool save_statistics) "
+    "-> (Tensor y, Tensor mean, Tensor rstd)",
+    _training, fake_training, BatchNormFunction,
+)  # fmt: skip
+OPERATOR_INFERENCE = operator.register(
+    "batch_norm_inference(Tensor x, Tensor? weight, Tensor? bias, Tensor running_mean, Tensor running_var, "
+    "float eps, bool save_statistics) -> (Tensor y, Tensor mean, Tensor rstd)",
+    kernels.batch_norm_inference, fake_inference, BatchNormInferenceFunction,
+)  # fmt: skip
+OPERATOR_BACKWARD = operator.register(
+    "batch_norm_backward(Tensor dy, Tensor x, Tensor? weight, Tensor mean, Tensor rstd, "
+    "ScalarType parameter_dtype, bool training, bool[3] wanted) "
+    "-> (Tensor dx, Tensor dweight, Tensor dbias)",
+    kernels.batch_norm_backward, fake_backward,
+)  # fmt: skip
 
 
 def batch_norm(x, weight, bias, running_mean, running_var, tracked, training, momentum, eps):
-    arguments = (x, weight, bias, running_mean, running_var, tracked, training, momentum, eps)
-    if gradient.wants_gradient(x, weight, bias):
-        return BatchNormFunction.apply(*arguments)[0]
-    return _forward(*arguments, save_statistics=False)[0]
+    wants_gradient = gradient.wants_gradient(x, weight, bias)
+    if training:
+        arguments = (x, weight, bias, running_mean, running_var, tracked, momentum, eps, wants_gradient)
+        run, function, traced = _training, BatchNormFunction, OPERATOR
+    else:
+        arguments = (x, weight, bias, running_mean, running_var, eps, wants_gradient)
+        run, function, traced = kernels.batch_norm_inference, BatchNormInferenceFunction, OPERATOR_INFERENCE
+    if torch.compiler.is_compiling():
+        return traced(*arguments)[0]
+    return function.apply(*arguments)[0] if wants_gradient else run(*arguments)[0]

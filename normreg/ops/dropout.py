@@ -1,13 +1,14 @@
-"""The dropouts as one autograd.Function that keeps a seed, not a mask."""
+"""The dropouts as one autograd.Function and as one operator, which keep a seed, not a mask."""
 
 import math
-from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 
 from normreg.kernels import dropout as kernels
-from normreg.ops import gradient, seed
+from normreg.ops import gradient, operator, seed
+
+CONSTANTS = {"scaled": kernels.scaled, "unscaled": kernels.unscaled, "alpha": kernels.alpha}
 
 
 class Rule(NamedTuple):
@@ -15,7 +16,7 @@ class Rule(NamedTuple):
 
     p: float
     leading: int | None = None  # dimensions whose indices name a decision; None: every element's own
-    constants: Callable = kernels.scaled
+    constants: str = "scaled"  # of CONSTANTS
 
 
 def _lies_as_needed(x, leading):
@@ -27,37 +28,69 @@ def _lies_as_needed(x, leading):
     return x.is_contiguous(memory_format=torch.channels_last if x.dim() == 4 else torch.channels_last_3d)
 
 
-def _apply(x, rule, seed_, inplace, linear):
+def _forward(x, seed_, p, leading, constants, linear, inplace=False):
     """The mask belongs to logical positions, so in other layouts the kernel sees a copy of x."""
-    options = dict(leading=rule.leading, constants=rule.constants, linear=linear)
-    if _lies_as_needed(x, rule.leading):
-        return kernels.dropout(x, rule.p, seed_, out=x if inplace else None, **options)
+    options = dict(leading=leading, constants=CONSTANTS[constants], linear=linear)
+    if _lies_as_needed(x, leading):
+        return kernels.dropout(x, p, seed_, out=x if inplace else None, **options)
     y = x if inplace else torch.empty_like(x)
-    return y.copy_(kernels.dropout(x.contiguous(), rule.p, seed_, **options))
+    return y.copy_(kernels.dropout(x.contiguous(), p, seed_, **options))
 
 
 class DropoutFunction(torch.autograd.Function):
     @staticmethod
-    def forward(x, rule, seed_, inplace, linear):
-        return _apply(x, rule, seed_, inplace, linear)
+    def forward(ctx, *inputs):
+        DropoutFunction.save(ctx, inputs)
+        return _forward(*inputs)
 
     @staticmethod
-    def setup_context(ctx, inputs, output):
-        x, ctx.rule, ctx.seed, inplace, _ = inputs
-        if inplace:
-            ctx.mark_dirty(x)
+    def save(ctx, inputs, output=None):
+        _, seed_, *ctx.rule, _ = inputs
+        ctx.seed = None if isinstance(seed_, torch.Tensor) else seed_
+        if ctx.seed is None:
+            ctx.save_for_backward(seed_)
 
     @staticmethod
     def backward(ctx, dy):
         # linear in dy: its own backward is itself under the same mask
-        return DropoutFunction.apply(dy, ctx.rule, ctx.seed, False, True), None, None, None, None
+        (seed_,) = ctx.saved_tensors if ctx.seed is None else (ctx.seed,)
+        if operator.traces(dy):
+            if ctx.seed is not None:
+                seed_ = torch.full((), seed_, dtype=torch.int64, device=dy.device)
+            dx = OPERATOR(dy, seed_, *ctx.rule, True)
+        elif gradient.is_batched(dy):
+            dx = dy * _forward(torch.ones(dy.shape, dtype=dy.dtype, device=dy.device), seed_, *ctx.rule, True)
+        else:
+            dx = DropoutFunction.apply(dy, seed_, *ctx.rule, True)
+        return dx, None, None, None, None, None
+
+
+class InplaceDropoutFunction(DropoutFunction):
+    @staticmethod
+    def forward(ctx, *inputs):
+        DropoutFunction.save(ctx, inputs)
+        ctx.mark_dirty(inputs[0])
+        return _forward(*inputs, inplace=True)
+
+
+def fake_forward(x, seed_, p, leading, constants, linear):
+    return torch.empty_like(x)
+
+
+OPERATOR = operator.register(
+    "dropout(Tensor x, Tensor seed, float p, int? leading, str constants, bool linear) -> Tensor",
+    _forward, fake_forward, DropoutFunction,
+)  # fmt: skip
 
 
 def dropout(x, rule, inplace=False, generator=None):
-    seed_ = seed.draw(x.device, generator)
+    arguments = (x, seed.draw(x.device, generator), *rule, False)
+    if torch.compiler.is_compiling():
+        y = OPERATOR(*arguments)
+        return x.copy_(y) if inplace else y
     if gradient.wants_gradient(x):
-        return DropoutFunction.apply(x, rule, seed_, inplace, False)
-    y = _apply(x, rule, seed_, inplace, linear=False)
+        return (InplaceDropoutFunction if inplace else DropoutFunction).apply(*arguments)
+    y = _forward(*arguments, inplace)
     if inplace:
         torch.autograd.graph.increment_version(y)
     return y
@@ -75,11 +108,11 @@ def in_torch(x, rule, inplace=False, generator=None):
         noise = x.new_empty((*x.shape[: rule.leading], *(1,) * (x.dim() - rule.leading)))
     noise.bernoulli_(keep, generator=generator)
     shift = None
-    if rule.constants is kernels.alpha:
+    if rule.constants == "alpha":
         a = 1 / math.sqrt((kernels.ALPHA**2 * p + 1) * keep)
         shift = (noise - 1).mul_(-kernels.ALPHA * a).add_(-kernels.ALPHA * a * p)
         noise.mul_(a)
-    elif rule.constants is kernels.scaled and keep > 0:
+    elif rule.constants == "scaled" and keep > 0:
         noise.div_(keep)
     y = x.mul_(noise) if inplace else x * noise
     return y if shift is None else y.add_(shift)

@@ -1,7 +1,8 @@
 """The backward of every normalisation once more, as differentiable torch operations.
 
-A kernel's gradient has no gradient of its own. Where one is wanted (`create_graph=True`, in which autograd
-runs the backward with gradients enabled), the backward is this instead, of any order.
+A kernel's gradient has no gradient of its own, and no kernel takes a batch of incoming gradients. Where one
+is wanted (`create_graph=True`, in which autograd runs the backward with gradients enabled), or the other
+given (`is_grads_batched=True`), the backward is this instead, of any order.
 """
 
 import torch
@@ -12,9 +13,21 @@ def wants_gradient(*tensors):
     return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
 
 
+def is_batched(dy):
+    """Whether dy is a batch of incoming gradients, of either vmap."""
+    if torch.compiler.is_compiling():
+        return False
+    return torch._C._functorch.is_legacy_batchedtensor(dy) or torch._C._are_functorch_transforms_active()
+
+
+def wants_formula(dy):
+    """Whether the backward of dy has to be differentiable torch operations."""
+    return torch.is_grad_enabled() or is_batched(dy)
+
+
 def save_for_backward(ctx, x, weight, bias, *statistics):
     """What the backward of a normalisation needs, whose Function returns (y, *statistics)."""
-    ctx.parameter_dtype = next((t.dtype for t in (weight, bias) if t is not None), None)
+    ctx.parameter_dtype = next((t.dtype for t in (weight, bias) if t is not None), x.dtype)
     ctx.mark_non_differentiable(*statistics)
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(x, weight, *statistics)

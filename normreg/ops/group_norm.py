@@ -8,14 +8,13 @@ from normreg.ops import gradient
 
 class GroupNormFunction(torch.autograd.Function):
     @staticmethod
-    def forward(x, weight, bias, groups, eps, out_dtype):
-        return kernels.group_norm_forward(x, weight, bias, groups, eps, out_dtype, save_statistics=True)
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        x, weight, bias, ctx.groups, ctx.eps, _ = inputs
-        _, mean, var = output
+    def forward(ctx, x, weight, bias, groups, eps, out_dtype):
+        y, mean, var = kernels.group_norm_forward(
+            x, weight, bias, groups, eps, out_dtype, save_statistics=True
+        )
+        ctx.groups, ctx.eps = groups, eps
         gradient.save_for_backward(ctx, x, weight, bias, mean, var)
+        return y, mean, var
 
     @staticmethod
     def backward(ctx, dy, _dmean, _dvar):
@@ -23,7 +22,7 @@ class GroupNormFunction(torch.autograd.Function):
             return (None,) * 6
         wanted = ctx.needs_input_grad[:3]
         x, weight, mean, var = ctx.saved_tensors
-        if torch.is_grad_enabled():
+        if gradient.wants_formula(dy):
             grads = _differentiable_backward(dy, x, weight, ctx.groups, ctx.eps, wanted)
         else:
             grads = kernels.group_norm_backward(

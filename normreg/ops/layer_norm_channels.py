@@ -8,14 +8,13 @@ from normreg.ops import gradient
 
 class LayerNormChannelsFunction(torch.autograd.Function):
     @staticmethod
-    def forward(x, weight, bias, eps, out_dtype):
-        return kernels.layer_norm_channels_forward(x, weight, bias, eps, out_dtype, save_statistics=True)
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        x, weight, bias, ctx.eps, _ = inputs
-        _, mean, rstd = output
+    def forward(ctx, x, weight, bias, eps, out_dtype):
+        y, mean, rstd = kernels.layer_norm_channels_forward(
+            x, weight, bias, eps, out_dtype, save_statistics=True
+        )
+        ctx.eps = eps
         gradient.save_for_backward(ctx, x, weight, bias, mean, rstd)
+        return y, mean, rstd
 
     @staticmethod
     def backward(ctx, dy, _dmean, _drstd):
@@ -23,7 +22,7 @@ class LayerNormChannelsFunction(torch.autograd.Function):
             return (None,) * 5
         wanted = ctx.needs_input_grad[:3]
         x, weight, mean, rstd = ctx.saved_tensors
-        if torch.is_grad_enabled():
+        if gradient.wants_formula(dy):
             if weight is not None:
                 weight = weight.view(-1, *(1,) * (x.dim() - 2))
             mean, rstd = gradient.statistics(x, (1,), ctx.eps)

@@ -1,33 +1,44 @@
-"""RMSNorm as an autograd.Function. The formulas are in `normreg.kernels.rms_norm`."""
+"""RMSNorm as an autograd.Function and as operators. The formulas are in `normreg.kernels.rms_norm`."""
 
 import math
 
 import torch
 
 from normreg.kernels import rms_norm as kernels
-from normreg.ops import gradient
+from normreg.ops import gradient, layer_norm, operator
+
+
+def _forward(x, weight, normalized_shape, eps, out_dtype, save_rstd):
+    return kernels.rms_norm_forward(x, weight, math.prod(normalized_shape), eps, out_dtype, save_rstd)
+
+
+def _backward(dy, x, weight, rstd, normalized_shape, parameter_dtype, wanted):
+    cols = math.prod(normalized_shape)
+    dx, dweight = kernels.rms_norm_backward(dy, x, weight, rstd, cols, parameter_dtype, wanted)
+    return dx, None if dweight is None else dweight.view(normalized_shape)
 
 
 class RMSNormFunction(torch.autograd.Function):
     @staticmethod
-    def forward(x, weight, normalized_shape, eps, out_dtype):
-        cols = math.prod(normalized_shape)
-        return kernels.rms_norm_forward(x, weight, cols, eps, out_dtype, save_rstd=True)
+    def forward(ctx, *inputs):
+        output = _forward(*inputs)
+        RMSNormFunction.save(ctx, inputs, output)
+        return output
 
     @staticmethod
-    def setup_context(ctx, inputs, output):
-        x, weight, ctx.normalized_shape, ctx.eps, _ = inputs
+    def save(ctx, inputs, output):
+        x, weight, ctx.normalized_shape, ctx.eps, *_ = inputs
         _, rstd = output
         gradient.save_for_backward(ctx, x, weight, None, rstd)
 
     @staticmethod
     def backward(ctx, dy, _drstd):
         if dy is None:
-            return (None,) * 5
+            return (None,) * 6
         wanted = ctx.needs_input_grad[:2]
         x, weight, rstd = ctx.saved_tensors
         shape = ctx.normalized_shape
-        if torch.is_grad_enabled():
+        if gradient.wants_formula(dy):
             dims = tuple(range(-len(shape), 0))
             leading = tuple(range(x.dim() - len(shape)))
             mean, rstd = gradient.statistics(x, dims, ctx.eps, centered=False)
@@ -35,14 +46,36 @@ class RMSNormFunction(torch.autograd.Function):
                 dy, x, weight, mean, rstd, dims, leading, (*wanted, False)
             )
         else:
-            dx, dweight = kernels.rms_norm_backward(
-                dy, x, weight, rstd, math.prod(shape), ctx.parameter_dtype, wanted
-            )
-        return dx, None if dweight is None else dweight.view(shape), None, None, None
+            backward = OPERATOR_BACKWARD if operator.traces(dy) else _backward
+            dx, dweight = backward(dy, x, weight, rstd, shape, ctx.parameter_dtype, wanted)
+        return dx, dweight, None, None, None, None
+
+
+def fake_forward(x, weight, normalized_shape, eps, out_dtype, save_rstd):
+    y, _, rstd = layer_norm.fake_forward(x, weight, None, normalized_shape, eps, out_dtype, save_rstd)
+    return y, rstd
+
+
+def fake_backward(dy, x, weight, rstd, normalized_shape, parameter_dtype, wanted):
+    arguments = (dy, x, weight, None, rstd, normalized_shape, parameter_dtype, (*wanted, False))
+    return layer_norm.fake_backward(*arguments)[:2]
+
+
+OPERATOR = operator.register(
+    "rms_norm(Tensor x, Tensor? weight, SymInt[] normalized_shape, float eps, ScalarType out_dtype, "
+    "bool save_rstd) -> (Tensor y, Tensor rstd)",
+    _forward, fake_forward, RMSNormFunction,
+)  # fmt: skip
+OPERATOR_BACKWARD = operator.register(
+    "rms_norm_backward(Tensor dy, Tensor x, Tensor? weight, Tensor rstd, SymInt[] normalized_shape, "
+    "ScalarType parameter_dtype, bool[2] wanted) -> (Tensor dx, Tensor dweight)",
+    _backward, fake_backward,
+)  # fmt: skip
 
 
 def rms_norm(x, weight, normalized_shape, eps, out_dtype):
-    if gradient.wants_gradient(x, weight):
-        return RMSNormFunction.apply(x, weight, normalized_shape, eps, out_dtype)[0]
-    cols = math.prod(normalized_shape)
-    return kernels.rms_norm_forward(x, weight, cols, eps, out_dtype, save_rstd=False)[0]
+    wants_gradient = gradient.wants_gradient(x, weight)
+    arguments = (x, weight, normalized_shape, eps, out_dtype, wants_gradient)
+    if torch.compiler.is_compiling():
+        return OPERATOR(*arguments)[0]
+    return RMSNormFunction.apply(*arguments)[0] if wants_gradient else _forward(*arguments)[0]

@@ -17,15 +17,18 @@ def _mix(z):
 
 
 def draw(device, generator=None):
-    """A fresh 63-bit seed: an int, or under CUDA-graph capture an int64 tensor, drawn anew each replay.
+    """A fresh 63-bit seed: an int, or where calls are recorded an int64 tensor, drawn anew each replay.
 
     In eager mode a GPU's seed is computed here, from the generator's seed and offset, without a launch.
     The two are mixed, because Philox keyed with the generator's own seed would repeat torch's numbers.
     """
-    if device.type != "cuda":
-        return torch.randint(2**63 - 1, (), generator=generator, device=device).item()
-    if torch.cuda.is_current_stream_capturing():
-        return torch.randint(2**63 - 1, (), generator=generator, device=device)
+    on_cuda = device.type == "cuda"
+    recorded = torch.compiler.is_compiling() or (on_cuda and torch.cuda.is_current_stream_capturing())
+    if recorded or not on_cuda:
+        # inductor has a kernel of its own for randint without a generator
+        given = {} if generator is None else {"generator": generator}
+        drawn = torch.randint(2**63 - 1, (), device=device, **given)
+        return drawn if recorded else drawn.item()
     if generator is None:
         generator = torch.cuda.default_generators[device.index]
     offset = generator.get_offset()

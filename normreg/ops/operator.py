@@ -1,0 +1,38 @@
+"""The operators `torch.ops.normreg`: what torch.compile traces where eager mode launches kernels.
+
+An operator runs the very function that eager mode calls, and is differentiated by the formula of the
+operation's autograd.Function. Eager mode does not call it: its dispatch costs more than a Function's.
+"""
+
+import torch
+from torch._library.autograd import Info, make_autograd_impl
+
+from normreg.kernels.launch import INTERPRET
+
+LIBRARY = torch.library.Library("normreg", "DEF")
+
+
+def register(schema, implementation, fake, function=None):
+    """Defines the operator `normreg::<schema>` and returns it.
+
+    fake: makes empty tensors of the results' sizes, strides and dtypes.
+    function: an autograd.Function of the same arguments and results, of which `save` and `backward`
+        differentiate it. `save` is a `setup_context` by another name: where a Function has that one, torch
+        inspects the signature of its forward at every call.
+    """
+    name = schema.partition("(")[0]
+    LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag, torch.Tag.needs_exact_strides))
+    for device in ("CUDA", "CPU") if INTERPRET else ("CUDA",):
+        LIBRARY.impl(name, implementation, device)
+    torch.library.register_fake(f"normreg::{name}", fake, lib=LIBRARY)
+    operator = getattr(torch.ops.normreg, name).default
+    if function is not None:
+        # torch.library.register_autograd is these two lines, but refuses an operator that updates buffers
+        kernel = make_autograd_impl(operator, Info(function.backward, function.save))
+        LIBRARY.impl(name, kernel, "Autograd", with_keyset=True)
+    return operator
+
+
+def traces(dy):
+    """Whether a backward that is given dy is being recorded, so that it has to call an operator."""
+    return type(dy) is not torch.Tensor or torch.compiler.is_compiling()

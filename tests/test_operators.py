@@ -1,0 +1,149 @@
+"""The operators that torch.compile traces: `torch.library.opcheck`, and what it does not check."""
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.library import opcheck
+
+import normreg  # noqa: F401
+from normreg.ops.operator import LIBRARY
+
+OPERATORS = torch.ops.normreg
+
+
+@pytest.fixture(autouse=True)
+def guarded_memory():
+    """Not here: opcheck compares storage offsets, which are not 0 between guard bands."""
+
+
+def images(device, dtype=torch.float32, memory_format=torch.contiguous_format):
+    return torch.randn(3, 4, 2, 5, device=device, dtype=dtype).contiguous(memory_format=memory_format)
+
+
+def rows(device, dtype=torch.float32):
+    return torch.randn(6, 8, device=device, dtype=dtype)
+
+
+def values(device, *shape, dtype=torch.float32):
+    return torch.rand(shape, device=device, dtype=dtype) + 0.5
+
+
+def running(device):
+    return values(device, 4), values(device, 4)
+
+
+def statistics(device, size, dtype=torch.float32):
+    return values(device, size, dtype=dtype), values(device, size, dtype=dtype)
+
+
+def seed(device):
+    return torch.tensor(5, device=device)
+
+
+HALF, LAST = torch.bfloat16, torch.channels_last
+FLOAT, DOUBLE = torch.float32, torch.float64
+CASES = {
+    "layer_norm": (
+        "layer_norm", lambda d: (rows(d), values(d, 8), values(d, 8), (8,), 1e-5, FLOAT, True)),
+    "layer_norm of bfloat16, two dimensions, float32 weight": (
+        "layer_norm", lambda d: (images(d, HALF), values(d, 2, 5), None, (2, 5), 1e-5, HALF, True)),
+    "layer_norm without weight, in float32": (
+        "layer_norm", lambda d: (images(d, HALF, LAST), None, values(d, 5), (5,), 1e-5, FLOAT, True)),
+    "layer_norm without statistics": (
+        "layer_norm", lambda d: (rows(d), None, None, (8,), 1e-5, FLOAT, False)),
+    "layer_norm_backward": ("layer_norm_backward", lambda d: (
+        rows(d), rows(d), values(d, 8), *statistics(d, 6), (8,), FLOAT, [True, True, True])),
+    "layer_norm_backward of dx": ("layer_norm_backward", lambda d: (
+        rows(d, HALF)[:1].expand(6, 8), rows(d, HALF), None, *statistics(d, 6), (8,), HALF,
+        [True, False, False])),
+    "layer_norm_backward of parameters": ("layer_norm_backward", lambda d: (
+        images(d), images(d, memory_format=LAST), None, *statistics(d, 12), (2, 5), FLOAT,
+        [False, True, True])),
+    "rms_norm": ("rms_norm", lambda d: (rows(d), values(d, 8), (8,), 1e-5, FLOAT, True)),
+    "rms_norm of float64": (
+        "rms_norm", lambda d: (images(d, DOUBLE, LAST), None, (2, 5), 1e-5, DOUBLE, True)),
+    "rms_norm without rstd": ("rms_norm", lambda d: (rows(d, HALF), values(d, 8), (8,), 1e-5, HALF, False)),
+    "rms_norm_backward": ("rms_norm_backward", lambda d: (
+        rows(d), rows(d), values(d, 8), values(d, 6), (8,), FLOAT, [True, True])),
+    "rms_norm_backward of weight": ("rms_norm_backward", lambda d: (
+        rows(d), rows(d), None, values(d, 6), (8,), FLOAT, [False, True])),
+    "batch_norm": ("batch_norm", lambda d: (
+        images(d), values(d, 4), values(d, 4), *running(d), torch.tensor(3, device=d), 0.1, 1e-5, True)),
+    "batch_norm, cumulative, channels_last": ("batch_norm", lambda d: (
+        images(d, FLOAT, LAST), values(d, 4), None, *running(d), torch.tensor(3, device=d), None, 1e-5,
+        True)),
+    "batch_norm of bfloat16 without parameters": (
+        "batch_norm", lambda d: (images(d, HALF), None, None, None, None, None, 0.1, 1e-5, True)),
+    "batch_norm without statistics": (
+        "batch_norm", lambda d: (images(d), None, None, *running(d), None, 0.1, 1e-5, False)),
+    "batch_norm_inference": ("batch_norm_inference", lambda d: (
+        images(d), values(d, 4), values(d, 4), *running(d), 1e-5, True)),
+    "batch_norm_inference, channels_last": (
+        "batch_norm_inference", lambda d: (images(d, HALF, LAST), None, None, *running(d), 1e-5, False)),
+    "batch_norm_backward": ("batch_norm_backward", lambda d: (
+        images(d), images(d), values(d, 4), *statistics(d, 4, DOUBLE), FLOAT, True, [True, True, True])),
+    "batch_norm_backward in evaluation, channels_last": ("batch_norm_backward", lambda d: (
+        images(d), images(d, FLOAT, LAST), None, *statistics(d, 4, DOUBLE), FLOAT, False,
+        [True, False, True])),
+    "dropout": ("dropout", lambda d: (rows(d), seed(d), 0.4, None, "scaled", False)),
+    "dropout of a transposed tensor": (
+        "dropout", lambda d: (rows(d, HALF).t(), seed(d), 0.4, None, "scaled", False)),
+    "dropout of channels_last channels": (
+        "dropout", lambda d: (images(d, FLOAT, LAST), seed(d), 0.4, 2, "scaled", False)),
+    "dropout of samples": ("dropout", lambda d: (images(d, HALF), seed(d), 0.4, 1, "unscaled", False)),
+    "alpha dropout": ("dropout", lambda d: (rows(d), seed(d), 0.4, None, "alpha", False)),
+    "alpha dropout's gradient": ("dropout", lambda d: (rows(d), seed(d), 0.4, None, "alpha", True)),
+}  # fmt: skip
+every_case = pytest.mark.parametrize(("name", "arguments"), CASES.values(), ids=CASES)
+
+
+def test_every_operator_has_a_case():
+    defined = {name.removeprefix("normreg::") for name in LIBRARY._op_defs}
+    assert defined == {name for name, _ in CASES.values()}
+
+
+def with_gradients(name, arguments):
+    """x and parameters require grad, where the operator can be differentiated with these arguments."""
+    if name == "dropout" or arguments[-1] is True:
+        for tensor in arguments[:3]:
+            if isinstance(tensor, torch.Tensor) and tensor.is_floating_point():
+                tensor.requires_grad_()
+    return arguments
+
+
+@every_case
+def test_opcheck(device, name, arguments):
+    opcheck(getattr(OPERATORS, name).default, with_gradients(name, arguments(device)))
+
+
+@every_case
+def test_saved_tensors(device, name, arguments):
+    """What is kept is seen by `saved_tensors_hooks`, and is no buffer, which the next batch changes."""
+    arguments = with_gradients(name, arguments(device))
+    x, *others = arguments
+    saved = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
+        result = getattr(OPERATORS, name).default(*arguments)
+    kept = {t.data_ptr() for t in saved}
+    if not x.requires_grad:
+        expected = []
+    elif name == "dropout":
+        expected = others[:1]
+    else:
+        expected = [x, *others[: others[0] is not None], *result[1:]]
+    assert kept == {t.data_ptr() for t in expected}
+
+
+@every_case
+def test_fakes_are_like_the_results(device, name, arguments):
+    """Without autograd between, and in what opcheck does not compare."""
+    operator, arguments = getattr(OPERATORS, name).default, arguments(device)
+    with torch.no_grad():
+        real = operator(*arguments)
+        with FakeTensorMode() as mode:
+            faked = [mode.from_tensor(a) if isinstance(a, torch.Tensor) else a for a in arguments]
+            fake = operator(*faked)
+    for r, f in zip(*(t if isinstance(t, tuple) else (t,) for t in (real, fake)), strict=True):
+        assert (r is None) == (f is None)
+        if r is not None:
+            assert (r.shape, r.stride(), r.dtype, r.device) == (f.shape, f.stride(), f.dtype, f.device)
