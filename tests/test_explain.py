@@ -72,7 +72,7 @@ def test_dropout_that_does_nothing(device):
         assert (call.path, call.why) == ("nothing", "it returns its input")
         assert (call.shape, call.dtype, call.device) == ((3, 4), torch.float32, device)
     (call,) = normreg.explain(normreg.Dropout(0.0), x)
-    assert (call.path, call.why) == ("torch", "p is 0.0")
+    assert (call.path, call.why) == ("torch", "p is 0.0: nothing is dropped")
 
 
 def test_the_mode_around_the_call_decides(device):
