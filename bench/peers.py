@@ -46,6 +46,13 @@ def liger(operation, layer):
 
         # no offset, and not in place, which would spoil dy
         return lambda x: LigerRMSNormFunction.apply(x, layer.weight, eps_of(layer), 0.0, "llama", False)
+    if operation == "group_norm":
+        from liger_kernel.ops.group_norm import LigerGroupNormFunction
+
+        sizes = layer.num_channels, layer.num_groups, layer.eps
+        parameters = layer.weight, layer.bias
+        # its backward takes three dimensions
+        return lambda x: LigerGroupNormFunction.apply(x.flatten(2), *parameters, *sizes).view(x.shape)
 
 
 def quack(operation, layer):
@@ -72,7 +79,8 @@ def flash_attention(operation, layer):
 
 
 def flag_gems(operation, layer):
-    return layer
+    if operation != "instance_norm":  # no operator of torch's own, so none that could be replaced
+        return layer
 
 
 @contextlib.contextmanager
@@ -110,7 +118,7 @@ def transformer_engine(operation, layer):
 def attorch(operation, layer):
     import attorch
 
-    cls = getattr(attorch, type(layer).__name__)
+    cls = getattr(attorch, type(layer).__name__, None)
     if operation in ("layer_norm", "rms_norm"):
         theirs = cls(layer.normalized_shape[0], eps_of(layer))
     elif operation == "batch_norm" and layer.weight.dtype == torch.float32:
