@@ -48,6 +48,13 @@ def liger(operation, layer):
 
         # no offset, and not in place, which would spoil dy
         return lambda x: LigerRMSNormFunction.apply(x, layer.weight, eps_of(layer), 0.0, "llama", False)
+    if operation == "group_norm":
+        from liger_kernel.ops.group_norm import LigerGroupNormFunction
+
+        sizes = layer.num_channels, layer.num_groups, layer.eps
+        parameters = layer.weight, layer.bias
+        # its backward takes three dimensions
+        return lambda x: LigerGroupNormFunction.apply(x.flatten(2), *parameters, *sizes).view(x.shape)
 
 
 def quack(operation, layer):
@@ -74,7 +81,8 @@ def flash_attention(operation, layer):
 
 
 def flag_gems(operation, layer):
-    return layer if operation in ("layer_norm", "rms_norm", "batch_norm", "dropout") else None
+    operations = ("layer_norm", "rms_norm", "batch_norm", "group_norm", "dropout")
+    return layer if operation in operations else None
 
 
 @contextlib.contextmanager

@@ -208,6 +208,13 @@ LIBRARIES = {
                 apply=lambda x, weight, eps, offset, mode, in_place: root_mean_square(x, weight, eps)
             )
         },
+        "liger_kernel.ops.group_norm": {
+            "LigerGroupNormFunction": SimpleNamespace(
+                apply=lambda x, weight, bias, channels, groups, eps: torch.nn.functional.group_norm(
+                    x, groups, weight, bias, eps
+                )
+            )
+        },
     },
     "quack": {"quack": {}, "quack.rmsnorm": {"layernorm_fwd": norm, "rmsnorm": root_mean_square}},
     "flash-attn": {

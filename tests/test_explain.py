@@ -346,7 +346,7 @@ GOLDEN = """\
 name  layer              input              path     why
 ----  -----------------  -----------------  -------  --------------------
 0     normreg.LayerNorm  float32 [3, 4] {0}  kernel
-1     normreg.Dropout    float32 [3, 4] {0}  torch    p is 0.0
+1     normreg.Dropout    float32 [3, 4] {0}  torch    p is 0.0: nothing is dropped
 2     normreg.Dropout    float32 [3, 4] {0}  nothing  it returns its input
 
 1 layer never called by these inputs

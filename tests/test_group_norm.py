@@ -297,14 +297,15 @@ def test_many_partial_sums(device, monkeypatch):
     assert_agrees(*functions(groups), inputs_for(shape, torch.float32, device))
 
 
-def test_many_splits(device, monkeypatch, nothing_is_held):
-    """More of a group and of a row than are merged at a time, and a last one that is shorter."""
+@pytest.mark.parametrize("shape", [(1, 600, 32), (1, 1, 33 * 2048 + 9)], ids=["of a group", "of a channel"])
+def test_many_splits(device, monkeypatch, nothing_is_held, shape):
+    """More than are merged at a time, and a last one that is shorter."""
     monkeypatch.setattr(launch, "multiprocessors", lambda device: 64)
     monkeypatch.setattr(launch, "GROUP_NORM_SPLIT_TILES", 1)
-    shape = (1, 2, 33 * 2048 + 9)
-    plan = channels.plan(torch.empty((1, 1, 2 * shape[2]), device=device), launch.group_norm_splits)
-    assert plan.grid[1] > 32
-    assert channels.plan(torch.empty(shape, device=device)).grid[1] > launch.group_norm_merge_tile().rows
+    x = torch.empty(shape, device=device)
+    rows, group = channels.plan(x), channels.plan(x.view(1, 1, -1), launch.group_norm_splits)
+    assert (group.grid[1] > rows.merged_splits) == (shape[1] > 1)
+    assert (rows.grid[1] > launch.group_norm_merge_tile().rows) == (shape[1] == 1)
     assert_agrees(*functions(1), inputs_for(shape, torch.float32, device))
 
 

@@ -347,6 +347,85 @@ MUTATIONS = {
         "channels, BLOCK_SPLITS)\n",
         "test_batch_norm.py::test_gradient_of_any_subset",
     ),
+    # kernels/group_norm.py, kernels/group_norm_split.py, kernels/instance_norm.py
+    "rows of groups are not masked": Mutation(
+        "kernels/group_norm.py",
+        "    row_mask = (first_sample + sample < samples) & (first_group + group < groups)\n",
+        "    row_mask = (first_sample + sample < samples) & (first_group + group >= 0)\n",
+        "test_group_norm.py -k 'agrees_with_torch and 2x17x7x7'",
+    ),
+    "channels of a group are not masked": Mutation(
+        "kernels/group_norm.py",
+        "(channel < channels) & (position < spatial)\n",
+        "(channel >= 0) & (position < spatial)\n",
+        "test_group_norm.py -k 'agrees_with_torch and 3x10x205'",
+    ),
+    "every group has the first one's parameters": Mutation(
+        "kernels/group_norm.py",
+        "    value = tl.load(ptr + group[:, None] * channels + channel, mask=mask, other=0.0)\n",
+        "    value = tl.load(ptr + channel + 0 * group[:, None], mask=mask, other=0.0)\n",
+        "test_group_norm.py::test_absent_parameters",
+    ),
+    "the means of a group are of dy, not of wdy": Mutation(
+        "kernels/group_norm.py",
+        "                tile_dbias *= tl.reshape(weight, tile_dbias.shape)\n",
+        "",
+        "test_group_norm.py::test_gradient_of_any_subset",
+    ),
+    "dweight of a group keeps only the last samples": Mutation(
+        "kernels/group_norm.py",
+        "        dweight += tile_dweight\n",
+        "        dweight = tile_dweight\n",
+        "test_group_norm.py::test_samples_beside_a_tile",
+    ),
+    "offsets of groups in 32 bits": Mutation(
+        "kernels/group_norm.py",
+        "    first_row = first_sample * groups + first_group\n",
+        "    first_row = (first_sample * groups + first_group).to(tl.int32)\n",
+        "test_far_offsets.py -k group_norm_forward",
+    ),
+    "split groups have the parameters of the wrong channel": Mutation(
+        "kernels/group_norm_split.py",
+        "        x_ptr, y_ptr, weight_ptr, bias_ptr, mean, rstd, row % channels, row_mask,\n",
+        "        x_ptr, y_ptr, weight_ptr, bias_ptr, mean, rstd, row % group_channels, row_mask,\n",
+        "test_group_norm.py::test_absent_parameters",
+    ),
+    "a split group has the moments of its first splits": Mutation(
+        "kernels/channels.py",
+        "    for first in range(0, splits, BLOCK_SPLITS):\n        counts",
+        "    for first in range(0, 1, BLOCK_SPLITS):\n        counts",
+        "test_group_norm.py::test_many_splits",
+    ),
+    "the mean of a split group is saved absolute": Mutation(
+        "kernels/group_norm_split.py",
+        "            tl.store(mean_ptr + group, (mean - shift).to(COMPUTE_DTYPE), mask=first)\n",
+        "            tl.store(mean_ptr + group, mean.to(COMPUTE_DTYPE), mask=first)\n",
+        "test_group_norm.py::test_large_means",
+    ),
+    "only the last channels of a split group are merged": Mutation(
+        "kernels/group_norm_split.py",
+        "        c1 += dweight * weight\n",
+        "        c1 = dweight * weight\n",
+        "test_group_norm.py -k split_agree",
+    ),
+    "running variances are biased": Mutation(
+        "kernels/instance_norm.py",
+        " / samples * (spatial.to(tl.float64) / (spatial - 1))\n",
+        " / samples\n",
+        "test_instance_norm.py -k unbiased",
+    ),
+    "running statistics of the last samples alone": Mutation(
+        "kernels/instance_norm.py",
+        "        var += tl.load(",
+        "        var = tl.load(",
+        "test_instance_norm.py -k 'test_running_statistics and 34'",
+    ),
+    "groups of the second derivative are those of one channel": Mutation(
+        "normreg/ops/group_norm.py",
+        "    shape = (x.shape[0], groups, x.shape[1] // groups, -1)\n",
+        "    shape = (x.shape[0], x.shape[1], 1, -1)\n",
+        "test_gradient.py -k 'one_function and group_norm'",
+    ),
     # kernels/dropout.py, kernels/random.py
     "the tail is not masked": Mutation(
         "kernels/dropout.py",
