@@ -33,10 +33,10 @@ def _torch_reason(x, others):
         return "an exported program consists of torch's operators"
     if not compiling and (torch.jit.is_tracing() or torch._C._len_torch_dispatch_stack()):
         return "a tracer or dispatch mode records torch's operators"
-    if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
-        return "torch.func and forward-mode differentiation need torch's operator"
     if not x.is_cuda and not (INTERPRET and x.is_cpu):
         return f"there is no kernel for {x.device.type} tensors"
+    if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
+        return "torch.func and forward-mode differentiation need torch's operator"
     if x.dtype not in FLOATING:
         return f"there is no kernel for {x.dtype}"
     if x.layout is not torch.strided:

@@ -1,4 +1,5 @@
-"""One file per operation: its autograd.Function, and the call that takes it only where a gradient is wanted.
+"""One file per operation: its autograd.Function, its operators, and the call that chooses.
 
-Arguments arrive checked. `functional` does that.
+The Function is taken where a gradient is wanted, the operator where torch.compile traces. Arguments arrive
+checked: `functional` does that.
 """
