@@ -269,3 +269,22 @@ def test_export(device, launches, strict):
     assert "aten.layer_norm.default" in graphs[0]
     assert launches == []
     assert torch.equal(programs[0].module()(x), theirs(x))
+
+
+WITHOUT_OPERATOR = {
+    "GroupNorm": lambda: normreg.GroupNorm(2, 4),
+    "InstanceNorm2d": lambda: normreg.InstanceNorm2d(4),
+    "LayerNorm2d": lambda: normreg.LayerNorm2d(4),
+}
+
+
+@pytest.mark.parametrize("make", WITHOUT_OPERATOR.values(), ids=WITHOUT_OPERATOR)
+def test_layers_without_an_operator(device, launches, make):
+    """They are torch's under torch.compile, without a graph break."""
+    layer, x = make().to(device), torch.randn(2, 4, 3, 5, device=device)
+    expected = layer(x)
+    assert launches
+    launches.clear()
+    y = torch.compile(layer, fullgraph=True, backend="eager")(x)
+    assert launches == []
+    torch.testing.assert_close(y, expected)
