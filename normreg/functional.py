@@ -310,8 +310,8 @@ def dropout(input, p=0.5, training=True, inplace=False, *, generator=None):
 
     The mask follows torch's generator of the input's device, is the same for a tensor and a view of
     it with other strides, and is never stored: the backward regenerates it from its seed. It is not
-    torch's mask for the same generator state, nor need torch.compile's be that of eager mode. Dropped elements
-    are exactly 0, also inf and nan.
+    torch's mask for the same generator state, nor need torch.compile's be that of eager mode. Dropped
+    elements are exactly 0, also inf and nan.
 
     Args:
         input: any shape, float16, bfloat16, float32 or float64.

@@ -280,11 +280,11 @@ WITHOUT_OPERATOR = {
 
 @pytest.mark.parametrize("make", WITHOUT_OPERATOR.values(), ids=WITHOUT_OPERATOR)
 def test_layers_without_an_operator(device, launches, make):
-    """They are torch's under torch.compile, without a graph break."""
+    """They are torch's under torch.compile, or LayerNorm's of the permuted tensor, without a graph break."""
     layer, x = make().to(device), torch.randn(2, 4, 3, 5, device=device)
     expected = layer(x)
     assert launches
     launches.clear()
     y = torch.compile(layer, fullgraph=True, backend="eager")(x)
-    assert launches == []
+    assert launches == ["layer_norm_forward_kernel"] * isinstance(layer, torch.nn.LayerNorm)
     torch.testing.assert_close(y, expected)
