@@ -83,13 +83,18 @@ def empty_caches():
             yield
 
 
-def error_of(operation, reference, contestant, forward_only):
-    """The largest relative error of what the contestant computes, against float64. Its first call."""
+def first_call(contestant, forward_only):
+    """y and the gradients. Compiles."""
     x, dy = contestant.inputs[0]
     y = contestant.call(x)
     wanted = (x, *contestant.layer.parameters())
-    gradients = () if forward_only else torch.autograd.grad(y, wanted, dy)
-    return operation.error(reference, contestant.layer, x.detach(), dy, y.detach(), gradients)
+    return y.detach(), () if forward_only else torch.autograd.grad(y, wanted, dy)
+
+
+def error_of(operation, reference, contestant, y, gradients):
+    """The largest relative error of the contestant's first call, against float64."""
+    x, dy = contestant.inputs[0]
+    return operation.error(reference, contestant.layer, x.detach(), dy, y, gradients)
 
 
 def directions(contestant, forward_only):
@@ -130,8 +135,11 @@ def measure(case, peer, reference, inputs, compilations):
             contestant = Contestant(call, layer, inputs)
             compilations.look()
             begin = time.perf_counter()
-            record["error"] = error_of(operation, reference, contestant, forward_only)
+            results = first_call(contestant, forward_only)
+            timing.wait()
             record |= dict(first_call_s=time.perf_counter() - begin, compilations=compilations.look())
+            record["error"] = error_of(operation, reference, contestant, *results)
+            del results
             if not record["error"] <= operation.tolerance(case):  # nan is no agreement either
                 record["refused"] = f"differs from float64 by {record['error']:.1e}"
                 return record

@@ -29,6 +29,10 @@ def side_stream():
     torch.cuda.synchronize()
 
 
+def wait():
+    torch.cuda.synchronize()
+
+
 @functools.cache
 def _other_data():
     return torch.zeros(torch.cuda.get_device_properties(0).L2_cache_size, dtype=torch.float32, device=DEVICE)

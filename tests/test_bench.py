@@ -117,13 +117,17 @@ def contestant_of(case, peer):
     return reference, speed.Contestant(peer.adapt(case.operation, layer), layer, inputs)
 
 
+def error_of(operation, reference, contestant, forward_only=False):
+    return speed.error_of(operation, reference, contestant, *speed.first_call(contestant, forward_only))
+
+
 @pytest.mark.parametrize("name", SMALL)
 @pytest.mark.parametrize("dtype", ["bf16", "fp16", "fp32"])
 @pytest.mark.parametrize("peer", PEERS[:2], ids=lambda peer: peer.name)
 def test_normreg_and_torch_agree_with_float64(name, dtype, peer):
     case = replace(SMALL[name], dtype=DTYPES[dtype])
     reference, contestant = contestant_of(case, peer)
-    error = speed.error_of(OPERATIONS[name], reference, contestant, forward_only=False)
+    error = error_of(OPERATIONS[name], reference, contestant)
     assert error <= OPERATIONS[name].tolerance(case)
 
 
@@ -142,7 +146,7 @@ WRONG = {
 def test_dropout_of_channels_agrees(peer):
     case = Case("dropout", (9, 200, 5, 3), torch.float32, layer="Dropout2d")
     reference, contestant = contestant_of(case, peer)
-    error = speed.error_of(OPERATIONS["dropout"], reference, contestant, forward_only=False)
+    error = error_of(OPERATIONS["dropout"], reference, contestant)
     assert error <= OPERATIONS["dropout"].tolerance(case)
 
 
@@ -152,7 +156,7 @@ def test_a_wrong_result_is_refused(name):
     reference, contestant = contestant_of(SMALL[name], wrong)
     if name == "layer_norm":  # without its bias
         contestant.layer.register_parameter("bias", None)
-    error = speed.error_of(OPERATIONS[name], reference, contestant, forward_only=False)
+    error = error_of(OPERATIONS[name], reference, contestant)
     assert not error <= OPERATIONS[name].tolerance(SMALL[name])
 
 
@@ -167,7 +171,7 @@ def test_dropout_with_another_mask_in_backward_is_refused():
             return torch.nn.functional.dropout(dy, 0.1)
 
     reference, contestant = contestant_of(SMALL["dropout"], Peer("two", lambda *_: TwoMasks.apply))
-    assert speed.error_of(OPERATIONS["dropout"], reference, contestant, forward_only=False) > 0.1
+    assert error_of(OPERATIONS["dropout"], reference, contestant) > 0.1
 
 
 # Peers
@@ -262,7 +266,7 @@ def test_adapters_compute_with_the_layers_own_parameters(monkeypatch, peer, name
         if contestant.call is None:
             assert name not in ("layer_norm", "rms_norm")
             return
-        error = speed.error_of(OPERATIONS[name], reference, contestant, name in peer.forward_only)
+        error = error_of(OPERATIONS[name], reference, contestant, name in peer.forward_only)
     assert error <= OPERATIONS[name].tolerance(SMALL[name])
 
 
@@ -291,6 +295,7 @@ def stand_in_clocks(monkeypatch):
     monkeypatch.setattr(timing, "DEVICE", "cpu")
     monkeypatch.setattr(timing, "sets", lambda least_bytes: 2)
     monkeypatch.setattr(timing, "sample", sample)
+    monkeypatch.setattr(timing, "wait", lambda: None)
     monkeypatch.setattr(timing, "side_stream", contextlib.nullcontext)
     monkeypatch.setattr(timing, "copy_bandwidth", lambda size: [1000.0, 1001.0, 1002.0])
     monkeypatch.setattr(
