@@ -5,12 +5,14 @@ import torch
 import torch.nn.functional as F
 from reference import (
     DTYPES,
+    GRADIENT_UNITS,
     RAGGED,
     assert_accurate,
     assert_agrees,
     copies,
     error,
     gradient_layouts,
+    nudged,
     run,
     unit,
 )
@@ -247,9 +249,13 @@ def test_float32_parameters_beside_16_bits(device, case, dtype):
     ours, theirs = functions(groups)
     dy = torch.randn(shape, device=device, dtype=dtype)
     results = run(ours, inputs, dy)
-    exact = run(theirs, copies(inputs, torch.float64), dy.double())
-    for result, truth, like in zip(results, exact, (x, *inputs), strict=True):
-        assert_accurate(result, truth.to(like.dtype), truth)
+    exact, near = (
+        run(theirs, copies(inputs, torch.float64), moved)
+        for moved in (dy.double(), nudged(dy.double(), torch.float32))
+    )
+    for result, truth, beside, like in zip(results, exact, near, (x, *inputs), strict=True):
+        rounded, slack = truth.to(like.dtype), error(beside, truth)
+        assert_accurate(result, rounded, truth, slack=slack, units=GRADIENT_UNITS)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
