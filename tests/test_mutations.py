@@ -5,12 +5,11 @@ exactly once, so that a mutation cannot outlive the code that it mutates.
 """
 
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from mutated import exit_status
 
 from normreg.kernels.launch import INTERPRET
 
@@ -24,16 +23,18 @@ class Mutation(NamedTuple):
     tests: str
 
 
-CHUNK = """        x = tl.load(x_ptr + col, mask=mask, other=0.0).to(COMPUTE_DTYPE)
-        if CENTERED:
-            x = x -"""
+LAST_SWEEP = "        x_hat = load_x_hat(x_ptr, offsets, mask, shift, mean, rstd, COMPUTE_DTYPE)\n"
+CHUNK = (
+    "        x = tl.load(x_ptr + col[None, :] * stride_col, mask=mask, other=0.0).to(COMPUTE_DTYPE)\n"
+    "        if CENTERED:\n            x = x -"
+)
 
 MUTATIONS = {
     # kernels/layer_norm.py
     "forward ignores the row mask": Mutation(
         "kernels/layer_norm.py",
-        "    row_mask = first_row + row < rows\n",
-        "    row_mask = first_row + row >= 0\n",
+        "    row_mask = row < left\n    mask = ",
+        "    row_mask = row >= 0\n    mask = ",
         "test_layer_norm.py::test_rows_beside_a_tile",
     ),
     "forward is not shifted": Mutation(
@@ -62,8 +63,8 @@ MUTATIONS = {
     ),
     "dx of chunks loses c2": Mutation(
         "kernels/layer_norm.py",
-        "        dx = (wdy - x_hat * c1 - c2) * rstd\n        tl.store(dx_ptr + col",
-        "        dx = (wdy - x_hat * c1) * rstd\n        tl.store(dx_ptr + col",
+        LAST_SWEEP + "        dx = (wdy - x_hat * c1 - c2) * rstd\n",
+        LAST_SWEEP + "        dx = (wdy - x_hat * c1) * rstd\n",
         "test_layer_norm.py::test_absent_parameters",
     ),
     "dweight keeps only the last tile": Mutation(
@@ -74,26 +75,26 @@ MUTATIONS = {
     ),
     "compiled anew for another number of rows": Mutation(
         "kernels/layer_norm.py",
-        '@triton.jit(do_not_specialize=["rows", "cols_in_vectors"])\ndef layer_norm_forward_kernel(',
+        '@triton.jit(do_not_specialize=["rows", "cols"])\ndef layer_norm_forward_kernel(',
         "@triton.jit\ndef layer_norm_forward_kernel(",
         "test_launch.py -k sweep",
     ),
     "row offsets in 32 bits": Mutation(
-        "kernels/layer_norm.py",
-        "    first_row = tl.program_id(0).to(tl.int64) * BLOCK_ROWS\n",
-        "    first_row = tl.program_id(0) * BLOCK_ROWS\n",
+        "kernels/rows.py",
+        "        row = tl.full([], BLOCK_ROWS, tl.int64) * tile\n",
+        "        row = tile * BLOCK_ROWS\n",
         "test_far_offsets.py -k layer_norm_forward",
     ),
     "columns are not masked": Mutation(
         "kernels/layer_norm.py",
-        "    row_mask = first_row + row < rows\n    col_mask = col < cols\n",
-        "    row_mask = first_row + row < rows\n    col_mask = col >= 0\n",
+        "    row_mask = row < left\n    mask = row_mask[:, None] & (col < cols)[None, :]\n",
+        "    row_mask = row < left\n    mask = row_mask[:, None] & (col >= 0)[None, :]\n",
         "test_layer_norm.py -k 'agrees_with_torch and 17-'",
     ),
     "a chunk is not masked": Mutation(
         "kernels/layer_norm.py",
-        "        mask = col < cols\n" + CHUNK,
-        "        mask = col >= 0\n" + CHUNK,
+        "        mask = row_mask[:, None] & (col < cols)[None, :]\n" + CHUNK,
+        "        mask = row_mask[:, None] & (col >= 0)[None, :]\n" + CHUNK,
         "test_layer_norm.py::test_absent_parameters",
     ),
     "dx loses c2": Mutation(
@@ -104,8 +105,8 @@ MUTATIONS = {
     ),
     "dx of chunks loses c1": Mutation(
         "kernels/layer_norm.py",
-        "        dx = (wdy - x_hat * c1 - c2) * rstd\n        tl.store(dx_ptr + col",
-        "        dx = (wdy - c2) * rstd\n        tl.store(dx_ptr + col",
+        LAST_SWEEP + "        dx = (wdy - x_hat * c1 - c2) * rstd\n",
+        LAST_SWEEP + "        dx = (wdy - c2) * rstd\n",
         "test_layer_norm.py::test_absent_parameters",
     ),
     "dbias keeps only the last tile": Mutation(
@@ -166,8 +167,8 @@ MUTATIONS = {
     # RMSNorm: what the kernels of LayerNorm do without the mean, and what stands around them
     "every row is centred": Mutation(
         "kernels/layer_norm.py",
-        "        CENTERED=centered,\n",
-        "        CENTERED=True,\n",
+        "CENTERED=centered,",
+        "CENTERED=True,",
         "test_rms_norm.py::test_rows_beside_a_tile",
     ),
     "the mean square is the largest square": Mutation(
@@ -178,8 +179,8 @@ MUTATIONS = {
     ),
     "the mean square is that of the last chunk": Mutation(
         "kernels/layer_norm.py",
-        "            m2 += tl.sum(x * x, 0)\n",
-        "            m2 = tl.sum(x * x, 0)\n",
+        "            m2 += tl.sum(x * x, 1)\n",
+        "            m2 = tl.sum(x * x, 1)\n",
         "test_rms_norm.py::test_absent_parameters",
     ),
     "dx is that of centred rows": Mutation(
@@ -721,8 +722,8 @@ def test_a_planted_bug_is_found(tmp_path, mutation):
     path.write_text(source.replace(mutation.was, mutation.now))
 
     name, *selection = mutation.tests.split(" -k ")
-    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", f"tests/{name}"]
-    command += [word for expression in selection for word in ("-k", expression.strip("'"))]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    arguments = ["-x", "-q", "-p", "no:cacheprovider", f"tests/{name}"]
+    arguments += [word for expression in selection for word in ("-k", expression.strip("'"))]
+    status = exit_status(tmp_path, arguments, tmp_path / "log")
     # or ended by a signal: an address outside the process or a broken heap is as good as a failed test
-    assert done.returncode == pytest.ExitCode.TESTS_FAILED or done.returncode < 0, done.stdout + done.stderr
+    assert status == pytest.ExitCode.TESTS_FAILED or status < 0, (tmp_path / "log").read_text()
