@@ -133,8 +133,8 @@ PLANTED = {
     ),
     "a copy": (
         "normreg/ops/dropout.py",
-        "kernels.dropout(x, rule.p, seed_, out=x if",
-        "kernels.dropout(x.clone(), rule.p, seed_, out=x if",
+        "kernels.dropout(x, p, seed_, out=x if",
+        "kernels.dropout(x.clone(), p, seed_, out=x if",
     ),
     "a read out of bounds": (
         "kernels/dropout.py",

@@ -41,7 +41,7 @@ def _differentiable_backward(dy, x, weight, groups, eps, wanted):
         dy.reshape(shape), in_groups, weight, mean, rstd, (2, 3), (0, 3), wanted
     )
     dx = None if dx is None else dx.view(x.shape)
-    dweight, dbias = (None if grad is None else grad.flatten() for grad in (dweight, dbias))
+    dweight, dbias = (None if grad is None else grad.reshape(x.shape[1]) for grad in (dweight, dbias))
     return dx, dweight, dbias
 
 
