@@ -92,10 +92,13 @@ def layer_norm_channels(input, weight=None, bias=None, eps=1e-6):
     https://github.com/huggingface/pytorch-image-models/blob/main/timm/layers/norm.py
     """
     reason = dispatch.layer_norm_channels(input, weight, bias, eps)
-    channels_last = input.movedim(1, -1)
-    if reason or channels_last.is_contiguous():
-        return layer_norm(channels_last, channels_last.shape[-1:], weight, bias, eps).movedim(-1, 1)
-    return _layer_norm_channels(input, weight, bias, eps, _autocast_to_float32(input))
+    rows = input.movedim(1, -1)
+    if reason:
+        return layer_norm(rows, rows.shape[-1:], weight, bias, eps).movedim(-1, 1)
+    out_dtype = _autocast_to_float32(input)
+    if rows.is_contiguous():
+        return _layer_norm(rows, weight, bias, tuple(rows.shape[-1:]), eps, out_dtype).movedim(-1, 1)
+    return _layer_norm_channels(input, weight, bias, eps, out_dtype)
 
 
 def rms_norm(input, normalized_shape, weight=None, eps=None):

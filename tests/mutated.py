@@ -10,12 +10,9 @@ def _run(folder, arguments, log):
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
     os.chdir(folder)
-    own = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    tests = os.path.dirname(os.path.abspath(__file__))
     # the paths of the checkout that this file is in must not find what the mutated one has
-    sys.path[:] = [
-        folder,
-        *(path for path in sys.path if path and not path.startswith(own + os.sep) and path != own),
-    ]
+    sys.path[:] = [folder, *(path for path in sys.path if path not in ("", tests, os.path.dirname(tests)))]
     sys.modules.pop("mutated", None)
 
     import pytest
