@@ -56,13 +56,6 @@ def _torch_reason(x, others):
     return None
 
 
-def _compile_reason():
-    """Of operations that are not registered as operators."""
-    if torch.compiler.is_compiling():
-        return "there is no operator of it for torch.compile, which generates its own code for torch's"
-    return None
-
-
 def _dtype_reason(x, parameters):
     """Parameters share one dtype: the input's, or float32 beside a 16-bit input."""
     dtypes = {parameter.dtype for parameter in parameters if parameter is not None}
@@ -101,12 +94,7 @@ def layer_norm(x, normalized_shape, weight, bias, eps):
 
 def layer_norm_channels(x, weight, bias, eps):
     parameters = (weight, bias)
-    reason = (
-        _compile_reason()
-        or _torch_reason(x, parameters)
-        or _dtype_reason(x, parameters)
-        or _number_reason(eps=eps)
-    )
+    reason = _torch_reason(x, parameters) or _dtype_reason(x, parameters) or _number_reason(eps=eps)
     if reason:
         return reason
     if x.dim() < 2:
@@ -167,9 +155,7 @@ def batch_norm(x, running_mean, running_var, weight, bias, training, momentum, e
 
 def group_norm(x, num_groups, weight, bias, eps):
     vectors = (weight, bias)
-    reason = (
-        _compile_reason() or _torch_reason(x, vectors) or _dtype_reason(x, vectors) or _number_reason(eps=eps)
-    )
+    reason = _torch_reason(x, vectors) or _dtype_reason(x, vectors) or _number_reason(eps=eps)
     if reason:
         return reason
     if type(num_groups) is not int:
@@ -191,9 +177,7 @@ def group_norm(x, num_groups, weight, bias, eps):
 def instance_norm(x, running_mean, running_var, weight, bias, use_input_stats, momentum, eps):
     if type(use_input_stats) is not bool:
         return f"use_input_stats is a {type(use_input_stats).__name__}, not a bool"
-    reason = _compile_reason() or _channels_reason(
-        x, running_mean, running_var, weight, bias, use_input_stats, momentum, eps
-    )
+    reason = _channels_reason(x, running_mean, running_var, weight, bias, use_input_stats, momentum, eps)
     if reason:
         return reason
     if use_input_stats and x.shape[2:].numel() == 1:

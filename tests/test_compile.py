@@ -24,6 +24,15 @@ LAYERS = {
     "BatchNorm2d, cumulative": (lambda: normreg.BatchNorm2d(4, momentum=None), (4, 3, 3)),
     "BatchNorm3d without state": (
         lambda: normreg.BatchNorm3d(4, affine=False, track_running_stats=False), (4, 2, 1, 3)),
+    "GroupNorm": (lambda: normreg.GroupNorm(2, 4), (4, 3, 5)),
+    "InstanceNorm1d": (lambda: normreg.InstanceNorm1d(4), (4, 3)),
+    "InstanceNorm2d with state": (
+        lambda: normreg.InstanceNorm2d(4, affine=True, track_running_stats=True), (4, 3, 5)),
+    "InstanceNorm3d, cumulative": (
+        lambda: normreg.InstanceNorm3d(4, momentum=None, track_running_stats=True), (4, 2, 1, 3)),
+    "LayerNorm1d": (lambda: normreg.LayerNorm1d(4), (4, 3)),
+    "LayerNorm2d": (lambda: normreg.LayerNorm2d(4), (4, 3, 2)),
+    "LayerNorm3d without parameters": (lambda: normreg.LayerNorm3d(4, affine=False), (4, 2, 1, 3)),
     "Dropout": (lambda: normreg.Dropout(0.4), (4,)),
     "Dropout in place": (
         lambda: torch.nn.Sequential(torch.nn.Linear(4, 4), normreg.Dropout(0.4, inplace=True)), (4,)),
@@ -269,22 +278,3 @@ def test_export(device, launches, strict):
     assert "aten.layer_norm.default" in graphs[0]
     assert launches == []
     assert torch.equal(programs[0].module()(x), theirs(x))
-
-
-WITHOUT_OPERATOR = {
-    "GroupNorm": lambda: normreg.GroupNorm(2, 4),
-    "InstanceNorm2d": lambda: normreg.InstanceNorm2d(4),
-    "LayerNorm2d": lambda: normreg.LayerNorm2d(4),
-}
-
-
-@pytest.mark.parametrize("make", WITHOUT_OPERATOR.values(), ids=WITHOUT_OPERATOR)
-def test_layers_without_an_operator(device, launches, make):
-    """They are torch's under torch.compile, or LayerNorm's of the permuted tensor, without a graph break."""
-    layer, x = make().to(device), torch.randn(2, 4, 3, 5, device=device)
-    expected = layer(x)
-    assert launches
-    launches.clear()
-    y = torch.compile(layer, fullgraph=True, backend="eager")(x)
-    assert launches == ["layer_norm_forward_kernel"] * isinstance(layer, torch.nn.LayerNorm)
-    torch.testing.assert_close(y, expected)

@@ -1,16 +1,14 @@
 """The meter finds what it is there to find: planted in kernels of the library, and in small ones."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 import triton
 import triton.language as tl
+from processes import exit_status
 
 from bench.ledger import Operators
 from bench.meter import CACHED_BYTES, Meter, OutOfBounds
@@ -146,11 +144,13 @@ PLANTED = {
 
 LEDGER_OF_DROPOUT = """
 import json
+import torch
 from bench import interpreter, ledger
-from bench.operations import cases
+from bench.operations.case import Case
 
 interpreter.patch_language_once()
-print(json.dumps(list(ledger.measure(cases("ledger", ["dropout"])[0]))))
+forward = next(ledger.measure(Case("dropout", (320, 1024), torch.float32)))
+print(json.dumps(forward))
 """
 
 
@@ -164,16 +164,15 @@ def test_the_ledger_shows_what_is_planted_in_a_kernel(fault, tmp_path):
     text = (tmp_path / file).read_text()
     assert text.count(was) == 1
     (tmp_path / file).write_text(text.replace(was, now))
-    environment = dict(os.environ, PYTHONDONTWRITEBYTECODE="1")
-    command = [sys.executable, "-c", LEDGER_OF_DROPOUT]
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    status = exit_status(LEDGER_OF_DROPOUT, tmp_path, tmp_path / "log")
+    printed = (tmp_path / "log").read_text()
     if fault == "a read out of bounds":
-        assert done.returncode == 1
-        assert "OutOfBounds: dropout_kernel, program (" in done.stderr
-        assert "a load ends 2 bytes past the end of x_ptr" in done.stderr
+        assert status == 1
+        assert "OutOfBounds: dropout_kernel, program (" in printed
+        assert "a load ends 4 bytes past the end of x_ptr" in printed
         return
-    assert done.returncode == 0, done.stderr
-    forward, _ = json.loads(done.stdout)
+    assert status == 0, printed
+    forward = json.loads(printed.splitlines()[-1])
     ratio = forward["moved_bytes"] / forward["least_bytes"]
     launches, operators = len(forward["kernels"]), forward["torch_operators"]
     expected = {

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from mutated import exit_status
+from processes import exit_status
 
 from normreg.kernels.launch import INTERPRET
 
@@ -704,6 +704,18 @@ MUTATIONS = {
         "        run, function, traced = _training, BatchNormFunction, OPERATOR\n",
         "test_compile.py -k 'test_layers and BatchNorm1d-train'",
     ),
+    "a compiled graph leaves InstanceNorm's running statistics": Mutation(
+        "normreg/ops/instance_norm.py",
+        "        OPERATOR_UPDATE_RUNNING(x.detach(), mean, var, *running, momentum)\n",
+        "        pass\n",
+        "test_compile.py -k 'test_layers and InstanceNorm2d and train'",
+    ),
+    "the fake of GroupNorm's statistics is flat": Mutation(
+        "normreg/ops/group_norm.py",
+        "x.new_empty((x.shape[0], groups), ",
+        "x.new_empty(x.shape[0] * groups, ",
+        "test_operators.py -k 'fakes and group_norm'",
+    ),
 }
 
 
@@ -724,6 +736,7 @@ def test_a_planted_bug_is_found(tmp_path, mutation):
     name, *selection = mutation.tests.split(" -k ")
     arguments = ["-x", "-q", "-p", "no:cacheprovider", f"tests/{name}"]
     arguments += [word for expression in selection for word in ("-k", expression.strip("'"))]
-    status = exit_status(tmp_path, arguments, tmp_path / "log")
+    source = f"import pytest; raise SystemExit(pytest.main({arguments}))"
+    status = exit_status(source, tmp_path, tmp_path / "log")
     # or ended by a signal: an address outside the process or a broken heap is as good as a failed test
     assert status == pytest.ExitCode.TESTS_FAILED or status < 0, (tmp_path / "log").read_text()

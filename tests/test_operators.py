@@ -36,6 +36,10 @@ def statistics(device, size, dtype=torch.float32):
     return values(device, size, dtype=dtype), values(device, size, dtype=dtype)
 
 
+def group_statistics(device, groups):
+    return values(device, 3, groups), values(device, 3, groups)
+
+
 def seed(device):
     return torch.tensor(5, device=device)
 
@@ -85,6 +89,28 @@ CASES = {
     "batch_norm_backward in evaluation, channels_last": ("batch_norm_backward", lambda d: (
         images(d), images(d, FLOAT, LAST), None, *statistics(d, 4, DOUBLE), FLOAT, False,
         [True, False, True])),
+    "layer_norm_channels": (
+        "layer_norm_channels", lambda d: (images(d), values(d, 4), values(d, 4), 1e-5, FLOAT, True)),
+    "layer_norm_channels of channels_last bfloat16, in float32": (
+        "layer_norm_channels", lambda d: (images(d, HALF, LAST), values(d, 4), None, 1e-5, FLOAT, True)),
+    "layer_norm_channels without statistics": (
+        "layer_norm_channels", lambda d: (images(d, DOUBLE), None, None, 1e-5, DOUBLE, False)),
+    "layer_norm_channels_backward": ("layer_norm_channels_backward", lambda d: (
+        images(d), images(d), values(d, 4), *statistics(d, 30), FLOAT, [True, True, True])),
+    "layer_norm_channels_backward of bias": ("layer_norm_channels_backward", lambda d: (
+        images(d, HALF, LAST), images(d, HALF), None, *statistics(d, 30), FLOAT, [False, False, True])),
+    "group_norm": ("group_norm", lambda d: (images(d), values(d, 4), values(d, 4), 2, 1e-5, FLOAT, True)),
+    "group_norm of channels_last bfloat16, in float32": (
+        "group_norm", lambda d: (images(d, HALF, LAST), values(d, 4), None, 4, 1e-5, FLOAT, True)),
+    "group_norm without statistics": (
+        "group_norm", lambda d: (images(d, DOUBLE), None, None, 1, 1e-5, DOUBLE, False)),
+    "group_norm_backward": ("group_norm_backward", lambda d: (
+        images(d), images(d), values(d, 4), *group_statistics(d, 2), 2, 1e-5, FLOAT, [True, True, True])),
+    "group_norm_backward of weight": ("group_norm_backward", lambda d: (
+        images(d, HALF, LAST), images(d, HALF), None, *group_statistics(d, 4), 4, 1e-5, FLOAT,
+        [False, True, False])),
+    "instance_norm_update_running": ("instance_norm_update_running", lambda d: (
+        images(d), *group_statistics(d, 4), *running(d), 0.1)),
     "dropout": ("dropout", lambda d: (rows(d), seed(d), 0.4, None, "scaled", False)),
     "dropout of a transposed tensor": (
         "dropout", lambda d: (rows(d, HALF).t(), seed(d), 0.4, None, "scaled", False)),

@@ -2,23 +2,26 @@
 
 import torch
 
-from normreg.kernels import group_norm as group_kernels
-from normreg.kernels import instance_norm as kernels
-from normreg.ops import gradient
-from normreg.ops.group_norm import GroupNormFunction, group_norm
+from normreg.kernels.instance_norm import instance_norm_update_running
+from normreg.ops import operator
+from normreg.ops.group_norm import group_norm, normalized
+
+OPERATOR_UPDATE_RUNNING = operator.register(
+    "instance_norm_update_running(Tensor x, Tensor mean, Tensor var, Tensor(a!) running_mean, "
+    "Tensor(b!) running_var, float momentum) -> ()",
+    instance_norm_update_running, lambda *_: None,
+)  # fmt: skip
 
 
 def instance_norm(x, weight, bias, running_mean, running_var, momentum, eps):
     channels = x.shape[1]
     if running_mean is None:
         return group_norm(x, weight, bias, channels, eps, x.dtype)
-    if gradient.wants_gradient(x, weight, bias):
-        y, mean, var = GroupNormFunction.apply(x, weight, bias, channels, eps, x.dtype)
-    else:
-        y, mean, var = group_kernels.group_norm_forward(
-            x, weight, bias, channels, eps, x.dtype, save_statistics=True
-        )
+    y, mean, var = normalized(x, weight, bias, channels, eps, x.dtype, save_statistics=True)
     running = (running_mean, running_var)
-    kernels.instance_norm_update_running(x.detach(), mean, var, *running, momentum)
-    torch.autograd.graph.increment_version(running)  # which the kernel's stores do not do
+    if torch.compiler.is_compiling():
+        OPERATOR_UPDATE_RUNNING(x.detach(), mean, var, *running, momentum)
+    else:
+        instance_norm_update_running(x.detach(), mean, var, *running, momentum)
+        torch.autograd.graph.increment_version(running)  # which the kernel's stores do not do
     return y

@@ -33,6 +33,14 @@ def register(schema, implementation, fake, function=None):
     return operator
 
 
+def fake_gradients(x, parameter_shape, parameter_dtype, wanted):
+    """Empty tensors like the wanted ones of dx, contiguous, dweight and dbias; None for the others."""
+    like = ((x.shape, x.dtype), (parameter_shape, parameter_dtype), (parameter_shape, parameter_dtype))
+    return tuple(
+        x.new_empty(shape, dtype=dtype) if want else None for want, (shape, dtype) in zip(wanted, like)
+    )
+
+
 def traces(dy):
     """Whether a backward that is given dy is being recorded, so that it has to call an operator."""
     return type(dy) is not torch.Tensor or torch.compiler.is_compiling()
