@@ -122,7 +122,7 @@ def batch_norm_normalize_kernel(
     weight_ptr, bias_ptr,                 # [channels] or None
     running_mean_ptr, running_var_ptr,    # [channels] or None
     num_batches_tracked_ptr,              # scalar, for the cumulative average that replaces momentum, or None
-    mean_ptr, rstd_ptr,                   # [channels] or None
+    mean_ptr, var_ptr,                    # [channels] or None
     samples, channels, spatial, tiles, tiles_per_split, splits,
     momentum: tl.float64, eps: tl.float64,
     COMPUTE_DTYPE: tl.constexpr, CHANNELS_LAST: tl.constexpr, VECTOR: tl.constexpr,
@@ -133,12 +133,13 @@ def batch_norm_normalize_kernel(
         channels, spatial, CHANNELS_LAST, VECTOR, BLOCK_CHANNELS
     )
     count, mean, m2 = merged_moments(partial_ptr, channel, channel_mask, splits, channels, BLOCK_SPLITS)
-    rstd = tl.rsqrt(m2 / count + tl.full([], eps, tl.float64))
+    var = m2 / count
+    rstd = tl.rsqrt(var + tl.full([], eps, tl.float64))
 
     if tl.program_id(1) == 0:
         if mean_ptr is not None:
             store_channels(mean_ptr, channel, mean, channel_mask)
-            store_channels(rstd_ptr, channel, rstd, channel_mask)
+            store_channels(var_ptr, channel, var, channel_mask)
         if running_mean_ptr is not None:
             if num_batches_tracked_ptr is None:
                 factor = tl.full([], momentum, tl.float64)
@@ -159,7 +160,7 @@ def batch_norm_inference_kernel(
     x_ptr, y_ptr,
     weight_ptr, bias_ptr,                 # [channels] or None
     running_mean_ptr, running_var_ptr,    # [channels]
-    mean_ptr, rstd_ptr,                   # [channels] or None
+    mean_ptr, var_ptr,                    # [channels] or None
     samples, channels, spatial, tiles, tiles_per_split,
     eps: tl.float64,
     COMPUTE_DTYPE: tl.constexpr, CHANNELS_LAST: tl.constexpr, VECTOR: tl.constexpr,
@@ -174,7 +175,7 @@ def batch_norm_inference_kernel(
     if mean_ptr is not None:
         if tl.program_id(1) == 0:
             store_channels(mean_ptr, channel, mean, channel_mask)
-            store_channels(rstd_ptr, channel, rstd, channel_mask)
+            store_channels(var_ptr, channel, var, channel_mask)
 
     normalize_tiles(
         x_ptr, y_ptr, weight_ptr, bias_ptr, mean, rstd, channel, channel_mask,
@@ -220,10 +221,11 @@ def batch_norm_backward_sums_kernel(
 def batch_norm_backward_kernel(
     dy_ptr, x_ptr, dx_ptr,       # dx or None
     weight_ptr,                  # [channels] or None
-    mean_ptr, rstd_ptr,          # [channels]
+    mean_ptr, var_ptr,           # [channels]
     partial_ptr,                 # [dbias and dweight / rstd, splits, channels] or None
     dweight_ptr, dbias_ptr,      # [channels] or None
     samples, channels, spatial, tiles, tiles_per_split, splits, count,
+    eps: tl.float64,
     TRAINING: tl.constexpr,
     COMPUTE_DTYPE: tl.constexpr, CHANNELS_LAST: tl.constexpr, VECTOR: tl.constexpr,
     BLOCK_SAMPLES: tl.constexpr, BLOCK_CHANNELS: tl.constexpr, BLOCK_SPATIAL: tl.constexpr,
@@ -232,7 +234,8 @@ def batch_norm_backward_kernel(
     channel, channel_mask, channels, spatial, stride_channel, stride_spatial = program_channels(
         channels, spatial, CHANNELS_LAST, VECTOR, BLOCK_CHANNELS
     )
-    rstd = load_channels(rstd_ptr, channel, channel_mask)
+    var = load_channels(var_ptr, channel, channel_mask)
+    rstd = tl.rsqrt(var + tl.full([], eps, tl.float64))
     if partial_ptr is not None:
         dbias = sum_partials(partial_ptr, 0, channel, channel_mask, splits, channels, BLOCK_SPLITS)
         dweight = sum_partials(partial_ptr, 1, channel, channel_mask, splits, channels, BLOCK_SPLITS) * rstd
@@ -265,7 +268,7 @@ def batch_norm_backward_kernel(
 def batch_norm_forward(
     x, weight, bias, running_mean, running_var, num_batches_tracked, momentum, eps, save_statistics
 ):  # fmt: skip
-    """y, and mean and rstd of each channel, or None where they are not to be saved.
+    """y, and mean and var of each channel, or None where they are not to be saved.
 
     Updates the running statistics and increments `num_batches_tracked` where they are given;
     `momentum=None` stands for the cumulative average, 1 / num_batches_tracked.
@@ -274,7 +277,10 @@ def batch_norm_forward(
     weight, bias = launch.contiguous(weight, bias)
     grid, sizes, constants, merged_splits, _ = plan(x)
     y = torch.empty_like(x)
-    mean, rstd = (channel_values(x) if save_statistics else None for _ in range(2))
+    mean = var = None
+    if save_statistics:
+        mean = channel_values(x)
+        var = torch.empty_like(mean, dtype=launch.compute_dtype(x.dtype))
     partial = channel_values(x, 3, grid[1])
     launch.launch(
         batch_norm_statistics_kernel, grid, x.device,
@@ -284,27 +290,29 @@ def batch_norm_forward(
     launch.launch(
         batch_norm_normalize_kernel, grid, x.device,
         x, y, partial, weight, bias, running_mean, running_var,
-        num_batches_tracked if cumulative else None, mean, rstd,
+        num_batches_tracked if cumulative else None, mean, var,
         *sizes, grid[1], 0.0 if cumulative else momentum, eps, BLOCK_SPLITS=merged_splits, **constants,
     )  # fmt: skip
-    return y, mean, rstd
+    return y, mean, var
 
 
 def batch_norm_inference(x, weight, bias, running_mean, running_var, eps, save_statistics):
-    """y from the running statistics, and a copy of their mean and rstd where they are to be saved."""
+    """y from the running statistics, and a copy of them where they are to be saved."""
     x = dense(x)
     weight, bias = launch.contiguous(weight, bias)
     grid, sizes, constants, _, _ = plan(x)
     y = torch.empty_like(x)
-    mean, rstd = (channel_values(x) if save_statistics else None for _ in range(2))
+    mean = var = None
+    if save_statistics:
+        mean, var = torch.empty_like(running_mean), torch.empty_like(running_var)
     launch.launch(
         batch_norm_inference_kernel, grid, x.device,
-        x, y, weight, bias, running_mean, running_var, mean, rstd, *sizes, eps, **constants,
+        x, y, weight, bias, running_mean, running_var, mean, var, *sizes, eps, **constants,
     )  # fmt: skip
-    return y, mean, rstd
+    return y, mean, var
 
 
-def batch_norm_backward(dy, x, weight, mean, rstd, parameter_dtype, training, wanted):
+def batch_norm_backward(dy, x, weight, mean, var, eps, parameter_dtype, training, wanted):
     """The wanted ones of dx, dweight and dbias, None for the others."""
     want_dx, want_dweight, want_dbias = wanted
     x = dense(x)
@@ -328,7 +336,7 @@ def batch_norm_backward(dy, x, weight, mean, rstd, parameter_dtype, training, wa
     )
     launch.launch(
         batch_norm_backward_kernel, grid if want_dx else (grid[0], 1), x.device,
-        dy, x, dx, weight, mean, rstd, partial, dweight, dbias, *sizes, splits, count,
+        dy, x, dx, weight, mean, var, partial, dweight, dbias, *sizes, splits, count, eps,
         TRAINING=training, BLOCK_SPLITS=merged_splits, **constants,
     )  # fmt: skip
     return dx, dweight, dbias

@@ -204,14 +204,14 @@ dy[-1] = torch.randn(channels, spatial)
 rstd = (var + 1e-5).rsqrt()
 x_hat = (x[-1] - per_channel(mean)) * per_channel(rstd)
 partial = torch.zeros(2, 2, 2, dtype=torch.float64)
-statistics = mean.double(), rstd.double()
+statistics = mean.double(), var
 run_program(batch_norm.batch_norm_backward_sums_kernel, *second, dy, x, statistics[0], partial, *sizes,
             **layout)
 check(partial[0, 1], dy[-1].float().sum(1))
 check(partial[1, 1] * rstd, (dy[-1] * x_hat).sum(1))
 sums = torch.tensor([[[3.0, 5.0]], [[7.0, 11.0]]], dtype=torch.float64)
 run_program(batch_norm.batch_norm_backward_kernel, *second, dy, x, y, None, *statistics, sums, None, None,
-            *sizes, 1, 10, TRAINING=True, BLOCK_SPLITS=1, **layout)
+            *sizes, 1, 10, 1e-5, TRAINING=True, BLOCK_SPLITS=1, **layout)
 c1, c2 = per_channel(sums[1, 0] * rstd) / 10, per_channel(sums[0, 0]) / 10
 check(y[-1], (dy[-1] - x_hat * c1 - c2) * per_channel(rstd))
 """,

@@ -35,7 +35,7 @@ def launch_all(batch):
     ):
         batch_norm.batch_norm_forward(x, c, c, c, c, tracked, None, 1e-5, True)
         batch_norm.batch_norm_inference(x, c, c, c, c, 1e-5, True)
-        batch_norm.batch_norm_backward(x, x, c, s, s, c.dtype, True, all_three)
+        batch_norm.batch_norm_backward(x, x, c, s, c, 1e-5, c.dtype, True, all_three)
     for x in (tensor(batch, 24), tensor(batch, 24, 14, 14), tensor(batch, 24, 80, 80)):
         for groups in (3, 24):
             m = tensor(batch, groups, dtype=torch.float32)

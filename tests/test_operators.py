@@ -85,10 +85,10 @@ CASES = {
     "batch_norm_inference, channels_last": (
         "batch_norm_inference", lambda d: (images(d, HALF, LAST), None, None, *running(d), 1e-5, False)),
     "batch_norm_backward": ("batch_norm_backward", lambda d: (
-        images(d), images(d), values(d, 4), *statistics(d, 4, DOUBLE), FLOAT, True, [True, True, True])),
+        images(d), images(d), values(d, 4), values(d, 4, dtype=DOUBLE), values(d, 4), 1e-5, FLOAT, True,
+        [True, True, True])),
     "batch_norm_backward in evaluation, channels_last": ("batch_norm_backward", lambda d: (
-        images(d), images(d, FLOAT, LAST), None, *statistics(d, 4, DOUBLE), FLOAT, False,
-        [True, False, True])),
+        images(d), images(d, FLOAT, LAST), None, *running(d), 1e-5, FLOAT, False, [True, False, True])),
     "layer_norm_channels": (
         "layer_norm_channels", lambda d: (images(d), values(d, 4), values(d, 4), 1e-5, FLOAT, True)),
     "layer_norm_channels of channels_last bfloat16, in float32": (

@@ -4,6 +4,7 @@ import torch
 
 from normreg.kernels import batch_norm as kernels
 from normreg.kernels.channels import channel_values, dense
+from normreg.kernels.launch import compute_dtype
 from normreg.ops import gradient, operator
 
 
@@ -17,8 +18,8 @@ def _training(x, weight, bias, running_mean, running_var, tracked, momentum, eps
 
 def _save(ctx, inputs, output):
     x, weight, bias, *_, ctx.eps, _ = inputs
-    _, mean, rstd = output
-    gradient.save_for_backward(ctx, x, weight, bias, mean, rstd)
+    _, mean, var = output
+    gradient.save_for_backward(ctx, x, weight, bias, mean, var)
 
 
 def _gradients(ctx, dy, training):
@@ -26,16 +27,17 @@ def _gradients(ctx, dy, training):
     if dy is None:
         return None, None, None
     wanted = ctx.needs_input_grad[:3]
-    x, weight, mean, rstd = ctx.saved_tensors
+    x, weight, mean, var = ctx.saved_tensors
     if not gradient.wants_formula(dy):
         backward = OPERATOR_BACKWARD if operator.traces(dy) else kernels.batch_norm_backward
-        return backward(dy, x, weight, mean, rstd, ctx.parameter_dtype, training, wanted)
+        return backward(dy, x, weight, mean, var, ctx.eps, ctx.parameter_dtype, training, wanted)
     dims = (0, *range(2, x.dim()))
     per_channel = (1, -1, *[1] * (x.dim() - 2))
     if training:
         mean, rstd = gradient.statistics(x, dims, ctx.eps)
     else:
-        mean, rstd = mean.view(per_channel), rstd.view(per_channel)
+        var = var.to(torch.promote_types(x.dtype, torch.float32))
+        mean, rstd = mean.view(per_channel), (var + ctx.eps).rsqrt().view(per_channel)
     weight = None if weight is None else weight.view(per_channel)
     normalized_dims = dims if training else None
     return gradient.normalization_backward(dy, x, weight, mean, rstd, normalized_dims, dims, wanted)
@@ -51,7 +53,7 @@ class BatchNormFunction(torch.autograd.Function):
         return output
 
     @staticmethod
-    def backward(ctx, dy, _dmean, _drstd):
+    def backward(ctx, dy, _dmean, _dvar):
         return *_gradients(ctx, dy, training=True), None, None, None, None, None, None
 
 
@@ -65,25 +67,26 @@ class BatchNormInferenceFunction(torch.autograd.Function):
         return output
 
     @staticmethod
-    def backward(ctx, dy, _dmean, _drstd):
+    def backward(ctx, dy, _dmean, _dvar):
         return *_gradients(ctx, dy, training=False), None, None, None, None
 
 
-def _fake_forward(x, *_, save_statistics):
-    y = torch.empty_like(dense(x))
-    mean, rstd = (channel_values(x) if save_statistics else None for _ in range(2))
-    return y, mean, rstd
-
-
 def fake_training(x, weight, bias, running_mean, running_var, tracked, momentum, eps, save_statistics):
-    return _fake_forward(x, save_statistics=save_statistics)
+    y = torch.empty_like(dense(x))
+    if not save_statistics:
+        return y, None, None
+    mean = channel_values(x)
+    return y, mean, torch.empty_like(mean, dtype=compute_dtype(x.dtype))
 
 
 def fake_inference(x, weight, bias, running_mean, running_var, eps, save_statistics):
-    return _fake_forward(x, save_statistics=save_statistics)
+    y = torch.empty_like(dense(x))
+    if not save_statistics:
+        return y, None, None
+    return y, torch.empty_like(running_mean), torch.empty_like(running_var)
 
 
-def fake_backward(dy, x, weight, mean, rstd, parameter_dtype, training, wanted):
+def fake_backward(dy, x, weight, mean, var, eps, parameter_dtype, training, wanted):
     dx = torch.empty_like(dense(x)) if wanted[0] else None
     return dx, *(x.new_empty(x.shape[1], dtype=parameter_dtype) if want else None for want in wanted[1:])
 
@@ -91,17 +94,17 @@ def fake_backward(dy, x, weight, mean, rstd, parameter_dtype, training, wanted):
 OPERATOR = operator.register(
     "batch_norm(Tensor x, Tensor? weight, Tensor? bias, Tensor(a!)? running_mean, Tensor(b!)? running_var, "
     "Tensor(c!)? num_batches_tracked, float? momentum, float eps, bool save_statistics) "
-    "-> (Tensor y, Tensor mean, Tensor rstd)",
+    "-> (Tensor y, Tensor mean, Tensor var)",
     _training, fake_training, BatchNormFunction,
 )  # fmt: skip
 OPERATOR_INFERENCE = operator.register(
     "batch_norm_inference(Tensor x, Tensor? weight, Tensor? bias, Tensor running_mean, Tensor running_var, "
-    "float eps, bool save_statistics) -> (Tensor y, Tensor mean, Tensor rstd)",
+    "float eps, bool save_statistics) -> (Tensor y, Tensor mean, Tensor var)",
     kernels.batch_norm_inference, fake_inference, BatchNormInferenceFunction,
 )  # fmt: skip
 OPERATOR_BACKWARD = operator.register(
-    "batch_norm_backward(Tensor dy, Tensor x, Tensor? weight, Tensor mean, Tensor rstd, "
-    "ScalarType parameter_dtype, bool training, bool[3] wanted) "
+    "batch_norm_backward(Tensor dy, Tensor x, Tensor? weight, Tensor mean, Tensor var, "
+    "float eps, ScalarType parameter_dtype, bool training, bool[3] wanted) "
     "-> (Tensor dx, Tensor dweight, Tensor dbias)",
     kernels.batch_norm_backward, fake_backward,
 )  # fmt: skip
