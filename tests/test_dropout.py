@@ -1,5 +1,6 @@
 import math
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -123,6 +124,17 @@ def test_masks_of_two_calls_are_independent(device):
 def test_neighbours_are_independent(device, lag, dtype):
     kept = mask(2**16, 0.5, 99, device, dtype)
     assert_rate(kept[lag:] == kept[:-lag], 0.5)
+
+
+def test_nothing_is_repeated(device, monkeypatch):
+    """Of the 2^22 windows of 64 bits in 2^25 elements, a chance of 2^-21 that any two are equal."""
+    if launch.INTERPRET:
+        monkeypatch.setattr(launch, "dropout_calls", lambda: 2**17)
+    kept = mask(2**25, 0.5, 31, device)
+    assert_rate(kept, 0.5)
+    octets = np.packbits(kept.cpu().numpy())
+    windows = np.lib.stride_tricks.sliding_window_view(octets, 8).copy().view(np.uint64)
+    assert len(np.unique(windows)) == len(windows) == 2**22 - 7
 
 
 def test_seeds_are_independent(device):

@@ -428,6 +428,12 @@ MUTATIONS = {
         "test_gradient.py -k 'one_function and group_norm'",
     ),
     # kernels/dropout.py, kernels/random.py
+    "the mask is repeated after 2^24 elements": Mutation(
+        "kernels/random.py",
+        "    low = (call & 0xFFFFFFFF).to(tl.uint32)\n",
+        "    low = (call & 0x3FFFFF).to(tl.uint32)\n",
+        "test_dropout.py::test_nothing_is_repeated",
+    ),
     "the tail is not masked": Mutation(
         "kernels/dropout.py",
         "    mask = offsets < elements\n",

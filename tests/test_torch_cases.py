@@ -275,8 +275,7 @@ def is_random(info, sample):
 
 
 def dtypes(info, device):
-    """Those of the entry that the tests run; float16 differs from bfloat16 in no line of ours."""
-    found = info.supported_dtypes(device.type) - {torch.float16}
+    found = info.supported_dtypes(device.type)
     if not found:
         pytest.skip(f"torch declares no dtype of {info.full_name} on {device.type}")
     return sorted(found, key=str)
