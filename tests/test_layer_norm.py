@@ -80,7 +80,7 @@ def test_absent_parameters(norm, device, cols):
 
 @pytest.mark.parametrize("cols", [24, launch.HELD_WORDS_BACKWARD + 8])
 def test_gradient_of_any_subset(norm, device, cols):
-    inputs = norm.inputs((33, cols), (cols,), torch.float32, device)
+    inputs = norm.inputs((33 if cols == 24 else 5, cols), (cols,), torch.float32, device)
     for wanted in itertools.product([True, False], repeat=len(inputs)):
         if any(wanted):
             print(wanted)
