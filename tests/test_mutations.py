@@ -668,8 +668,8 @@ MUTATIONS = {
     ),
     "a fake result is contiguous": Mutation(
         "normreg/ops/batch_norm.py",
-        "    y = torch.empty_like(dense(x))\n",
-        "    y = torch.empty(x.shape, dtype=x.dtype, device=x.device)\n",
+        "    dx = torch.empty_like(dense(x)) if",
+        "    dx = torch.empty(x.shape, dtype=x.dtype, device=x.device) if",
         "test_operators.py -k 'fakes and channels_last'",
     ),
     "a fake result has the input's dtype": Mutation(
