@@ -10,9 +10,9 @@
     dbias = sum(dy)              training:   dx = (dy - x_hat dweight / n - dbias / n) weight rstd
     dweight = sum(dy x_hat)      inference:  dx = dy weight rstd
 
-A channel is cut into splits (`channels`), one program each. A first launch leaves a partial result a split
-and channel. Each program of the second merges those of its channels, in a fixed order, and goes over its
-tiles again.
+A channel that can be held in registers is read once, in one launch (`batch_norm_held`). A larger one is cut
+into splits (`channels`), one program each. A first launch leaves a partial result a split and channel. Each
+program of the second merges those of its channels, in a fixed order, and goes over its tiles again.
 
 Elements are computed with in float32, relative to a value among them. A channel's mean is float64: float32
 would round a mean of 10^6 by a thirtieth of a standard deviation of 1, and so move every x_hat of the
@@ -23,10 +23,11 @@ import torch
 import triton
 import triton.language as tl
 
-from . import launch
+from . import batch_norm_held, launch
 from .channels import (
     channel_values,
     dense,
+    held_plan,
     load_channels,
     merged_moments,
     plan,
@@ -34,18 +35,11 @@ from .channels import (
     program_tiles,
     store_channels,
     store_partial,
+    store_statistics,
     sum_partials,
     tile_access,
 )
-from .statistics import merge_moments, moments
-
-
-@triton.jit
-def subtract(x, mean):
-    """x [channels, positions] minus its channel's mean, without rounding the float64 mean first."""
-    high = mean.to(x.dtype)
-    low = (mean - high.to(tl.float64)).to(x.dtype)
-    return x - high[:, None] - low[:, None]
+from .statistics import merge_moments, moments, recentred, subtract
 
 
 @triton.jit(do_not_specialize=["samples", "channels", "spatial", "tiles", "tiles_per_split"])
@@ -73,8 +67,8 @@ def batch_norm_statistics_kernel(
         )  # fmt: skip
         x = tl.load(x_ptr + base + offsets, mask=mask, other=0.0).to(COMPUTE_DTYPE)
         positions = positions.to(COMPUTE_DTYPE)
-        if tile == first_tile:  # from the first element to the first tile's mean, an outlier or not
-            shift += tl.sum(tl.where(mask, x - shift[:, None], 0.0), 1) / positions
+        if tile == first_tile:
+            shift = recentred(shift, x, mask, positions)
         tile_mean, tile_m2 = moments(x - shift[:, None], mask, positions, 1)
         count, mean, m2 = merge_moments(count, mean, m2, positions, tile_mean, tile_m2)
 
@@ -108,13 +102,6 @@ def normalize_tiles(
         tl.store(y_ptr + base + offsets, y.to(y_ptr.dtype.element_ty), mask=mask)
 
 
-@triton.jit
-def update_running(running_ptr, value, momentum, channel, mask):
-    """running = (1 - momentum) running + momentum value"""
-    running = (1 - momentum) * load_channels(running_ptr, channel, mask) + momentum * value
-    store_channels(running_ptr, channel, running, mask)
-
-
 @triton.jit(do_not_specialize=["samples", "channels", "spatial", "tiles", "tiles_per_split", "splits"])
 def batch_norm_normalize_kernel(
     x_ptr, y_ptr,
@@ -133,20 +120,16 @@ def batch_norm_normalize_kernel(
         channels, spatial, CHANNELS_LAST, VECTOR, BLOCK_CHANNELS
     )
     count, mean, m2 = merged_moments(partial_ptr, channel, channel_mask, splits, channels, BLOCK_SPLITS)
-    var = m2 / count
-    rstd = tl.rsqrt(var + tl.full([], eps, tl.float64))
+    rstd = tl.rsqrt(m2 / count + tl.full([], eps, tl.float64))
 
     if tl.program_id(1) == 0:
-        if mean_ptr is not None:
-            store_channels(mean_ptr, channel, mean, channel_mask)
-            store_channels(var_ptr, channel, var, channel_mask)
-        if running_mean_ptr is not None:
-            if num_batches_tracked_ptr is None:
-                factor = tl.full([], momentum, tl.float64)
-            else:
-                factor = 1 / tl.load(num_batches_tracked_ptr).to(tl.float64)
-            update_running(running_mean_ptr, mean, factor, channel, channel_mask)
-            update_running(running_var_ptr, m2 / (count - 1), factor, channel, channel_mask)
+        factor = tl.full([], momentum, tl.float64)
+        if num_batches_tracked_ptr is not None:
+            factor = 1 / tl.load(num_batches_tracked_ptr).to(tl.float64)
+        store_statistics(
+            mean_ptr, var_ptr, running_mean_ptr, running_var_ptr,
+            mean, m2, count, factor, channel, channel_mask,
+        )  # fmt: skip
 
     normalize_tiles(
         x_ptr, y_ptr, weight_ptr, bias_ptr, mean, rstd, channel, channel_mask,
@@ -275,18 +258,26 @@ def batch_norm_forward(
     """
     x = dense(x)
     weight, bias = launch.contiguous(weight, bias)
-    grid, sizes, constants, merged_splits, _ = plan(x)
     y = torch.empty_like(x)
     mean = var = None
     if save_statistics:
         mean = channel_values(x)
         var = torch.empty_like(mean, dtype=launch.compute_dtype(x.dtype))
+    cumulative = momentum is None
+    # a single launch cannot both count the batches and divide by their number: its programs do not wait
+    held = None if cumulative else held_plan(x, launch.batch_norm_held_forward_tile)
+    if held is not None:
+        batch_norm_held.forward(
+            held, x, y, weight, bias, running_mean, running_var, num_batches_tracked, mean, var, momentum, eps
+        )
+        return y, mean, var
+
+    grid, sizes, constants, merged_splits, _ = plan(x)
     partial = channel_values(x, 3, grid[1])
     launch.launch(
         batch_norm_statistics_kernel, grid, x.device,
         x, partial, num_batches_tracked, *sizes, **constants,
     )  # fmt: skip
-    cumulative = momentum is None
     launch.launch(
         batch_norm_normalize_kernel, grid, x.device,
         x, y, partial, weight, bias, running_mean, running_var,
@@ -319,9 +310,18 @@ def batch_norm_backward(dy, x, weight, mean, var, eps, parameter_dtype, training
     if dy.stride() != x.stride():
         dy = torch.empty_like(x, dtype=dy.dtype).copy_(dy)
     (weight,) = launch.contiguous(weight)
+    dx = torch.empty_like(x) if want_dx else None
+    dweight, dbias = (
+        torch.empty(x.shape[1], dtype=parameter_dtype, device=x.device) if want else None
+        for want in (want_dweight, want_dbias)
+    )
+    held = held_plan(x, launch.batch_norm_held_backward_tile)
+    if held is not None:
+        batch_norm_held.backward(held, dy, x, dx, weight, mean, var, dweight, dbias, eps, training)
+        return dx, dweight, dbias
+
     grid, sizes, constants, merged_splits, count = plan(x)
     splits = grid[1]
-
     partial = None
     if want_dweight or want_dbias or training:
         partial = channel_values(x, 2, splits)
@@ -329,11 +329,6 @@ def batch_norm_backward(dy, x, weight, mean, var, eps, parameter_dtype, training
             batch_norm_backward_sums_kernel, grid, x.device,
             dy, x, mean, partial, *sizes, **constants,
         )  # fmt: skip
-    dx = torch.empty_like(x) if want_dx else None
-    dweight, dbias = (
-        torch.empty(x.shape[1], dtype=parameter_dtype, device=x.device) if want else None
-        for want in (want_dweight, want_dbias)
-    )
     launch.launch(
         batch_norm_backward_kernel, grid if want_dx else (grid[0], 1), x.device,
         dy, x, dx, weight, mean, var, partial, dweight, dbias, *sizes, splits, count, eps,

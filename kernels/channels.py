@@ -89,6 +89,27 @@ def store_channels(ptr, channel, value, mask):
 
 
 @triton.jit
+def update_running(running_ptr, value, momentum, channel, mask):
+    """running = (1 - momentum) running + momentum value"""
+    running = (1 - momentum) * load_channels(running_ptr, channel, mask) + momentum * value
+    store_channels(running_ptr, channel, running, mask)
+
+
+@triton.jit
+def store_statistics(
+    mean_ptr, var_ptr,                    # [channels] or None: what the backward needs
+    running_mean_ptr, running_var_ptr,    # [channels] or None
+    mean, m2, count, momentum, channel, mask,
+):  # fmt: skip
+    if mean_ptr is not None:
+        store_channels(mean_ptr, channel, mean, mask)
+        store_channels(var_ptr, channel, m2 / count, mask)
+    if running_mean_ptr is not None:
+        update_running(running_mean_ptr, mean, momentum, channel, mask)
+        update_running(running_var_ptr, m2 / (count - 1), momentum, channel, mask)
+
+
+@triton.jit
 def load_partials(ptr, kind, first, channel, mask, splits, channels, BLOCK_SPLITS: tl.constexpr):
     """The partial results of one kind and BLOCK_SPLITS splits, of [kinds, splits, channels]."""
     split = first + tl.arange(0, BLOCK_SPLITS)[:, None]
@@ -139,21 +160,20 @@ class Plan(NamedTuple):
     count: int  # elements of a channel
 
 
-def plan(x, split=launch.batch_norm_splits):
-    """The plan for x as `dense` returns it."""
+def layout(x):
+    """samples, channels, spatial and whether the channels are contiguous, of x as `dense` returns it."""
     samples, channels, spatial = x.shape[0], x.shape[1], x.shape[2:].numel()
-    count = samples * spatial
-    channels_last = spatial == 1 or not x.is_contiguous()
-    if channels_last:
-        samples, spatial = 1, count
-    tile = launch.batch_norm_tile(channels, spatial, channels_last)
-    tiles = triton.cdiv(samples, tile.samples) * triton.cdiv(spatial, tile.spatial)
-    channel_blocks = triton.cdiv(channels, tile.channels)
-    splits, tiles_per_split = split(tiles, channel_blocks, x.device)
+    if spatial == 1 or not x.is_contiguous():
+        return 1, channels, samples * spatial, True
+    return samples, channels, spatial, False
+
+
+def sizes_and_constants(x, tile):
+    """samples, channels and spatial, the contiguous one in vectors, and what the kernels are compiled for."""
+    samples, channels, spatial, channels_last = layout(x)
     vector = launch.vector(channels if channels_last else spatial)
     in_vectors = (channels // vector, spatial) if channels_last else (channels, spatial // vector)
-    sizes = (samples, *in_vectors, tiles, tiles_per_split)
-    constants = dict(
+    return (samples, *in_vectors), dict(
         COMPUTE_DTYPE=launch.triton_dtype(launch.compute_dtype(x.dtype)),
         CHANNELS_LAST=channels_last,
         VECTOR=vector,
@@ -162,8 +182,32 @@ def plan(x, split=launch.batch_norm_splits):
         BLOCK_SPATIAL=tile.spatial,
         num_warps=tile.num_warps,
     )
-    merged_splits = launch.batch_norm_merged_splits(tile.channels)
-    return Plan((channel_blocks, splits), sizes, constants, merged_splits, count)
+
+
+def plan(x, split=launch.batch_norm_splits):
+    """The plan for x as `dense` returns it."""
+    samples, channels, spatial, channels_last = layout(x)
+    tile = launch.batch_norm_tile(channels, spatial, channels_last)
+    tiles = triton.cdiv(samples, tile.samples) * triton.cdiv(spatial, tile.spatial)
+    channel_blocks = triton.cdiv(channels, tile.channels)
+    splits, tiles_per_split = split(tiles, tile.samples * tile.spatial, channel_blocks, x.device)
+    sizes, constants = sizes_and_constants(x, tile)
+    return Plan(
+        grid=(channel_blocks, splits),
+        sizes=(*sizes, tiles, tiles_per_split),
+        constants=constants,
+        merged_splits=launch.batch_norm_merged_splits(tile.channels),
+        count=samples * spatial,
+    )
+
+
+def held_plan(x, choose_tile):
+    """(grid, sizes, constants) for one tile a program, or None where a channel is too large for it."""
+    samples, channels, spatial, channels_last = layout(x)
+    tile = choose_tile(samples, channels, spatial, channels_last, launch.compute_dtype(x.dtype))
+    if tile is None:
+        return None
+    return (triton.cdiv(channels, tile.channels),), *sizes_and_constants(x, tile)
 
 
 def dense(x):

@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 
 from . import launch
-from .batch_norm import update_running
+from .channels import update_running
 
 
 @triton.jit(do_not_specialize=["samples", "channels", "spatial", "stride_sample", "stride_channel"])

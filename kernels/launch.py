@@ -165,9 +165,44 @@ def batch_norm_tile(channels, spatial, channels_last):
     return ChannelTile(elements // (length * width), width, length, num_warps=4)
 
 
-def batch_norm_splits(tiles, channel_blocks, device):
-    """(splits, tiles of each): enough programs for four a multiprocessor, none of them empty."""
-    splits = min(tiles, MAX_SPLITS, triton.cdiv(4 * multiprocessors(device), channel_blocks))
+def _batch_norm_held_tile(
+    samples, channels, spatial, channels_last, compute_dtype, held_words, words_per_thread
+):
+    """All elements of one or more channels; None where they are too many, or their offsets need 64 bits."""
+    block_samples, block_spatial = triton.next_power_of_2(samples), triton.next_power_of_2(spatial)
+    words = block_samples * block_spatial * _words(compute_dtype)
+    most = triton.next_power_of_2(channels)
+    fewest = min(most, CHANNEL_TILE_WIDTH) if channels_last else 1
+    if fewest * words > held_words or samples * channels * spatial >= 2**31:
+        return None
+    width = min(most, max(fewest, CHANNEL_TILE * tile_scale() // words))
+    num_warps = min(32, max(1, width * words // (32 * words_per_thread)))
+    return ChannelTile(block_samples, width, block_spatial, num_warps)
+
+
+def batch_norm_held_forward_tile(samples, channels, spatial, channels_last, compute_dtype):
+    # offsets of channels-last elements take registers of their own: half the words
+    held_words = HELD_WORDS_FORWARD // (2 if channels_last else 1)
+    return _batch_norm_held_tile(
+        samples, channels, spatial, channels_last, compute_dtype, held_words, words_per_thread=16
+    )
+
+
+def batch_norm_held_backward_tile(samples, channels, spatial, channels_last, compute_dtype):
+    words_per_thread = 16 if channels_last else 8
+    return _batch_norm_held_tile(
+        samples, channels, spatial, channels_last, compute_dtype, HELD_WORDS_BACKWARD, words_per_thread
+    )
+
+
+def batch_norm_splits(tiles, positions, channel_blocks, device):
+    """(splits, tiles of each): enough programs for four a multiprocessor, none of them empty.
+
+    `positions` of a channel are in a tile. A program of the second launch loads 24 bytes of each split, and
+    moves 4 of each position in 16 bits: so many splits at most that the former are no more than the latter.
+    """
+    most = max(1, math.isqrt(tiles * positions // 6))
+    splits = min(tiles, MAX_SPLITS, most, triton.cdiv(4 * multiprocessors(device), channel_blocks))
     tiles_per_split = triton.cdiv(tiles, splits)
     return triton.cdiv(tiles, tiles_per_split), tiles_per_split
 
@@ -225,7 +260,7 @@ def group_norm_backward_programs(samples, spatial, tile, group_blocks, device):
 GROUP_NORM_SPLIT_TILES = 16  # 32768 elements: what a program does in a few microseconds
 
 
-def group_norm_splits(tiles, group_blocks, device):
+def group_norm_splits(tiles, positions, group_blocks, device):
     """(splits, tiles of each), of the size of a group alone: its result depends on no other group."""
     tiles_per_split = max(GROUP_NORM_SPLIT_TILES, triton.cdiv(tiles, MAX_SPLITS))
     return triton.cdiv(tiles, tiles_per_split), tiles_per_split

@@ -14,6 +14,20 @@ import triton.language as tl
 
 
 @triton.jit
+def recentred(shift, x, mask, count):
+    """One element of each row of x [rows, elements], moved next to the row's mean: it may be an outlier."""
+    return shift + tl.sum(tl.where(mask, x - shift[:, None], 0.0), 1) / count
+
+
+@triton.jit
+def subtract(x, mean):
+    """x [rows, elements] minus the row's mean, without rounding the float64 mean first."""
+    high = mean.to(x.dtype)
+    low = (mean - high.to(tl.float64)).to(x.dtype)
+    return x - high[:, None] - low[:, None]
+
+
+@triton.jit
 def moments(x, mask, count, AXIS: tl.constexpr):
     """Mean and sum of squared deviations of the `count` unmasked elements along AXIS."""
     mean = tl.sum(tl.where(mask, x, 0.0), AXIS) / count

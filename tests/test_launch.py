@@ -15,7 +15,10 @@ ROOT = Path(__file__).parent.parent
 SWEEP = """
 import torch
 from bench import stub_driver
-from normreg.kernels import batch_norm, dropout, group_norm, instance_norm, layer_norm, rms_norm
+from normreg.kernels import batch_norm, dropout, group_norm, instance_norm, launch, layer_norm, rms_norm
+
+held = launch.batch_norm_held_forward_tile, launch.batch_norm_held_backward_tile
+launch.batch_norm_held_forward_tile = launch.batch_norm_held_backward_tile = lambda *_: None
 
 def launch_all(batch):
     def tensor(*shape, dtype=torch.bfloat16):
@@ -57,6 +60,15 @@ for batch in (1, 3, 16, 17, 32, 1000):
     launch_all(batch)
 assert len(record.launched) == 7 * launched
 assert len(record.compiled) == compiled, record.compiled[compiled:]
+
+launch.batch_norm_held_forward_tile, launch.batch_norm_held_backward_tile = held
+for batch in range(2, 65):  # a channel of all samples is a tile: from 2 to 4, ..., from 32 to 64
+    x, c, s = (torch.zeros(shape, dtype=torch.bfloat16) for shape in ((batch, 24, 2, 2), (24,), (24,)))
+    batch_norm.batch_norm_forward(x, c, c, c, c, None, 0.1, 1e-5, True)
+    batch_norm.batch_norm_backward(x, x, c, s.double(), s.float(), 1e-5, c.dtype, True, (True, True, True))
+new = record.compiled[compiled:]
+assert set(new) == {"batch_norm_held_kernel", "batch_norm_held_backward_kernel"}
+assert len(new) <= 2 * 6, len(new)
 types = {name: signature for name, signature in record.launched}
 assert types["layer_norm_forward_kernel"]["eps"] == "fp64"
 assert types["batch_norm_normalize_kernel"]["momentum"] == "fp64"
@@ -119,9 +131,12 @@ def test_partial_sums_stay_few(rows, device):
 
 @pytest.mark.parametrize("tiles", [1, 2, 63, 64, 65, 1000, 10**6])
 @pytest.mark.parametrize("channel_blocks", [1, 3, 64])
-def test_splits_cover_the_tiles_and_none_is_empty(tiles, channel_blocks, device):
-    splits, tiles_per_split = launch.batch_norm_splits(tiles, channel_blocks, device)
-    assert splits <= launch.MAX_SPLITS
+@pytest.mark.parametrize("positions", [32, 2048])
+def test_splits_cover_the_tiles_and_none_is_empty(tiles, positions, channel_blocks, device, monkeypatch):
+    monkeypatch.setattr(launch, "multiprocessors", lambda device: 132)
+    splits, tiles_per_split = launch.batch_norm_splits(tiles, positions, channel_blocks, device)
+    assert 1 <= splits <= launch.MAX_SPLITS
+    assert 24 * splits <= 4 * tiles_per_split * positions, "partial results beside what is normalised"
     assert (splits - 1) * tiles_per_split < tiles <= splits * tiles_per_split
 
 
@@ -133,6 +148,31 @@ def test_channel_tiles_have_their_size(channels, spatial, channels_last):
     assert tile.samples * tile.channels * tile.spatial == launch.CHANNEL_TILE
     assert tile.channels < 2 * channels
     assert tile.samples == 1 or (not channels_last and tile.spatial >= spatial)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("channels_last", [True, False])
+@pytest.mark.parametrize("spatial", [1, 49, 1025, 10**6])
+@pytest.mark.parametrize("channels", [1, 3, 64, 10**7])
+@pytest.mark.parametrize("samples", [1, 7, 100])
+def test_tiles_of_channels_hold_them_or_are_none(samples, channels, spatial, channels_last, dtype):
+    if channels_last:
+        samples, spatial = 1, samples * spatial
+    words = samples * spatial * dtype.itemsize // 4 * (min(channels, 64) if channels_last else 1)
+    for choose, held, per_thread in (
+        (launch.batch_norm_held_forward_tile, launch.HELD_WORDS_FORWARD, 16),
+        (launch.batch_norm_held_backward_tile, launch.HELD_WORDS_BACKWARD, 16),
+    ):
+        tile = choose(samples, channels, spatial, channels_last, dtype)
+        if tile is None:
+            assert 8 * words > held or samples * channels * spatial >= 2**31
+            continue
+        assert samples * channels * spatial < 2**31, "offsets are 32 bits"
+        assert samples <= tile.samples < 2 * samples
+        assert spatial <= tile.spatial < 2 * spatial
+        assert tile.channels < 2 * channels
+        elements = tile.samples * tile.channels * tile.spatial
+        assert elements * dtype.itemsize // 4 <= min(held, tile.num_warps * 32 * per_thread)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
@@ -160,8 +200,8 @@ def test_tiles_of_groups_hold_them_or_are_none(channels, spatial, groups, dtype)
 
 @pytest.mark.parametrize("tiles", [1, 16, 17, 1000, 10**6])
 def test_splits_of_a_group_depend_on_the_group_alone(tiles, device):
-    splits, tiles_per_split = launch.group_norm_splits(tiles, 1, device)
-    assert (splits, tiles_per_split) == launch.group_norm_splits(tiles, 5000, device)
+    splits, tiles_per_split = launch.group_norm_splits(tiles, 2048, 1, device)
+    assert (splits, tiles_per_split) == launch.group_norm_splits(tiles, 2048, 5000, device)
     assert splits <= launch.MAX_SPLITS
     assert (splits - 1) * tiles_per_split < tiles <= splits * tiles_per_split
 
@@ -212,8 +252,11 @@ def test_launches_of_a_call(device, launches):
     layers = {
         "layer_norm": normreg.LayerNorm(6, device=device),
         "rms_norm": normreg.RMSNorm(6, device=device),
-        "batch_norm": normreg.BatchNorm1d(6, momentum=None, device=device),
+        "batch_norm": normreg.BatchNorm1d(6, device=device),
+        "cumulative average": normreg.BatchNorm1d(6, momentum=None, device=device),
         "inference": normreg.BatchNorm1d(6, device=device).eval(),
+        "split channels": lambda x: split(x[:, :, None].repeat(1, 1, 6000)),
+        "split channels, inference": lambda x: split.eval()(x[:, :, None].repeat(1, 1, 6000)),
         "group_norm": normreg.GroupNorm(2, 6, device=device),
         "split groups": lambda x: normreg.functional.group_norm(x[:, :, None].repeat(1, 1, 6000), 2),
         "instance_norm": lambda x: instances(x[:, :, None].repeat(1, 1, 2)),
@@ -222,6 +265,7 @@ def test_launches_of_a_call(device, launches):
         "alpha dropout": normreg.AlphaDropout(0.5),
         "drop path": normreg.DropPath(0.5),
     }
+    split = normreg.BatchNorm1d(6, device=device)
     instances = normreg.InstanceNorm1d(6, affine=True, track_running_stats=True, device=device)
     counts = {}
     for name, module in layers.items():
@@ -232,6 +276,7 @@ def test_launches_of_a_call(device, launches):
         counts[name] = (forward, len(launches) - forward)
     dropouts = dict.fromkeys(("dropout", "dropout1d", "alpha dropout", "drop path"), (1, 1))
     rows = dict.fromkeys(("layer_norm", "rms_norm"), (1, 2))
-    channels = {"batch_norm": (2, 2), "inference": (1, 2)}
+    channels = {"batch_norm": (1, 1), "cumulative average": (2, 1), "inference": (1, 1)}
+    split_channels = {"split channels": (2, 2), "split channels, inference": (1, 2)}
     groups = {"group_norm": (1, 2), "split groups": (2, 3), "instance_norm": (2, 2)}
-    assert counts == rows | channels | groups | dropouts
+    assert counts == rows | channels | split_channels | groups | dropouts

@@ -41,6 +41,8 @@ def test_compiles_without_spills_and_with_16_byte_accesses(dtype):
         "batch_norm_inference_kernel",
         "batch_norm_backward_sums_kernel",
         "batch_norm_backward_kernel",
+        "batch_norm_held_kernel",
+        "batch_norm_held_backward_kernel",
         "group_norm_forward_kernel",
         "group_norm_backward_kernel",
         "group_norm_normalize_kernel",

@@ -75,7 +75,10 @@ OPERATION = Operation(
             ((32, 64, 56, 56), False, False),
             ((32, 64, 56, 56), True, False),
             ((32, 512, 7, 8), False, True),
-            ((256, 512), False, True),
+            ((4, 512, 32, 64), False, True),
+            ((16, 512, 32, 32), False, True),
+            ((128, 512), False, True),
+            ((128, 512), False, False),
         )
     ),
     host=(Case(NAME, (8, 64, 4, 4)), Case(NAME, (8, 64, 4, 4), training=False)),
