@@ -1,4 +1,4 @@
-"""Processes of their own for tests, which begin with torch imported and nothing of this checkout."""
+"""Processes of their own for tests: they begin with torch imported, and nothing of this checkout."""
 
 import multiprocessing
 import os
@@ -23,7 +23,7 @@ def exit_status(source, folder, log):
     The process prints into the file `log`.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["torch", "triton", "numpy", "pytest"])
+    context.set_forkserver_preload(["torch._dynamo", "triton", "numpy", "pytest"])
     process = context.Process(target=_run, args=(source, str(folder), str(log)))
     process.start()
     process.join()
