@@ -4,6 +4,7 @@ from normreg import functional as functional
 from normreg.convert import replace as replace
 from normreg.convert import restore as restore
 from normreg.explanation import explain as explain
+from normreg.l2_penalty import l2_penalty as l2_penalty
 from normreg.nn import AlphaDropout as AlphaDropout
 from normreg.nn import BatchNorm1d as BatchNorm1d
 from normreg.nn import BatchNorm2d as BatchNorm2d
@@ -48,6 +49,7 @@ __all__ = [
     "RMSNorm",
     "explain",
     "functional",
+    "l2_penalty",
     "replace",
     "restore",
 ]
