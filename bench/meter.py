@@ -143,8 +143,11 @@ class Meter:
             try:
                 return run(grid_executor, *arguments, **options)
             except interpreter.InterpreterError as error:
-                if isinstance(error.__cause__, OutOfBounds):
-                    raise error.__cause__ from None
+                cause = error
+                while isinstance(cause, interpreter.InterpreterError):  # one for each kernel function
+                    cause = cause.__cause__
+                if isinstance(cause, OutOfBounds):
+                    raise cause from None
                 raise
             finally:
                 self.launching = False

@@ -260,7 +260,7 @@ def l2_penalty_backward(dy, tensors, weight_decay):
             **chunk_constants(rows, tensors),
         )  # fmt: skip
     gradients = (
-        buffers[tensor.dtype].as_strided(tensor.shape, tensor.stride(), offset)
+        buffers[tensor.dtype][offset:].as_strided(tensor.shape, tensor.stride())
         for tensor, (*_, offset) in zip(tensors, rows, strict=True)
     )
     return [next(gradients) if tensor.numel() else torch.empty_like(tensor) for tensor in originals]
