@@ -1,6 +1,7 @@
 """Fused normalisation layers and Dropout: drop-in torch.nn layers on Triton kernels."""
 
 from normreg import functional as functional
+from normreg import init as init
 from normreg.convert import replace as replace
 from normreg.convert import restore as restore
 from normreg.explanation import explain as explain
@@ -24,6 +25,8 @@ from normreg.nn import LayerNorm1d as LayerNorm1d
 from normreg.nn import LayerNorm2d as LayerNorm2d
 from normreg.nn import LayerNorm3d as LayerNorm3d
 from normreg.nn import RMSNorm as RMSNorm
+from normreg.parameter_groups import parameter_groups as parameter_groups
+from normreg.parameter_groups import register_no_decay as register_no_decay
 
 __version__ = "0.1.0"
 
@@ -49,7 +52,10 @@ __all__ = [
     "RMSNorm",
     "explain",
     "functional",
+    "init",
     "l2_penalty",
+    "parameter_groups",
+    "register_no_decay",
     "replace",
     "restore",
 ]
