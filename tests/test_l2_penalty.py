@@ -72,6 +72,21 @@ def test_more_tensors_than_are_searched_at_a_time(device, monkeypatch):
     assert_is_penalty(parameters(device, torch.float32, sizes=sizes))
 
 
+def test_more_sums_than_are_merged_at_a_time(device, monkeypatch):
+    tile = launch.RowTile(1, 4, 1)
+    monkeypatch.setattr(launch, "l2_penalty_merge_tile", lambda: tile)
+    assert_is_penalty(parameters(device, torch.float32))
+
+
+def test_alignment_is_that_of_all_tensors(device):
+    """A GPU's 16-byte access at another address is an error, which the interpreter does not know."""
+    w = torch.randn(5000, device=device)
+    for tensors, aligned in (([w, w[4:]], True), ([w, w[1:]], False)):
+        rows, *_ = kernels.lay_out(tensors)
+        assert kernels.chunk_constants(rows, tensors)["ALIGNED"] is aligned
+        assert_is_penalty([t.detach().requires_grad_() for t in tensors])
+
+
 def test_squares_of_float16_do_not_overflow(device):
     w = torch.full((5000,), 60000.0, dtype=torch.float16, device=device, requires_grad=True)
     assert_is_penalty([w], weight_decay=1e-6, dy=1.0)
