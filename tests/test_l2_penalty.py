@@ -271,6 +271,15 @@ def test_is_not_the_weight_decay_of_adamw(device):
     assert (ours - theirs).norm() > 1e-3 * theirs.norm()
 
 
+def test_explain_names_it(device):
+    class Model(torch.nn.Linear):
+        def forward(self, x):
+            return super().forward(x).sum() + normreg.l2_penalty(self.parameters(), 0.1)
+
+    (call,) = normreg.explain(Model(3, 4).to(device), torch.randn(2, 3, device=device))
+    assert (call.layer, call.path) == ("normreg.l2_penalty", "kernel")
+
+
 # What it takes and refuses.
 
 
@@ -327,6 +336,7 @@ def test_the_meter_knows_the_tensors_of_a_table(device, monkeypatch):
 
 def test_tables_are_kept_until_a_tensor_moves(device, launches):
     tensors = [torch.randn(300, device=device), torch.randn(40, device=device)]
+    kernels.kept_table.cache_clear()
     for _ in range(3):
         kernels.l2_penalty_forward(tensors, 0.1)
     once = 1 if device.type == "cuda" else 3  # the interpreter keeps none
