@@ -2,7 +2,8 @@
 
 All memory accesses of the interpreter go through four functions of one module, and all launches through one
 class; `Meter` stands in front of both. An access belongs to the tensor of the launch that holds its
-addresses. Where no single one holds them all, it is out of bounds.
+addresses. Where no single one holds them all, it is out of bounds. Tensors of a launch are its arguments and
+those that it says it reaches through a table of addresses.
 
 A launch moves each tensor once at least. What it loads or stores again is moved again where the tensor is
 large, and served by a cache where it is small.
@@ -16,6 +17,8 @@ from unittest import mock
 import numpy
 import torch
 from triton.runtime import interpreter
+
+from normreg.kernels.launch import reached_through_tables
 
 CACHED_BYTES = 2**20  # a tensor up to this size stays in the L2 cache of any GPU between its accesses
 
@@ -140,8 +143,11 @@ class Meter:
             try:
                 return run(grid_executor, *arguments, **options)
             except interpreter.InterpreterError as error:
-                if isinstance(error.__cause__, OutOfBounds):
-                    raise error.__cause__ from None
+                cause = error
+                while isinstance(cause, interpreter.InterpreterError):  # one for each kernel function
+                    cause = cause.__cause__
+                if isinstance(cause, OutOfBounds):
+                    raise cause from None
                 raise
             finally:
                 self.launching = False
@@ -151,6 +157,10 @@ class Meter:
             named = inspect.getcallargs(grid_executor.fn, *on_host[0], **on_host[1])
             self.launches[-1].arguments += [
                 Argument(name, value) for name, value in named.items() if isinstance(value, torch.Tensor)
+            ]
+            self.launches[-1].arguments += [
+                Argument(f"tensor {i} of the table", tensor)
+                for i, tensor in enumerate(reached_through_tables)
             ]
             return on_host
 

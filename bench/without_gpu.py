@@ -37,7 +37,7 @@ def noted_launches():
     """The launches that would have been made meanwhile. No kernel runs: outputs stay uninitialised."""
     noted = []
 
-    def note(kernel, grid, device, *arguments, num_warps, **constants):
+    def note(kernel, grid, device, *arguments, num_warps, through=(), **constants):
         names = [name for name in kernel.arg_names if name not in constants]
         noted.append(Launch(kernel, grid, dict(zip(names, arguments, strict=True)) | constants, num_warps))
 

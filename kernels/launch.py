@@ -21,12 +21,24 @@ INTERPRET = triton.knobs.runtime.interpret
 INTERPRETER_TILE_SCALE = 64
 
 
-def launch(kernel, grid, device, *arguments, num_warps, **constants):
-    """Runs `kernel` on `device`, whichever device is current."""
+# Tensors of the launch in progress that are not among its arguments; the meter of the interpreter reads it.
+reached_through_tables = []
+
+
+def launch(kernel, grid, device, *arguments, num_warps, through=(), **constants):
+    """Runs `kernel` on `device`, whichever device is current.
+
+    `through`: tensors that the kernel reaches through a table of their addresses.
+    """
+    if INTERPRET:
+        reached_through_tables[:] = through
     on_device = torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
-    with on_device:
-        # stated, because Triton's default changes with its release and results must not
-        kernel[grid](*arguments, num_warps=num_warps, enable_fp_fusion=True, **constants)
+    try:
+        with on_device:
+            # stated, because Triton's default changes with its release and results must not
+            kernel[grid](*arguments, num_warps=num_warps, enable_fp_fusion=True, **constants)
+    finally:
+        reached_through_tables.clear()
 
 
 def contiguous(*tensors):
@@ -311,3 +323,16 @@ def dropout_bits(dtype, p):
     where the rounding moves neither p nor 1 - p by more than 2^-9 of itself.
     """
     return 16 if dtype.itemsize == 2 and 2**-8 <= p <= 1 - 2**-8 else 32
+
+
+L2_PENALTY_CHUNK = 32768  # elements a program: what it does in a few microseconds
+L2_PENALTY_NUMBERS = 128  # of the table, written by one launch: 1 KiB of the 4 KiB of arguments it may have
+L2_PENALTY_TENSORS = 512  # searched at a time for the one of a chunk: four a thread
+
+
+def l2_penalty_tile():
+    return RowTile(1, 2048 * min(tile_scale(), L2_PENALTY_CHUNK // 2048), 4)  # 16 elements a thread
+
+
+def l2_penalty_merge_tile():
+    return RowTile(1, 1024, 4)  # 8 float64 a thread; the only program, so latency decides

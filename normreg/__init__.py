@@ -1,9 +1,11 @@
 """Fused normalisation layers and Dropout: drop-in torch.nn layers on Triton kernels."""
 
 from normreg import functional as functional
+from normreg import init as init
 from normreg.convert import replace as replace
 from normreg.convert import restore as restore
 from normreg.explanation import explain as explain
+from normreg.l2_penalty import l2_penalty as l2_penalty
 from normreg.nn import AlphaDropout as AlphaDropout
 from normreg.nn import BatchNorm1d as BatchNorm1d
 from normreg.nn import BatchNorm2d as BatchNorm2d
@@ -23,6 +25,8 @@ from normreg.nn import LayerNorm1d as LayerNorm1d
 from normreg.nn import LayerNorm2d as LayerNorm2d
 from normreg.nn import LayerNorm3d as LayerNorm3d
 from normreg.nn import RMSNorm as RMSNorm
+from normreg.parameter_groups import parameter_groups as parameter_groups
+from normreg.parameter_groups import register_no_decay as register_no_decay
 
 __version__ = "0.1.0"
 
@@ -48,6 +52,10 @@ __all__ = [
     "RMSNorm",
     "explain",
     "functional",
+    "init",
+    "l2_penalty",
+    "parameter_groups",
+    "register_no_decay",
     "replace",
     "restore",
 ]

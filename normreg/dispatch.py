@@ -205,6 +205,21 @@ def dropout(x, p, inplace, leading=None):
     return None
 
 
+def l2_penalty(parameters):
+    if torch.compiler.is_compiling():
+        return "torch.compile fuses torch's operators by itself"
+    first = next((w for w in parameters if w.numel()), parameters[0])
+    reason = _torch_reason(first, parameters)
+    if reason:
+        return reason
+    for w in parameters:
+        if w.dtype not in FLOATING:
+            return f"there is no kernel for {w.dtype}"
+        if w.layout is not torch.strided or w.is_nested or w.is_neg():
+            return "a parameter is sparse, nested or lazily negated"
+    return None
+
+
 @contextlib.contextmanager
 def watched(told):
     """Within it each decision is `told(operation, x, reason)`; outside it no call costs more."""

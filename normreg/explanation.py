@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch.utils._pytree import tree_map_only
 
-from normreg import dispatch, nn
+from normreg import dispatch, functional, nn
 from normreg.convert import ROOT, Skip, check_is_module, class_name, counted, replaceable, table
 
 LAYERS = tuple(getattr(nn, name) for name in nn.__all__)
@@ -19,7 +19,7 @@ _ONE_AT_A_TIME = threading.RLock()
 
 @dataclass(frozen=True)
 class Call:
-    """A call of a normreg layer, or of a function of `normreg.functional` inside another module."""
+    """A call of a normreg layer, or of a function of normreg inside another module."""
 
     name: str
     layer: str
@@ -184,7 +184,8 @@ class _Recorder:
         if threading.get_ident() == self.thread:
             module = self.running[-1] if self.running else None
             known = isinstance(module, LAYERS)
-            layer = class_name(type(module)) if known else f"normreg.functional.{operation}"
+            where = "normreg.functional" if hasattr(functional, operation) else "normreg"
+            layer = class_name(type(module)) if known else f"{where}.{operation}"
             self.add(module, layer, "kernel" if reason is None else "torch", reason or "", x)
 
     def undecided(self, module, x, output):

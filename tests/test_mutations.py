@@ -628,6 +628,81 @@ MUTATIONS = {
         "    ctx.set_materialize_grads(False)\n    ctx.kept = statistics\n",
         "test_saved_bytes.py -k out_of_sight",
     ),
+    # the L2 penalty
+    "the penalty skips the tail of a chunk": Mutation(
+        "kernels/l2_penalty.py",
+        "    return tl.sum(squares + w * w, 0).to(tl.float64)\n",
+        "    return tl.sum(squares, 0).to(tl.float64)\n",
+        "test_l2_penalty.py -k 'every_dtype and float32'",
+    ),
+    "the penalty reads past the end of a tensor": Mutation(
+        "kernels/l2_penalty.py",
+        "    w = tl.load(w_ptr + rest, mask=rest < elements, other=0.0).to(COMPUTE_DTYPE)\n    return",
+        "    w = tl.load(w_ptr + rest, mask=rest <= elements, other=0.0).to(COMPUTE_DTYPE)\n    return",
+        "test_l2_penalty.py -k 'every_dtype and float32'",
+    ),
+    "the penalty takes a chunk for another tensor's": Mutation(
+        "kernels/l2_penalty.py",
+        "(mask & (first <= chunk))",
+        "(mask & (first < chunk))",
+        "test_l2_penalty.py -k 'every_dtype and float32'",
+    ),
+    "the penalty searches the last tensors alone": Mutation(
+        "kernels/l2_penalty.py",
+        "        begun += tl.sum(",
+        "        begun = tl.sum(",
+        "test_l2_penalty.py -k searched_at_a_time",
+    ),
+    "the penalty merges the last sums alone": Mutation(
+        "kernels/l2_penalty.py",
+        "        total += tl.load(partial_ptr",
+        "        total = tl.load(partial_ptr",
+        "test_l2_penalty.py -k sums_than_are_merged",
+    ),
+    "the penalty is not halved": Mutation(
+        "kernels/l2_penalty.py",
+        "    y = 0.5 * weight_decay * tl.sum(total, 0)\n",
+        "    y = weight_decay * tl.sum(total, 0)\n",
+        "test_l2_penalty.py -k derivatives",
+    ),
+    "the penalty's gradient ignores dy": Mutation(
+        "kernels/l2_penalty.py",
+        "    scale = weight_decay * tl.load(dy_ptr).to(tl.float64)\n",
+        "    scale = weight_decay + 0 * tl.load(dy_ptr).to(tl.float64)\n",
+        "test_l2_penalty.py -k 'every_dtype and float32'",
+    ),
+    "the penalty takes every address for an aligned one": Mutation(
+        "kernels/l2_penalty.py",
+        "ALIGNED=all(row[0] % 16 == 0 for row in rows)",
+        "ALIGNED=True",
+        "test_l2_penalty.py -k alignment",
+    ),
+    "the penalty counts the elements beside a slice's": Mutation(
+        "kernels/l2_penalty.py",
+        "    return tensor if filled else tensor.contiguous()\n",
+        "    return tensor\n",
+        "test_l2_penalty.py::test_layouts",
+    ),
+    "the penalty's gradient has no gradient": Mutation(
+        "normreg/ops/l2_penalty.py",
+        "        if gradient.wants_formula(dy) or ",
+        "        if gradient.is_batched(dy) or ",
+        "test_l2_penalty.py -k second_derivatives",
+    ),
+    # normreg/parameter_groups.py, normreg/init.py
+    "a tied parameter has one owner": Mutation(
+        "normreg/parameter_groups.py",
+        "        parameters[id(parameter)] = parameter\n",
+        "        if id(parameter) in parameters:\n            continue\n"
+        "        parameters[id(parameter)] = parameter\n",
+        "test_parameter_groups.py -k 'tied and without_decay'",
+    ),
+    "the norm of a shortcut is set to 0": Mutation(
+        "normreg/init.py",
+        " not in shortcuts\n",
+        " != shortcuts\n",
+        "test_init.py::test_zero_residual",
+    ),
     # normreg/nn
     "batches are counted that are not tracked": Mutation(
         "normreg/nn/batch_norm.py",
