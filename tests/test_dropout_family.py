@@ -225,8 +225,9 @@ def test_tiles_do_not_change_the_mask(device, monkeypatch, memory_format, tile):
     assert torch.equal(FORMS["dropout2d"](x, generator=generator_of(device)), y)
 
 
-@pytest.mark.parametrize("p", [0.004, 0.1, 0.5, 0.9, 0.997])
-@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=str)
+@pytest.mark.parametrize(("memory_format", "p"), [
+    *((torch.contiguous_format, p) for p in (0.004, 0.1, 0.5, 0.9, 0.997)), (torch.channels_last, 0.1),
+], ids=str)  # fmt: skip
 def test_rate_of_groups(device, memory_format, p):
     x = torch.ones(64, 512, 1, 2, device=device).contiguous(memory_format=memory_format)
     kept = FORMS["dropout2d"](x, p)[..., 0] != 0
