@@ -714,7 +714,7 @@ MUTATIONS = {
         "normreg/nn/rms_norm.py",
         "self.weight, self.eps)",
         "self.weight)",
-        "test_torch_cases.py -k 'results_and_gradients and RMSNorm'",
+        "test_rms_norm.py::test_the_layer_has_its_eps",
     ),
     # normreg/explanation.py
     "explain leaves the buffers that the run has changed": Mutation(

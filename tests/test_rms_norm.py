@@ -134,3 +134,9 @@ def test_module(device, present):
     ours.load_state_dict(theirs.state_dict(), strict=True)
     x = torch.randn(2, 3, 4, device=device)
     assert error(ours(x=x), theirs.double()(x.double())) <= 2 * unit(theirs(x.double()), torch.float32)
+
+
+def test_the_layer_has_its_eps(device):
+    x = torch.randn(3, 8, device=device)
+    ours, theirs = (library.RMSNorm(8, eps=0.5, device=device) for library in (normreg, torch.nn))
+    torch.testing.assert_close(ours(x), theirs(x))
