@@ -85,6 +85,8 @@ HELD_WORDS_FORWARD = 16384  # 32 warps x 16 words: 51 registers
 HELD_WORDS_BACKWARD = 8192  # 16 warps x 16 words: 128 registers, with both column sums
 CHUNK_WORDS = 4096  # of a wider row: 8 warps x 16 words
 WARP_TILE = 1024  # words of one warp in the forward: its reductions need no barrier
+MOST_POSITIONS = 64  # of a channels-first tile: 128 bytes in 16 bits
+FEWEST_POSITIONS = 8  # 16 bytes in 16 bits: an access of one thread
 
 
 def _words(compute_dtype):
@@ -102,26 +104,22 @@ def _row_tile(rows, compute_dtype, held_words, words_per_thread):
     return RowTile(block_rows, block_cols, num_warps)
 
 
-def _channels_first_tile(rows, compute_dtype, held_words, words_per_thread):
+def _channels_first_tile(rows, compute_dtype, held_words):
     """Positions, which are contiguous, times all channels where these can be held, else times some."""
     words = _words(compute_dtype)
     block_cols = triton.next_power_of_2(rows.cols)
     block_rows = min(MOST_POSITIONS, held_words // words // block_cols, triton.next_power_of_2(rows.rows))
     if block_rows < min(FEWEST_POSITIONS, rows.rows):
         return RowTile(32, CHUNK_WORDS // words // 32, 8)
-    num_warps = min(32, max(1, block_rows * block_cols * words // (32 * words_per_thread)))
+    num_warps = min(32, max(1, block_rows * block_cols * words // (32 * 16)))  # 16 words a thread
     return RowTile(block_rows, block_cols, num_warps)
 
 
-MOST_POSITIONS = 64  # 128 bytes in 16 bits
-FEWEST_POSITIONS = 8  # 16 bytes in 16 bits: an access of one thread
-
-
 def layer_norm_forward_tile(rows, compute_dtype):
+    if rows.channels_first:
+        return _channels_first_tile(rows, compute_dtype, HELD_WORDS_FORWARD)
     # 32 words a thread spill on sm_80 where the row has 16384
     words_per_thread = 32 if rows.cols * _words(compute_dtype) <= 8192 else 16
-    if rows.channels_first:
-        return _channels_first_tile(rows, compute_dtype, HELD_WORDS_FORWARD, 16)
     return _row_tile(rows, compute_dtype, HELD_WORDS_FORWARD, words_per_thread)
 
 
@@ -130,7 +128,7 @@ def layer_norm_backward_tile(rows, compute_dtype):
     # there are rows to sum over at the end, or temporaries of float64
     held_words = HELD_WORDS_BACKWARD // _words(compute_dtype)
     if rows.channels_first:
-        return _channels_first_tile(rows, compute_dtype, held_words, 16)
+        return _channels_first_tile(rows, compute_dtype, held_words)
     several_rows = triton.next_power_of_2(rows.cols) < WARP_TILE
     words_per_thread = 8 if several_rows or compute_dtype == torch.float64 else 16
     return _row_tile(rows, compute_dtype, held_words, words_per_thread)
