@@ -37,9 +37,10 @@ def noted_launches():
     """The launches that would have been made meanwhile. No kernel runs: outputs stay uninitialised."""
     noted = []
 
-    def note(kernel, grid, device, *arguments, num_warps, through=(), **constants):
-        names = [name for name in kernel.arg_names if name not in constants]
-        noted.append(Launch(kernel, grid, dict(zip(names, arguments, strict=True)) | constants, num_warps))
+    def note(plan, *tensors, numbers=(), through=()):
+        names = [name for name in plan.kernel.arg_names if name not in plan.constants]
+        arguments = dict(zip(names, (*tensors, *numbers, *plan.numbers), strict=True)) | plan.constants
+        noted.append(Launch(plan.kernel, plan.grid, arguments, plan.num_warps))
 
     with mock.patch.object(launch, "launch", note):
         yield noted

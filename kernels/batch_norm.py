@@ -274,11 +274,11 @@ def batch_norm_forward(
 
     grid, sizes, constants, merged_splits, _ = plan(x)
     partial = channel_values(x, 3, grid[1])
-    launch.launch(
+    launch.launch_unplanned(
         batch_norm_statistics_kernel, grid, x.device,
         x, partial, num_batches_tracked, *sizes, **constants,
     )  # fmt: skip
-    launch.launch(
+    launch.launch_unplanned(
         batch_norm_normalize_kernel, grid, x.device,
         x, y, partial, weight, bias, running_mean, running_var,
         num_batches_tracked if cumulative else None, mean, var,
@@ -296,7 +296,7 @@ def batch_norm_inference(x, weight, bias, running_mean, running_var, eps, save_s
     mean = var = None
     if save_statistics:
         mean, var = torch.empty_like(running_mean), torch.empty_like(running_var)
-    launch.launch(
+    launch.launch_unplanned(
         batch_norm_inference_kernel, grid, x.device,
         x, y, weight, bias, running_mean, running_var, mean, var, *sizes, eps, **constants,
     )  # fmt: skip
@@ -325,11 +325,11 @@ def batch_norm_backward(dy, x, weight, mean, var, eps, parameter_dtype, training
     partial = None
     if want_dweight or want_dbias or training:
         partial = channel_values(x, 2, splits)
-        launch.launch(
+        launch.launch_unplanned(
             batch_norm_backward_sums_kernel, grid, x.device,
             dy, x, mean, partial, *sizes, **constants,
         )  # fmt: skip
-    launch.launch(
+    launch.launch_unplanned(
         batch_norm_backward_kernel, grid if want_dx else (grid[0], 1), x.device,
         dy, x, dx, weight, mean, var, partial, dweight, dbias, *sizes, splits, count, eps,
         TRAINING=training, BLOCK_SPLITS=merged_splits, **constants,

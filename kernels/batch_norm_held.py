@@ -99,7 +99,7 @@ def forward(
 ):  # fmt: skip
     """Fills y and those of mean and var that are given, and updates the running statistics."""
     grid, sizes, constants = plan
-    launch.launch(
+    launch.launch_unplanned(
         batch_norm_held_kernel, grid, x.device,
         x, y, weight, bias, running_mean, running_var, num_batches_tracked, mean, var,
         *sizes, momentum, eps, **constants,
@@ -109,7 +109,7 @@ def forward(
 def backward(plan, dy, x, dx, weight, mean, var, dweight, dbias, eps, training):
     """Fills those of dx, dweight and dbias that are given."""
     grid, sizes, constants = plan
-    launch.launch(
+    launch.launch_unplanned(
         batch_norm_held_backward_kernel, grid, x.device,
         dy, x, dx, weight, mean, var, dweight, dbias, *sizes, eps, TRAINING=training, **constants,
     )  # fmt: skip

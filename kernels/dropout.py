@@ -110,6 +110,33 @@ def layer_constants(p, bits, constants, linear):
     return (keep_threshold, scale, 0.0, 0.0) if linear else (keep_threshold, scale, shift, dropped)
 
 
+@launch.planned
+def elementwise_launch(elements, dtype, p, constants, linear, device):
+    bits, calls = launch.dropout_bits(dtype, p), launch.dropout_calls()
+    vector = launch.vector(elements)
+    return launch.Launch(
+        dropout_kernel, (triton.cdiv(elements, calls * (128 // bits)),), device,
+        elements // vector, *layer_constants(p, bits, constants, linear),
+        COMPUTE_DTYPE=launch.triton_dtype(launch.compute_dtype(dtype)), VECTOR=vector, BITS=bits, CALLS=calls,
+        num_warps=launch.DROPOUT_NUM_WARPS,
+    )  # fmt: skip
+
+
+@launch.planned
+def grouped_launch(samples, groups, positions, groups_last, dtype, p, constants, linear, device):
+    vector = launch.vector(groups if groups_last else positions)
+    in_vectors = (groups // vector, positions) if groups_last else (groups, positions // vector)
+    tile = launch.dropout_grouped_tile(groups, positions, groups_last)
+    blocks = triton.cdiv(groups, tile.groups) * triton.cdiv(positions, tile.positions)
+    return launch.Launch(
+        dropout_grouped_kernel, (samples * blocks,), device,
+        *in_vectors, *layer_constants(p, GROUP_BITS, constants, linear),
+        COMPUTE_DTYPE=launch.triton_dtype(launch.compute_dtype(dtype)), GROUPS_LAST=groups_last,
+        VECTOR=vector, BLOCK_GROUPS=tile.groups, BLOCK_POSITIONS=tile.positions,
+        num_warps=launch.DROPOUT_NUM_WARPS,
+    )  # fmt: skip
+
+
 def dropout(x, p, seed, out=None, leading=None, constants=scaled, linear=False):
     """Dropout of x into `out`, or into a new tensor like it. `seed` is an int or an int64 tensor.
 
@@ -119,28 +146,13 @@ def dropout(x, p, seed, out=None, leading=None, constants=scaled, linear=False):
     """
     y = torch.empty_like(x) if out is None else out
     seed_ptr, seed = (seed, 0) if isinstance(seed, torch.Tensor) else (None, seed)
-    dtype = launch.triton_dtype(launch.compute_dtype(x.dtype))
     positions = 1 if leading is None else x.shape[leading:].numel()
+    rule = (x.dtype, p, constants, linear, x.device)
     if positions == 1:
-        elements, calls = x.numel(), launch.dropout_calls()
-        bits, vector = launch.dropout_bits(x.dtype, p), launch.vector(elements)
-        launch.launch(
-            dropout_kernel, (triton.cdiv(elements, calls * (128 // bits)),), x.device,
-            x, y, seed_ptr, seed, elements // vector, *layer_constants(p, bits, constants, linear),
-            COMPUTE_DTYPE=dtype, VECTOR=vector, BITS=bits, CALLS=calls, num_warps=launch.DROPOUT_NUM_WARPS,
-        )  # fmt: skip
-        return y
-
-    groups_last = leading == 2 and not x.is_contiguous()
-    samples, groups = (x.shape[0], x.shape[1]) if groups_last else (1, x.shape[:leading].numel())
-    vector = launch.vector(groups if groups_last else positions)
-    in_vectors = (groups // vector, positions) if groups_last else (groups, positions // vector)
-    tile = launch.dropout_grouped_tile(groups, positions, groups_last)
-    blocks = triton.cdiv(groups, tile.groups) * triton.cdiv(positions, tile.positions)
-    launch.launch(
-        dropout_grouped_kernel, (samples * blocks,), x.device,
-        x, y, seed_ptr, seed, *in_vectors, *layer_constants(p, GROUP_BITS, constants, linear),
-        COMPUTE_DTYPE=dtype, GROUPS_LAST=groups_last, VECTOR=vector,
-        BLOCK_GROUPS=tile.groups, BLOCK_POSITIONS=tile.positions, num_warps=launch.DROPOUT_NUM_WARPS,
-    )  # fmt: skip
+        plan = elementwise_launch(x.numel(), *rule)
+    else:
+        groups_last = leading == 2 and not x.is_contiguous()
+        samples, groups = (x.shape[0], x.shape[1]) if groups_last else (1, x.shape[:leading].numel())
+        plan = grouped_launch(samples, groups, positions, groups_last, *rule)
+    launch.launch(plan, x, y, seed_ptr, numbers=(seed,))
     return y

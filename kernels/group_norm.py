@@ -23,7 +23,7 @@ import triton
 import triton.language as tl
 
 from . import group_norm_split, launch
-from .layer_norm import layer_norm_backward_finish_kernel
+from .layer_norm import finish
 from .rows import load_x_hat
 from .statistics import moments
 
@@ -180,13 +180,36 @@ def group_norm_backward_kernel(
         tl.store(dbias_partial_ptr + offsets, dbias, mask=mask)
 
 
-def sizes_and_constants(x, groups, tile):
+@launch.planned
+def forward_launch(samples, groups, channels, spatial, dtype, eps, device):
+    """None where a group of `channels` times `spatial` is too large to be held."""
+    tile = launch.group_norm_forward_tile(groups, channels, spatial, launch.compute_dtype(dtype))
+    if tile is None:
+        return None
+    sizes, constants = sizes_and_constants(samples, groups, channels, spatial, dtype, tile)
+    programs = triton.cdiv(samples, tile.samples) * triton.cdiv(groups, tile.groups)
+    return launch.Launch(group_norm_forward_kernel, (programs,), device, *sizes, eps, **constants)
+
+
+@launch.planned
+def backward_launch(samples, groups, channels, spatial, dtype, eps, device):
+    """None where a group is too large; its grid is (group blocks, partial sums)."""
+    tile = launch.group_norm_backward_tile(groups, channels, spatial, launch.compute_dtype(dtype))
+    if tile is None:
+        return None
+    sizes, constants = sizes_and_constants(samples, groups, channels, spatial, dtype, tile)
+    group_blocks = triton.cdiv(groups, tile.groups)
+    partials = launch.group_norm_backward_programs(samples, spatial, tile, group_blocks, device)
+    grid = (group_blocks, partials)
+    return launch.Launch(group_norm_backward_kernel, grid, device, *sizes, eps, **constants)
+
+
+def sizes_and_constants(samples, groups, channels, spatial, dtype, tile):
     """The kernels' sizes, the contiguous one in vectors, and what they are compiled for."""
-    samples, channels, spatial = x.shape[0], x.shape[1] // groups, x.shape[2:].numel()
     vector = launch.vector(channels if spatial == 1 else spatial)
     in_vectors = (channels // vector, 1) if spatial == 1 else (channels, spatial // vector)
     return (samples, groups, *in_vectors), dict(
-        COMPUTE_DTYPE=launch.triton_dtype(launch.compute_dtype(x.dtype)),
+        COMPUTE_DTYPE=launch.triton_dtype(launch.compute_dtype(dtype)),
         VECTOR=vector,
         SPATIAL=spatial > 1,
         BLOCK_SAMPLES=tile.samples,
@@ -197,65 +220,41 @@ def sizes_and_constants(x, groups, tile):
     )
 
 
+def sizes_of(x, groups):
+    """samples, groups, channels of a group, positions"""
+    return x.shape[0], groups, x.shape[1] // groups, x.shape[2:].numel()
+
+
 def group_norm_forward(x, weight, bias, groups, eps, out_dtype, save_statistics):
     """y in `out_dtype`, and mean and var of each group, or None where they are not to be saved."""
     x, weight, bias = launch.contiguous(x, weight, bias)
-    samples, channels, spatial = x.shape[0], x.shape[1] // groups, x.shape[2:].numel()
-    compute_dtype = launch.compute_dtype(x.dtype)
-    y = torch.empty(x.shape, dtype=out_dtype, device=x.device)
-    mean, var = (
-        torch.empty((samples, groups), dtype=compute_dtype, device=x.device) if save_statistics else None
-        for _ in range(2)
-    )
-    tile = launch.group_norm_forward_tile(groups, channels, spatial, compute_dtype)
-    if tile is None:
+    y = torch.empty_like(x, dtype=out_dtype, memory_format=torch.contiguous_format)
+    mean = var = None
+    if save_statistics:
+        mean = torch.empty((x.shape[0], groups), dtype=launch.compute_dtype(x.dtype), device=x.device)
+        var = torch.empty_like(mean)
+    plan = forward_launch(*sizes_of(x, groups), x.dtype, eps, x.device)
+    if plan is None:
         group_norm_split.forward(x, y, weight, bias, mean, var, groups, eps)
     else:
-        sizes, constants = sizes_and_constants(x, groups, tile)
-        programs = triton.cdiv(samples, tile.samples) * triton.cdiv(groups, tile.groups)
-        launch.launch(
-            group_norm_forward_kernel, (programs,), x.device,
-            x, y, weight, bias, mean, var, *sizes, eps, **constants,
-        )  # fmt: skip
+        launch.launch(plan, x, y, weight, bias, mean, var)
     return y, mean, var
 
 
 def group_norm_backward(dy, x, weight, mean, var, groups, eps, parameter_dtype, wanted):
     """The wanted ones of dx, dweight and dbias, None for the others."""
-    want_dx, want_dweight, want_dbias = wanted
+    want_dx, *want_parameters = wanted
     dy, x, weight = launch.contiguous(dy, x, weight)
-    samples, channels, spatial = x.shape[0], x.shape[1] // groups, x.shape[2:].numel()
-    compute_dtype, device = launch.compute_dtype(x.dtype), x.device
-    dx = torch.empty(x.shape, dtype=x.dtype, device=device) if want_dx else None
-    tile = launch.group_norm_backward_tile(groups, channels, spatial, compute_dtype)
-    group_blocks = None if tile is None else triton.cdiv(groups, tile.groups)
-    partials = samples  # of each sample, where it is split
-    if tile is not None:
-        partials = launch.group_norm_backward_programs(samples, spatial, tile, group_blocks, device)
-    dweight_partial, dbias_partial = (
-        torch.empty((partials, x.shape[1]), dtype=compute_dtype, device=device) if want else None
-        for want in (want_dweight, want_dbias)
-    )
-    arguments = (dy, x, dx, weight, mean, var, dweight_partial, dbias_partial)
-    if tile is None:
-        group_norm_split.backward(*arguments, groups, eps)
+    (samples, channels), device = x.shape[:2], x.device
+    dx = torch.empty_like(x, memory_format=torch.contiguous_format) if want_dx else None
+    plan = backward_launch(*sizes_of(x, groups), x.dtype, eps, device)
+    partials = samples if plan is None else plan.grid[1]  # of each sample, where it is split
+    sums = [
+        torch.empty((partials, channels), dtype=mean.dtype, device=device) if want else None
+        for want in want_parameters
+    ]
+    if plan is None:
+        group_norm_split.backward(dy, x, dx, weight, mean, var, *sums, groups, eps)
     else:
-        sizes, constants = sizes_and_constants(x, groups, tile)
-        launch.launch(
-            group_norm_backward_kernel, (group_blocks, partials), device,
-            *arguments, *sizes, eps, **constants,
-        )  # fmt: skip
-    if not (want_dweight or want_dbias):
-        return dx, None, None
-
-    dweight, dbias = (
-        torch.empty(x.shape[1], dtype=parameter_dtype, device=device) if want else None
-        for want in (want_dweight, want_dbias)
-    )
-    tile, vector = launch.layer_norm_backward_finish_tile(), launch.vector(x.shape[1])
-    launch.launch(
-        layer_norm_backward_finish_kernel, (triton.cdiv(x.shape[1], tile.cols),), device,
-        dweight_partial, dbias_partial, dweight, dbias, partials, x.shape[1] // vector,
-        VECTOR=vector, BLOCK_ROWS=tile.rows, BLOCK_COLS=tile.cols, num_warps=tile.num_warps,
-    )  # fmt: skip
-    return dx, dweight, dbias
+        launch.launch(plan, dy, x, dx, weight, mean, var, *sums)
+    return dx, *finish(sums, want_parameters, parameter_dtype)

@@ -182,11 +182,11 @@ def forward(x, y, weight, bias, mean, var, groups, eps):
     grid, sizes, constants, _, _ = plan(whole, launch.group_norm_splits)
     splits = grid[1]
     partial = channel_values(whole, 3, splits)
-    launch.launch(
+    launch.launch_unplanned(
         batch_norm_statistics_kernel, grid, x.device, x, partial, None, *sizes, **constants
     )  # fmt: skip
     grid, sizes, constants, merged_splits, _ = plan(x.view(1, samples * channels, -1))
-    launch.launch(
+    launch.launch_unplanned(
         group_norm_normalize_kernel, grid, x.device,
         x, y, partial, weight, bias, mean, var, *sizes, splits, channels // groups, channels, eps,
         BLOCK_SPLITS=merged_splits, **constants,
@@ -200,20 +200,20 @@ def backward(dy, x, dx, weight, mean, var, dweight_partial, dbias_partial, group
     rows = x.view(1, samples * channels, -1)
     grid, sizes, constants, _, _ = plan(rows)
     partial = channel_values(rows, 2, grid[1])
-    launch.launch(
+    launch.launch_unplanned(
         group_norm_backward_sums_kernel, grid, device,
         dy, x, mean, var, partial, *sizes, group_channels, eps, **constants,
     )  # fmt: skip
     c1, c2 = (torch.empty(samples * groups, dtype=mean.dtype, device=device) for _ in range(2))
     tile = launch.group_norm_merge_tile()
-    launch.launch(
+    launch.launch_unplanned(
         group_norm_backward_merge_kernel, (samples * groups,), device,
         partial, weight, dweight_partial, dbias_partial, c1, c2,
         rows.shape[1], grid[1], group_channels, channels, rows.shape[2],
         BLOCK_SPLITS=tile.rows, BLOCK_CHANNELS=tile.cols, num_warps=tile.num_warps,
     )  # fmt: skip
     if dx is not None:
-        launch.launch(
+        launch.launch_unplanned(
             group_norm_backward_input_kernel, grid, device,
             dy, x, dx, weight, mean, var, c1, c2, *sizes, group_channels, channels, eps, **constants,
         )  # fmt: skip

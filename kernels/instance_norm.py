@@ -44,13 +44,18 @@ def instance_norm_running_kernel(
     update_running(running_var_ptr, unbiased, factor, channel, channel_mask)
 
 
-def instance_norm_update_running(x, mean, var, running_mean, running_var, momentum):
-    """Moves the running statistics, in place, towards those of x that `group_norm_forward` returned."""
-    samples, channels, spatial = x.shape[0], x.shape[1], x.shape[2:].numel()
+@launch.planned
+def running_launch(samples, channels, spatial, stride_sample, stride_channel, momentum, device):
     tile = launch.instance_norm_running_tile()
-    launch.launch(
-        instance_norm_running_kernel, (triton.cdiv(channels, tile.cols),), x.device,
-        x, mean, var, running_mean, running_var,
-        samples, channels, spatial, x.stride(0), x.stride(1), momentum,
+    return launch.Launch(
+        instance_norm_running_kernel, (triton.cdiv(channels, tile.cols),), device,
+        samples, channels, spatial, stride_sample, stride_channel, momentum,
         BLOCK_SAMPLES=tile.rows, BLOCK_CHANNELS=tile.cols, num_warps=tile.num_warps,
     )  # fmt: skip
+
+
+def instance_norm_update_running(x, mean, var, running_mean, running_var, momentum):
+    """Moves the running statistics, in place, towards those of x that `group_norm_forward` returned."""
+    sizes = (x.shape[0], x.shape[1], x.shape[2:].numel(), x.stride(0), x.stride(1))
+    plan = running_launch(*sizes, momentum, x.device)
+    launch.launch(plan, x, mean, var, running_mean, running_var)

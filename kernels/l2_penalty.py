@@ -192,7 +192,8 @@ def write_table(rows, device):
     for first in range(0, len(numbers), at_a_time):
         some = [2 * number + ODD for number in numbers[first : first + at_a_time]]
         some += [ODD] * (at_a_time - len(some))
-        launch.launch(l2_penalty_table_kernel, (1,), device, table, first, tuple(some), ODD=ODD, num_warps=1)
+        plan = launch.Launch(l2_penalty_table_kernel, (1,), device, first, tuple(some), ODD=ODD, num_warps=1)
+        launch.launch(plan, table)
     return table
 
 
@@ -211,11 +212,11 @@ def table_of(rows, device):
         return kept_table(rows, device, torch.cuda.current_stream().cuda_stream)
 
 
-def chunk_constants(rows, tensors):
+def chunk_constants(rows):
     tile = launch.l2_penalty_tile()
     return dict(
         ALIGNED=all(row[0] % 16 == 0 for row in rows), CHUNK=launch.L2_PENALTY_CHUNK, BLOCK=tile.cols,
-        BLOCK_TENSORS=launch.L2_PENALTY_TENSORS, num_warps=tile.num_warps, through=tensors,
+        BLOCK_TENSORS=launch.L2_PENALTY_TENSORS, num_warps=tile.num_warps,
     )  # fmt: skip
 
 
@@ -232,16 +233,22 @@ def l2_penalty_forward(tensors, weight_decay):
     rows, chunks, _ = lay_out(tensors)
     partial = torch.empty(chunks, dtype=torch.float64, device=y.device)
     if chunks:
-        launch.launch(
-            l2_penalty_forward_kernel, (chunks,), y.device,
-            table_of(rows, y.device), partial, len(rows),
-            HAS_FLOAT64=y.dtype == torch.float64, **chunk_constants(rows, tensors),
+        plan = launch.Launch(
+            l2_penalty_forward_kernel, (chunks,), y.device, len(rows),
+            HAS_FLOAT64=y.dtype == torch.float64, **chunk_constants(rows),
         )  # fmt: skip
+        launch.launch(plan, table_of(rows, y.device), partial, through=tensors)
     tile = launch.l2_penalty_merge_tile()
-    launch.launch(
-        l2_penalty_merge_kernel, (1,), y.device,
-        partial, y, chunks, weight_decay, BLOCK=tile.cols, num_warps=tile.num_warps,
-    )  # fmt: skip
+    plan = launch.Launch(
+        l2_penalty_merge_kernel,
+        (1,),
+        y.device,
+        chunks,
+        weight_decay,
+        BLOCK=tile.cols,
+        num_warps=tile.num_warps,
+    )
+    launch.launch(plan, partial, y)
     return y
 
 
@@ -254,11 +261,10 @@ def l2_penalty_backward(dy, tensors, weight_decay):
         for dtype, size in sizes.items()
     }
     if chunks:
-        launch.launch(
-            l2_penalty_backward_kernel, (chunks,), dy.device,
-            table_of(rows, dy.device), dy, *buffers.values(), len(rows), weight_decay,
-            **chunk_constants(rows, tensors),
-        )  # fmt: skip
+        plan = launch.Launch(
+            l2_penalty_backward_kernel, (chunks,), dy.device, len(rows), weight_decay, **chunk_constants(rows)
+        )
+        launch.launch(plan, table_of(rows, dy.device), dy, *buffers.values(), through=tensors)
     gradients = (
         buffers[tensor.dtype][offset:].as_strided(tensor.shape, tensor.stride())
         for tensor, (*_, offset) in zip(tensors, rows, strict=True)

@@ -1,11 +1,13 @@
 """Every launch number, with its reason, and the one function that launches.
 
+What a call launches is a `Launch`, made once for its sizes and dtypes and kept (`planned`), so that a call
+costs Python no arithmetic, and Triton no look at arguments that it has seen before.
+
 Numbers are formulas of the shape and the device, so that a result depends on neither timing nor
 tuning. A forward tile depends on the row's width alone: a row's result does not depend on how many
 other rows there are. Figures quoted are registers a thread from code compiled for sm_90.
 """
 
-import contextlib
 import functools
 import math
 from typing import NamedTuple
@@ -24,21 +26,80 @@ INTERPRETER_TILE_SCALE = 64
 # Tensors of the launch in progress that are not among its arguments; the meter of the interpreter reads it.
 reached_through_tables = []
 
+PLANS = 4096  # kept of an operation and direction
+_kept_plans = []
 
-def launch(kernel, grid, device, *arguments, num_warps, through=(), **constants):
-    """Runs `kernel` on `device`, whichever device is current.
 
-    `through`: tensors that the kernel reaches through a table of their addresses.
+def planned(make):
+    """Keeps what `make` returns for the same arguments; not in the interpreter, which has no time to win."""
+    if INTERPRET:
+        return make
+    kept = functools.lru_cache(PLANS)(make)
+    _kept_plans.append(kept)
+    return kept
+
+
+def forget_plans():
+    """After a change of this module's numbers."""
+    for kept in _kept_plans:
+        kept.cache_clear()
+
+
+class Launch:
+    """A kernel's launches that differ in nothing but tensors, and in numbers it is not compiled for.
+
+    Arguments are `tensors`, `numbers` of the one launch, then those given here, then `constants`.
+    """
+
+    __slots__ = ("constants", "device", "grid", "kernel", "num_warps", "numbers", "runners", "trailing")
+
+    def __init__(self, kernel, grid, device, *numbers, num_warps, **constants):
+        self.kernel, self.grid, self.device, self.num_warps = kernel, grid, device, num_warps
+        self.numbers, self.constants = numbers, constants
+        self.trailing = (*numbers, *(constants[name] for name in kernel.arg_names if name in constants))
+        self.runners = {}  # of variants that Triton has compiled
+
+    def first(self, tensors, numbers):
+        """Triton's own way to launch, which compiles, and returns what it has compiled."""
+        # stated, because Triton's default changes with its release and results must not
+        options = dict(num_warps=self.num_warps, enable_fp_fusion=True, **self.constants)
+        return self.kernel[self.grid](*tensors, *numbers, *self.numbers, **options)
+
+    def again(self, tensors, numbers):
+        """The same, looking at nothing except what makes another variant: dtypes and aligned addresses."""
+        variant = tuple([None if t is None else (t.dtype, t.data_ptr() % 16 == 0) for t in tensors])
+        runner = self.runners.get(variant)
+        if runner is not None:
+            runner(*tensors, *numbers, *self.trailing)
+            return
+        compiled = self.first(tensors, numbers)
+        if compiled.metadata.target.backend == "cuda":  # others' variants depend on more
+            grid = (*self.grid, 1, 1)[:3]
+            self.runners[variant] = compiled[grid]
+
+
+def launch(plan, *tensors, numbers=(), through=()):
+    """Runs a kernel on its device, whichever device is current.
+
+    numbers: those that differ from launch to launch, of which the kernel states the type.
+    through: tensors that the kernel reaches through a table of their addresses.
     """
     if INTERPRET:
         reached_through_tables[:] = through
-    on_device = torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
-    try:
-        with on_device:
-            # stated, because Triton's default changes with its release and results must not
-            kernel[grid](*arguments, num_warps=num_warps, enable_fp_fusion=True, **constants)
-    finally:
-        reached_through_tables.clear()
+        try:
+            plan.first(tensors, numbers)
+        finally:
+            reached_through_tables.clear()
+    elif plan.device.type != "cuda" or plan.device.index == torch.cuda.current_device():
+        plan.again(tensors, numbers)
+    else:
+        with torch.cuda.device(plan.device):
+            plan.again(tensors, numbers)
+
+
+def launch_unplanned(kernel, grid, device, *arguments, num_warps, through=(), **constants):
+    plan = Launch(kernel, grid, device, num_warps=num_warps, **constants)
+    launch(plan, numbers=arguments, through=through)
 
 
 def contiguous(*tensors):

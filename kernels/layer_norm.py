@@ -15,6 +15,8 @@ Rows of up to `launch.HELD_WORDS_*` words are held in registers and read once. W
 chunks, twice. Column sums are partial sums a program, added in a fixed order by a last small launch.
 """
 
+from typing import NamedTuple
+
 import torch
 import triton
 import triton.language as tl
@@ -236,6 +238,19 @@ def layer_norm_backward_finish_kernel(
         tl.store(dbias_ptr + col, dbias.to(dbias_ptr.dtype.element_ty), mask=col < cols)
 
 
+@launch.planned
+def forward_launch(rows, dtype, eps, centered, device):
+    compute_dtype = launch.compute_dtype(dtype)
+    tile = launch.layer_norm_forward_tile(rows, compute_dtype)
+    kernel = layer_norm_forward_kernel if tile.cols >= rows.cols else layer_norm_forward_chunked_kernel
+    sizes, constants = rows.sizes()
+    return launch.Launch(
+        kernel, (rows.tiles(tile),), device, *sizes, eps,
+        COMPUTE_DTYPE=launch.triton_dtype(compute_dtype), CENTERED=centered,
+        BLOCK_ROWS=tile.rows, BLOCK_COLS=tile.cols, num_warps=tile.num_warps, **constants,
+    )  # fmt: skip
+
+
 def layer_norm_forward(
     x, weight, bias, cols, eps, out_dtype, save_statistics, centered=True, channels_first=False
 ):
@@ -245,72 +260,79 @@ def layer_norm_forward(
     """
     x, weight, bias = launch.contiguous(x, weight, bias)
     rows = rows_of(x, cols, channels_first)
-    compute_dtype = launch.compute_dtype(x.dtype)
-    y = torch.empty(x.shape, dtype=out_dtype, device=x.device)
-    mean, rstd = (
-        torch.empty(rows.samples * rows.rows, dtype=compute_dtype, device=x.device)
-        if save_statistics and present
-        else None
-        for present in (centered, True)
-    )
-    tile = launch.layer_norm_forward_tile(rows, compute_dtype)
-    kernel = layer_norm_forward_kernel if tile.cols >= cols else layer_norm_forward_chunked_kernel
+    y = torch.empty_like(x, dtype=out_dtype, memory_format=torch.contiguous_format)
+    mean = rstd = None
+    if save_statistics:
+        rstd = torch.empty(rows.count, dtype=launch.compute_dtype(x.dtype), device=x.device)
+        mean = torch.empty_like(rstd) if centered else None
+    launch.launch(forward_launch(rows, x.dtype, eps, centered, x.device), x, y, weight, bias, mean, rstd)
+    return y, mean, rstd
+
+
+class Backward(NamedTuple):
+    input: launch.Launch | None  # of dx alone, where the row is too wide to be held
+    main: launch.Launch
+
+
+@launch.planned
+def backward_launches(rows, dtype, device):
+    compute_dtype = launch.compute_dtype(dtype)
     sizes, constants = rows.sizes()
-    launch.launch(
-        kernel, (rows.tiles(tile),), x.device,
-        x, y, weight, bias, mean, rstd, *sizes, eps,
-        COMPUTE_DTYPE=launch.triton_dtype(compute_dtype), CENTERED=centered,
+    constants |= dict(COMPUTE_DTYPE=launch.triton_dtype(compute_dtype))
+    tile = launch.layer_norm_backward_tile(rows, compute_dtype)
+    chunked = None
+    if tile.cols < rows.cols:
+        chunked = launch.Launch(
+            layer_norm_backward_input_chunked_kernel, (rows.tiles(tile),), device, *sizes,
+            BLOCK_ROWS=tile.rows, BLOCK_COLS=tile.cols, num_warps=tile.num_warps, **constants,
+        )  # fmt: skip
+        tile = launch.layer_norm_backward_parameters_tile(rows.channels_first)
+    col_blocks, tiles = triton.cdiv(rows.cols, tile.cols), rows.tiles(tile)
+    programs = launch.layer_norm_backward_programs(tiles, col_blocks, device)
+    main = launch.Launch(
+        layer_norm_backward_kernel, (programs, col_blocks), device, *sizes, tiles,
         BLOCK_ROWS=tile.rows, BLOCK_COLS=tile.cols, num_warps=tile.num_warps, **constants,
     )  # fmt: skip
-    return y, mean, rstd
+    return Backward(chunked, main)
+
+
+@launch.planned
+def finish_launch(partials, cols, device):
+    tile, vector = launch.layer_norm_backward_finish_tile(), launch.vector(cols)
+    return launch.Launch(
+        layer_norm_backward_finish_kernel, (triton.cdiv(cols, tile.cols),), device, partials, cols // vector,
+        VECTOR=vector, BLOCK_ROWS=tile.rows, BLOCK_COLS=tile.cols, num_warps=tile.num_warps,
+    )  # fmt: skip
+
+
+def finish(partials, wanted, dtype):
+    """The wanted column sums, None for the others; `partials` [programs, cols] or None."""
+    gradients = [
+        torch.empty(partial.shape[1], dtype=dtype, device=partial.device) if want else None
+        for partial, want in zip(partials, wanted)
+    ]
+    present = next((partial for partial in partials if partial is not None), None)
+    if present is not None:
+        launch.launch(finish_launch(*present.shape, present.device), *partials, *gradients)
+    return gradients
 
 
 def layer_norm_backward(dy, x, weight, mean, rstd, cols, parameter_dtype, wanted, channels_first=False):
     """The wanted ones of dx, dweight and dbias (flat), None for the others. mean: None where not centred."""
-    want_dx, want_dweight, want_dbias = wanted
+    want_dx, *want_parameters = wanted
     dy, x, weight = launch.contiguous(dy, x, weight)
-    device, rows = x.device, rows_of(x, cols, channels_first)
-    compute_dtype = launch.compute_dtype(x.dtype)
-    sizes, constants = rows.sizes()
-    constants |= dict(COMPUTE_DTYPE=launch.triton_dtype(compute_dtype))
-    tile = launch.layer_norm_backward_tile(rows, compute_dtype)
-    held = tile.cols >= cols
-
-    dx = torch.empty(x.shape, dtype=x.dtype, device=device) if want_dx else None
+    device = x.device
+    launches = backward_launches(rows_of(x, cols, channels_first), x.dtype, device)
+    held = launches.input is None
+    dx = torch.empty_like(x, memory_format=torch.contiguous_format) if want_dx else None
     if want_dx and not held:
-        launch.launch(
-            layer_norm_backward_input_chunked_kernel, (rows.tiles(tile),), device,
-            dy, x, dx, weight, mean, rstd, *sizes,
-            BLOCK_ROWS=tile.rows, BLOCK_COLS=tile.cols, num_warps=tile.num_warps, **constants,
-        )  # fmt: skip
-    if not (want_dweight or want_dbias or held):
+        launch.launch(launches.input, dy, x, dx, weight, mean, rstd)
+    if not (held or any(want_parameters)):
         return dx, None, None
 
-    if not held:
-        tile = launch.layer_norm_backward_parameters_tile(channels_first)
-    col_blocks = triton.cdiv(cols, tile.cols)
-    tiles = rows.tiles(tile)
-    programs = launch.layer_norm_backward_programs(tiles, col_blocks, device)
-    dweight_partial, dbias_partial = (
-        torch.empty((programs, cols), dtype=compute_dtype, device=device) if want else None
-        for want in (want_dweight, want_dbias)
-    )
-    launch.launch(
-        layer_norm_backward_kernel, (programs, col_blocks), device,
-        dy, x, dx if held else None, weight, mean, rstd, dweight_partial, dbias_partial, *sizes, tiles,
-        BLOCK_ROWS=tile.rows, BLOCK_COLS=tile.cols, num_warps=tile.num_warps, **constants,
-    )  # fmt: skip
-    if not (want_dweight or want_dbias):
-        return dx, None, None
-
-    dweight, dbias = (
-        torch.empty(cols, dtype=parameter_dtype, device=device) if want else None
-        for want in (want_dweight, want_dbias)
-    )
-    tile, vector = launch.layer_norm_backward_finish_tile(), launch.vector(cols)
-    launch.launch(
-        layer_norm_backward_finish_kernel, (triton.cdiv(cols, tile.cols),), device,
-        dweight_partial, dbias_partial, dweight, dbias, programs, cols // vector,
-        VECTOR=vector, BLOCK_ROWS=tile.rows, BLOCK_COLS=tile.cols, num_warps=tile.num_warps,
-    )  # fmt: skip
-    return dx, dweight, dbias
+    partials = [
+        torch.empty((launches.main.grid[0], cols), dtype=rstd.dtype, device=device) if want else None
+        for want in want_parameters
+    ]
+    launch.launch(launches.main, dy, x, dx if held else None, weight, mean, rstd, *partials)
+    return dx, *finish(partials, want_parameters, parameter_dtype)

@@ -89,6 +89,10 @@ class Rows(NamedTuple):
             return (self.rows // vector, self.cols), constants
         return (self.rows, self.cols // vector), constants
 
+    @property
+    def count(self):
+        return self.samples * self.rows
+
     def tiles(self, tile):
         return self.samples * triton.cdiv(self.rows, tile.rows)
 

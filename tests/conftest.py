@@ -40,6 +40,7 @@ def seed():
 @pytest.fixture(autouse=True)
 def gpu_tiles(monkeypatch):
     """The interpreter takes the tiles of a GPU, so that they are what is tested."""
+    launch.forget_plans()
     monkeypatch.setattr(launch, "INTERPRETER_TILE_SCALE", 1)
 
 
@@ -69,9 +70,9 @@ def launches(monkeypatch):
     names = []
     real = launch.launch
 
-    def spy(kernel, *arguments, **options):
-        names.append(kernel.fn.__name__)
-        return real(kernel, *arguments, **options)
+    def spy(plan, *tensors, **options):
+        names.append(plan.kernel.fn.__name__)
+        return real(plan, *tensors, **options)
 
     monkeypatch.setattr(launch, "launch", spy)
     return names

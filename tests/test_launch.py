@@ -2,6 +2,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -83,6 +84,66 @@ def test_a_sweep_over_batch_sizes_compiles_nothing_new():
     command = [sys.executable, "-W", "ignore", "-c", SWEEP]
     done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+AGAIN = """
+import torch, normreg
+from bench import stub_driver
+from bench.operations import OPERATIONS, cases
+from bench.without_gpu import as_on_a_gpu
+
+def told(argument):
+    if isinstance(argument, torch.Tensor):
+        return argument.dtype, argument.shape, argument.data_ptr() % 16
+    return type(argument), getattr(argument, "data", argument)  # the data of what hooks are given
+
+seen = []
+def launcher(self, source, metadata):
+    name = source.fn.__name__
+    return lambda *arguments, **options: seen.append((name, options, *map(told, arguments)))
+
+stub_driver.StubDriver.launcher = launcher
+record = stub_driver.install()
+
+def step(layer, x, dy):
+    seen.clear()
+    y = layer(x)
+    torch.autograd.grad(y, (x, *layer.parameters()), dy)
+    return list(seen)
+
+def told_by_triton(*arguments):  # what Triton's own way says each time
+    normreg.kernels.launch.forget_plans()
+    return step(*arguments)
+
+with as_on_a_gpu():
+    found = [case for name in OPERATIONS for case in cases("host", [name])]
+    for case in found:
+        layer = OPERATIONS[case.operation].layer(normreg, case, dtype=case.dtype)
+        x = case.like_input(torch.randn, "cpu").requires_grad_()
+        dy = torch.randn_like(x)
+        first = told_by_triton(layer, x, dy)
+        compiled = len(record.compiled)
+        assert len(first) >= 2, case
+        assert step(layer, x, dy) == first == step(layer, x, dy), case
+
+        elsewhere = torch.empty(x.numel() + 1, dtype=x.dtype)[1:].view(x.shape).copy_(x.detach())
+        elsewhere.requires_grad_()
+        assert elsewhere.data_ptr() % 16
+        moved = step(layer, elsewhere, dy)
+        assert len(record.compiled) > compiled, case  # other code, without 16-byte accesses
+        assert moved == told_by_triton(layer, elsewhere, dy) != first, case
+        assert step(layer, x, dy) == first, case
+print(len(found))
+"""
+
+
+def test_a_launch_of_a_kept_plan_is_tritons_own():
+    """Grid, arguments and variant of the kernels of `bench host`, with a driver that launches nothing."""
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    command = [sys.executable, "-W", "ignore", "-c", AGAIN]
+    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) >= 8
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
@@ -224,17 +285,24 @@ def test_group_tiles_have_their_size(groups, positions, groups_last):
     assert (tile.groups < 2 * groups) if groups_last else (tile.positions < 2 * positions)
 
 
-def test_every_launch_is_on_the_tensors_device_and_states_fp_fusion(device, monkeypatch):
+def test_a_first_launch_is_on_the_tensors_device_and_states_fp_fusion(device):
     seen = []
 
     class Kernel:
+        arg_names = ("x_ptr", "seed", "n", "BLOCK")
+
         def __getitem__(self, grid):
             current = torch.cuda.current_device() if device.type == "cuda" else None
-            return lambda *arguments, **options: seen.append((grid, current, arguments, options))
+            return lambda *arguments, **options: seen.append((grid, current, arguments, options)) or compiled
 
-    launch.launch(Kernel(), (3,), device, "x", num_warps=4, BLOCK=8)
+    compiled = SimpleNamespace(metadata=SimpleNamespace(target=SimpleNamespace(backend="another")))
+    plan = launch.Launch(Kernel(), (3,), device, 7, num_warps=4, BLOCK=8)
+    x = torch.zeros(1, device=device)
+    launch.launch(plan, x, numbers=(5,))
     options = {"num_warps": 4, "enable_fp_fusion": True, "BLOCK": 8}
-    assert seen == [((3,), device.index if device.type == "cuda" else None, ("x",), options)]
+    assert seen == [((3,), device.index if device.type == "cuda" else None, (x, 5, 7), options)]
+    assert plan.trailing == (7, 8)
+    assert plan.runners == {}
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")

@@ -197,8 +197,8 @@ MUTATIONS = {
     ),
     "the result has the input's dtype": Mutation(
         "kernels/layer_norm.py",
-        "    y = torch.empty(x.shape, dtype=out_dtype, device=x.device)\n",
-        "    y = torch.empty(x.shape, dtype=x.dtype, device=x.device)\n",
+        "    y = torch.empty_like(x, dtype=out_dtype, memory_format=torch.contiguous_format)\n",
+        "    y = torch.empty_like(x, memory_format=torch.contiguous_format)\n",
         "test_rms_norm.py::test_float32_from_16_bits",
     ),
     "eps of None is that of the input's dtype": Mutation(
@@ -792,7 +792,7 @@ MUTATIONS = {
     ),
     "a fake result has the input's dtype": Mutation(
         "normreg/ops/layer_norm.py",
-        "    y = torch.empty(x.shape, dtype=out_dtype, device=x.device)\n",
+        "    y = torch.empty_like(x, dtype=out_dtype, memory_format=torch.contiguous_format)\n",
         "    y = torch.empty_like(x)\n",
         "test_operators.py -k 'fakes and float32'",
     ),

@@ -181,12 +181,12 @@ def test_loads_are_found():
 def test_every_launch_goes_through_launch():
     found = {name: launches(tree) for name, tree in SOURCES.items()}
     (line,) = found.pop("normreg.kernels.launch")
-    (function,) = (
-        node
-        for node in SOURCES["normreg.kernels.launch"].body
-        if isinstance(node, ast.FunctionDef) and node.lineno <= line <= node.end_lineno
-    )
-    assert function.name == "launch"
+    names = [
+        node.name
+        for node in ast.walk(SOURCES["normreg.kernels.launch"])
+        if isinstance(node, ast.ClassDef | ast.FunctionDef) and node.lineno <= line <= node.end_lineno
+    ]
+    assert names == ["Launch", "first"]
     assert {name for name, lines in found.items() if lines} == set()
 
 
