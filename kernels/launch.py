@@ -104,7 +104,7 @@ def launch_unplanned(kernel, grid, device, *arguments, num_warps, through=(), **
 
 def contiguous(*tensors):
     """The tensors, None kept, with their elements in logical order."""
-    return tuple(None if tensor is None else tensor.contiguous() for tensor in tensors)
+    return [None if tensor is None else tensor.contiguous() for tensor in tensors]
 
 
 def compute_dtype(dtype):

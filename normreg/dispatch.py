@@ -22,17 +22,21 @@ from normreg.kernels.launch import INTERPRET
 
 FLOATING = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 HALF = (torch.bfloat16, torch.float16)
+PLAIN = (torch.Tensor, Parameter)
 
 
 def _torch_reason(x, others):
     """Reasons that no kernel takes these tensors, whatever the operation. `others` may hold None."""
-    if type(x) is not torch.Tensor and type(x) is not Parameter:
+    if type(x) not in PLAIN:
         return f"the input is a {type(x).__name__}, not a plain tensor"
     compiling = torch.compiler.is_compiling()
-    if compiling and torch.compiler._is_exporting_flag:
-        return "an exported program consists of torch's operators"
-    if not compiling and (torch.jit.is_tracing() or torch._C._len_torch_dispatch_stack()):
+    if compiling:
+        if torch.compiler._is_exporting_flag:
+            return "an exported program consists of torch's operators"
+    elif torch.jit.is_tracing() or torch._C._len_torch_dispatch_stack():
         return "a tracer or dispatch mode records torch's operators"
+    elif x.is_neg():  # which torch.compile cannot trace; the operator it records is given the values
+        return "the input is lazily negated"
     if not x.is_cuda and not (INTERPRET and x.is_cpu):
         return f"there is no kernel for {x.device.type} tensors"
     if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
@@ -41,15 +45,14 @@ def _torch_reason(x, others):
         return f"there is no kernel for {x.dtype}"
     if x.layout is not torch.strided:
         return f"there is no kernel for {x.layout} tensors"
-    # torch.compile cannot trace is_neg; the operator it records is given the values
-    if x.is_nested or (not compiling and x.is_neg()):
-        return "the input is nested or lazily negated"
+    if x.is_nested:
+        return "the input is nested"
     if x.numel() == 0:
         return "the input is empty"
     for other in others:
         if other is None:
             continue
-        if type(other) is not torch.Tensor and type(other) is not Parameter:
+        if type(other) not in PLAIN:
             return f"a parameter or buffer is a {type(other).__name__}, not a plain tensor"
         if other.device != x.device:
             return f"the input is on {x.device}, a parameter or buffer on {other.device}"
@@ -58,10 +61,13 @@ def _torch_reason(x, others):
 
 def _dtype_reason(x, parameters):
     """Parameters share one dtype: the input's, or float32 beside a 16-bit input."""
-    dtypes = {parameter.dtype for parameter in parameters if parameter is not None}
-    if not dtypes or dtypes == {x.dtype} or (x.dtype in HALF and dtypes == {torch.float32}):
+    dtype = x.dtype
+    if all(parameter is None or parameter.dtype == dtype for parameter in parameters):
         return None
-    return f"the input is {x.dtype}, parameters and buffers are {', '.join(sorted(map(str, dtypes)))}"
+    dtypes = {parameter.dtype for parameter in parameters if parameter is not None}
+    if dtype in HALF and dtypes == {torch.float32}:
+        return None
+    return f"the input is {dtype}, parameters and buffers are {', '.join(sorted(map(str, dtypes)))}"
 
 
 def _number_reason(**numbers):

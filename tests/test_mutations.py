@@ -790,9 +790,15 @@ MUTATIONS = {
         "    dx = torch.empty(x.shape, dtype=x.dtype, device=x.device) if",
         "test_operators.py -k 'fakes and channels_last'",
     ),
+    "a launch forgets that addresses were aligned": Mutation(
+        "kernels/launch.py",
+        "(t.dtype, t.data_ptr() % 16 == 0)",
+        "t.dtype",
+        "test_launch.py::test_a_launch_of_a_kept_plan_is_tritons_own",
+    ),
     "a fake result has the input's dtype": Mutation(
         "normreg/ops/layer_norm.py",
-        "    y = torch.empty_like(x, dtype=out_dtype, memory_format=torch.contiguous_format)\n",
+        "    y = torch.empty(x.shape, dtype=out_dtype, device=x.device)\n",
         "    y = torch.empty_like(x)\n",
         "test_operators.py -k 'fakes and float32'",
     ),

@@ -10,7 +10,11 @@ import torch
 
 def wants_gradient(*tensors):
     """Whether autograd would record an operation on these tensors."""
-    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+    if torch.is_grad_enabled():
+        for t in tensors:
+            if t is not None and t.requires_grad:
+                return True
+    return False
 
 
 def is_batched(dy):
@@ -26,10 +30,9 @@ def wants_formula(dy):
 
 
 def save_for_backward(ctx, x, weight, bias, *statistics):
-    """What the backward of a normalisation needs, whose Function returns (y, *statistics)."""
-    ctx.parameter_dtype = next((t.dtype for t in (weight, bias) if t is not None), x.dtype)
-    ctx.mark_non_differentiable(*statistics)
-    ctx.set_materialize_grads(False)
+    """What the backward of a normalisation needs."""
+    parameter = bias if weight is None else weight
+    ctx.parameter_dtype = x.dtype if parameter is None else parameter.dtype
     ctx.save_for_backward(x, weight, *statistics)
 
 

@@ -11,6 +11,7 @@ class GroupNormFunction(torch.autograd.Function):
     @staticmethod
     def forward(ctx, *inputs):
         output = kernels.group_norm_forward(*inputs)
+        ctx.mark_non_differentiable(*output[1:])  # which InstanceNorm averages
         GroupNormFunction.save(ctx, inputs, output)
         return output
 
@@ -21,7 +22,7 @@ class GroupNormFunction(torch.autograd.Function):
         gradient.save_for_backward(ctx, x, weight, bias, mean, var)
 
     @staticmethod
-    def backward(ctx, dy, _dmean, _dvar):
+    def backward(ctx, dy, *_):
         if dy is None:
             return (None,) * 7
         wanted = ctx.needs_input_grad[:3]

@@ -25,7 +25,7 @@ class LayerNormFunction(torch.autograd.Function):
     def forward(ctx, *inputs):
         output = _forward(*inputs)
         LayerNormFunction.save(ctx, inputs, output)
-        return output
+        return output[0]
 
     @staticmethod
     def save(ctx, inputs, output):
@@ -34,7 +34,7 @@ class LayerNormFunction(torch.autograd.Function):
         gradient.save_for_backward(ctx, x, weight, bias, mean, rstd)
 
     @staticmethod
-    def backward(ctx, dy, _dmean, _drstd):
+    def backward(ctx, dy, *_):
         if dy is None:
             return (None,) * 7
         wanted = ctx.needs_input_grad[:3]
@@ -82,4 +82,4 @@ def layer_norm(x, weight, bias, normalized_shape, eps, out_dtype):
     arguments = (x, weight, bias, normalized_shape, eps, out_dtype, wants_gradient)
     if torch.compiler.is_compiling():
         return OPERATOR(*arguments)[0]
-    return LayerNormFunction.apply(*arguments)[0] if wants_gradient else _forward(*arguments)[0]
+    return LayerNormFunction.apply(*arguments) if wants_gradient else _forward(*arguments)[0]

@@ -15,7 +15,7 @@ class LayerNormChannelsFunction(torch.autograd.Function):
     def forward(ctx, *inputs):
         output = kernels.layer_norm_channels_forward(*inputs)
         LayerNormChannelsFunction.save(ctx, inputs, output)
-        return output
+        return output[0]
 
     @staticmethod
     def save(ctx, inputs, output):
@@ -24,7 +24,7 @@ class LayerNormChannelsFunction(torch.autograd.Function):
         gradient.save_for_backward(ctx, x, weight, bias, mean, rstd)
 
     @staticmethod
-    def backward(ctx, dy, _dmean, _drstd):
+    def backward(ctx, dy, *_):
         if dy is None:
             return (None,) * 6
         wanted = ctx.needs_input_grad[:3]
@@ -72,5 +72,5 @@ def layer_norm_channels(x, weight, bias, eps, out_dtype):
     if torch.compiler.is_compiling():
         return OPERATOR(*arguments)[0]
     if wants_gradient:
-        return LayerNormChannelsFunction.apply(*arguments)[0]
+        return LayerNormChannelsFunction.apply(*arguments)
     return kernels.layer_norm_channels_forward(*arguments)[0]

@@ -16,9 +16,9 @@ def register(schema, implementation, fake, function=None):
     """Defines the operator `normreg::<schema>` and returns it.
 
     fake: makes empty tensors of the results' sizes, strides and dtypes.
-    function: an autograd.Function of the same arguments and results, of which `save` and `backward`
-        differentiate it. `save` is a `setup_context` by another name: where a Function has that one, torch
-        inspects the signature of its forward at every call.
+    function: an autograd.Function of the same arguments, of which `save` and `backward` differentiate it: the
+        first of its results, if there are several. `save` is a `setup_context` by another name: where a
+        Function has that one, torch inspects the signature of its forward at every call.
     """
     name = schema.partition("(")[0]
     LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag, torch.Tag.needs_exact_strides))
@@ -27,8 +27,15 @@ def register(schema, implementation, fake, function=None):
     torch.library.register_fake(f"normreg::{name}", fake, lib=LIBRARY)
     operator = getattr(torch.ops.normreg, name).default
     if function is not None:
+
+        def setup_context(ctx, inputs, output):
+            if isinstance(output, tuple):
+                ctx.mark_non_differentiable(*(t for t in output[1:] if t is not None))
+                ctx.set_materialize_grads(False)
+            function.save(ctx, inputs, output)
+
         # torch.library.register_autograd is these two lines, but refuses an operator that updates buffers
-        kernel = make_autograd_impl(operator, Info(function.backward, function.save))
+        kernel = make_autograd_impl(operator, Info(function.backward, setup_context))
         LIBRARY.impl(name, kernel, "Autograd", with_keyset=True)
     return operator
 

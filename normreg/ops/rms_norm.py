@@ -23,7 +23,7 @@ class RMSNormFunction(torch.autograd.Function):
     def forward(ctx, *inputs):
         output = _forward(*inputs)
         RMSNormFunction.save(ctx, inputs, output)
-        return output
+        return output[0]
 
     @staticmethod
     def save(ctx, inputs, output):
@@ -32,7 +32,7 @@ class RMSNormFunction(torch.autograd.Function):
         gradient.save_for_backward(ctx, x, weight, None, rstd)
 
     @staticmethod
-    def backward(ctx, dy, _drstd):
+    def backward(ctx, dy, *_):
         if dy is None:
             return (None,) * 6
         wanted = ctx.needs_input_grad[:2]
@@ -77,4 +77,4 @@ def rms_norm(x, weight, normalized_shape, eps, out_dtype):
     arguments = (x, weight, normalized_shape, eps, out_dtype, wants_gradient)
     if torch.compiler.is_compiling():
         return OPERATOR(*arguments)[0]
-    return RMSNormFunction.apply(*arguments)[0] if wants_gradient else _forward(*arguments)[0]
+    return RMSNormFunction.apply(*arguments) if wants_gradient else _forward(*arguments)[0]
