@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import torch
 
-from normreg import nn
+from normreg import nn, selection
 
 COUNTERPARTS = {
     torch.nn.LayerNorm: nn.LayerNorm,
@@ -48,16 +48,17 @@ class Skip:
 
 @dataclass(frozen=True)
 class Report:
-    """What `replace` or `restore` did: `changed`, `skipped` and, printed, both as a table."""
+    """What `replace` or `restore` did, or would do: `changed`, `skipped` and, printed, both as a table."""
 
     changed: tuple[Change, ...]
     skipped: tuple[Skip, ...]
+    dry_run: bool = False  # nothing was changed
 
     def __str__(self):
         rows = [(change.name, change.was, change.now) for change in self.changed]
-        lines = [f"{counted(rows)} changed"]
+        lines = [f"{counted(rows)} {'would be ' * self.dry_run}changed"]
         if rows:
-            lines += table([("name", "was", "is"), *rows])
+            lines += table([("name", "was", "would be" if self.dry_run else "is"), *rows])
         if self.skipped:
             lines += ["", f"{counted(self.skipped)} left alone"]
             lines += table([("name", "class", "why"), *((s.name, s.kind, s.reason) for s in self.skipped)])
@@ -92,19 +93,23 @@ def replaceable(module):
     return type(module) in COUNTERPARTS and "forward" not in vars(module)
 
 
-def _change_classes(model, mapping, why_left):
-    """Changes the class of every module that `mapping` knows; all of them or, on an error, none."""
+def _plan_changes(model, mapping, why_left):
+    """Every module with the class that `mapping` has for it, and those that are left alone for a reason."""
     check_is_module(model)
     changes, skipped = [], []
     for name, module in model.named_modules():
-        name = name or ROOT
-        if "forward" in vars(module) and type(module) in mapping:
-            skipped.append(Skip(name, class_name(type(module)), "its forward is overridden on the instance"))
-        elif type(module) in mapping:
-            changes.append((name, module, mapping[type(module)]))
-        elif reason := why_left(module):
-            skipped.append(Skip(name, class_name(type(module)), reason))
+        name, cls = name or ROOT, type(module)
+        if "forward" in vars(module) and cls in mapping:
+            skipped.append(Skip(name, class_name(cls), "its forward is overridden on the instance"))
+        elif reason := why_left(name, module):
+            skipped.append(Skip(name, class_name(cls), reason))
+        elif cls in mapping:
+            changes.append((name, module, mapping[cls]))
+    return changes, skipped
 
+
+def _carry_out(changes):
+    """Changes all classes or, on an error, none."""
     done = []
     try:
         for _, module, cls in changes:
@@ -114,15 +119,15 @@ def _change_classes(model, mapping, why_left):
         for module, cls in done:
             module.__class__ = cls
         raise
-    pairs = zip(changes, done)
-    return Report(
-        tuple(Change(name, class_name(was), class_name(cls)) for (name, _, cls), (_, was) in pairs),
-        tuple(skipped),
-    )
+
+
+def _report(changes, skipped, dry_run=False):
+    changed = (Change(name, class_name(type(module)), class_name(cls)) for name, module, cls in changes)
+    return Report(tuple(changed), tuple(skipped), dry_run)
 
 
 def _why_not_replaced(module):
-    if type(module) in ORIGINALS:
+    if type(module) in ORIGINALS or type(module) in COUNTERPARTS:
         return None
     for original in COUNTERPARTS:
         if isinstance(module, original):
@@ -132,14 +137,36 @@ def _why_not_replaced(module):
     return None
 
 
-def replace(model):
+def _why_not_chosen(model, include, exclude):
+    """{name: reason} of the layers that the caller leaves alone."""
+    check_is_module(model)
+    modules = [(name or ROOT, module) for name, module in model.named_modules()]
+    layers = [(name, module) for name, module in modules if type(module) in (*COUNTERPARTS, *ORIGINALS)]
+    names, reasons = {name for name, _ in modules}, {}
+    if include is not None:
+        included = selection.select("include", include, layers, names)
+        reasons |= {name: "not included" for name, _ in layers if name not in included}
+    if exclude is not None:
+        reasons |= dict.fromkeys(selection.select("exclude", exclude, layers, names), "excluded")
+    return reasons
+
+
+def replace(model, include=None, exclude=None, dry_run=False):
     """Makes every torch.nn normalisation and dropout that normreg has a normreg one, in place.
 
     Only `module.__class__` changes, so parameters, buffers, hooks, optimizer references, tied modules,
     `training` flags and the state_dict stay the very objects they were. Only exact types are changed: a
     subclass is left alone and named in the report. Calling it again changes nothing.
 
-    Returns a `Report` that prints as a table. Raises TypeError where `model` is not a module.
+    Args:
+        model: a torch.nn.Module; itself one of these layers, or with them anywhere inside.
+        include: the layers to change, None for all: a pattern of their names as in `fnmatch`
+            ("encoder.*.norm?"), a class, a function (name, module) -> bool, or a list of these.
+        exclude: the layers to leave alone, given in the same way; it has the last word.
+        dry_run: change nothing, and report what would be changed.
+
+    Returns a `Report` that prints as a table. Raises TypeError where `model` is not a module or a selection
+    none of the above, ValueError for a pattern or a class that matches no layer; then nothing has changed.
 
     Equivalent::
 
@@ -147,7 +174,17 @@ def replace(model):
             if type(module) is torch.nn.LayerNorm:
                 module.__class__ = normreg.LayerNorm        # and so on
     """
-    return _change_classes(model, COUNTERPARTS, _why_not_replaced)
+    unwanted = _why_not_chosen(model, include, exclude)
+
+    def why_left(name, module):
+        already = type(module) in ORIGINALS
+        return None if already else unwanted.get(name) or _why_not_replaced(module)
+
+    changes, skipped = _plan_changes(model, COUNTERPARTS, why_left)
+    report = _report(changes, skipped, dry_run)
+    if not dry_run:
+        _carry_out(changes)
+    return report
 
 
 def restore(model):
@@ -155,4 +192,7 @@ def restore(model):
 
     Returns a `Report`. Raises TypeError where `model` is not a module.
     """
-    return _change_classes(model, ORIGINALS, lambda module: None)
+    changes, skipped = _plan_changes(model, ORIGINALS, lambda name, module: None)
+    report = _report(changes, skipped)
+    _carry_out(changes)
+    return report

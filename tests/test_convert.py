@@ -2,6 +2,7 @@ import copy
 import io
 import pickle
 import re
+import time
 from collections import OrderedDict
 
 import pytest
@@ -661,6 +662,101 @@ def test_printed_report(capsys):
     assert capsys.readouterr().out == GOLDEN + "\n"
     print(normreg.replace(nn.Linear(2, 2)))
     assert capsys.readouterr().out == "0 layers changed\n"
+
+
+SELECTIONS = {
+    "a pattern": ("stem.*", {"stem.1", "stem.2"}),
+    "a pattern with one character": ("groups.?", {"groups.0", "groups.1", "groups.2", "groups.3"}),
+    "a class": (nn.LayerNorm, {"stem.1"}),
+    "a base class": (nn.modules.batchnorm._BatchNorm, {"blocks.0", "heads.a", "heads.b.0"}),
+    "a function": (lambda name, module: name.endswith(".a"), {"heads.a"}),
+    "a function that never agrees": (lambda name, module: False, set()),
+    "several": (
+        ["stem.1", nn.RMSNorm, lambda name, module: name == "heads.a"],
+        {"stem.1", "stem.2", "heads.a"},
+    ),
+}
+
+
+@pytest.mark.parametrize(("selected", "names"), SELECTIONS.values(), ids=SELECTIONS)
+def test_include_and_exclude(device, selected, names):
+    for arguments, expected in (
+        (dict(include=selected), names),
+        (dict(exclude=selected), set(NESTED) - names),
+        (dict(include=selected, exclude="stem.2"), names - {"stem.2"}),
+    ):
+        model = nested(device)
+        others = {name: type(module) for name, module in model.named_modules() if name not in expected}
+        report = normreg.replace(model, **arguments)
+        assert {change.name for change in report.changed} == expected
+        assert all(type(model.get_submodule(name)) is getattr(normreg, NESTED[name]) for name in expected)
+        assert all(type(model.get_submodule(name)) is cls for name, cls in others.items())
+        reasons = {skip.name: skip.reason for skip in report.skipped}
+        assert {reasons[name] for name in set(NESTED) - expected} <= {"excluded", "not included"}
+
+
+def test_a_selection_adds_to_an_earlier_one(device):
+    model = nested(device)
+    normreg.replace(model, include="stem.*")
+    report = normreg.replace(model, include=["stem.1", "heads.*"])
+    assert [change.name for change in report.changed] == ["heads.a", "heads.b.0"]
+    assert type(model.stem[2]) is normreg.RMSNorm
+    assert "stem.2" not in {skip.name for skip in report.skipped}
+
+
+def test_a_dry_run_changes_nothing_and_says_what_would_be(device):
+    model = nested(device)
+    was, objects = types(model), list(contents(model))
+    would = normreg.replace(model, include="stem.*", dry_run=True)
+    assert types(model) == was
+    assert all(a is b for (_, a), (_, b) in zip(contents(model), objects, strict=True))
+    lines = str(would).splitlines()
+    assert lines[0] == "2 layers would be changed"
+    assert lines[1].split() == ["name", "was", "would", "be"]
+    did = normreg.replace(model, include="stem.*")
+    assert (would.changed, would.skipped) == (did.changed, did.skipped)
+
+
+@pytest.mark.parametrize("argument", ["include", "exclude"])
+@pytest.mark.parametrize(
+    ("selection", "error_type", "message"),
+    [
+        ("stemm.*", ValueError, "'stemm.*' matches none of the 15 of this model; nearest: stem."),
+        ("stem", ValueError, "'stem' matches none of the 15 of this model; try stem.*"),
+        (["stem.*", "nothing"], ValueError, "'nothing' matches none"),
+        (nn.Conv2d, ValueError, "none of torch.nn.modules.conv.Conv2d among the 15"),
+        (nn.SyncBatchNorm, ValueError, "none of torch.nn.modules.batchnorm.SyncBatchNorm"),
+        (3, TypeError, "got a int: 3"),
+        ({"stem.1": True}, TypeError, "got a dict"),
+    ],
+    ids=str,
+)
+def test_a_selection_of_nothing(device, argument, selection, error_type, message):
+    model = nested(device)
+    was = types(model)
+    with pytest.raises(error_type, match=re.escape(message)):
+        normreg.replace(model, **{argument: selection})
+    assert types(model) == was
+
+
+def test_an_error_in_a_selection_changes_nothing(device):
+    model = nested(device)
+    was = types(model)
+
+    def refuse(name, module):
+        raise KeyError(name)
+
+    with pytest.raises(KeyError, match=r"stem\.1"):
+        normreg.replace(model, include=refuse)
+    assert types(model) == was
+
+
+def test_a_thousand_layers_in_less_than_a_second():
+    model = nn.Sequential(*(nn.Sequential(nn.Linear(2, 2), nn.LayerNorm(2)) for _ in range(1000)))
+    begin = time.perf_counter()
+    report = normreg.replace(model, include="*.1", exclude=lambda name, module: name == "7.1")
+    assert time.perf_counter() - begin < 1
+    assert (len(report.changed), len(report.skipped)) == (999, 1)
 
 
 def test_a_replaced_model_is_a_model_built_with_normreg(device):
