@@ -5,6 +5,8 @@ from normreg import init as init
 from normreg.convert import replace as replace
 from normreg.convert import restore as restore
 from normreg.explanation import explain as explain
+from normreg.foreign import as_before as as_before
+from normreg.foreign import register_layer as register_layer
 from normreg.l2_penalty import l2_penalty as l2_penalty
 from normreg.nn import AlphaDropout as AlphaDropout
 from normreg.nn import BatchNorm1d as BatchNorm1d
@@ -50,11 +52,13 @@ __all__ = [
     "LayerNorm2d",
     "LayerNorm3d",
     "RMSNorm",
+    "as_before",
     "explain",
     "functional",
     "init",
     "l2_penalty",
     "parameter_groups",
+    "register_layer",
     "register_no_decay",
     "replace",
     "restore",

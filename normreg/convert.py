@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import torch
 
-from normreg import nn, selection
+from normreg import foreign, nn, selection
 
 COUNTERPARTS = {
     torch.nn.LayerNorm: nn.LayerNorm,
@@ -90,21 +90,32 @@ def check_is_module(model):
 
 def replaceable(module):
     """Whether `replace` changes this module: an exact type whose forward is not the instance's own."""
-    return type(module) in COUNTERPARTS and "forward" not in vars(module)
+    return counterpart(type(module)) is not None and "forward" not in vars(module)
 
 
-def _plan_changes(model, mapping, why_left):
-    """Every module with the class that `mapping` has for it, and those that are left alone for a reason."""
+def counterpart(cls):
+    """normreg's class for layers of exactly this class, or None."""
+    return COUNTERPARTS.get(cls) or foreign.counterpart(cls)
+
+
+def original(cls):
+    """The class of which `cls` is normreg's, or None."""
+    return ORIGINALS.get(cls) or (cls.original if issubclass(cls, foreign.Derived) else None)
+
+
+def _plan_changes(model, class_for, why_left):
+    """Every module with the class that `class_for` has for it, and those left alone for a reason."""
     check_is_module(model)
     changes, skipped = [], []
     for name, module in model.named_modules():
         name, cls = name or ROOT, type(module)
-        if "forward" in vars(module) and cls in mapping:
+        becomes = class_for(cls)
+        if "forward" in vars(module) and becomes:
             skipped.append(Skip(name, class_name(cls), "its forward is overridden on the instance"))
         elif reason := why_left(name, module):
             skipped.append(Skip(name, class_name(cls), reason))
-        elif cls in mapping:
-            changes.append((name, module, mapping[cls]))
+        elif becomes:
+            changes.append((name, module, becomes))
     return changes, skipped
 
 
@@ -127,11 +138,11 @@ def _report(changes, skipped, dry_run=False):
 
 
 def _why_not_replaced(module):
-    if type(module) in ORIGINALS or type(module) in COUNTERPARTS:
+    if original(type(module)) or counterpart(type(module)):
         return None
-    for original in COUNTERPARTS:
-        if isinstance(module, original):
-            return f"a subclass of {class_name(original)} may compute something else"
+    for known in COUNTERPARTS:
+        if isinstance(module, known):
+            return f"a subclass of {class_name(known)} may compute something else"
     if isinstance(module, FAMILIES):
         return "normreg has no counterpart"
     return None
@@ -141,7 +152,7 @@ def _why_not_chosen(model, include, exclude):
     """{name: reason} of the layers that the caller leaves alone."""
     check_is_module(model)
     modules = [(name or ROOT, module) for name, module in model.named_modules()]
-    layers = [(name, module) for name, module in modules if type(module) in (*COUNTERPARTS, *ORIGINALS)]
+    layers = [(name, m) for name, m in modules if counterpart(type(m)) or original(type(m))]
     names, reasons = {name for name, _ in modules}, {}
     if include is not None:
         included = selection.select("include", include, layers, names)
@@ -177,10 +188,10 @@ def replace(model, include=None, exclude=None, dry_run=False):
     unwanted = _why_not_chosen(model, include, exclude)
 
     def why_left(name, module):
-        already = type(module) in ORIGINALS
+        already = original(type(module)) is not None
         return None if already else unwanted.get(name) or _why_not_replaced(module)
 
-    changes, skipped = _plan_changes(model, COUNTERPARTS, why_left)
+    changes, skipped = _plan_changes(model, counterpart, why_left)
     report = _report(changes, skipped, dry_run)
     if not dry_run:
         _carry_out(changes)
@@ -192,7 +203,7 @@ def restore(model):
 
     Returns a `Report`. Raises TypeError where `model` is not a module.
     """
-    changes, skipped = _plan_changes(model, ORIGINALS, lambda name, module: None)
+    changes, skipped = _plan_changes(model, original, lambda name, module: None)
     report = _report(changes, skipped)
     _carry_out(changes)
     return report

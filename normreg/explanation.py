@@ -10,10 +10,10 @@ from dataclasses import dataclass
 import torch
 from torch.utils._pytree import tree_map_only
 
-from normreg import dispatch, functional, nn
+from normreg import dispatch, foreign, functional, nn
 from normreg.convert import ROOT, Skip, check_is_module, class_name, counted, replaceable, table
 
-LAYERS = tuple(getattr(nn, name) for name in nn.__all__)
+LAYERS = (foreign.Derived, *(getattr(nn, name) for name in nn.__all__))
 _ONE_AT_A_TIME = threading.RLock()
 
 

@@ -790,6 +790,18 @@ MUTATIONS = {
         "    dx = torch.empty(x.shape, dtype=x.dtype, device=x.device) if",
         "test_operators.py -k 'fakes and channels_last'",
     ),
+    "a promoted result is not": Mutation(
+        "normreg/foreign.py",
+        "all(tensor is None or tensor.dtype == x.dtype for tensor in tensors)",
+        "True",
+        "test_foreign.py::test_a_result_that_is_promoted_stays_so",
+    ),
+    "a pickled layer of another library forgets its class": Mutation(
+        "normreg/foreign.py",
+        "return _new, (type(self).original,), *state",
+        "return _new, (type(self),), *state",
+        "test_foreign.py::test_copies",
+    ),
     "a launch forgets that addresses were aligned": Mutation(
         "kernels/launch.py",
         "(t.dtype, t.data_ptr() % 16 == 0)",

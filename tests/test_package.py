@@ -16,7 +16,8 @@ MAX_LINES = 450
 # importers only import from below; `dispatch` beside, read by those that choose, watched by `explanation`
 READERS = ("functional", "l2_penalty", "explanation")
 ORDER = (
-    "kernels", "ops", "functional", "l2_penalty", "nn", "selection", "convert", "explanation", "parameter_groups", "init",
+    "kernels", "ops", "functional", "l2_penalty", "nn", "selection", "foreign", "convert", "explanation",
+    "parameter_groups", "init",
 )  # fmt: skip
 
 
