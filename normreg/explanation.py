@@ -1,20 +1,18 @@
 """`explain`: which path each call of a model's normreg layers takes, and why."""
 
 import contextlib
-import inspect
 import sys
 import threading
-from collections import OrderedDict
 from dataclasses import dataclass
 
 import torch
 from torch.utils._pytree import tree_map_only
 
 from normreg import dispatch, foreign, functional, nn
-from normreg.convert import ROOT, Skip, check_is_module, class_name, counted, replaceable, table
+from normreg.convert import ROOT, Skip, class_name, counted, replaceable, table
+from normreg.unchanged import check_runs, unchanged
 
 LAYERS = (foreign.Derived, *(getattr(nn, name) for name in nn.__all__))
-_ONE_AT_A_TIME = threading.RLock()
 
 
 @dataclass(frozen=True)
@@ -64,82 +62,6 @@ class Explanation:
         if self.compiled:
             lines += ["", "The model was run without torch.compile: these are the paths of eager mode."]
         return "\n".join(lines)
-
-
-def _copy(tensor):
-    """The same values, strides, dtype and relation to autograd, in memory of its own."""
-    with torch.enable_grad(), torch.inference_mode(tensor.is_inference()):
-        joined = tensor.requires_grad and not tensor.is_leaf
-        source = tensor if joined else tensor.detach()
-        plain = type(tensor) in (torch.Tensor, torch.nn.Parameter) and tensor.layout is torch.strided
-        if plain and not tensor.is_nested and not tensor.is_quantized and 0 not in tensor.stride():
-            options = dict(dtype=tensor.dtype, device=tensor.device)
-            copy = torch.empty_strided(tensor.shape, tensor.stride(), **options).copy_(source)
-        else:
-            copy = source.clone()
-        if tensor.requires_grad and not joined:
-            copy.requires_grad_()
-        return copy.view_as(copy) if joined and tensor._is_view() else copy
-
-
-class _Copies(dict):
-    """The copy of each tensor, the same one wherever that tensor stands."""
-
-    def of(self, tensor):
-        if id(tensor) not in self:
-            self[id(tensor)] = (_copy(tensor), tensor)  # which keeps the id from being used again
-        return self[id(tensor)][0]
-
-    def known(self, tensor):
-        return id(tensor) in self
-
-
-@contextlib.contextmanager
-def _undone(model, copies):
-    """Undoes what a forward does to the attributes, buffers and plain tensors of the model's modules."""
-    modules = list(model.modules())
-    attributes = [(vars(module), dict(vars(module))) for module in modules]
-    containers = [
-        (value, value.copy())
-        for _, before in attributes
-        for value in before.values()
-        if type(value) in (dict, OrderedDict, list, set)
-    ]
-    scripted = [
-        (buffer, buffer.clone())
-        for module in modules
-        if isinstance(module, torch.jit.ScriptModule)
-        for buffer in module.buffers(recurse=False)
-    ]
-    try:
-        for module, (here, before) in zip(modules, attributes):
-            if isinstance(module, torch.jit.ScriptModule):
-                continue
-            for name, value in before.items():
-                if isinstance(value, torch.Tensor) and not value.requires_grad:
-                    here[name] = copies.of(value)
-            for name, buffer in module._buffers.items():
-                module._buffers[name] = None if buffer is None else copies.of(buffer)
-            if getattr(module, "max_norm", None) is not None:  # an embedding, which shortens its rows
-                for parameter in module.parameters(recurse=False):
-                    copies.of(parameter)
-        for module in modules:
-            for name, parameter in module._parameters.items():
-                if copies.known(parameter):
-                    copy = copies.of(parameter).detach()
-                    module._parameters[name] = torch.nn.Parameter(copy, parameter.requires_grad)
-        yield
-    finally:
-        for value, before in containers:
-            value.clear()
-            value.extend(before) if isinstance(value, list) else value.update(before)
-        for here, before in attributes:
-            for name in here.keys() - before.keys():
-                del here[name]
-            here.update(before)
-        with torch.no_grad():
-            for buffer, before in scripted:
-                buffer.copy_(before)
 
 
 class _Recorder:
@@ -228,27 +150,6 @@ def _why_not_called(name, model, called):
     return f"{'.'.join(path) or ROOT}, a {class_name(type(around))}, did not call it"
 
 
-def _check(model, inputs, options):
-    check_is_module(model)
-    for name, module in model.named_modules():
-        if isinstance(module, torch.nn.modules.lazy.LazyModuleMixin) and module.has_uninitialized_params():
-            raise ValueError(
-                f"expected a model whose parameters exist, got {name or ROOT}, a {class_name(type(module))}, "
-                f"which its first call completes: call the model once before explain"
-            )
-    try:
-        signature = inspect.signature(model.forward)
-    except ValueError:
-        return
-    try:
-        signature.bind(*inputs, **options)
-    except TypeError as wrong:
-        raise TypeError(
-            f"expected the inputs that {class_name(type(model))} is called with, got others ({wrong}): "
-            f"what follows the model is passed on, as in explain(model, x)"
-        ) from None
-
-
 def explain(model, *inputs, **options):
     """Runs `model(*inputs, **options)` and says which path each call of a normreg layer took, and why.
 
@@ -279,19 +180,12 @@ def explain(model, *inputs, **options):
             module.register_forward_hook(lambda module, inputs, output: print(module, inputs[0].shape))
         model(*inputs, **options)
     """
-    _check(model, inputs, options)
-    recorder, copies = _Recorder(model), _Copies()
-    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else []
-    compiler = sys.modules.get("torch._dynamo")
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(_ONE_AT_A_TIME)
-        stack.enter_context(torch.random.fork_rng(devices))
-        stack.enter_context(_undone(model, copies))
-        if compiler is not None:
-            stack.enter_context(torch.compiler.set_stance("force_eager"))
+    check_runs(model, inputs, options, "explain")
+    recorder = _Recorder(model)
+    with unchanged(model) as copies:
         inputs, options = tree_map_only(torch.Tensor, copies.of, (inputs, options))
-        stack.enter_context(recorder.following())
-        model(*inputs, **options)
+        with recorder.following():
+            model(*inputs, **options)
 
     return Explanation(
         tuple(recorder.calls),
@@ -307,7 +201,7 @@ def explain(model, *inputs, **options):
             for name, module in model.named_modules()
             if replaceable(module)
         ),
-        compiler is not None and any(_is_compiled(module) for module in model.modules()),
+        "torch._dynamo" in sys.modules and any(_is_compiled(module) for module in model.modules()),
     )
 
 
