@@ -4,6 +4,7 @@ from normreg import functional as functional
 from normreg import init as init
 from normreg.convert import replace as replace
 from normreg.convert import restore as restore
+from normreg.diagnosis import diagnose as diagnose
 from normreg.explanation import explain as explain
 from normreg.foreign import as_before as as_before
 from normreg.foreign import register_layer as register_layer
@@ -53,6 +54,7 @@ __all__ = [
     "LayerNorm3d",
     "RMSNorm",
     "as_before",
+    "diagnose",
     "explain",
     "functional",
     "init",
