@@ -1,0 +1,105 @@
+"""Runs the experiments of bench/study and writes their results, figures and page.
+
+    python -m bench.study [--quick] [--seeds N] [--only NAME ...] [--out DIR]
+
+An experiment with a seed is a task, and each process of --workers has one thread, so that results depend on
+neither. `--page` only draws and writes the page from the results that are there.
+"""
+
+import argparse
+import json
+import os
+import sys
+import time
+from pathlib import Path
+
+try:
+    from bench import harness
+    from bench.study import NAMES, by_name, page, tasks
+    from bench.study.training import normreg, torch
+except ModuleNotFoundError as error:
+    print(f"bench.study needs {error.name}, not installed here: pip install -e '.[bench]'", file=sys.stderr)
+    sys.exit(2)
+
+FOLDER = Path(__file__).parent
+SEEDS, QUICK_SEEDS = 5, 2
+FIRST_SEED = 10  # those before it served to try the experiments out
+
+
+def path_taken():
+    """What computed normreg's layers here."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    (call,) = normreg.explain(normreg.BatchNorm1d(4).to(device), torch.randn(8, 4, device=device))
+    return "its own kernels" if call.path == "kernel" else f"torch's operators ({call.why})"
+
+
+def run_all(names, seeds, quick, workers):
+    """{experiment: {seed: results}} and, the same, seconds."""
+    given = [(name, seed, quick) for name in names for seed in seeds]
+    results = {name: dict.fromkeys(map(str, seeds)) for name in names}
+    seconds = {name: dict.fromkeys(map(str, seeds)) for name in names}
+    with harness.progress(len(given)) as advance:
+        advance("first tasks")
+        for name, seed, found, taken in tasks.done(given, workers):
+            results[name][str(seed)], seconds[name][str(seed)] = found, round(taken, 1)
+            advance(f"{name}, seed {seed}: done")
+    return results, seconds
+
+
+def parse_arguments(arguments=None):
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.study",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--quick", action="store_true", help=f"{QUICK_SEEDS} seeds and hardly any steps")
+    parser.add_argument(
+        "--seeds", type=int, metavar="N", help=f"how many, from {FIRST_SEED} on (default {SEEDS})"
+    )
+    parser.add_argument(
+        "--only", nargs="+", metavar="NAME", choices=NAMES, default=NAMES, help=", ".join(NAMES)
+    )
+    parser.add_argument("--out", type=Path, default=FOLDER, metavar="DIR", help="results, figures and page")
+    parser.add_argument(
+        "--workers", type=int, metavar="N", default=min(2, os.cpu_count() or 1), help="processes (default 2)"
+    )
+    parser.add_argument("--page", action="store_true", help="only the figures and the page")
+    parsed = parser.parse_args(arguments)
+    parsed.seeds = parsed.seeds or (QUICK_SEEDS if parsed.quick else SEEDS)
+    if parsed.seeds < 2:
+        parser.error(f"--seeds: expected at least 2, for a deviation, got {parsed.seeds}")
+    if parsed.workers < 1:
+        parser.error(f"--workers: expected at least 1, got {parsed.workers}")
+    if parsed.quick and parsed.out == FOLDER:
+        parser.error("--quick: its numbers mean nothing; say with --out where to write them")
+    return parsed
+
+
+def main(arguments=None):
+    arguments = parse_arguments(arguments)
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    if not arguments.page:
+        begin = time.monotonic()
+        environment, taken = harness.environment(), path_taken()
+        print(f"{len(arguments.only)} experiments, {arguments.seeds} seeds; normreg's layers: {taken}.")
+        seeds = range(FIRST_SEED, FIRST_SEED + arguments.seeds)
+        results, seconds = run_all(arguments.only, seeds, arguments.quick, arguments.workers)
+        for name in arguments.only:
+            found = dict(
+                environment=environment, path=taken, quick=arguments.quick, seconds=seconds[name],
+                results=results[name],
+            )  # fmt: skip
+            (arguments.out / f"{name}.json").write_text(json.dumps(found) + "\n")
+        print(f"{time.monotonic() - begin:.0f} seconds.")
+    for name, found in page.verdicts(page.load(arguments.out)).items():
+        print(f"\n{by_name(name).TITLE}")
+        for verdict in found:
+            print(f"  {verdict.outcome}: {verdict.claim} {verdict.evidence}")
+    print()
+    for path in page.write(arguments.out):
+        print(f"written: {path}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

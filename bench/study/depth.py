@@ -1,0 +1,155 @@
+"""Activations and gradients through 50 layers, by the variance of the initial weights."""
+
+import math
+
+import torch
+
+import normreg
+
+from . import drawing
+from .data import DEVICE, split
+from .experiment import LARGEST_LOSS, each, exceeds, lies, mean_and_deviation, steps
+from .training import network, sgd, train
+
+TITLE = "Initial weights and depth"
+LAYERS, WIDTH = 50, 64
+VARIANCES = (1, 2, 3)  # times 1 / n
+NORMS = ("none", "BatchNorm", "LayerNorm")
+RATES = (0.03, 0.003)
+STEPS = 200
+STEADY = 2  # powers of ten of variance, gained or lost over all layers
+SETUP = f"""\
+A fully connected ReLU network of {LAYERS} layers of {WIDTH} units learns the digits. Its weights are
+drawn by `normreg.init.kaiming_`, of variance 2/n (n inputs), and scaled to 1/n, 2/n or 3/n. Before
+training, `normreg.diagnose` measures the variance of each ReLU's output and of its gradient, on 256
+images, by a random projection of the output. Then {STEPS} steps of SGD (momentum 0.9, batches of 64) at
+each of the learning rates {", ".join(map(str, RATES))}; of each network the best counts, by the mean
+loss of the last 20 steps; a run that diverges has a loss of {LARGEST_LOSS:g}."""
+
+
+def key(norm, variance):
+    return f"{norm}, {variance}/n"
+
+
+def run(seed, quick):
+    data, _ = split("digits", seed, 1297)
+    found = {}
+    for norm in NORMS:
+        for variance in VARIANCES:
+            losses = []
+            for rate in RATES:
+                torch.manual_seed(seed)
+                model = network([64, *[WIDTH] * LAYERS, 10], norm)
+                scale_weights(model, variance)
+                if rate == RATES[0]:
+                    report = normreg.diagnose(model, data[0][:256].to(DEVICE))
+                losses.append(train(model, sgd(model, rate), data, steps(STEPS, quick), seed))
+            measured = [layer for layer in report if layer.kind == "torch.nn.ReLU"]
+            found[key(norm, variance)] = dict(
+                activation=[logarithm(layer.activation.variance) for layer in measured],
+                gradient=[logarithm(layer.gradient.variance) for layer in measured],
+                flags=sorted({flag for layer in report for flag in layer.flags}),
+                loss=math.log10(min(losses)),
+                rate=RATES[losses.index(min(losses))],
+            )
+    return found
+
+
+def scale_weights(model, variance):
+    with torch.no_grad():
+        for module in model:
+            if isinstance(module, torch.nn.Linear):
+                module.weight.mul_(math.sqrt(variance / 2))
+
+
+def logarithm(variance):
+    return math.log10(max(variance, 1e-300))
+
+
+def change(results, name, what):
+    """log10 of the variance where the signal leaves over that where it enters: activations go forward."""
+    ends = (-1, 0) if what == "activation" else (0, -1)
+    return [values[ends[0]] - values[ends[1]] for values in each(results, name, what)]
+
+
+def verdicts(results):
+    found = []
+    for what, direction in (("activation", "last layer to first"), ("gradient", "first layer to last")):
+        change_of = lambda name: change(results, name, what)  # noqa: B023, E731
+        scale = f"log10 of the ratio of {what} variances, {direction}"
+        found.append(
+            lies(
+                f"Weights of variance 1/n make {what}s vanish.", change_of("none, 1/n"), scale, below=-STEADY
+            )
+        )
+        found.append(
+            lies(
+                f"Weights of variance 2/n keep the variance of {what}s.", change_of("none, 2/n"), scale,
+                above=-STEADY, below=STEADY,
+            )
+        )  # fmt: skip
+        found.append(
+            lies(
+                f"Weights of variance 3/n make {what}s explode.", change_of("none, 3/n"), scale, above=STEADY
+            )
+        )
+        for norm in NORMS[1:]:
+            changes = zip(*(change_of(key(norm, variance)) for variance in VARIANCES), strict=True)
+            worst = [max(values, key=abs) for values in changes]
+            claim = f"{norm} keeps the variance of {what}s whatever the weights' is."
+            which = f"{scale}, where it is furthest from 0 of the three"
+            found.append(lies(claim, worst, which, above=-STEADY, below=STEADY))
+    loss = lambda name: each(results, name, "loss")  # noqa: E731
+    for variance in (1, 3):
+        claim = f"From 2/n a lower training loss is reached than from {variance}/n, without normalisation."
+        found.append(exceeds(claim, loss(key("none", variance)), loss("none, 2/n"), "log10 of the loss"))
+    for norm in NORMS[1:]:
+        for variance in (1, 3):
+            claim = f"From {variance}/n, a lower training loss is reached with {norm} than without."
+            found.append(
+                exceeds(claim, loss(key("none", variance)), loss(key(norm, variance)), "log10 of the loss")
+            )
+    return found
+
+
+def tables(results):
+    rows = []
+    for norm in NORMS:
+        for variance in VARIANCES:
+            name = key(norm, variance)
+            rates = each(results, name, "rate")
+            flags = sorted({flag for found in each(results, name, "flags") for flag in found})
+            rows.append(
+                (
+                    name,
+                    mean_and_deviation(change(results, name, "activation")),
+                    mean_and_deviation(change(results, name, "gradient")),
+                    mean_and_deviation([10**loss for loss in each(results, name, "loss")]),
+                    ", ".join(f"{rate:g}" for rate in sorted(set(rates))),
+                    ", ".join(flags) or "none",
+                )
+            )
+    headers = (
+        "norm, variance of weights", "log10 of activation variance, last to first",
+        "log10 of gradient variance, first to last", "training loss", "best rates", "flags of diagnose",
+    )  # fmt: skip
+    return [("Mean and deviation over the seeds.", headers, rows)]
+
+
+def plot(results):
+    figure, axes = drawing.panels(3)
+    layers = range(1, LAYERS + 1)
+    for panel, what in zip(axes[0], ("activation", "gradient")):
+        for norm, style in zip(NORMS, drawing.STYLES):
+            for variance, color in zip(VARIANCES, drawing.COLORS):
+                name = key(norm, variance)
+                drawing.band(panel, layers, each(results, name, what), color=color, label=name, style=style)
+        panel.set(xlabel="layer", ylabel=f"log10 of the variance of the {what}s", title=f"{what}s, before")
+        panel.grid(alpha=0.3)
+    axes[0, 0].legend(fontsize=7)
+    names = [key(norm, variance) for norm in NORMS for variance in VARIANCES]
+    losses = [each(results, name, "loss") for name in names]
+    drawing.dots(axes[0, 2], losses, names, colors=drawing.COLORS[:3])
+    axes[0, 2].tick_params(axis="x", rotation=60)
+    axes[0, 2].set(ylabel="log10 of the training loss (nats)", title=f"after {STEPS} steps")
+    return figure

@@ -1,0 +1,98 @@
+"""What experiments share: how a claim is judged, and how results are rounded.
+
+An experiment is a module of this folder with
+
+- TITLE and SETUP, what was done, for the page;
+- run(seed, quick) -> what one seed gave, as JSON has it;
+- verdicts(results) -> [Verdict], of {seed: what it gave}, by criteria that stand in its code;
+- tables(results) -> [(caption, headers, rows)];
+- plot(results) -> a matplotlib figure.
+"""
+
+import math
+import statistics
+from dataclasses import dataclass
+
+from scipy import stats
+
+HELD, NOT_HELD, OPPOSITE = "held", "did not hold", "did not hold; the opposite did"
+LEVEL = 0.01  # of every test: there are some thirty claims
+LARGEST_LOSS = 1e6  # that of a run that diverged
+
+
+@dataclass(frozen=True)
+class Verdict:
+    claim: str
+    criterion: str
+    outcome: str
+    evidence: str
+
+
+def steps(number, quick):
+    return max(2, number // 50) if quick else number
+
+
+def rounded(value):
+    """Five digits of every number, so that files are short; None for what JSON has not."""
+    if isinstance(value, dict):
+        return {str(key): rounded(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [rounded(item) for item in value]
+    if isinstance(value, float):
+        return float(f"{value:.5g}") if math.isfinite(value) else None
+    return value
+
+
+def mean_and_deviation(values, digits=3):
+    deviation = statistics.stdev(values) if len(values) > 1 else 0.0
+    return f"{statistics.mean(values):.{digits}g} ± {deviation:.2g}"
+
+
+def each(results, *keys):
+    """One number of every seed, in the order of the seeds."""
+    found = []
+    for result in results.values():
+        for key in keys:
+            result = result[key]
+        found.append(result)
+    return found
+
+
+def probability(differences):
+    """Of a mean as large as this one or larger, were the true one 0: Student's one-sided test."""
+    if len(set(differences)) == 1:  # no deviation, of which the test makes nan
+        return 0.0 if differences[0] > 0 else 1.0
+    return float(stats.ttest_1samp(differences, 0, alternative="greater").pvalue)
+
+
+def _shown(p):
+    return "p < 0.0001" if p < 1e-4 else f"p = {p:.1g}"
+
+
+def exceeds(claim, larger, smaller, what, *, by=0.0):
+    """The claim that `larger` exceeds `smaller`, seed by seed, by more than `by` on average."""
+    differences = [a - b for a, b in zip(larger, smaller, strict=True)]
+    p = probability([d - by for d in differences])
+    outcome = HELD if p < LEVEL else NOT_HELD
+    if probability([-by - d for d in differences]) < LEVEL:
+        outcome = OPPOSITE
+    criterion = f"{what}: the difference is above {by:g} (one-sided paired t-test, p < {LEVEL})"
+    evidence = (
+        f"{mean_and_deviation(larger)} against {mean_and_deviation(smaller)}: difference "
+        f"{mean_and_deviation(differences)}, {_shown(p)}"
+    )
+    return Verdict(claim, criterion, outcome, evidence)
+
+
+def lies(claim, values, what, *, above=None, below=None):
+    """The claim that the true mean lies above a limit, below one, or between two."""
+    inside, outside, limits = [], [], []
+    for limit, word, sign in ((above, "above", 1), (below, "below", -1)):
+        if limit is not None:
+            distances = [sign * (value - limit) for value in values]
+            inside.append(probability(distances))
+            outside.append(probability([-d for d in distances]))
+            limits.append(f"{word} {limit:g}")
+    outcome = HELD if max(inside) < LEVEL else OPPOSITE if min(outside) < LEVEL else NOT_HELD
+    criterion = f"{what}: the mean is {' and '.join(limits)} (one-sided t-test, p < {LEVEL})"
+    return Verdict(claim, criterion, outcome, f"{mean_and_deviation(values)}, {_shown(max(inside))}")

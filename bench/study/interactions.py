@@ -1,0 +1,177 @@
+"""Initialisation, normalisation, optimizer, weight decay and dropout: every combination."""
+
+import itertools
+import statistics
+
+import torch
+
+import normreg
+
+from . import drawing
+from .data import split
+from .experiment import each, exceeds, mean_and_deviation, steps
+from .training import evaluate, network, train
+
+TITLE = "How they interact"
+FACTORS = {
+    "initialisation": ("Kaiming", "Xavier", "normal 0.02"),
+    "normalisation": ("none", "BatchNorm", "LayerNorm"),
+    "optimizer": ("SGD", "AdamW"),
+    "weight decay": ("0", "0.01"),
+    "dropout": ("0", "0.3"),
+}
+CELLS = [*itertools.product(*FACTORS.values())]
+PRESETS = {
+    "Kaiming": normreg.init.kaiming_,
+    "Xavier": normreg.init.xavier_,
+    "normal 0.02": normreg.init.truncated_normal_,
+}
+TRAIN, WIDTH, HIDDEN, STEPS = 400, 64, 5, 200
+SETUP = f"""\
+A network of {HIDDEN} hidden layers of {WIDTH} units learns {TRAIN} digits in {STEPS} steps (batches of
+64), for each of the {len(CELLS)} combinations of initialisation (`normreg.init.kaiming_`, `xavier_`,
+`truncated_normal_`), normalisation, optimizer (SGD, rate 0.03 and momentum 0.9; AdamW, rate 0.003),
+weight decay (through `normreg.parameter_groups`, which leaves out norms and biases) and dropout. What
+counts is the accuracy on the {1797 - TRAIN} other digits. A main effect is the mean over all cells of a
+level, against the mean of all."""
+
+
+def key(cell):
+    return ", ".join(cell)
+
+
+def run(seed, quick):
+    data, test = split("digits", seed, TRAIN)
+    return {key(cell): accuracy_of(cell, data, test, seed, quick) for cell in CELLS}
+
+
+def accuracy_of(cell, data, test, seed, quick):
+    preset, norm, optimizer, decay, dropout = cell
+    torch.manual_seed(seed)
+    model = network([64, *[WIDTH] * HIDDEN, 10], norm, float(dropout))
+    PRESETS[preset](model)
+    groups = normreg.parameter_groups(model, float(decay))
+    if optimizer == "SGD":
+        optimizer = torch.optim.SGD(groups, 0.03, momentum=0.9)
+    else:
+        optimizer = torch.optim.AdamW(groups, 0.003)
+    train(model, optimizer, data, steps(STEPS, quick), seed)
+    return evaluate(model, test)[1]
+
+
+def mean_over(result, **levels):
+    """Of one seed, over the cells of these levels."""
+    wanted = {name.replace("_", " "): level for name, level in levels.items()}
+    cells = [
+        cell
+        for cell in CELLS
+        if all(dict(zip(FACTORS, cell))[name] == level for name, level in wanted.items())
+    ]
+    return statistics.mean(result[key(cell)] for cell in cells)
+
+
+def over(results, **levels):
+    return [mean_over(result, **levels) for result in results.values()]
+
+
+def spread(results, factor, **levels):
+    """Between the best and the worst level of a factor, seed by seed."""
+    means = [over(results, **{factor: level}, **levels) for level in FACTORS[factor]]
+    return [max(values) - min(values) for values in zip(*means, strict=True)]
+
+
+def gain(results, factor, **levels):
+    """Of the second level over the first, seed by seed."""
+    first, second = (
+        over(results, **{factor: level}, **levels) for level in FACTORS[factor.replace("_", " ")]
+    )
+    return [b - a for a, b in zip(first, second, strict=True)]
+
+
+def additive_share(result):
+    """The part of the variance over cells that the sum of the main effects explains."""
+    mean = statistics.mean(result.values())
+    total = sum((value - mean) ** 2 for value in result.values())
+    explained = 0.0
+    for factor, levels in FACTORS.items():
+        for level in levels:
+            effect = mean_over(result, **{factor.replace(" ", "_"): level}) - mean
+            explained += effect**2 * len(CELLS) / len(levels)
+    return explained / total if total else 1.0
+
+
+def verdicts(results):
+    found = []
+    none = spread(results, "initialisation", normalisation="none")
+    for norm in FACTORS["normalisation"][1:]:
+        claim = f"{norm} makes the initialisation matter less."
+        what = "accuracy of the best minus the worst initialisation, without to with"
+        found.append(exceeds(claim, none, spread(results, "initialisation", normalisation=norm), what))
+    for norm in FACTORS["normalisation"][1:]:
+        claim = f"{norm} raises the accuracy, on average over everything else."
+        what = "accuracy"
+        found.append(
+            exceeds(claim, over(results, normalisation=norm), over(results, normalisation="none"), what)
+        )
+    without, with_norm = (gain(results, "dropout", normalisation=norm) for norm in ("none", "BatchNorm"))
+    claim = "Dropout gains less with BatchNorm than without normalisation."
+    found.append(exceeds(claim, without, with_norm, "accuracy gained by dropout, without to with"))
+    sgd, adamw = (gain(results, "weight_decay", optimizer=name) for name in FACTORS["optimizer"])
+    claim = "Weight decay gains more under SGD than, decoupled, under AdamW."
+    found.append(exceeds(claim, sgd, adamw, "accuracy gained by weight decay"))
+    shares = [additive_share(result) for result in results.values()]
+    claim = "Interactions matter: they explain more of the variance between cells than all main effects do."
+    others = [1 - share for share in shares]
+    found.append(exceeds(claim, others, shares, "share of the variance"))
+    return found
+
+
+def tables(results):
+    rows = []
+    for factor, levels in FACTORS.items():
+        for level in levels:
+            values = over(results, **{factor.replace(" ", "_"): level})
+            means = [statistics.mean(result.values()) for result in results.values()]
+            effects = [value - mean for value, mean in zip(values, means, strict=True)]
+            rows.append((factor, level, mean_and_deviation(values), mean_and_deviation(effects, 2)))
+    cells = {key(cell): each(results, key(cell)) for cell in CELLS}
+    best = sorted(cells, key=lambda name: -statistics.mean(cells[name]))
+    ends = [(name, mean_and_deviation(cells[name])) for name in (*best[:5], *best[-3:])]
+    return [
+        ("Main effects.", ("factor", "level", "accuracy", "effect"), rows),
+        ("The five best cells and the three worst.", (", ".join(FACTORS), "accuracy"), ends),
+    ]
+
+
+def plot(results):
+    figure, (axes,) = drawing.panels(2, height=5, gridspec_kw=dict(width_ratios=[1.5, 1]))
+    down = [*itertools.product(FACTORS["normalisation"], FACTORS["initialisation"])]
+    across = [*itertools.product(FACTORS["optimizer"], FACTORS["weight decay"], FACTORS["dropout"])]
+    means = [
+        [statistics.mean(each(results, key((init, norm, *rest)))) for rest in across] for norm, init in down
+    ]
+    image = axes[0].imshow(means, cmap="cividis", aspect="auto", vmin=0, vmax=1)
+    for row, values in enumerate(means):
+        for column, value in enumerate(values):
+            color = "white" if value < 0.55 else "black"
+            axes[0].text(column, row, f"{value:.2f}", ha="center", va="center", color=color, fontsize=8)
+    axes[0].set_yticks(range(len(down)), [f"{norm}, {init}" for norm, init in down], fontsize=8)
+    axes[0].set_xticks(range(len(across)), ["\n".join(rest) for rest in across], fontsize=8)
+    axes[0].set_xlabel("optimizer, weight decay, dropout")
+    axes[0].set_title("test accuracy, mean over the seeds")
+    figure.colorbar(image, ax=axes[0], shrink=0.8)
+    place, places, labels = 0, [], []
+    for (factor, levels), color in zip(FACTORS.items(), drawing.COLORS):
+        for level in levels:
+            values = over(results, **{factor.replace(" ", "_"): level})
+            deviation = statistics.stdev(values) if len(values) > 1 else 0.0
+            axes[1].errorbar(statistics.mean(values), place, xerr=deviation, fmt="o", color=color, capsize=3)
+            places.append(place)
+            labels.append(f"{factor}: {level}")
+            place += 1
+        place += 0.6
+    axes[1].set_yticks(places, labels, fontsize=8)
+    axes[1].invert_yaxis()
+    axes[1].set(xlabel="test accuracy, mean ± deviation", title="main effects")
+    axes[1].grid(alpha=0.3)
+    return figure

@@ -1,0 +1,84 @@
+"""bench/study/README.md, from the results alone: every number on it is computed from the JSON files."""
+
+import json
+
+from bench import tables
+
+from . import NAMES, by_name
+from .experiment import HELD
+
+HEADER = """\
+# What normalisation and regularisation do, measured
+
+Written by `python -m bench.study` from the results beside it; no number is typed. `make study` sets
+everything up and runs it anew. Every claim has a criterion, which stands in the code of its experiment: a
+one-sided t-test over the seeds, at the level of 1 %. **held** means that the data show the claim; **did not
+hold** that they do not, and "the opposite did" that they show it to be false. ± is the standard deviation
+over the seeds; another seed is another split of the data, other weights and other batches. The experiments
+were tried out, and their sizes chosen, with other seeds than those that count. The networks are small and
+trained briefly: what holds here need not elsewhere, nor the reverse.
+"""
+
+
+def load(folder):
+    """{experiment: what its file has}, in the order of the page."""
+    paths = {name: folder / f"{name}.json" for name in NAMES}
+    return {name: json.loads(path.read_text()) for name, path in paths.items() if path.exists()}
+
+
+def ran(loaded):
+    """Where the results come from, a line for each different answer."""
+    lines = {}
+    for name, found in loaded.items():
+        one = found["environment"]
+        seeds = [int(seed) for seed in found["results"]]
+        where = (
+            f"{len(seeds)} seeds ({min(seeds)} to {max(seeds)}), {one['gpu'] or 'no GPU'}, "
+            f"torch {one['torch']}, triton {one['triton']}, "
+            f"Python {one['python']}, commit {(one['commit'] or 'unknown')[:12]}"
+            f"{' with uncommitted changes' if one['uncommitted_changes'] else ''}, {one['date'][:10]}; "
+            f"normreg's layers: {found['path']}{'; with --quick' if found['quick'] else ''}"
+        )
+        lines.setdefault(where, []).append(name)
+    return [f"- {', '.join(names)}: {where}" for where, names in lines.items()]
+
+
+def seconds(loaded):
+    return sum(sum(found["seconds"].values()) for found in loaded.values())
+
+
+def verdicts(loaded):
+    return {name: by_name(name).verdicts(found["results"]) for name, found in loaded.items()}
+
+
+def render(loaded):
+    judged = verdicts(loaded)
+    held = sum(verdict.outcome == HELD for found in judged.values() for verdict in found)
+    total = sum(map(len, judged.values()))
+    lines = [HEADER, *ran(loaded), f"- {seconds(loaded):.0f} seconds of one core in all", ""]
+    lines += [f"{held} of {total} claims held.", ""]
+    for name, found in loaded.items():
+        module, results = by_name(name), found["results"]
+        lines += [f"## {module.TITLE}", "", module.SETUP, "", f"![{module.TITLE}]({name}.png)", ""]
+        rows = [(verdict.claim, f"**{verdict.outcome}**", verdict.evidence) for verdict in judged[name]]
+        lines += [tables.markdown(("claim", "", "evidence"), rows), "", "Criteria:", ""]
+        lines += [f"- {verdict.claim} {sentence(verdict.criterion)}" for verdict in judged[name]]
+        lines.append("")
+        for caption, headers, rows in module.tables(results):
+            lines += [caption, "", tables.markdown(headers, rows), ""]
+    return "\n".join(lines)
+
+
+def sentence(text):
+    return f"{text[0].upper()}{text[1:]}."
+
+
+def write(folder):
+    """The page and its figures; returns their paths."""
+    loaded = load(folder)
+    paths = [folder / "README.md"]
+    paths[0].write_text(render(loaded))
+    for name, found in loaded.items():
+        paths.append(folder / f"{name}.png")
+        by_name(name).plot(found["results"]).savefig(paths[-1], dpi=90, metadata={"Software": None})
+    return paths
