@@ -46,7 +46,7 @@ def _noise(x, severity, generator):
 
 def _blur(x, severity, generator):
     at = torch.arange(-2.0, 3.0)
-    weight = torch.exp(-(at**2) / (2 * (0.25 * severity) ** 2))
+    weight = torch.exp(-(at**2) / (2 * (0.25 + 0.2 * severity) ** 2))
     weight = (weight / weight.sum()).to(x)
     return F.conv2d(x, (weight[:, None] * weight).view(1, 1, 5, 5), padding=2)
 

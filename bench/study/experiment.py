@@ -17,6 +17,7 @@ from scipy import stats
 
 HELD, NOT_HELD, OPPOSITE = "held", "did not hold", "did not hold; the opposite did"
 LEVEL = 0.01  # of every test: there are some thirty claims
+ROUNDING = 1e-9  # of a difference: deviations below it are none
 LARGEST_LOSS = 1e6  # that of a run that diverged
 
 
@@ -60,8 +61,8 @@ def each(results, *keys):
 
 def probability(differences):
     """Of a mean as large as this one or larger, were the true one 0: Student's one-sided test."""
-    if len(set(differences)) == 1:  # no deviation, of which the test makes nan
-        return 0.0 if differences[0] > 0 else 1.0
+    if statistics.pstdev(differences) <= ROUNDING * max(map(abs, differences)):  # of which the test makes nan
+        return 0.0 if statistics.mean(differences) > 0 else 1.0
     return float(stats.ttest_1samp(differences, 0, alternative="greater").pvalue)
 
 
@@ -74,7 +75,7 @@ def exceeds(claim, larger, smaller, what, *, by=0.0):
     differences = [a - b for a, b in zip(larger, smaller, strict=True)]
     p = probability([d - by for d in differences])
     outcome = HELD if p < LEVEL else NOT_HELD
-    if probability([-by - d for d in differences]) < LEVEL:
+    if probability([-abs(by) - d for d in differences]) < LEVEL:
         outcome = OPPOSITE
     criterion = f"{what}: the difference is above {by:g} (one-sided paired t-test, p < {LEVEL})"
     evidence = (
