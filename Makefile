@@ -1,6 +1,7 @@
 # make demo    set everything up and run the main job
 # make test    set everything up and run the tests
 # make bench   set everything up and show the proof of speed that this machine can give
+# make study   set everything up and run the experiments on normalisation and regularisation
 # make gpu     on a machine with a GPU: the tests, then the benchmark into the folder RESULTS; in two
 #              halves with GPU_PARTS=tests and GPU_PARTS="speed models"
 PYTHON ?= python3
@@ -11,6 +12,7 @@ DEMO_ARGS ?=
 TEST_ARGS ?=
 
 BENCH_ARGS ?=
+STUDY_ARGS ?=
 GPU_PARTS ?= tests speed models
 RESULTS ?= bench/results/gpu
 SPEED_BUDGET ?= 330
@@ -18,7 +20,7 @@ MODELS_BUDGET ?= 200
 COMMIT ?= $(shell git rev-parse HEAD 2>/dev/null)
 GPU_OPTIONS = --out $(RESULTS) $(addprefix --commit ,$(COMMIT))
 
-.PHONY: demo test bench gpu gpu-tests gpu-speed gpu-models clean
+.PHONY: demo test bench study gpu gpu-tests gpu-speed gpu-models clean
 
 demo: $(INSTALLED)
 	$(RUN) -m bench.demo $(DEMO_ARGS)
@@ -29,6 +31,9 @@ test: $(INSTALLED)
 
 bench: $(INSTALLED)
 	$(RUN) -m bench $(BENCH_ARGS)
+
+study: $(INSTALLED)
+	$(RUN) -m bench.study $(STUDY_ARGS)
 
 # uninstalled and offline, with the machine's own torch and triton; what follows a failure runs all the same
 gpu:

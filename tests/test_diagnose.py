@@ -2,7 +2,9 @@
 
 import copy
 import math
+import re
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -377,6 +379,19 @@ def test_printed(device):
         "         1.4e+00"
     )
     assert str(normreg.diagnose(Weight().to(device))).splitlines()[0].startswith("1 layer, 0 flagged")
+
+
+def test_the_example_of_the_readme(capsys):
+    """Its numbers are those of one version of torch; layers, shapes and flags are those of any."""
+    readme = (Path(__file__).parents[1] / "README.md").read_text()
+    code, shown = re.search(
+        r"## What passes through a model\n\n```python\n(.*?)```\n\n```\n(.*?)```", readme, re.DOTALL
+    ).groups()
+    exec(code, {})
+    words = [re.sub(r"-?\d\.\d+(e[+-]\d+)?", "#", re.sub(" +", " ", line)) for line in (
+        *capsys.readouterr().out.splitlines(), "...")]  # fmt: skip
+    for line in shown.splitlines():
+        assert re.sub(r"-?\d\.\d+(e[+-]\d+)?", "#", re.sub(" +", " ", line)) in words
 
 
 def test_plotted(device, tmp_path):

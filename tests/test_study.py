@@ -150,7 +150,7 @@ def landscape_results(good):
         rough, smooth = (1.0 + j, 0.5) if good else (0.5, 1.0 + j)
         quantities = by_name("landscape").QUANTITIES
         return {
-            norm: dict.fromkeys(quantities, [value, value]) | dict(loss=[2, 1])
+            norm: {name: [value, value] for name in quantities} | dict(loss=[2, 1])
             for norm, value in (("none", rough), ("BatchNorm", smooth))
         }
 
