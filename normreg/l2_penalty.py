@@ -65,6 +65,11 @@ def _checked(parameters):
                 f"expected {name} to be a tensor, got {type(tensor).__name__}: pass model.parameters() or "
                 f"model.named_parameters()"
             )
+        if isinstance(tensor, torch.nn.parameter.UninitializedTensorMixin):
+            raise ValueError(
+                f"expected {name} to exist, got one that its layer's first call completes: call the model "
+                f"once before"
+            )
         if not tensor.is_floating_point():
             raise TypeError(
                 f"expected {name} to be of a floating-point dtype, got {tensor.dtype}: leave it out, "

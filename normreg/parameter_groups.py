@@ -55,7 +55,8 @@ def _owned_parameters(model):
 
 def _split(no_decay):
     """Classes and patterns of names among what the caller gave."""
-    given = [no_decay] if isinstance(no_decay, (str, type)) else list(no_decay)
+    given = [no_decay] if isinstance(no_decay, (str, type)) or not hasattr(no_decay, "__iter__") else no_decay
+    given = list(given)
     for entry in given:
         if not isinstance(entry, str) and not _is_module_class(entry):
             raise TypeError(

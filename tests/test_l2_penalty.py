@@ -311,6 +311,8 @@ W = torch.ones(2)
         ([("a.b", None)], 0.1, TypeError, "expected parameter 'a.b' to be a tensor, got NoneType"),
         ([W, W.int()], 0.1, TypeError, "expected parameter 1 to be of a floating.*int32: leave it out"),
         ([("n", W.cfloat())], 0.1, TypeError, "expected parameter 'n' to be of a floating.*complex64"),
+        ([("lazy", torch.nn.UninitializedParameter())], 0.1, ValueError,
+         "expected parameter 'lazy' to exist, got one that its layer's first call completes: call the model"),
         ([("a", W), ("b", W.to("meta"))], 0.1, ValueError,
          "on one device, got parameter 'a' on cpu and parameter 'b' on meta: add up the penalties"),
     ],

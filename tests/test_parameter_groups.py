@@ -167,6 +167,7 @@ def test_optimizers_take_them(device, optimizer, options):
         (Owner(), float("nan"), {}, ValueError, "expected weight_decay to be finite"),
         (Owner(), 0.1, dict(no_decay=[Owner()]), TypeError, "no_decay to hold subclasses of .*Owner"),
         (Owner(), 0.1, dict(no_decay=[int]), TypeError, "subclasses of torch.nn.Module and names.*int"),
+        (Owner(), 0.1, dict(no_decay=None), TypeError, "subclasses of torch.nn.Module and names.*None: pass"),
         (Owner(), 0.1, dict(no_decay="wieght"), ValueError, "got 'wieght', which none has"),
     ],
 )  # fmt: skip
