@@ -137,19 +137,24 @@ def tables(results):
 
 
 def plot(results):
-    figure, axes = drawing.panels(3)
+    figure, axes = drawing.panels(3, height=4.3)
     layers = range(1, LAYERS + 1)
     for panel, what in zip(axes[0], ("activation", "gradient")):
         for norm, style in zip(NORMS, drawing.STYLES):
             for variance, color in zip(VARIANCES, drawing.COLORS):
                 name = key(norm, variance)
                 drawing.band(panel, layers, each(results, name, what), color=color, label=name, style=style)
-        panel.set(xlabel="layer", ylabel=f"log10 of the variance of the {what}s", title=f"{what}s, before")
+        panel.set(xlabel="layer", ylabel="log10 of the variance", title=f"{what}s, before training")
         panel.grid(alpha=0.3)
-    axes[0, 0].legend(fontsize=7)
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=5, fontsize=8)
     names = [key(norm, variance) for norm in NORMS for variance in VARIANCES]
     losses = [each(results, name, "loss") for name in names]
     drawing.dots(axes[0, 2], losses, names, colors=drawing.COLORS[:3])
-    axes[0, 2].tick_params(axis="x", rotation=60)
+    axes[0, 2].tick_params(axis="x", rotation=60, labelsize=8)
     axes[0, 2].set(ylabel="log10 of the training loss (nats)", title=f"after {STEPS} steps")
+    top = 1.2 * math.log10(math.log(10))  # somewhat above guessing
+    for i, values in enumerate(losses):
+        if min(values) > top:
+            axes[0, 2].text(i, top, "diverged", rotation=90, ha="center", va="top", fontsize=8)
+    axes[0, 2].set_ylim(top=top)
     return figure

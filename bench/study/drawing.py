@@ -24,6 +24,15 @@ def band(panel, x, runs, *, color, label, style="-", marker=None):
     panel.fill_between(x, lower, upper, color=color, alpha=0.2, linewidth=0)
 
 
+def bars(panel, places, runs, *, color, label, shift):
+    """Mean over seeds and one deviation, beside those of the other lines."""
+    columns = list(zip(*runs, strict=True))
+    means = [statistics.mean(column) for column in columns]
+    deviations = [statistics.stdev(column) if len(column) > 1 else 0.0 for column in columns]
+    places = [place + shift for place in places]
+    panel.errorbar(places, means, deviations, fmt="o-", color=color, label=label, markersize=4, capsize=2)
+
+
 def dots(panel, groups, labels, *, colors=None):
     """A dot a seed and a bar for the mean, group by group."""
     for i, values in enumerate(groups):

@@ -104,9 +104,9 @@ def plot(results):
     for panel, what, label in zip(
         axes[0], ("gap", "test", "train"), ("test loss - training loss", "test loss", "training loss")
     ):
-        for p, color in zip(DROPOUTS, drawing.COLORS):
+        for i, (p, color) in enumerate(zip(DROPOUTS, drawing.COLORS)):
             runs = list(zip(*(each(results, key(p, decay), what) for decay in DECAYS)))
-            drawing.band(panel, places, runs, color=color, label=f"dropout {p:g}", marker="o")
+            drawing.bars(panel, places, runs, color=color, label=f"dropout {p:g}", shift=0.1 * (i - 2))
         panel.set_xticks(places, [f"{decay:g}" for decay in DECAYS])
         panel.set(xlabel="strength of L2", ylabel=f"{label} (nats)", title=label)
         panel.grid(alpha=0.3)

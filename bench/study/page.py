@@ -55,7 +55,12 @@ def render(loaded):
     judged = verdicts(loaded)
     held = sum(verdict.outcome == HELD for found in judged.values() for verdict in found)
     total = sum(map(len, judged.values()))
-    lines = [HEADER, *ran(loaded), f"- {seconds(loaded):.0f} seconds of one core in all", ""]
+    lines = [
+        HEADER,
+        *ran(loaded),
+        f"- all tasks together took {seconds(loaded):.0f} seconds, of one thread each",
+        "",
+    ]
     lines += [f"{held} of {total} claims held.", ""]
     for name, found in loaded.items():
         module, results = by_name(name), found["results"]
