@@ -327,6 +327,15 @@ def test_nothing_is_left_behind(device, where):
     assert torch.equal(leaf.grad, torch.ones_like(leaf))
 
 
+def test_hooks_of_the_callers_inputs_do_not_fire(device):
+    x = torch.randn(5, 6, device=device, requires_grad=True)
+    part, fired = x * 1, []
+    for tensor in (x, part):
+        tensor.register_hook(fired.append)
+        normreg.diagnose(network().to(device), tensor)
+    assert fired == []
+
+
 def test_between_a_forward_and_its_backward(device):
     gradients = []
     for diagnosed in (True, False):
