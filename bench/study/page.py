@@ -43,10 +43,6 @@ def ran(loaded):
     return [f"- {', '.join(names)}: {where}" for where, names in lines.items()]
 
 
-def seconds(loaded):
-    return sum(sum(found["seconds"].values()) for found in loaded.values())
-
-
 def verdicts(loaded):
     return {name: by_name(name).verdicts(found["results"]) for name, found in loaded.items()}
 
@@ -55,12 +51,7 @@ def render(loaded):
     judged = verdicts(loaded)
     held = sum(verdict.outcome == HELD for found in judged.values() for verdict in found)
     total = sum(map(len, judged.values()))
-    lines = [
-        HEADER,
-        *ran(loaded),
-        f"- all tasks together took {seconds(loaded):.0f} seconds, of one thread each",
-        "",
-    ]
+    lines = [HEADER, *ran(loaded), ""]
     lines += [f"{held} of {total} claims held.", ""]
     for name, found in loaded.items():
         module, results = by_name(name), found["results"]
