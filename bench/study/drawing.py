@@ -44,3 +44,7 @@ def dots(panel, groups, labels, *, colors=None):
     panel.set_xticks(range(len(groups)), labels)
     panel.set_xlim(-0.6, len(groups) - 0.4)
     panel.grid(alpha=0.3, axis="y")
+
+
+def save(figure, path):
+    figure.savefig(path, dpi=90, metadata={"Software": None})

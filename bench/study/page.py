@@ -4,7 +4,7 @@ import json
 
 from bench import tables
 
-from . import NAMES, by_name
+from . import NAMES, by_name, drawing
 from .experiment import HELD
 
 HEADER = """\
@@ -76,5 +76,5 @@ def write(folder):
     paths[0].write_text(render(loaded))
     for name, found in loaded.items():
         paths.append(folder / f"{name}.png")
-        by_name(name).plot(found["results"]).savefig(paths[-1], dpi=90, metadata={"Software": None})
+        drawing.save(by_name(name).plot(found["results"]), paths[-1])
     return paths
