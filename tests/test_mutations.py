@@ -718,19 +718,19 @@ MUTATIONS = {
     ),
     # normreg/explanation.py
     "explain leaves the buffers that the run has changed": Mutation(
-        "normreg/explanation.py",
+        "normreg/unchanged.py",
         "                module._buffers[name] = None if buffer is None else copies.of(buffer)\n",
         "                module._buffers[name] = buffer\n",
         "test_explain.py -k nothing_is_left",
     ),
     "explain leaves the attributes that the run has changed": Mutation(
-        "normreg/explanation.py",
+        "normreg/unchanged.py",
         "            here.update(before)\n",
         "",
         "test_explain.py -k nothing_is_left",
     ),
     "explain uses up random numbers": Mutation(
-        "normreg/explanation.py",
+        "normreg/unchanged.py",
         "        stack.enter_context(torch.random.fork_rng(devices))\n",
         "",
         "test_explain.py -k nothing_is_left",
@@ -742,10 +742,16 @@ MUTATIONS = {
         "test_explain.py -k nothing_is_left",
     ),
     "explain's copies lie otherwise in memory": Mutation(
-        "normreg/explanation.py",
+        "normreg/unchanged.py",
         "torch.empty_strided(tensor.shape, tensor.stride(), **options)",
         "torch.empty(tensor.shape, **options)",
         "test_explain.py -k strides",
+    ),
+    "diagnose leaves out eps": Mutation(
+        "normreg/measurement.py",
+        "(var.double() + module.eps)",
+        "var.double()",
+        "test_diagnose.py -k what_its_kernel_kept",
     ),
     "explain takes every call for one of the kernel": Mutation(
         "normreg/explanation.py",
