@@ -251,11 +251,19 @@ def _batch_norm_held_tile(
     return ChannelTile(block_samples, width, block_spatial, num_warps)
 
 
-def batch_norm_held_forward_tile(samples, channels, spatial, channels_last, compute_dtype):
-    # offsets of channels-last elements take registers of their own: half the words
-    held_words = HELD_WORDS_FORWARD // (2 if channels_last else 1)
+def batch_norm_held_forward_tile(samples, channels, spatial, channels_last, compute_dtype, residual=False):
+    # offsets of channels-last elements take registers of their own: half the words; and half of these, in
+    # all and a thread, where a residual is loaded beside them
+    parts = (4 if residual else 2) if channels_last else 1
+    words_per_thread = 8 if parts == 4 else 16
     return _batch_norm_held_tile(
-        samples, channels, spatial, channels_last, compute_dtype, held_words, words_per_thread=16
+        samples,
+        channels,
+        spatial,
+        channels_last,
+        compute_dtype,
+        HELD_WORDS_FORWARD // parts,
+        words_per_thread,
     )
 
 
