@@ -12,6 +12,9 @@ from normreg.nn import AlphaDropout as AlphaDropout
 from normreg.nn import BatchNorm1d as BatchNorm1d
 from normreg.nn import BatchNorm2d as BatchNorm2d
 from normreg.nn import BatchNorm3d as BatchNorm3d
+from normreg.nn import BatchNormAct1d as BatchNormAct1d
+from normreg.nn import BatchNormAct2d as BatchNormAct2d
+from normreg.nn import BatchNormAct3d as BatchNormAct3d
 from normreg.nn import Dropout as Dropout
 from normreg.nn import Dropout1d as Dropout1d
 from normreg.nn import Dropout2d as Dropout2d
@@ -37,6 +40,9 @@ __all__ = [
     "BatchNorm1d",
     "BatchNorm2d",
     "BatchNorm3d",
+    "BatchNormAct1d",
+    "BatchNormAct2d",
+    "BatchNormAct3d",
     "DropPath",
     "Dropout",
     "Dropout1d",
