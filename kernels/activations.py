@@ -42,9 +42,17 @@ def lines_backward(dy, steep, negative_slope, ACT: tl.constexpr):
 
 
 @triton.jit
-def gelu_tanh_gate(z):
-    """(1 + tanh(u)) / 2"""
-    return tl.sigmoid((z + z * z * z * GELU_CUBIC) * TWICE_SQRT_2_OVER_PI)
+def sigmoid_and_slope(u):
+    """sigmoid(u) and sigmoid'(u), without cancellation."""
+    e = tl.exp(-tl.abs(u))
+    gate = 1.0 / (1.0 + e)
+    return tl.where(u >= 0.0, gate, e * gate), e * gate * gate
+
+
+@triton.jit
+def twice_u(z):
+    """2 u of gelu_tanh."""
+    return (z + z * z * z * GELU_CUBIC) * TWICE_SQRT_2_OVER_PI
 
 
 @triton.jit
@@ -63,7 +71,7 @@ def activate(z, negative_slope, ACT: tl.constexpr):
     elif ACT == "gelu":
         return z * (0.5 + 0.5 * tl.erf(z * SQRT_HALF))
     elif ACT == "gelu_tanh":
-        return z * gelu_tanh_gate(z)
+        return z * tl.sigmoid(twice_u(z))
     else:
         tl.static_assert(ACT == "hardswish")
         gate = tl.where(z <= -3.0, 0.0, tl.where(z >= 3.0, 6.0, z + 3.0))
@@ -74,17 +82,16 @@ def activate(z, negative_slope, ACT: tl.constexpr):
 def derivative(z, ACT: tl.constexpr):
     """act'(z) of what is not one of LINES."""
     if ACT == "silu":
-        gate = tl.sigmoid(z)
-        return gate * (1.0 + z * (1.0 - gate))
+        gate, slope = sigmoid_and_slope(z)
+        return gate + z * slope
     elif ACT == "gelu":
         return 0.5 + 0.5 * tl.erf(z * SQRT_HALF) + z * tl.exp(z * z * -0.5) * NORMAL_DENSITY
     elif ACT == "gelu_tanh":
-        gate = gelu_tanh_gate(z)
-        slope = (z * z * GELU_CUBIC * 3.0 + 1.0) * TWICE_SQRT_2_OVER_PI  # of 2 u
-        return gate + z * gate * (1.0 - gate) * slope
+        gate, slope = sigmoid_and_slope(twice_u(z))
+        return gate + z * slope * (z * z * GELU_CUBIC * 3.0 + 1.0) * TWICE_SQRT_2_OVER_PI
     else:
         tl.static_assert(ACT == "hardswish")
-        return tl.where(z <= -3.0, 0.0, tl.where(z >= 3.0, 1.0, z / 3.0 + 0.5))
+        return tl.where(z <= -3.0, 0.0, tl.where(z < 3.0, z / 3.0 + 0.5, 1.0))
 
 
 @triton.jit

@@ -26,7 +26,7 @@ SMALL = {
     "rms_norm": Case("rms_norm", (6, 40), torch.float32),
     "layer_norm_channels": Case("layer_norm_channels", (3, 6, 5, 4), torch.float32),
     "batch_norm": Case("batch_norm", (4, 6, 5, 3), torch.float32, channels_last=True),
-    "batch_norm_act": Case("batch_norm_act", (4, 6, 5, 3), torch.float32, layer="add relu"),
+    "batch_norm_act": Case("batch_norm_act", (4, 6, 5, 3), torch.float32, layer="batch_norm+add+relu"),
     "group_norm": Case("group_norm", (3, 64, 5, 3), torch.float32),
     "instance_norm": Case("instance_norm", (3, 6, 5, 7), torch.float32),
     "dropout": Case("dropout", (64, 128), torch.float32),

@@ -325,6 +325,9 @@ def test_launches_of_a_call(device, launches):
         "inference": normreg.BatchNorm1d(6, device=device).eval(),
         "split channels": lambda x: split(x[:, :, None].repeat(1, 1, 6000)),
         "split channels, inference": lambda x: split.eval()(x[:, :, None].repeat(1, 1, 6000)),
+        "activation and residual": lambda x: act(x, x + 1),
+        "activation and residual, inference": lambda x: act.eval()(x, x + 1),
+        "split, activation and residual": lambda x: split_act(*x[:, :, None].repeat(2, 1, 1, 6000)),
         "group_norm": normreg.GroupNorm(2, 6, device=device),
         "split groups": lambda x: normreg.functional.group_norm(x[:, :, None].repeat(1, 1, 6000), 2),
         "instance_norm": lambda x: instances(x[:, :, None].repeat(1, 1, 2)),
@@ -334,6 +337,7 @@ def test_launches_of_a_call(device, launches):
         "drop path": normreg.DropPath(0.5),
     }
     split = normreg.BatchNorm1d(6, device=device)
+    act, split_act = normreg.BatchNormAct1d(6, device=device), normreg.BatchNormAct1d(6, device=device)
     instances = normreg.InstanceNorm1d(6, affine=True, track_running_stats=True, device=device)
     counts = {}
     for name, module in layers.items():
@@ -346,5 +350,7 @@ def test_launches_of_a_call(device, launches):
     rows = dict.fromkeys(("layer_norm", "rms_norm"), (1, 2))
     channels = {"batch_norm": (1, 1), "cumulative average": (2, 1), "inference": (1, 1)}
     split_channels = {"split channels": (2, 2), "split channels, inference": (1, 2)}
+    fused = {"activation and residual": (1, 1), "activation and residual, inference": (1, 1)}
+    fused["split, activation and residual"] = (2, 2)
     groups = {"group_norm": (1, 2), "split groups": (2, 3), "instance_norm": (2, 2)}
-    assert counts == rows | channels | split_channels | groups | dropouts
+    assert counts == rows | channels | split_channels | fused | groups | dropouts

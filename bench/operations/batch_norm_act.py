@@ -12,7 +12,7 @@ from .case import DTYPES, Case, Operation
 
 NAME = "batch_norm_act"
 
-# layer of a case: torch's activation; with a residual where it begins with "add"
+# the last word of a case's layer; with a residual where "add" stands before it
 ACTIVATIONS = {"relu": F.relu, "silu": F.silu, "gelu": F.gelu, "hardswish": F.hardswish}
 
 
@@ -42,10 +42,10 @@ def fuse(layer):
 
 
 def layer(library, case, device=None, dtype=None):
-    act = case.layer.split()[-1]
+    act = case.layer.split("+")[-1]
     norm = torch.nn.BatchNorm2d(case.shape[1], device=device, dtype=dtype)
     residual = None
-    if case.layer.startswith("add"):
+    if "+add+" in case.layer:
         residual = case.like_input(torch.randn, device, dtype)
     made = NormAct(norm, act, residual).train(case.training)
     return fuse(made) if library is normreg else made
@@ -58,7 +58,7 @@ class WithResidual(Operation):
     residual: dict = field(default_factory=dict)  # direction -> how many tensors more
 
     def least_bytes(self, case, direction):
-        added = self.residual[direction] if case.layer.startswith("add") else 0
+        added = self.residual[direction] if "+add+" in case.layer else 0
         return (self.passes[direction] + added) * case.bytes
 
 
@@ -73,40 +73,43 @@ OPERATION = WithResidual(
     # read; written as its gradient; both; read
     residual={"forward": 1, "backward": 1, "forward+backward": 2, "evaluation": 1},
     ledger=(
-        Case(NAME, SMALL, layer="relu"),
-        Case(NAME, SMALL, layer="add relu"),
-        Case(NAME, LARGE, channels_last=True, layer="relu"),
-        Case(NAME, LARGE, channels_last=True, layer="add relu"),
-        Case(NAME, LARGE, channels_last=True, layer="add silu"),
-        Case(NAME, LARGE, training=False, layer="add relu"),
+        Case(NAME, SMALL, layer="batch_norm+relu"),
+        Case(NAME, SMALL, layer="batch_norm+add+relu"),
+        Case(NAME, LARGE, channels_last=True, layer="batch_norm+relu"),
+        Case(NAME, LARGE, channels_last=True, layer="batch_norm+add+relu"),
+        Case(NAME, LARGE, channels_last=True, layer="batch_norm+add+silu"),
+        Case(NAME, LARGE, training=False, layer="batch_norm+add+relu"),
     ),
     static=tuple(
         Case(NAME, shape, dtype, channels_last, training, act)
         for dtype in DTYPES.values()
         for shape, channels_last, training, act in (
-            ((32, 64, 56, 56), False, True, "add relu"),
-            ((32, 64, 56, 56), True, True, "add relu"),
-            ((32, 64, 56, 56), False, True, "gelu"),
-            ((32, 64, 56, 56), True, True, "add gelu"),
-            ((32, 64, 56, 56), True, False, "add relu"),
-            ((4, 512, 32, 64), False, True, "add silu"),
-            ((16, 512, 32, 32), False, True, "add relu"),
-            ((16, 512, 32, 32), False, True, "gelu"),
-            ((32, 512, 7, 8), False, True, "add relu"),
-            ((64, 512, 1, 1), False, True, "add relu"),
-            ((64, 512, 1, 1), False, True, "add gelu"),
-            ((128, 512, 1, 1), False, True, "add gelu"),
+            ((32, 64, 56, 56), False, True, "batch_norm+add+relu"),
+            ((32, 64, 56, 56), True, True, "batch_norm+add+relu"),
+            ((32, 64, 56, 56), False, True, "batch_norm+gelu"),
+            ((32, 64, 56, 56), True, True, "batch_norm+add+gelu"),
+            ((32, 64, 56, 56), True, False, "batch_norm+add+relu"),
+            ((4, 512, 32, 64), False, True, "batch_norm+add+silu"),
+            ((16, 512, 32, 32), False, True, "batch_norm+add+relu"),
+            ((16, 512, 32, 32), False, True, "batch_norm+gelu"),
+            ((32, 512, 7, 8), False, True, "batch_norm+add+relu"),
+            ((64, 512, 1, 1), False, True, "batch_norm+add+relu"),
+            ((64, 512, 1, 1), False, True, "batch_norm+add+gelu"),
+            ((128, 512, 1, 1), False, True, "batch_norm+add+gelu"),
         )
     ),
-    host=(Case(NAME, (8, 64, 4, 4), layer="relu"), Case(NAME, (8, 64, 4, 4), layer="add relu")),
+    host=(
+        Case(NAME, (8, 64, 4, 4), layer="batch_norm+relu"),
+        Case(NAME, (8, 64, 4, 4), layer="batch_norm+add+relu"),
+    ),
     speed=tuple(
         Case(NAME, shape, dtype, channels_last, layer=act, origin=origin)
         for dtype in (torch.bfloat16, torch.float32)
         for origin, act, shapes in (
-            ("ResNet-50", "relu", RESNET_50),
-            ("ResNet-50", "add relu", RESNET_50[2:]),
-            ("EfficientNet-B0", "silu", EFFICIENTNET_B0),
-            ("MobileNetV3", "hardswish", EFFICIENTNET_B0[1:2]),
+            ("ResNet-50", "batch_norm+relu", RESNET_50),
+            ("ResNet-50", "batch_norm+add+relu", RESNET_50[2:]),
+            ("EfficientNet-B0", "batch_norm+silu", EFFICIENTNET_B0),
+            ("MobileNetV3", "batch_norm+hardswish", EFFICIENTNET_B0[1:2]),
         )
         for shape in shapes
         for channels_last in (True, False)
