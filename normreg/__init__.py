@@ -32,6 +32,10 @@ from normreg.nn import LayerNorm3d as LayerNorm3d
 from normreg.nn import RMSNorm as RMSNorm
 from normreg.parameter_groups import parameter_groups as parameter_groups
 from normreg.parameter_groups import register_no_decay as register_no_decay
+from normreg.running_statistics import freeze_batch_norm as freeze_batch_norm
+from normreg.running_statistics import recalibrate_batch_norm as recalibrate_batch_norm
+from normreg.running_statistics import running_statistics_held as running_statistics_held
+from normreg.running_statistics import unfreeze_batch_norm as unfreeze_batch_norm
 
 __version__ = "0.1.0"
 
@@ -60,12 +64,16 @@ __all__ = [
     "RMSNorm",
     "as_before",
     "explain",
+    "freeze_batch_norm",
     "functional",
     "init",
     "l2_penalty",
     "parameter_groups",
+    "recalibrate_batch_norm",
     "register_layer",
     "register_no_decay",
     "replace",
     "restore",
+    "running_statistics_held",
+    "unfreeze_batch_norm",
 ]

@@ -15,7 +15,7 @@ DZ = {
     "relu": lambda dy, z, _: aten.threshold_backward(dy, z, 0),
     "relu6": lambda dy, z, _: aten.hardtanh_backward(dy, z, 0, 6),
     "leaky_relu": lambda dy, z, negative_slope: aten.leaky_relu_backward(dy, z, negative_slope, False),
-    "silu": lambda dy, z, _: aten.silu_backward(dy, z),
+    "silu": lambda dy, z, _: dy * z.sigmoid() * (1 + z * (-z).sigmoid()),
     "gelu": lambda dy, z, _: aten.gelu_backward(dy, z),
     "gelu_tanh": lambda dy, z, _: aten.gelu_backward(dy, z, approximate="tanh"),
     "hardswish": lambda dy, z, _: aten.hardswish_backward(dy, z),
