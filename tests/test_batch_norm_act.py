@@ -153,6 +153,15 @@ def test_what_is_kept(device, guarded_memory, monkeypatch, act, training):
         assert (residual.data_ptr() in kept) == (added is not None and act in NAMES and act not in LINES)
 
 
+def test_constant_channels_of_huge_values(device, regime):  # noqa: F811
+    """Where there is no element z overflows, and that must not reach the sums."""
+    x = torch.full((3, 5, 6, 7), 3e38, device=device, requires_grad=True)
+    weight, bias = (torch.ones(5, device=device, requires_grad=True) for _ in range(2))
+    y = normreg.functional.batch_norm_act(x, None, None, weight, bias, training=True, act="silu")
+    gradients = torch.autograd.grad(y, (x, weight, bias), torch.ones_like(y))
+    assert all(gradient.isfinite().all() for gradient in gradients)
+
+
 def test_a_residual_that_is_the_input(device, regime):  # noqa: F811
     x, weight, bias, _ = inputs_for((4, 3, 5), device)
     ours, theirs = functions("relu", True, running_for(3, device))

@@ -350,10 +350,8 @@ MUTATIONS = {
     ),
     "a second sweep ends at its first tile": Mutation(
         "kernels/batch_norm_split.py",
-        "        tile = first_tile + last_tile - 1 - back\n        access, _ = tile_access(tile, sizes, BLOCK)\n"
-        "        z =",
-        "        tile = first_tile + last_tile - back\n        access, _ = tile_access(tile, sizes, BLOCK)\n"
-        "        z =",
+        "        tile = first_tile + last_tile - 1 - back\n        access",
+        "        tile = first_tile + last_tile - back\n        access",
         "test_batch_norm.py -k 'training_agrees and split and 5x17x7x7'",
     ),
     "reversed programs write the channels of the first sweep": Mutation(
@@ -414,9 +412,8 @@ MUTATIONS = {
     "dz where there is no element": Mutation(
         "kernels/batch_norm_split.py",
         "        dz = tl.where(access[2], activation_backward(dz, z, negative_slope, ACT), 0.0)\n",
-        "        dz = activation_backward(dz + 1.0, z, negative_slope, ACT) - activation_backward(\n"
-        "            tl.where(access[2], dz * 0 + 1.0, 0.0), z, negative_slope, ACT\n        )\n",
-        "test_batch_norm_act.py -k 'agrees_with_torch and gelu'",
+        "        dz = activation_backward(dz, z, negative_slope, ACT)\n",
+        "test_batch_norm_act.py -k constant_channels",
     ),
     "the residual's gradient is that of y": Mutation(
         "kernels/batch_norm_held.py",
@@ -542,8 +539,8 @@ MUTATIONS = {
     ),
     "split groups have the parameters of the wrong channel": Mutation(
         "kernels/group_norm_split.py",
-        "        x_ptr, y_ptr, weight_ptr, bias_ptr, mean, rstd, row % channels, row_mask,\n",
-        "        x_ptr, y_ptr, weight_ptr, bias_ptr, mean, rstd, row % group_channels, row_mask,\n",
+        "bias_ptr, None, None, mean, rstd, row % channels, row_mask,\n",
+        "bias_ptr, None, None, mean, rstd, row % group_channels, row_mask,\n",
         "test_group_norm.py::test_absent_parameters",
     ),
     "a split group has the moments of its first splits": Mutation(
