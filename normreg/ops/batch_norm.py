@@ -67,10 +67,10 @@ class BatchNormFunction(torch.autograd.Function):
     def forward(ctx, *inputs):
         output = _training(*inputs)
         _save(ctx, inputs, output)
-        return output
+        return output[0]
 
     @staticmethod
-    def backward(ctx, dy, _dmean, _dvar):
+    def backward(ctx, dy, *_):
         return *_gradients(ctx, dy, training=True), None, None, None, None, None, None
 
 
@@ -81,10 +81,10 @@ class BatchNormInferenceFunction(torch.autograd.Function):
     def forward(ctx, *inputs):
         output = kernels.batch_norm_inference(*inputs)
         _save(ctx, inputs, output)
-        return output
+        return output[0]
 
     @staticmethod
-    def backward(ctx, dy, _dmean, _dvar):
+    def backward(ctx, dy, *_):
         return *_gradients(ctx, dy, training=False), None, None, None, None
 
 
@@ -137,4 +137,4 @@ def batch_norm(x, weight, bias, running_mean, running_var, tracked, training, mo
         run, function, traced = kernels.batch_norm_inference, BatchNormInferenceFunction, OPERATOR_INFERENCE
     if torch.compiler.is_compiling():
         return traced(*arguments)[0]
-    return function.apply(*arguments)[0] if wants_gradient else run(*arguments)[0]
+    return function.apply(*arguments) if wants_gradient else run(*arguments)[0]

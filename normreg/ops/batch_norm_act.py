@@ -55,11 +55,8 @@ def _save(ctx, inputs, output):
     """Beside what BatchNorm saves: the bits or, where z is needed again, its other terms."""
     x, weight, bias, residual, ctx.act, ctx.negative_slope, ctx.eps, *_ = inputs
     _, mean, var, bits = output
-    ctx.parameter_dtype = next((t.dtype for t in (weight, bias) if t is not None), x.dtype)
-    ctx.mark_non_differentiable(*(t for t in (mean, var, bits) if t is not None))
-    ctx.set_materialize_grads(False)
     terms = (bias, residual) if ctx.act is not None and bits is None else (None, None)
-    ctx.save_for_backward(x, weight, *terms, bits, mean, var)
+    gradient.save_for_backward(ctx, x, weight, bias, *terms, bits, mean, var)
 
 
 def _gradients(ctx, dy, training):
@@ -99,7 +96,7 @@ class BatchNormActFunction(torch.autograd.Function):
     def forward(ctx, *inputs):
         output = _training(*inputs)
         _save(ctx, inputs, output)
-        return output
+        return output[0]
 
     @staticmethod
     def backward(ctx, dy, *_):
@@ -113,7 +110,7 @@ class BatchNormActInferenceFunction(torch.autograd.Function):
     def forward(ctx, *inputs):
         output = _inference(*inputs)
         _save(ctx, inputs, output)
-        return output
+        return output[0]
 
     @staticmethod
     def backward(ctx, dy, *_):
@@ -183,4 +180,4 @@ def batch_norm_act(
         run, function, traced = _inference, BatchNormActInferenceFunction, OPERATOR_INFERENCE
     if torch.compiler.is_compiling():
         return traced(*arguments)[0]
-    return function.apply(*arguments)[0] if wants_gradient else run(*arguments)[0]
+    return function.apply(*arguments) if wants_gradient else run(*arguments)[0]
