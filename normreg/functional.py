@@ -4,11 +4,10 @@ import torch
 import torch.nn.functional as F
 
 from normreg import dispatch
-from normreg.kernels.activations import NAMES
+from normreg.fusions import batch_norm_act as batch_norm_act
 from normreg.kernels.launch import compute_dtype
+from normreg.ops import batch_norm as _batch_norm
 from normreg.ops import dropout as _dropout
-from normreg.ops.batch_norm import batch_norm as _batch_norm
-from normreg.ops.batch_norm_act import batch_norm_act as _batch_norm_act
 from normreg.ops.group_norm import group_norm as _group_norm
 from normreg.ops.instance_norm import instance_norm as _instance_norm
 from normreg.ops.layer_norm import layer_norm as _layer_norm
@@ -183,94 +182,8 @@ def batch_norm(
     tracked = num_batches_tracked if training else None
     statistics = (running_mean, running_var)
     if not dispatch.batch_norm(input, *statistics, weight, bias, training, momentum, eps, tracked):
-        return _batch_norm(input, weight, bias, *statistics, tracked, training, momentum, eps)
-    return _torch_batch_norm(input, *statistics, weight, bias, training, momentum, eps, tracked)
-
-
-def _torch_batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps, tracked):
-    if momentum is None and tracked is not None:
-        momentum = 1.0 / (float(tracked) + 1)
-    y = F.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
-    if tracked is not None:
-        tracked.add_(1)
-    return y
-
-
-_ACTIVATIONS = {
-    None: lambda z, negative_slope: z,
-    "relu": lambda z, negative_slope: F.relu(z),
-    "relu6": lambda z, negative_slope: F.relu6(z),
-    "leaky_relu": F.leaky_relu,
-    "silu": lambda z, negative_slope: F.silu(z),
-    "gelu": lambda z, negative_slope: F.gelu(z),
-    "gelu_tanh": lambda z, negative_slope: F.gelu(z, approximate="tanh"),
-    "hardswish": lambda z, negative_slope: F.hardswish(z),
-}
-assert set(_ACTIVATIONS) == {None, *NAMES}
-
-
-def check_activation(act):
-    if act not in _ACTIVATIONS:
-        raise ValueError(
-            f"expected act to be None or one of {', '.join(NAMES)}, got {act!r}: "
-            "use act=None and call the activation yourself"
-        )
-
-
-def batch_norm_act(
-    input,
-    running_mean,
-    running_var,
-    weight=None,
-    bias=None,
-    training=False,
-    momentum=0.1,
-    eps=1e-5,
-    *,
-    act="relu",
-    residual=None,
-    negative_slope=0.01,
-    num_batches_tracked=None,
-):
-    r"""`batch_norm`, then the sum with a residual, then an activation, in the launches of `batch_norm` alone.
-
-    y = act(batch_norm(x) + residual). The kernels read the residual and nothing else more than those of
-    `batch_norm` do. The backward computes the activation's input from x once more; beside `batch_norm`'s,
-    nothing is kept for it. With a residual that is one bit an element for relu, relu6 and leaky_relu, and
-    for the other activations the residual itself.
-
-    Args:
-        input, running_mean, running_var, weight, bias, training, momentum, eps, num_batches_tracked: those of
-            `batch_norm`.
-        act: None, "relu", "relu6", "leaky_relu", "silu", "gelu", "gelu_tanh" (`F.gelu(approximate="tanh")`)
-            or "hardswish".
-        residual: of input's shape and dtype, any strides, or None.
-        negative_slope: of leaky_relu.
-
-    Returns a tensor of input's shape and dtype, channels-last where input is, else contiguous. Raises
-    ValueError for another act, and what `batch_norm` and torch's sum raise. Where the kernel does not apply
-    (`normreg.dispatch`), as for a residual of another shape or dtype, this is the equivalent below.
-
-    Equivalent::
-
-        y = F.batch_norm(x, running_mean, running_var, weight, bias, training, momentum, eps)
-        y = F.relu(y + residual)    # and so on
-
-    Sources: He et al., "Deep Residual Learning" (2015), arXiv 1512.03385;
-    https://docs.pytorch.org/docs/stable/nn.functional.html
-    """
-    check_activation(act)
-    tracked = num_batches_tracked if training else None
-    statistics = (running_mean, running_var)
-    options = (training, momentum, eps)
-    if not dispatch.batch_norm_act(
-        input, residual, act, negative_slope, *statistics, weight, bias, *options, tracked
-    ):
-        return _batch_norm_act(
-            input, weight, bias, residual, act, negative_slope, *statistics, tracked, *options
-        )
-    y = _torch_batch_norm(input, *statistics, weight, bias, *options, tracked)
-    return _ACTIVATIONS[act](y if residual is None else y + residual, negative_slope)
+        return _batch_norm.batch_norm(input, weight, bias, *statistics, tracked, training, momentum, eps)
+    return _batch_norm.in_torch(input, *statistics, weight, bias, training, momentum, eps, tracked)
 
 
 def group_norm(input, num_groups, weight=None, bias=None, eps=1e-5):

@@ -4,6 +4,7 @@ All three work on torch.nn's and normreg's BatchNorm layers of a model, SyncBatc
 """
 
 import contextlib
+import importlib.util
 import sys
 
 import torch
@@ -11,12 +12,6 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.swa_utils import update_bn
 
 from normreg.convert import check_is_module
-
-try:
-    from rich.console import Console
-    from rich.progress import track
-except ModuleNotFoundError:
-    track = None
 
 
 def _batch_norms(model):
@@ -132,10 +127,12 @@ def running_statistics_held(model):
 
 def _shown(loader):
     """The loader with a progress bar on a terminal, where rich is installed."""
-    if track is None or not sys.stderr.isatty():
+    if not sys.stderr.isatty() or importlib.util.find_spec("rich") is None:
         return loader
+    console, progress = (importlib.import_module(f"rich.{name}") for name in ("console", "progress"))
     total = len(loader) if hasattr(loader, "__len__") else None
-    return track(loader, "Running statistics", total=total, console=Console(stderr=True), transient=True)
+    options = dict(total=total, console=console.Console(stderr=True), transient=True)
+    return progress.track(loader, "Running statistics", **options)
 
 
 def recalibrate_batch_norm(model, loader, device=None, progress=True):

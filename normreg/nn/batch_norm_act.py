@@ -2,6 +2,7 @@ import torch
 
 from normreg import functional
 from normreg.nn.batch_norm import _BatchNormForward
+from normreg.ops.batch_norm_act import check_activation
 
 
 class _BatchNormAct(_BatchNormForward):
@@ -19,7 +20,7 @@ class _BatchNormAct(_BatchNormForward):
     """
 
     def __init__(self, *arguments, act="relu", negative_slope=0.01, **options):
-        functional.check_activation(act)
+        check_activation(act)
         super().__init__(*arguments, **options)
         self.act, self.negative_slope = act, negative_slope
 

@@ -138,3 +138,14 @@ def batch_norm(x, weight, bias, running_mean, running_var, tracked, training, mo
     if torch.compiler.is_compiling():
         return traced(*arguments)[0]
     return function.apply(*arguments) if wants_gradient else run(*arguments)[0]
+
+
+def in_torch(input, running_mean, running_var, weight, bias, training, momentum, eps, tracked):
+    if momentum is None and tracked is not None:
+        momentum = 1.0 / (float(tracked) + 1)
+    y = torch.nn.functional.batch_norm(
+        input, running_mean, running_var, weight, bias, training, momentum, eps
+    )
+    if tracked is not None:
+        tracked.add_(1)
+    return y

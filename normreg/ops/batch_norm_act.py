@@ -4,11 +4,23 @@ The formulas are in `normreg.kernels.batch_norm`.
 """
 
 import torch
+import torch.nn.functional as F
 
 from normreg.kernels import batch_norm as kernels
+from normreg.kernels.activations import NAMES
 from normreg.kernels.channels import bits_like, dense, flags_of
 from normreg.ops import batch_norm, gradient, operator
 
+TORCHS = {
+    None: lambda z, _: z,
+    "relu": lambda z, _: F.relu(z),
+    "relu6": lambda z, _: F.relu6(z),
+    "leaky_relu": lambda z, negative_slope: F.leaky_relu(z, negative_slope),
+    "silu": lambda z, _: F.silu(z),
+    "gelu": lambda z, _: F.gelu(z),
+    "gelu_tanh": lambda z, _: F.gelu(z, approximate="tanh"),
+    "hardswish": lambda z, _: F.hardswish(z),
+}
 aten = torch.ops.aten
 # dz of dy and z, in operators that torch differentiates
 DZ = {
@@ -20,6 +32,19 @@ DZ = {
     "gelu_tanh": lambda dy, z, _: aten.gelu_backward(dy, z, approximate="tanh"),
     "hardswish": lambda dy, z, _: aten.hardswish_backward(dy, z),
 }
+
+
+def check_activation(act):
+    if act not in TORCHS:
+        raise ValueError(
+            f"expected act to be None or one of {', '.join(NAMES)}, got {act!r}: "
+            "use act=None and call the activation yourself"
+        )
+
+
+def activation_in_torch(z, act, negative_slope):
+    activation = TORCHS[act]
+    return activation(z, negative_slope)
 
 
 def _training(
@@ -75,7 +100,8 @@ def _gradients(ctx, dy, training):
                 z = z if weight is None else z * weight.view(per_channel)
                 z = z if bias is None else z + bias.view(per_channel)
                 z = z if residual is None else z + residual
-            dz = DZ[ctx.act](dz, z, ctx.negative_slope)
+            formula = DZ[ctx.act]
+            dz = formula(dz, z, ctx.negative_slope)
         gradients = batch_norm.formula(dz, x, weight, mean, rstd, training, wanted)
         return *gradients, dz.to(dy.dtype) if want_dresidual else None
     sizes = ctx.eps, ctx.parameter_dtype, training
