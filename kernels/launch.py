@@ -222,7 +222,8 @@ class ChannelTile(NamedTuple):
 
 CHANNEL_TILE = 2048  # elements of a tile: 4 warps x 16
 CHANNEL_TILE_WIDTH = 64  # channels of a tile at most: 128 bytes of a channels-last position in 16 bits
-MAX_SPLITS = 64  # partial results a channel; every program of the second launch merges them all
+MAX_SPLITS = 64  # partial results a group; every program of the second launch merges them all
+MAX_CHANNEL_SPLITS = 128  # a channel's: 64 channels in channels-last are one block, and all the programs
 
 
 def batch_norm_tile(channels, spatial, channels_last):
@@ -281,7 +282,7 @@ def batch_norm_splits(tiles, positions, channel_blocks, device):
     moves 4 of each position in 16 bits: so many splits at most that the former are no more than the latter.
     """
     most = max(1, math.isqrt(tiles * positions // 6))
-    splits = min(tiles, MAX_SPLITS, most, triton.cdiv(4 * multiprocessors(device), channel_blocks))
+    splits = min(tiles, MAX_CHANNEL_SPLITS, most, triton.cdiv(4 * multiprocessors(device), channel_blocks))
     tiles_per_split = triton.cdiv(tiles, splits)
     return triton.cdiv(tiles, tiles_per_split), tiles_per_split
 

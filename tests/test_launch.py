@@ -1,3 +1,4 @@
+import math
 import os
 import subprocess
 import sys
@@ -9,6 +10,7 @@ import torch
 
 import normreg
 from normreg.kernels import launch
+from normreg.kernels.channels import plan
 from normreg.kernels.rows import Rows
 
 ROOT = Path(__file__).parent.parent
@@ -196,9 +198,23 @@ def test_partial_sums_stay_few(rows, device):
 def test_splits_cover_the_tiles_and_none_is_empty(tiles, positions, channel_blocks, device, monkeypatch):
     monkeypatch.setattr(launch, "multiprocessors", lambda device: 132)
     splits, tiles_per_split = launch.batch_norm_splits(tiles, positions, channel_blocks, device)
-    assert 1 <= splits <= launch.MAX_SPLITS
+    assert 1 <= splits <= launch.MAX_CHANNEL_SPLITS
     assert 24 * splits <= 4 * tiles_per_split * positions, "partial results beside what is normalised"
     assert (splits - 1) * tiles_per_split < tiles <= splits * tiles_per_split
+
+
+@pytest.mark.parametrize(
+    # of 132 multiprocessors; more programs in channels-last would merge more bytes than they normalise
+    ("channels_last", "fewest"),
+    [(False, 2 * 132), (True, 120)],
+    ids=["contiguous", "channels_last"],
+)
+def test_64_channels_fill_a_gpu(device, monkeypatch, channels_last, fewest):
+    monkeypatch.setattr(launch, "multiprocessors", lambda device: 132)
+    x = torch.empty(32, 64, 56, 56, dtype=torch.bfloat16, device="meta")
+    if channels_last:
+        x = x.contiguous(memory_format=torch.channels_last)
+    assert math.prod(plan(x).grid) >= fewest
 
 
 @pytest.mark.parametrize("channels_last", [True, False])
