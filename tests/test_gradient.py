@@ -82,7 +82,7 @@ CASES = {
     "batch_norm and relu": (batch_norm_act("relu"), [(4, 2), (2,), (2,)]),
     "batch_norm, sum and leaky_relu": (
         batch_norm_act("leaky_relu", negative_slope=0.3),
-        [(3, 2, 3), (2,), (2,), (3, 2, 3)],
+        [(3, 2), (2,), (2,), (3, 2)],
     ),
     "batch_norm, sum and relu6 in evaluation": (
         batch_norm_act("relu6", training=False),
