@@ -263,7 +263,7 @@ def instance_norm(
         return F.instance_norm(input, *statistics, weight, bias, use_input_stats, momentum, eps)
     if use_input_stats:
         return _instance_norm(input, weight, bias, *statistics, momentum, eps)
-    return _batch_norm(input.contiguous(), weight, bias, *statistics, None, False, momentum, eps)
+    return _batch_norm.batch_norm(input.contiguous(), weight, bias, *statistics, None, False, momentum, eps)
 
 
 def _dims(input):
