@@ -15,6 +15,8 @@ import torch
 
 import normreg
 
+from .operations import batch_norm_act
+
 
 def torch_eager(operation, layer):
     return layer
@@ -29,6 +31,8 @@ def torch_compile(operation, layer):
 def ours(operation, layer):
     if operation == "layer_norm_channels":
         layer.__class__ = normreg.LayerNorm2d
+    if operation == "batch_norm_act":
+        return batch_norm_act.fuse(layer)
     normreg.replace(layer)
     return layer
 

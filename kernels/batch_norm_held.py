@@ -7,7 +7,16 @@ import triton
 import triton.language as tl
 
 from . import launch
-from .channels import load_channels, program_channels, store_channels, store_statistics, tile_access
+from .batch_norm_split import load_affine, load_dz, store_activated
+from .channels import (
+    load_channels,
+    load_tile,
+    program_channels,
+    store_channels,
+    store_statistics,
+    store_tile,
+    tile_access,
+)
 from .statistics import moments, recentred, subtract
 
 
@@ -18,30 +27,29 @@ def batch_norm_held_kernel(
     running_mean_ptr, running_var_ptr,    # [channels] or None
     num_batches_tracked_ptr,              # scalar or None
     mean_ptr, var_ptr,                    # [channels] or None
+    residual_ptr, bits_ptr,               # like x, or None
     samples, channels, spatial,
-    momentum: tl.float64, eps: tl.float64,
+    momentum: tl.float64, eps: tl.float64, negative_slope: tl.float64,
     COMPUTE_DTYPE: tl.constexpr, CHANNELS_LAST: tl.constexpr, VECTOR: tl.constexpr,
     BLOCK_SAMPLES: tl.constexpr, BLOCK_CHANNELS: tl.constexpr, BLOCK_SPATIAL: tl.constexpr,
+    ACT: tl.constexpr,
 ):  # fmt: skip
-    channel, channel_mask, channels, spatial, stride_channel, stride_spatial = program_channels(
-        channels, spatial, CHANNELS_LAST, VECTOR, BLOCK_CHANNELS
-    )
-    base, offsets, mask, positions = tile_access(
-        0, samples, channels, spatial, stride_channel, stride_spatial,
-        BLOCK_SAMPLES, BLOCK_CHANNELS, BLOCK_SPATIAL,
-    )  # fmt: skip
-    x = tl.load(x_ptr + base + offsets, mask=mask, other=0.0).to(COMPUTE_DTYPE)
-    shift = load_channels(x_ptr, channel.to(tl.int64) * stride_channel, channel_mask).to(COMPUTE_DTYPE)
+    BLOCK: tl.constexpr = (BLOCK_SAMPLES, BLOCK_CHANNELS, BLOCK_SPATIAL)
+    channel, channel_mask, sizes = program_channels(samples, channels, spatial, CHANNELS_LAST, VECTOR, BLOCK)
+    access, positions = tile_access(0, sizes, BLOCK)
+    x, mask = load_tile(x_ptr, access, COMPUTE_DTYPE), access[2]
+    shift = load_channels(x_ptr, channel.to(tl.int64) * sizes[3], channel_mask).to(COMPUTE_DTYPE)
     shift = recentred(shift, x, mask, positions.to(COMPUTE_DTYPE))
     mean, m2 = moments(x - shift[:, None], mask, positions.to(COMPUTE_DTYPE), 1)
     mean, m2 = shift.to(tl.float64) + mean.to(tl.float64), m2.to(tl.float64)
     count = positions.to(tl.float64)
 
     rstd = tl.rsqrt(m2 / count + tl.full([], eps, tl.float64))
-    scale = (rstd * load_channels(weight_ptr, channel, channel_mask, 1.0)).to(COMPUTE_DTYPE)[:, None]
-    bias = load_channels(bias_ptr, channel, channel_mask).to(COMPUTE_DTYPE)[:, None]
-    y = subtract(x, mean) * scale + bias
-    tl.store(y_ptr + base + offsets, y.to(y_ptr.dtype.element_ty), mask=mask)
+    scale, bias = load_affine(weight_ptr, bias_ptr, rstd, channel, channel_mask, COMPUTE_DTYPE)
+    z = subtract(x, mean) * scale + bias
+    store_activated(
+        y_ptr, residual_ptr, bits_ptr, z, access, 0, sizes, negative_slope, CHANNELS_LAST, BLOCK, ACT
+    )
 
     store_statistics(
         mean_ptr, var_ptr, running_mean_ptr, running_var_ptr,
@@ -54,62 +62,65 @@ def batch_norm_held_kernel(
 
 @triton.jit(do_not_specialize=["samples", "channels", "spatial"])
 def batch_norm_held_backward_kernel(
-    dy_ptr, x_ptr, dx_ptr,       # dx or None
-    weight_ptr,                  # [channels] or None
+    dy_ptr, x_ptr,
+    weight_ptr, bias_ptr,        # [channels] or None
     mean_ptr, var_ptr,           # [channels]
+    residual_ptr, bits_ptr,      # like x, or None
+    dx_ptr, dresidual_ptr,       # like x, or None
     dweight_ptr, dbias_ptr,      # [channels] or None
     samples, channels, spatial,
-    eps: tl.float64,
+    eps: tl.float64, negative_slope: tl.float64,
     TRAINING: tl.constexpr,
     COMPUTE_DTYPE: tl.constexpr, CHANNELS_LAST: tl.constexpr, VECTOR: tl.constexpr,
     BLOCK_SAMPLES: tl.constexpr, BLOCK_CHANNELS: tl.constexpr, BLOCK_SPATIAL: tl.constexpr,
+    ACT: tl.constexpr,
 ):  # fmt: skip
-    channel, channel_mask, channels, spatial, stride_channel, stride_spatial = program_channels(
-        channels, spatial, CHANNELS_LAST, VECTOR, BLOCK_CHANNELS
-    )
-    base, offsets, mask, count = tile_access(
-        0, samples, channels, spatial, stride_channel, stride_spatial,
-        BLOCK_SAMPLES, BLOCK_CHANNELS, BLOCK_SPATIAL,
+    BLOCK: tl.constexpr = (BLOCK_SAMPLES, BLOCK_CHANNELS, BLOCK_SPATIAL)
+    channel, channel_mask, sizes = program_channels(samples, channels, spatial, CHANNELS_LAST, VECTOR, BLOCK)
+    access, count = tile_access(0, sizes, BLOCK)
+    mean = load_channels(mean_ptr, channel, channel_mask)
+    rstd = tl.rsqrt(load_channels(var_ptr, channel, channel_mask) + tl.full([], eps, tl.float64))
+    scale, bias = load_affine(weight_ptr, bias_ptr, rstd, channel, channel_mask, COMPUTE_DTYPE)
+    dz, deviation = load_dz(
+        dy_ptr, x_ptr, residual_ptr, bits_ptr, mean, scale, bias, access, 0, sizes, negative_slope,
+        COMPUTE_DTYPE, CHANNELS_LAST, BLOCK, ACT,
     )  # fmt: skip
-    dy = tl.load(dy_ptr + base + offsets, mask=mask, other=0.0).to(COMPUTE_DTYPE)
-    x = tl.load(x_ptr + base + offsets, mask=mask, other=0.0).to(COMPUTE_DTYPE)
-    var = load_channels(var_ptr, channel, channel_mask)
-    rstd = tl.rsqrt(var + tl.full([], eps, tl.float64))
+    if dresidual_ptr is not None:
+        store_tile(dresidual_ptr, access, dz)
 
-    deviation = subtract(x, load_channels(mean_ptr, channel, channel_mask))
-    dbias = tl.sum(dy, 1).to(tl.float64)
-    dweight = tl.sum(dy * deviation, 1).to(tl.float64) * rstd  # dy is 0 where there is no element
+    dbias = tl.sum(dz, 1).to(tl.float64)
+    dweight = tl.sum(dz * deviation, 1).to(tl.float64) * rstd
     if dbias_ptr is not None:
         store_channels(dbias_ptr, channel, dbias, channel_mask)
     if dweight_ptr is not None:
         store_channels(dweight_ptr, channel, dweight, channel_mask)
 
     if dx_ptr is not None:
-        dx = dy
+        dx = dz
         if TRAINING:
             c1 = (dweight * rstd / count).to(COMPUTE_DTYPE)[:, None]
             c2 = (dbias / count).to(COMPUTE_DTYPE)[:, None]
             dx -= deviation * c1 + c2
-        dx *= (rstd * load_channels(weight_ptr, channel, channel_mask, 1.0)).to(COMPUTE_DTYPE)[:, None]
-        tl.store(dx_ptr + base + offsets, dx.to(dx_ptr.dtype.element_ty), mask=mask)
+        store_tile(dx_ptr, access, dx * scale)
 
 
 def forward(
-    plan, x, y, weight, bias, running_mean, running_var, num_batches_tracked, mean, var, momentum, eps
+    plan, x, y, weight, bias, running_mean, running_var, num_batches_tracked, mean, var, momentum, eps, fused
 ):  # fmt: skip
     """Fills y and those of mean and var that are given, and updates the running statistics."""
     grid, sizes, constants = plan
     launch.launch_unplanned(
         batch_norm_held_kernel, grid, x.device,
         x, y, weight, bias, running_mean, running_var, num_batches_tracked, mean, var,
-        *sizes, momentum, eps, **constants,
+        fused.residual, fused.bits, *sizes, momentum, eps, fused.negative_slope, ACT=fused.act, **constants,
     )  # fmt: skip
 
 
-def backward(plan, dy, x, dx, weight, mean, var, dweight, dbias, eps, training):
-    """Fills those of dx, dweight and dbias that are given."""
+def backward(plan, dy, x, dx, weight, bias, mean, var, dweight, dbias, dresidual, eps, training, fused):
+    """Fills those of dx, dweight, dbias and dresidual that are given."""
     grid, sizes, constants = plan
     launch.launch_unplanned(
         batch_norm_held_backward_kernel, grid, x.device,
-        dy, x, dx, weight, mean, var, dweight, dbias, *sizes, eps, TRAINING=training, **constants,
+        dy, x, weight, bias, mean, var, fused.residual, fused.bits, dx, dresidual, dweight, dbias,
+        *sizes, eps, fused.negative_slope, TRAINING=training, ACT=fused.act, **constants,
     )  # fmt: skip

@@ -21,9 +21,13 @@ from .statistics import merge_moments, merge_partials
 
 @triton.jit
 def program_channels(
-    channels, spatial, CHANNELS_LAST: tl.constexpr, VECTOR: tl.constexpr, BLOCK_CHANNELS: tl.constexpr
+    samples, channels, spatial, CHANNELS_LAST: tl.constexpr, VECTOR: tl.constexpr, BLOCK: tl.constexpr,
+    REVERSED: tl.constexpr = False,
 ):  # fmt: skip
-    """This program's channels and their mask, then the sizes and strides (channels, spatial) in elements."""
+    """This program's channels, their mask, and the sizes for `tile_access`, in elements.
+
+    REVERSED: the last program of the launch before is the first one of this.
+    """
     if CHANNELS_LAST:
         channels = channels * VECTOR
         stride_channel = 1
@@ -32,30 +36,36 @@ def program_channels(
         spatial = spatial * VECTOR
         stride_channel = spatial
         stride_spatial = 1
-    channel = tl.program_id(0) * BLOCK_CHANNELS + tl.arange(0, BLOCK_CHANNELS)
-    return channel, channel < channels, channels, spatial, stride_channel, stride_spatial
+    block = tl.program_id(0)
+    if REVERSED:
+        block = tl.num_programs(0) - 1 - block
+    channel = block * BLOCK[1] + tl.arange(0, BLOCK[1])
+    return channel, channel < channels, (samples, channels, spatial, stride_channel, stride_spatial, block)
 
 
 @triton.jit
-def program_tiles(tiles, tiles_per_split):
+def program_tiles(tiles, tiles_per_split, REVERSED: tl.constexpr = False):
     """First and past-the-last tile of this program's split."""
-    first = tl.program_id(1) * tiles_per_split
+    split = tl.program_id(1)
+    if REVERSED:
+        split = tl.num_programs(1) - 1 - split
+    first = split * tiles_per_split
     return first, tl.minimum(first + tiles_per_split, tiles)
 
 
 @triton.jit
-def tile_access(
-    tile, samples, channels, spatial, stride_channel, stride_spatial,
-    BLOCK_SAMPLES: tl.constexpr, BLOCK_CHANNELS: tl.constexpr, BLOCK_SPATIAL: tl.constexpr,
-):  # fmt: skip
+def tile_access(tile, sizes, BLOCK: tl.constexpr):
     """(base, offsets, mask) of this program's channels at a tile, and how many positions it has."""
+    samples, channels, spatial, stride_channel, stride_spatial, block = sizes
+    BLOCK_SAMPLES: tl.constexpr = BLOCK[0]
+    BLOCK_SPATIAL: tl.constexpr = BLOCK[2]
     tiles_per_sample = tl.cdiv(spatial, BLOCK_SPATIAL)
     first_sample = (tile // tiles_per_sample).to(tl.int64) * BLOCK_SAMPLES
-    first_channel = tl.program_id(0).to(tl.int64) * BLOCK_CHANNELS
+    first_channel = block.to(tl.int64) * BLOCK[1]
     first_spatial = (tile % tiles_per_sample).to(tl.int64) * BLOCK_SPATIAL
     base = first_sample * channels * spatial + first_channel * stride_channel + first_spatial * stride_spatial
 
-    channel = tl.arange(0, BLOCK_CHANNELS)[:, None]
+    channel = tl.arange(0, BLOCK[1])[:, None]
     position = tl.arange(0, BLOCK_SAMPLES * BLOCK_SPATIAL)[None, :]
     mask = first_channel + channel < channels
     offsets = channel * stride_channel
@@ -68,7 +78,66 @@ def tile_access(
     offsets += position * stride_spatial
     positions = tl.minimum(samples - first_sample, BLOCK_SAMPLES)
     positions *= tl.minimum(spatial - first_spatial, BLOCK_SPATIAL)
-    return base, offsets, mask, positions
+    return (base, offsets, mask), positions
+
+
+@triton.jit
+def load_tile(ptr, access, DTYPE: tl.constexpr):
+    base, offsets, mask = access
+    return tl.load(ptr + base + offsets, mask=mask, other=0.0).to(DTYPE)
+
+
+@triton.jit
+def store_tile(ptr, access, value):
+    base, offsets, mask = access
+    tl.store(ptr + base + offsets, value.to(ptr.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def bits_access(tile, sizes, CHANNELS_LAST: tl.constexpr, BLOCK: tl.constexpr):
+    """`tile_access` of the bytes that hold a bit for each element, eight contiguous ones a byte."""
+    samples, channels, spatial, _, _, block = sizes
+    if CHANNELS_LAST:
+        channels = tl.cdiv(channels, 8)
+        sizes = (samples, channels, spatial, 1, channels, block)
+        access, _ = tile_access(tile, sizes, (BLOCK[0], (BLOCK[1] + 7) // 8, BLOCK[2]))
+    else:
+        spatial = tl.cdiv(spatial, 8)
+        sizes = (samples, channels, spatial, spatial, 1, block)
+        access, _ = tile_access(tile, sizes, (BLOCK[0], BLOCK[1], (BLOCK[2] + 7) // 8))
+    return access
+
+
+@triton.jit
+def store_bits(ptr, flags, tile, sizes, CHANNELS_LAST: tl.constexpr, BLOCK: tl.constexpr):
+    """A bit for each of flags [channels, positions]."""
+    CHANNELS: tl.constexpr = BLOCK[1]
+    POSITIONS: tl.constexpr = BLOCK[0] * BLOCK[2]
+    bits = flags.to(tl.int32)
+    if CHANNELS_LAST:
+        A_BYTE: tl.constexpr = min(8, CHANNELS)
+        place = tl.arange(0, A_BYTE)[None, :, None]
+        bits = tl.sum(tl.reshape(bits, (CHANNELS // A_BYTE, A_BYTE, POSITIONS)) << place, 1)
+    else:
+        A_BYTE: tl.constexpr = min(8, BLOCK[2])
+        place = tl.arange(0, A_BYTE)[None, None, :]
+        bits = tl.sum(tl.reshape(bits, (CHANNELS, POSITIONS // A_BYTE, A_BYTE)) << place, 2)
+    store_tile(ptr, bits_access(tile, sizes, CHANNELS_LAST, BLOCK), bits)
+
+
+@triton.jit
+def load_bits(ptr, tile, sizes, CHANNELS_LAST: tl.constexpr, BLOCK: tl.constexpr):
+    """The flags [channels, positions] that `store_bits` has stored, whatever its tiles were."""
+    CHANNELS: tl.constexpr = BLOCK[1]
+    POSITIONS: tl.constexpr = BLOCK[0] * BLOCK[2]
+    bits = load_tile(ptr, bits_access(tile, sizes, CHANNELS_LAST, BLOCK), tl.int32)
+    if CHANNELS_LAST:
+        A_BYTE: tl.constexpr = min(8, CHANNELS)
+        bits = bits[:, None, :] >> tl.arange(0, A_BYTE)[None, :, None]
+    else:
+        A_BYTE: tl.constexpr = min(8, BLOCK[2])
+        bits = bits[:, :, None] >> tl.arange(0, A_BYTE)[None, None, :]
+    return tl.reshape(bits & 1, (CHANNELS, POSITIONS)) != 0
 
 
 @triton.jit
@@ -201,10 +270,10 @@ def plan(x, split=launch.batch_norm_splits):
     )
 
 
-def held_plan(x, choose_tile):
+def held_plan(x, choose_tile, *details):
     """(grid, sizes, constants) for one tile a program, or None where a channel is too large for it."""
     samples, channels, spatial, channels_last = layout(x)
-    tile = choose_tile(samples, channels, spatial, channels_last, launch.compute_dtype(x.dtype))
+    tile = choose_tile(samples, channels, spatial, channels_last, launch.compute_dtype(x.dtype), *details)
     if tile is None:
         return None
     return (triton.cdiv(channels, tile.channels),), *sizes_and_constants(x, tile)
@@ -213,6 +282,28 @@ def held_plan(x, choose_tile):
 def dense(x):
     """x, or a copy of it in the memory format torch gives the result: contiguous or channels-last."""
     return x if x.is_contiguous() else x.contiguous(memory_format=suggest_memory_format(x))
+
+
+def in_format_of(x, tensor):
+    """The tensor, of x's shape, or a copy of it with x's strides."""
+    return tensor if tensor.stride() == x.stride() else torch.empty_like(x, dtype=tensor.dtype).copy_(tensor)
+
+
+def bits_like(x):
+    """Empty bytes with a bit for each element of x as `dense` returns it, whole bytes a contiguous row."""
+    samples, channels, spatial, channels_last = layout(x)
+    shape = (samples * spatial, channels) if channels_last else (samples, channels, spatial)
+    return torch.empty((*shape[:-1], (shape[-1] + 7) // 8), dtype=torch.int8, device=x.device)
+
+
+def flags_of(bits, x):
+    """A bool for each element of x."""
+    _, channels, spatial, channels_last = layout(dense(x))
+    flags = (bits[..., None] >> torch.arange(8, device=bits.device)) & 1
+    flags = flags.flatten(-2)[..., : channels if channels_last else spatial].bool()
+    if channels_last:
+        return flags.view(x.movedim(1, -1).shape).movedim(-1, 1)
+    return flags.view(x.shape)
 
 
 def channel_values(x, *leading):

@@ -10,15 +10,17 @@ import triton
 import triton.language as tl
 
 from . import launch
-from .batch_norm import batch_norm_statistics_kernel, normalize_tiles
+from .batch_norm_split import batch_norm_statistics_kernel, normalize_tiles
 from .channels import (
     channel_values,
     load_channels,
+    load_tile,
     merged_moments,
     plan,
     program_channels,
     program_tiles,
     store_partial,
+    store_tile,
     sum_partials,
     tile_access,
 )
@@ -54,9 +56,9 @@ def group_norm_normalize_kernel(
     BLOCK_SAMPLES: tl.constexpr, BLOCK_CHANNELS: tl.constexpr, BLOCK_SPATIAL: tl.constexpr,
     BLOCK_SPLITS: tl.constexpr,
 ):  # fmt: skip
-    row, row_mask, rows, spatial, stride_row, stride_spatial = program_channels(
-        rows, spatial, CHANNELS_LAST, VECTOR, BLOCK_CHANNELS
-    )
+    BLOCK: tl.constexpr = (BLOCK_SAMPLES, BLOCK_CHANNELS, BLOCK_SPATIAL)
+    row, row_mask, sizes = program_channels(samples, rows, spatial, CHANNELS_LAST, VECTOR, BLOCK)
+    rows, stride_row = sizes[1], sizes[3]
     group = row // group_channels
     count, mean, m2 = merged_moments(
         partial_ptr, group, row_mask, splits, rows // group_channels, BLOCK_SPLITS
@@ -71,9 +73,8 @@ def group_norm_normalize_kernel(
             tl.store(var_ptr + group, var.to(COMPUTE_DTYPE), mask=first)
 
     normalize_tiles(
-        x_ptr, y_ptr, weight_ptr, bias_ptr, mean, rstd, row % channels, row_mask,
-        samples, rows, spatial, stride_row, stride_spatial, tiles, tiles_per_split,
-        COMPUTE_DTYPE, BLOCK_SAMPLES, BLOCK_CHANNELS, BLOCK_SPATIAL,
+        x_ptr, y_ptr, weight_ptr, bias_ptr, None, None, mean, rstd, row % channels, row_mask,
+        sizes, tiles, tiles_per_split, 0.0, COMPUTE_DTYPE, CHANNELS_LAST, BLOCK, None,
     )  # fmt: skip
 
 
@@ -87,9 +88,9 @@ def group_norm_backward_sums_kernel(
     COMPUTE_DTYPE: tl.constexpr, CHANNELS_LAST: tl.constexpr, VECTOR: tl.constexpr,
     BLOCK_SAMPLES: tl.constexpr, BLOCK_CHANNELS: tl.constexpr, BLOCK_SPATIAL: tl.constexpr,
 ):  # fmt: skip
-    row, row_mask, rows, spatial, stride_row, stride_spatial = program_channels(
-        rows, spatial, CHANNELS_LAST, VECTOR, BLOCK_CHANNELS
-    )
+    BLOCK: tl.constexpr = (BLOCK_SAMPLES, BLOCK_CHANNELS, BLOCK_SPATIAL)
+    row, row_mask, sizes = program_channels(samples, rows, spatial, CHANNELS_LAST, VECTOR, BLOCK)
+    rows, spatial = sizes[1], sizes[2]
     shift, mean, rstd = load_row_statistics(
         x_ptr, mean_ptr, var_ptr, row, row_mask, group_channels, spatial, eps, COMPUTE_DTYPE
     )
@@ -97,12 +98,9 @@ def group_norm_backward_sums_kernel(
     dweight = tl.zeros([BLOCK_CHANNELS, BLOCK_SAMPLES * BLOCK_SPATIAL], COMPUTE_DTYPE)
     first_tile, last_tile = program_tiles(tiles, tiles_per_split)
     for tile in range(first_tile, last_tile):
-        base, offsets, mask, _ = tile_access(
-            tile, samples, rows, spatial, stride_row, stride_spatial,
-            BLOCK_SAMPLES, BLOCK_CHANNELS, BLOCK_SPATIAL,
-        )  # fmt: skip
-        dy = tl.load(dy_ptr + base + offsets, mask=mask, other=0.0).to(COMPUTE_DTYPE)
-        x = tl.load(x_ptr + base + offsets, mask=mask, other=0.0).to(COMPUTE_DTYPE)
+        access, _ = tile_access(tile, sizes, BLOCK)
+        dy = load_tile(dy_ptr, access, COMPUTE_DTYPE)
+        x = load_tile(x_ptr, access, COMPUTE_DTYPE)
         dbias += dy
         dweight += dy * (x - shift - mean)  # dy is 0 where there is no element
 
@@ -153,9 +151,9 @@ def group_norm_backward_input_kernel(
     COMPUTE_DTYPE: tl.constexpr, CHANNELS_LAST: tl.constexpr, VECTOR: tl.constexpr,
     BLOCK_SAMPLES: tl.constexpr, BLOCK_CHANNELS: tl.constexpr, BLOCK_SPATIAL: tl.constexpr,
 ):  # fmt: skip
-    row, row_mask, rows, spatial, stride_row, stride_spatial = program_channels(
-        rows, spatial, CHANNELS_LAST, VECTOR, BLOCK_CHANNELS
-    )
+    BLOCK: tl.constexpr = (BLOCK_SAMPLES, BLOCK_CHANNELS, BLOCK_SPATIAL)
+    row, row_mask, sizes = program_channels(samples, rows, spatial, CHANNELS_LAST, VECTOR, BLOCK)
+    rows, spatial = sizes[1], sizes[2]
     shift, mean, rstd = load_row_statistics(
         x_ptr, mean_ptr, var_ptr, row, row_mask, group_channels, spatial, eps, COMPUTE_DTYPE
     )
@@ -164,15 +162,12 @@ def group_norm_backward_input_kernel(
     c2 = tl.load(c2_ptr + row // group_channels, mask=row_mask, other=0.0)[:, None]
     first_tile, last_tile = program_tiles(tiles, tiles_per_split)
     for tile in range(first_tile, last_tile):
-        base, offsets, mask, _ = tile_access(
-            tile, samples, rows, spatial, stride_row, stride_spatial,
-            BLOCK_SAMPLES, BLOCK_CHANNELS, BLOCK_SPATIAL,
-        )  # fmt: skip
-        dy = tl.load(dy_ptr + base + offsets, mask=mask, other=0.0).to(COMPUTE_DTYPE)
-        x = tl.load(x_ptr + base + offsets, mask=mask, other=0.0).to(COMPUTE_DTYPE)
+        access, _ = tile_access(tile, sizes, BLOCK)
+        dy = load_tile(dy_ptr, access, COMPUTE_DTYPE)
+        x = load_tile(x_ptr, access, COMPUTE_DTYPE)
         x_hat = (x - shift - mean) * rstd
         dx = (weight * dy - x_hat * c1 - c2) * rstd
-        tl.store(dx_ptr + base + offsets, dx.to(dx_ptr.dtype.element_ty), mask=mask)
+        store_tile(dx_ptr, access, dx)
 
 
 def forward(x, y, weight, bias, mean, var, groups, eps):

@@ -222,7 +222,8 @@ class ChannelTile(NamedTuple):
 
 CHANNEL_TILE = 2048  # elements of a tile: 4 warps x 16
 CHANNEL_TILE_WIDTH = 64  # channels of a tile at most: 128 bytes of a channels-last position in 16 bits
-MAX_SPLITS = 64  # partial results a channel; every program of the second launch merges them all
+MAX_SPLITS = 64  # partial results a group; every program of the second launch merges them all
+MAX_CHANNEL_SPLITS = 128  # a channel's: 64 channels in channels-last are one block, and all the programs
 
 
 def batch_norm_tile(channels, spatial, channels_last):
@@ -251,11 +252,19 @@ def _batch_norm_held_tile(
     return ChannelTile(block_samples, width, block_spatial, num_warps)
 
 
-def batch_norm_held_forward_tile(samples, channels, spatial, channels_last, compute_dtype):
-    # offsets of channels-last elements take registers of their own: half the words
-    held_words = HELD_WORDS_FORWARD // (2 if channels_last else 1)
+def batch_norm_held_forward_tile(samples, channels, spatial, channels_last, compute_dtype, residual=False):
+    # offsets of channels-last elements take registers of their own: half the words; and half of these, in
+    # all and a thread, where a residual is loaded beside them
+    parts = (4 if residual else 2) if channels_last else 1
+    words_per_thread = 8 if parts == 4 else 16
     return _batch_norm_held_tile(
-        samples, channels, spatial, channels_last, compute_dtype, held_words, words_per_thread=16
+        samples,
+        channels,
+        spatial,
+        channels_last,
+        compute_dtype,
+        HELD_WORDS_FORWARD // parts,
+        words_per_thread,
     )
 
 
@@ -273,7 +282,7 @@ def batch_norm_splits(tiles, positions, channel_blocks, device):
     moves 4 of each position in 16 bits: so many splits at most that the former are no more than the latter.
     """
     most = max(1, math.isqrt(tiles * positions // 6))
-    splits = min(tiles, MAX_SPLITS, most, triton.cdiv(4 * multiprocessors(device), channel_blocks))
+    splits = min(tiles, MAX_CHANNEL_SPLITS, most, triton.cdiv(4 * multiprocessors(device), channel_blocks))
     tiles_per_split = triton.cdiv(tiles, splits)
     return triton.cdiv(tiles, tiles_per_split), tiles_per_split
 

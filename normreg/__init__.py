@@ -13,6 +13,9 @@ from normreg.nn import AlphaDropout as AlphaDropout
 from normreg.nn import BatchNorm1d as BatchNorm1d
 from normreg.nn import BatchNorm2d as BatchNorm2d
 from normreg.nn import BatchNorm3d as BatchNorm3d
+from normreg.nn import BatchNormAct1d as BatchNormAct1d
+from normreg.nn import BatchNormAct2d as BatchNormAct2d
+from normreg.nn import BatchNormAct3d as BatchNormAct3d
 from normreg.nn import Dropout as Dropout
 from normreg.nn import Dropout1d as Dropout1d
 from normreg.nn import Dropout2d as Dropout2d
@@ -30,6 +33,10 @@ from normreg.nn import LayerNorm3d as LayerNorm3d
 from normreg.nn import RMSNorm as RMSNorm
 from normreg.parameter_groups import parameter_groups as parameter_groups
 from normreg.parameter_groups import register_no_decay as register_no_decay
+from normreg.running_statistics import freeze_batch_norm as freeze_batch_norm
+from normreg.running_statistics import recalibrate_batch_norm as recalibrate_batch_norm
+from normreg.running_statistics import running_statistics_held as running_statistics_held
+from normreg.running_statistics import unfreeze_batch_norm as unfreeze_batch_norm
 
 __version__ = "0.1.0"
 
@@ -38,6 +45,9 @@ __all__ = [
     "BatchNorm1d",
     "BatchNorm2d",
     "BatchNorm3d",
+    "BatchNormAct1d",
+    "BatchNormAct2d",
+    "BatchNormAct3d",
     "DropPath",
     "Dropout",
     "Dropout1d",
@@ -56,12 +66,16 @@ __all__ = [
     "as_before",
     "diagnose",
     "explain",
+    "freeze_batch_norm",
     "functional",
     "init",
     "l2_penalty",
     "parameter_groups",
+    "recalibrate_batch_norm",
     "register_layer",
     "register_no_decay",
     "replace",
     "restore",
+    "running_statistics_held",
+    "unfreeze_batch_norm",
 ]

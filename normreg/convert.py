@@ -28,6 +28,7 @@ FAMILIES = (
     torch.nn.modules.batchnorm._NormBase,
     torch.nn.modules.dropout._DropoutNd,
 )
+OURS = {getattr(nn, name) for name in nn.__all__}
 ROOT = "(the model itself)"
 ORIGINALS = {ours: original for original, ours in COUNTERPARTS.items()}
 
@@ -138,7 +139,7 @@ def _report(changes, skipped, dry_run=False):
 
 
 def _why_not_replaced(module):
-    if original(type(module)) or counterpart(type(module)):
+    if type(module) in OURS or original(type(module)) or counterpart(type(module)):
         return None
     for known in COUNTERPARTS:
         if isinstance(module, known):

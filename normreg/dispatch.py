@@ -159,6 +159,28 @@ def batch_norm(x, running_mean, running_var, weight, bias, training, momentum, e
     )
 
 
+def batch_norm_act(
+    x, residual, act, negative_slope,
+    running_mean, running_var, weight, bias, training, momentum, eps, num_batches_tracked,
+):  # fmt: skip
+    reason = _channels_reason(
+        x, running_mean, running_var, weight, bias, training, momentum, eps, num_batches_tracked
+    ) or _number_reason(negative_slope=negative_slope)
+    if reason or residual is None:
+        return reason
+    if type(residual) is not torch.Tensor and type(residual) is not Parameter:
+        return f"the residual is a {type(residual).__name__}, not a plain tensor"
+    if residual.layout is not torch.strided or residual.shape != x.shape:
+        return "the residual is no strided tensor of the input's shape"
+    if residual.dtype != x.dtype:
+        return f"the residual is {residual.dtype}, the input {x.dtype}"
+    if residual.device != x.device:
+        return f"the input is on {x.device}, the residual on {residual.device}"
+    if not torch.compiler.is_compiling() and residual.is_neg():
+        return "the residual is lazily negated"
+    return None
+
+
 def group_norm(x, num_groups, weight, bias, eps):
     vectors = (weight, bias)
     reason = _torch_reason(x, vectors) or _dtype_reason(x, vectors) or _number_reason(eps=eps)

@@ -4,9 +4,10 @@ import torch
 import torch.nn.functional as F
 
 from normreg import dispatch
+from normreg.fusions import batch_norm_act as batch_norm_act
 from normreg.kernels.launch import compute_dtype
+from normreg.ops import batch_norm as _batch_norm
 from normreg.ops import dropout as _dropout
-from normreg.ops.batch_norm import batch_norm as _batch_norm
 from normreg.ops.group_norm import group_norm as _group_norm
 from normreg.ops.instance_norm import instance_norm as _instance_norm
 from normreg.ops.layer_norm import layer_norm as _layer_norm
@@ -16,6 +17,7 @@ from normreg.ops.rms_norm import rms_norm as _rms_norm
 __all__ = [
     "alpha_dropout",
     "batch_norm",
+    "batch_norm_act",
     "drop_path",
     "dropout",
     "dropout1d",
@@ -180,13 +182,8 @@ def batch_norm(
     tracked = num_batches_tracked if training else None
     statistics = (running_mean, running_var)
     if not dispatch.batch_norm(input, *statistics, weight, bias, training, momentum, eps, tracked):
-        return _batch_norm(input, weight, bias, *statistics, tracked, training, momentum, eps)
-    if momentum is None and tracked is not None:
-        momentum = 1.0 / (float(tracked) + 1)
-    y = F.batch_norm(input, *statistics, weight, bias, training, momentum, eps)
-    if tracked is not None:
-        tracked.add_(1)
-    return y
+        return _batch_norm.batch_norm(input, weight, bias, *statistics, tracked, training, momentum, eps)
+    return _batch_norm.in_torch(input, *statistics, weight, bias, training, momentum, eps, tracked)
 
 
 def group_norm(input, num_groups, weight=None, bias=None, eps=1e-5):
@@ -266,7 +263,7 @@ def instance_norm(
         return F.instance_norm(input, *statistics, weight, bias, use_input_stats, momentum, eps)
     if use_input_stats:
         return _instance_norm(input, weight, bias, *statistics, momentum, eps)
-    return _batch_norm(input.contiguous(), weight, bias, *statistics, None, False, momentum, eps)
+    return _batch_norm.batch_norm(input.contiguous(), weight, bias, *statistics, None, False, momentum, eps)
 
 
 def _dims(input):

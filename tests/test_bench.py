@@ -26,6 +26,7 @@ SMALL = {
     "rms_norm": Case("rms_norm", (6, 40), torch.float32),
     "layer_norm_channels": Case("layer_norm_channels", (3, 6, 5, 4), torch.float32),
     "batch_norm": Case("batch_norm", (4, 6, 5, 3), torch.float32, channels_last=True),
+    "batch_norm_act": Case("batch_norm_act", (4, 6, 5, 3), torch.float32, layer="batch_norm+add+relu"),
     "group_norm": Case("group_norm", (3, 64, 5, 3), torch.float32),
     "instance_norm": Case("instance_norm", (3, 6, 5, 7), torch.float32),
     "dropout": Case("dropout", (64, 128), torch.float32),
@@ -136,6 +137,7 @@ WRONG = {
     "rms_norm": lambda layer: lambda x: 1.01 * layer(x),
     "layer_norm_channels": lambda layer: lambda x: layer(x.flip(1)),
     "batch_norm": lambda layer: lambda x: layer(x).detach() + 0 * layer(x),  # no gradient, two updates
+    "batch_norm_act": lambda layer: lambda x: torch.nn.functional.silu(layer.norm(x) + layer.residual),
     "group_norm": lambda layer: lambda x: torch.nn.functional.group_norm(x, 16, layer.weight, layer.bias),
     "instance_norm": lambda layer: lambda x: 1.01 * layer(x),
     "dropout": lambda layer: lambda x: torch.nn.functional.dropout(x, 0.2),

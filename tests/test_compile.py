@@ -16,6 +16,18 @@ from normreg.ops import seed
 
 BATCHES = (2, 3, 5, 8)  # not 1, for which every operator is compiled by itself
 
+
+class NormBlock(torch.nn.Module):
+    """A residual block."""
+
+    def __init__(self, **options):
+        super().__init__()
+        self.norm = normreg.BatchNormAct2d(4, **options)
+
+    def forward(self, x):
+        return self.norm(x * 2, residual=x)
+
+
 # {name: (the layer, the shape of a sample)}
 LAYERS = {
     "LayerNorm": (lambda: normreg.LayerNorm(4), (3, 4)),
@@ -25,6 +37,8 @@ LAYERS = {
     "BatchNorm2d, cumulative": (lambda: normreg.BatchNorm2d(4, momentum=None), (4, 3, 3)),
     "BatchNorm3d without state": (
         lambda: normreg.BatchNorm3d(4, affine=False, track_running_stats=False), (4, 2, 1, 3)),
+    "BatchNormAct1d": (lambda: normreg.BatchNormAct1d(4, act="silu"), (4, 3)),
+    "BatchNormAct2d with a residual": (NormBlock, (4, 3, 5)),
     "GroupNorm": (lambda: normreg.GroupNorm(2, 4), (4, 3, 5)),
     "InstanceNorm1d": (lambda: normreg.InstanceNorm1d(4), (4, 3)),
     "InstanceNorm2d with state": (

@@ -19,7 +19,9 @@ import torch
 import torch.nn.functional as F
 import triton.language as tl
 from triton.runtime.interpreter import interpreter_builder as builder
-from normreg.kernels import batch_norm, dropout, group_norm, group_norm_split, instance_norm, layer_norm
+from normreg.kernels import (
+    batch_norm, batch_norm_split, dropout, group_norm, group_norm_split, instance_norm, layer_norm
+)
 from normreg.kernels.random import keep_mask
 
 def run_program(kernel, program, programs, *arguments, **constants):
@@ -124,6 +126,8 @@ layout = dict(COMPUTE_DTYPE=tl.float32, CHANNELS_LAST=False, VECTOR=8,
 # two splits, of which the second is the last sample
 sizes = (samples, channels, spatial // 8, samples, samples - 1)
 second = ((0, 1, 0), (1, 2, 1))
+mirrored = ((0, 0, 0), (1, 2, 1))  # the same of a second launch, which is in reverse order
+alone = dict(ACT=None, **layout)
 mean, var = torch.randn(2), torch.rand(2) + 0.5
 per_channel = lambda t: t.float().view(2, 1)
 """
@@ -179,7 +183,7 @@ check(y[-1], dx.t())
     "batch_norm_statistics": PLANES
     + """
 partial = torch.zeros(3, 2, 2, dtype=torch.float64)
-run_program(batch_norm.batch_norm_statistics_kernel, *second, x, partial, None, *sizes, **layout)
+run_program(batch_norm_split.batch_norm_statistics_kernel, *second, x, partial, None, *sizes, **layout)
 check(partial[0, 1], torch.tensor([512.0, 512.0]))
 check(partial[1, 1], x[-1].float().mean(1))
 check(partial[2, 1] / 512, x[-1].float().var(1, correction=0))
@@ -187,15 +191,20 @@ check(partial[2, 1] / 512, x[-1].float().var(1, correction=0))
     "batch_norm_normalize": PLANES
     + """
 partial = torch.stack([torch.full((2,), 8.0), mean, 8 * var])[:, None].double().contiguous()
-run_program(batch_norm.batch_norm_normalize_kernel, *second, x, y, partial, None, None, None, None, None,
-            None, None, *sizes, 1, 0.1, 1e-5, BLOCK_SPLITS=1, **layout)
+run_program(batch_norm_split.batch_norm_normalize_kernel, *mirrored, x, y, partial, None, None, None, None,
+            None, None, None, None, None, *sizes, 1, 0.1, 1e-5, 0.0, BLOCK_SPLITS=1, **alone)
 check(y[-1], (x[-1] - per_channel(mean)) / per_channel(var + 1e-5).sqrt())
 """,
     "batch_norm_inference": PLANES
     + """
+residual = reserved(samples, channels, spatial)
+bits = reserved(samples, channels, spatial // 8, dtype=torch.int8)
+residual[-1] = torch.randn(channels, spatial)
 run_program(batch_norm.batch_norm_inference_kernel, *second, x, y, None, None, mean, var, None, None,
-            *sizes, 1e-5, **layout)
-check(y[-1], (x[-1] - per_channel(mean)) / per_channel(var + 1e-5).sqrt())
+            residual, bits, *sizes, 1e-5, 0.0, ACT="relu", **layout)
+z = (x[-1] - per_channel(mean)) / per_channel(var + 1e-5).sqrt() + residual[-1]
+check(y[-1], z.relu())
+check(bits[-1, :, 0] & 1, z[:, 0] > 0)
 """,
     "batch_norm_backward": PLANES
     + """
@@ -205,13 +214,14 @@ rstd = (var + 1e-5).rsqrt()
 x_hat = (x[-1] - per_channel(mean)) * per_channel(rstd)
 partial = torch.zeros(2, 2, 2, dtype=torch.float64)
 statistics = mean.double(), var
-run_program(batch_norm.batch_norm_backward_sums_kernel, *second, dy, x, statistics[0], partial, *sizes,
-            **layout)
+none = (None,) * 4
+run_program(batch_norm_split.batch_norm_backward_sums_kernel, *second, dy, x, None, None, *statistics, *none,
+            partial, *sizes, 1e-5, 0.0, **alone)
 check(partial[0, 1], dy[-1].float().sum(1))
 check(partial[1, 1] * rstd, (dy[-1] * x_hat).sum(1))
 sums = torch.tensor([[[3.0, 5.0]], [[7.0, 11.0]]], dtype=torch.float64)
-run_program(batch_norm.batch_norm_backward_kernel, *second, dy, x, y, None, *statistics, sums, None, None,
-            *sizes, 1, 10, 1e-5, TRAINING=True, BLOCK_SPLITS=1, **layout)
+run_program(batch_norm_split.batch_norm_backward_kernel, *mirrored, dy, x, None, None, *statistics, None,
+            None, y, sums, None, None, *sizes, 1, 10, 1e-5, 0.0, BLOCK_SPLITS=1, **alone)
 c1, c2 = per_channel(sums[1, 0] * rstd) / 10, per_channel(sums[0, 0]) / 10
 check(y[-1], (dy[-1] - x_hat * c1 - c2) * per_channel(rstd))
 """,

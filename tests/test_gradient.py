@@ -29,6 +29,18 @@ def batch_norm(training):
     return call
 
 
+def batch_norm_act(act, training=True, **options):
+    def call(x, weight=None, bias=None, residual=None):
+        running = [
+            torch.arange(1.0, x.shape[1] + 1, dtype=x.dtype, device=x.device) + 1 / 3 for _ in range(2)
+        ]
+        return normreg.functional.batch_norm_act(
+            x, *running, weight, bias, training, act=act, residual=residual, **options
+        )
+
+    return call
+
+
 def group_norm(groups):
     return lambda x, weight=None, bias=None: normreg.functional.group_norm(x, groups, weight, bias)
 
@@ -67,6 +79,26 @@ CASES = {
     "batch_norm without bias": (batch_norm(True), [(5, 2), (2,)]),
     "batch_norm in evaluation": (batch_norm(False), [(2, 2, 2), (2,), (2,)]),
     "batch_norm in evaluation without parameters": (batch_norm(False), [(5, 2)]),
+    "batch_norm and relu": (batch_norm_act("relu"), [(4, 2), (2,), (2,)]),
+    "batch_norm, sum and leaky_relu": (
+        batch_norm_act("leaky_relu", negative_slope=0.3),
+        [(3, 2), (2,), (2,), (3, 2)],
+    ),
+    "batch_norm, sum and relu6 in evaluation": (
+        batch_norm_act("relu6", training=False),
+        [(3, 2), (2,), (2,), (3, 2)],
+    ),
+    "batch_norm and sum": (batch_norm_act(None), [(3, 2), (2,), (2,), (3, 2)]),
+    "batch_norm and silu": (batch_norm_act("silu"), [(4, 2), (2,), (2,)]),
+    "batch_norm, sum and gelu": (batch_norm_act("gelu"), [(4, 2), (2,), (2,), (4, 2)]),
+    "batch_norm and gelu_tanh in evaluation": (
+        batch_norm_act("gelu_tanh", training=False),
+        [(3, 2), (2,), (2,)],
+    ),
+    "batch_norm, sum and hardswish without parameters": (
+        lambda x, residual: batch_norm_act("hardswish")(x, residual=residual),
+        [(4, 2), (4, 2)],
+    ),
     "group_norm": (group_norm(2), [(2, 4), (4,), (4,)]),
     "group_norm of images": (group_norm(2), [(2, 4, 1, 3), (4,), (4,)]),
     "group_norm without parameters": (group_norm(1), [(3, 2, 2)]),

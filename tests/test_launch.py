@@ -1,3 +1,4 @@
+import math
 import os
 import subprocess
 import sys
@@ -9,6 +10,7 @@ import torch
 
 import normreg
 from normreg.kernels import launch
+from normreg.kernels.channels import plan
 from normreg.kernels.rows import Rows
 
 ROOT = Path(__file__).parent.parent
@@ -196,9 +198,23 @@ def test_partial_sums_stay_few(rows, device):
 def test_splits_cover_the_tiles_and_none_is_empty(tiles, positions, channel_blocks, device, monkeypatch):
     monkeypatch.setattr(launch, "multiprocessors", lambda device: 132)
     splits, tiles_per_split = launch.batch_norm_splits(tiles, positions, channel_blocks, device)
-    assert 1 <= splits <= launch.MAX_SPLITS
+    assert 1 <= splits <= launch.MAX_CHANNEL_SPLITS
     assert 24 * splits <= 4 * tiles_per_split * positions, "partial results beside what is normalised"
     assert (splits - 1) * tiles_per_split < tiles <= splits * tiles_per_split
+
+
+@pytest.mark.parametrize(
+    # of 132 multiprocessors; more programs in channels-last would merge more bytes than they normalise
+    ("channels_last", "fewest"),
+    [(False, 2 * 132), (True, 120)],
+    ids=["contiguous", "channels_last"],
+)
+def test_64_channels_fill_a_gpu(device, monkeypatch, channels_last, fewest):
+    monkeypatch.setattr(launch, "multiprocessors", lambda device: 132)
+    x = torch.empty(32, 64, 56, 56, dtype=torch.bfloat16, device="meta")
+    if channels_last:
+        x = x.contiguous(memory_format=torch.channels_last)
+    assert math.prod(plan(x).grid) >= fewest
 
 
 @pytest.mark.parametrize("channels_last", [True, False])
@@ -325,6 +341,9 @@ def test_launches_of_a_call(device, launches):
         "inference": normreg.BatchNorm1d(6, device=device).eval(),
         "split channels": lambda x: split(x[:, :, None].repeat(1, 1, 6000)),
         "split channels, inference": lambda x: split.eval()(x[:, :, None].repeat(1, 1, 6000)),
+        "activation and residual": lambda x: act(x, x + 1),
+        "activation and residual, inference": lambda x: act.eval()(x, x + 1),
+        "split, activation and residual": lambda x: split_act(*x[:, :, None].repeat(2, 1, 1, 6000)),
         "group_norm": normreg.GroupNorm(2, 6, device=device),
         "split groups": lambda x: normreg.functional.group_norm(x[:, :, None].repeat(1, 1, 6000), 2),
         "instance_norm": lambda x: instances(x[:, :, None].repeat(1, 1, 2)),
@@ -334,6 +353,7 @@ def test_launches_of_a_call(device, launches):
         "drop path": normreg.DropPath(0.5),
     }
     split = normreg.BatchNorm1d(6, device=device)
+    act, split_act = normreg.BatchNormAct1d(6, device=device), normreg.BatchNormAct1d(6, device=device)
     instances = normreg.InstanceNorm1d(6, affine=True, track_running_stats=True, device=device)
     counts = {}
     for name, module in layers.items():
@@ -346,5 +366,7 @@ def test_launches_of_a_call(device, launches):
     rows = dict.fromkeys(("layer_norm", "rms_norm"), (1, 2))
     channels = {"batch_norm": (1, 1), "cumulative average": (2, 1), "inference": (1, 1)}
     split_channels = {"split channels": (2, 2), "split channels, inference": (1, 2)}
+    fused = {"activation and residual": (1, 1), "activation and residual, inference": (1, 1)}
+    fused["split, activation and residual"] = (2, 2)
     groups = {"group_norm": (1, 2), "split groups": (2, 3), "instance_norm": (2, 2)}
-    assert counts == rows | channels | split_channels | groups | dropouts
+    assert counts == rows | channels | split_channels | fused | groups | dropouts

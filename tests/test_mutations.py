@@ -277,8 +277,8 @@ MUTATIONS = {
     ),
     "channels are not masked": Mutation(
         "kernels/channels.py",
-        "    return channel, channel < channels, channels, spatial, stride_channel, stride_spatial\n",
-        "    return channel, channel >= 0, channels, spatial, stride_channel, stride_spatial\n",
+        "    return channel, channel < channels, (",
+        "    return channel, channel >= 0, (",
         "test_batch_norm.py -k 'training_agrees and split and 5x17x7x7'",
     ),
     "sample offsets in 32 bits": Mutation(
@@ -289,7 +289,7 @@ MUTATIONS = {
     ),
     # kernels/batch_norm.py
     "sums relative to an outlier": Mutation(
-        "kernels/batch_norm.py",
+        "kernels/batch_norm_split.py",
         "        if tile == first_tile:",
         "        if tile < 0:",
         "test_batch_norm.py -k 'an_outlier_in_front and split'",
@@ -313,40 +313,101 @@ MUTATIONS = {
         "test_batch_norm.py::test_running_statistics",
     ),
     "batches are counted by every program": Mutation(
-        "kernels/batch_norm.py",
+        "kernels/batch_norm_split.py",
         "        if tl.program_id(0) + tl.program_id(1) == 0:\n",
         "        if tl.program_id(0) == 0:\n",
         "test_batch_norm.py -k 'running_statistics and split'",
     ),
     "inference has the gradient of training": Mutation(
-        "kernels/batch_norm.py",
-        "            if TRAINING:\n                x =",
-        "            if partial_ptr is not None:\n                c1 = c2 = scale\n                x =",
+        "kernels/batch_norm_split.py",
+        "None if training else dx, dresidual, partial,\n",
+        "None, dresidual, partial,\n",
         "test_batch_norm.py -k 'gradient_of_any_subset and split and inference'",
     ),
     "dx loses the mean of dy": Mutation(
-        "kernels/batch_norm.py",
-        "                dx -= subtract(x, mean) * c1 + c2\n",
-        "                dx -= subtract(x, mean) * c1\n",
+        "kernels/batch_norm_split.py",
+        "(dz - (deviation * c1 + c2)) * scale",
+        "(dz - deviation * c1) * scale",
         "test_batch_norm.py -k 'gradient_of_any_subset and split'",
     ),
     "dx loses the projection on x_hat": Mutation(
-        "kernels/batch_norm.py",
-        "                dx -= subtract(x, mean) * c1 + c2\n",
-        "                dx -= c2\n",
+        "kernels/batch_norm_split.py",
+        "(dz - (deviation * c1 + c2)) * scale",
+        "(dz - c2) * scale",
         "test_batch_norm.py -k 'gradient_of_any_subset and split'",
     ),
     "dbias of a channel keeps only the last tile": Mutation(
-        "kernels/batch_norm.py",
-        "        dbias += dy\n",
-        "        dbias = dy\n",
+        "kernels/batch_norm_split.py",
+        "        dbias += dz\n",
+        "        dbias = dz\n",
         "test_batch_norm.py -k 'training_agrees and split and 5x17x7x7'",
     ),
     "dweight loses rstd": Mutation(
-        "kernels/batch_norm.py",
+        "kernels/batch_norm_split.py",
         "channels, BLOCK_SPLITS) * rstd\n",
         "channels, BLOCK_SPLITS)\n",
         "test_batch_norm.py -k 'gradient_of_any_subset and split'",
+    ),
+    "a second sweep ends at its first tile": Mutation(
+        "kernels/batch_norm_split.py",
+        "        tile = first_tile + last_tile - 1 - back\n        access",
+        "        tile = first_tile + last_tile - back\n        access",
+        "test_batch_norm.py -k 'training_agrees and split and 5x17x7x7'",
+    ),
+    "reversed programs write the channels of the first sweep": Mutation(
+        "kernels/channels.py",
+        "        block = tl.num_programs(0) - 1 - block\n",
+        "        block = tl.num_programs(0) - 1\n",
+        "test_batch_norm.py -k 'training_agrees and split and 3x65x8x8'",
+    ),
+    "dx of evaluation has no scale": Mutation(
+        "kernels/batch_norm_split.py",
+        "            store_tile(dx_ptr, access, dz * scale)\n",
+        "            store_tile(dx_ptr, access, dz)\n",
+        "test_batch_norm.py -k 'gradient_of_any_subset and split and inference'",
+    ),
+    # kernels/activations.py, and where it is used
+    "slopes of relu6 beyond 6": Mutation(
+        "kernels/activations.py",
+        "        return ~((z <= 0.0) | (z >= 6.0))\n",
+        "        return ~(z <= 0.0)\n",
+        "test_batch_norm_act.py -k 'lines_meet and relu6'",
+    ),
+    "bits in another order than they are read": Mutation(
+        "kernels/channels.py",
+        "        place = tl.arange(0, A_BYTE)[None, None, :]\n",
+        "        place = A_BYTE - 1 - tl.arange(0, A_BYTE)[None, None, :]\n",
+        "test_batch_norm_act.py -k 'bits_of_every_layout and held'",
+    ),
+    "the backward forgets the residual in z": Mutation(
+        "kernels/batch_norm_split.py",
+        "            z += load_tile(residual_ptr, access, COMPUTE_DTYPE)\n",
+        "            pass\n",
+        "test_batch_norm_act.py -k 'agrees_with_torch and silu'",
+    ),
+    "dz where there is no element": Mutation(
+        "kernels/batch_norm_split.py",
+        "        dz = tl.where(access[2], activation_backward(dz, z, negative_slope, ACT), 0.0)\n",
+        "        dz = activation_backward(dz, z, negative_slope, ACT)\n",
+        "test_batch_norm_act.py -k constant_channels",
+    ),
+    "the residual's gradient in splits is that of y": Mutation(
+        "kernels/batch_norm_split.py",
+        "            store_tile(dresidual_ptr, access, dz)\n",
+        "            store_tile(dresidual_ptr, access, load_tile(dy_ptr, access, COMPUTE_DTYPE))\n",
+        "test_batch_norm_act.py -k 'gradient_of_any_subset and split'",
+    ),
+    "the activation is applied twice to dy": Mutation(
+        "kernels/batch_norm_split.py",
+        "fused._replace(act=None, residual=None, bits=None)  # it is dz\n",
+        "fused  # it is dz\n",
+        "test_batch_norm_act.py -k 'agrees_with_torch and split and silu'",
+    ),
+    "a bad loader's statistics stay": Mutation(
+        "normreg/running_statistics.py",
+        "        _put_back(before)\n",
+        "        pass\n",
+        "test_running_statistics.py -k bad_loader",
     ),
     # kernels/batch_norm_held.py
     "held sums relative to an outlier": Mutation(
@@ -363,8 +424,8 @@ MUTATIONS = {
     ),
     "a cumulative average in one launch": Mutation(
         "kernels/batch_norm.py",
-        "    held = None if cumulative else held_plan(x, launch.batch_norm_held_forward_tile)\n",
-        "    held = held_plan(x, launch.batch_norm_held_forward_tile)\n    momentum = momentum or 0.1\n",
+        "    if momentum is not None:\n        held =",
+        "    momentum = momentum or 0.1\n    if True:\n        held =",
         "test_batch_norm.py -k 'running_statistics and held and None'",
     ),
     "inference has the gradient of training in held channels": Mutation(
@@ -387,8 +448,8 @@ MUTATIONS = {
     ),
     "dweight of held channels loses rstd": Mutation(
         "kernels/batch_norm_held.py",
-        "tl.sum(dy * deviation, 1).to(tl.float64) * rstd ",
-        "tl.sum(dy * deviation, 1).to(tl.float64) ",
+        "tl.sum(dz * deviation, 1).to(tl.float64) * rstd\n",
+        "tl.sum(dz * deviation, 1).to(tl.float64)\n",
         "test_batch_norm.py -k 'gradient_of_any_subset and held'",
     ),
     # kernels/group_norm.py, kernels/group_norm_split.py, kernels/instance_norm.py
@@ -430,8 +491,8 @@ MUTATIONS = {
     ),
     "split groups have the parameters of the wrong channel": Mutation(
         "kernels/group_norm_split.py",
-        "        x_ptr, y_ptr, weight_ptr, bias_ptr, mean, rstd, row % channels, row_mask,\n",
-        "        x_ptr, y_ptr, weight_ptr, bias_ptr, mean, rstd, row % group_channels, row_mask,\n",
+        "bias_ptr, None, None, mean, rstd, row % channels, row_mask,\n",
+        "bias_ptr, None, None, mean, rstd, row % group_channels, row_mask,\n",
         "test_group_norm.py::test_absent_parameters",
     ),
     "a split group has the moments of its first splits": Mutation(

@@ -89,6 +89,25 @@ CASES = {
         [True, True, True])),
     "batch_norm_backward in evaluation, channels_last": ("batch_norm_backward", lambda d: (
         images(d), images(d, FLOAT, LAST), None, *running(d), 1e-5, FLOAT, False, [True, False, True])),
+    "batch_norm_act": ("batch_norm_act", lambda d: (
+        images(d), values(d, 4), values(d, 4), None, "relu", 0.0, 1e-5, *running(d),
+        torch.tensor(3, device=d), 0.1, True)),
+    "batch_norm_act of a residual, cumulative, channels_last": ("batch_norm_act", lambda d: (
+        images(d, FLOAT, LAST), values(d, 4), values(d, 4), images(d), "leaky_relu", 0.2, 1e-5, *running(d),
+        torch.tensor(3, device=d), None, True)),
+    "batch_norm_act without statistics": ("batch_norm_act", lambda d: (
+        images(d, HALF), None, None, images(d, HALF), "relu", 0.0, 1e-5, None, None, None, 0.1, False)),
+    "batch_norm_act_inference": ("batch_norm_act_inference", lambda d: (
+        images(d, FLOAT, LAST), values(d, 4), values(d, 4), images(d, FLOAT, LAST), "silu", 0.0, 1e-5,
+        *running(d), True)),
+    "batch_norm_act_inference of a sum": ("batch_norm_act_inference", lambda d: (
+        images(d), None, None, images(d), None, 0.0, 1e-5, *running(d), True)),
+    "batch_norm_act_backward": ("batch_norm_act_backward", lambda d: (
+        images(d), images(d), values(d, 4), values(d, 4), None, None, values(d, 4, dtype=DOUBLE),
+        values(d, 4), "gelu", 0.0, 1e-5, FLOAT, True, [True, True, True, False])),
+    "batch_norm_act_backward of bits in evaluation": ("batch_norm_act_backward", lambda d: (
+        images(d), images(d, FLOAT, LAST), None, None, None, torch.ones(30, 1, dtype=torch.int8, device=d),
+        *running(d), "relu", 0.0, 1e-5, FLOAT, False, [True, False, True, True])),
     "layer_norm_channels": (
         "layer_norm_channels", lambda d: (images(d), values(d, 4), values(d, 4), 1e-5, FLOAT, True)),
     "layer_norm_channels of channels_last bfloat16, in float32": (
@@ -131,7 +150,7 @@ def test_every_operator_has_a_case():
 def with_gradients(name, arguments):
     """x and parameters require grad, where the operator can be differentiated with these arguments."""
     if name == "dropout" or arguments[-1] is True:
-        for tensor in arguments[:3]:
+        for tensor in arguments[: 4 if name.startswith("batch_norm_act") else 3]:
             if isinstance(tensor, torch.Tensor) and tensor.is_floating_point():
                 tensor.requires_grad_()
     return arguments
@@ -155,6 +174,10 @@ def test_saved_tensors(device, name, arguments):
         expected = []
     elif name == "dropout":
         expected = others[:1]
+    elif name.startswith("batch_norm_act"):
+        bits, act = result[-1], others[3]
+        terms = others[1:3] if act is not None and bits is None else []
+        expected = [t for t in (x, others[0], *terms, *result[1:]) if t is not None]
     else:
         expected = [x, *others[: others[0] is not None], *result[1:]]
     assert kept == {t.data_ptr() for t in expected}

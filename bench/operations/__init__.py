@@ -1,11 +1,29 @@
 """The operations that are measured: a file each, with its layer, its least traffic and its shapes."""
 
-from . import batch_norm, dropout, group_norm, instance_norm, layer_norm, layer_norm_channels, rms_norm
+from . import (
+    batch_norm,
+    batch_norm_act,
+    dropout,
+    group_norm,
+    instance_norm,
+    layer_norm,
+    layer_norm_channels,
+    rms_norm,
+)
 from .case import Case, Operation
 
 OPERATIONS = {
     module.OPERATION.name: module.OPERATION
-    for module in (layer_norm, rms_norm, layer_norm_channels, batch_norm, group_norm, instance_norm, dropout)
+    for module in (
+        layer_norm,
+        rms_norm,
+        layer_norm_channels,
+        batch_norm,
+        batch_norm_act,
+        group_norm,
+        instance_norm,
+        dropout,
+    )
 }
 
 __all__ = ["OPERATIONS", "Case", "Operation", "cases"]

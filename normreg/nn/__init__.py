@@ -3,6 +3,9 @@
 from normreg.nn.batch_norm import BatchNorm1d as BatchNorm1d
 from normreg.nn.batch_norm import BatchNorm2d as BatchNorm2d
 from normreg.nn.batch_norm import BatchNorm3d as BatchNorm3d
+from normreg.nn.batch_norm_act import BatchNormAct1d as BatchNormAct1d
+from normreg.nn.batch_norm_act import BatchNormAct2d as BatchNormAct2d
+from normreg.nn.batch_norm_act import BatchNormAct3d as BatchNormAct3d
 from normreg.nn.dropout import AlphaDropout as AlphaDropout
 from normreg.nn.dropout import Dropout as Dropout
 from normreg.nn.dropout import Dropout1d as Dropout1d
@@ -25,6 +28,9 @@ __all__ = [
     "BatchNorm1d",
     "BatchNorm2d",
     "BatchNorm3d",
+    "BatchNormAct1d",
+    "BatchNormAct2d",
+    "BatchNormAct3d",
     "DropPath",
     "Dropout",
     "Dropout1d",

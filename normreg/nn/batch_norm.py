@@ -5,19 +5,25 @@ from normreg import functional
 
 
 class _BatchNormForward:
-    """The truth table of torch's BatchNorm: which statistics are used, and which are updated."""
-
     def forward(self, input):
-        if isinstance(input, torch.fx.Proxy):  # a leaf of the traced graph, as torch.nn's layers are
-            path = input.tracer.path_of_module(self)
-            return input.tracer.create_proxy("call_module", path, (input,), {})
+        if isinstance(input, torch.fx.Proxy):
+            return self._traced(input)
+        return self._call(functional.batch_norm, input)
+
+    def _traced(self, *inputs):
+        """A leaf of the traced graph, as torch.nn's layers are."""
+        tracer = inputs[0].tracer
+        return tracer.create_proxy("call_module", tracer.path_of_module(self), inputs, {})
+
+    def _call(self, batch_norm, input, **options):
+        """The truth table of torch's BatchNorm: which statistics are used, and which are updated."""
         self._check_input_dim(input)
         update = self.training and self.track_running_stats
         use_running = update or not self.training
         running_mean = self.running_mean if use_running else None
         running_var = self.running_var if use_running else None
         tracked = self.num_batches_tracked if update else None
-        return functional.batch_norm(
+        return batch_norm(
             input,
             running_mean,
             running_var,
@@ -27,6 +33,7 @@ class _BatchNormForward:
             momentum=0.0 if self.momentum is None and tracked is None else self.momentum,
             eps=self.eps,
             num_batches_tracked=tracked,
+            **options,
         )
 
 

@@ -28,16 +28,33 @@ def _gradients(ctx, dy, training):
         return None, None, None
     wanted = ctx.needs_input_grad[:3]
     x, weight, mean, var = ctx.saved_tensors
-    if not gradient.wants_formula(dy):
-        backward = OPERATOR_BACKWARD if operator.traces(dy) else kernels.batch_norm_backward
-        return backward(dy, x, weight, mean, var, ctx.eps, ctx.parameter_dtype, training, wanted)
-    dims = (0, *range(2, x.dim()))
-    per_channel = (1, -1, *[1] * (x.dim() - 2))
+    if gradient.wants_formula(dy):
+        mean, rstd = statistics(x, mean, var, ctx.eps, training)
+        return formula(dy, x, weight, mean, rstd, training, wanted)
+    return backward(dy, x, weight, mean, var, ctx.eps, ctx.parameter_dtype, training, wanted)
+
+
+def backward(dy, *arguments):
+    call = OPERATOR_BACKWARD if operator.traces(dy) else kernels.batch_norm_backward
+    return call(dy, *arguments)
+
+
+def over_channels(x):
+    """The dimensions that one channel's sums are over, and the shape in which its values meet x."""
+    return (0, *range(2, x.dim())), (1, -1, *[1] * (x.dim() - 2))
+
+
+def statistics(x, mean, var, eps, training):
+    """mean and rstd as differentiable torch operations; those saved are constants, in inference."""
+    dims, per_channel = over_channels(x)
     if training:
-        mean, rstd = gradient.statistics(x, dims, ctx.eps)
-    else:
-        var = var.to(torch.promote_types(x.dtype, torch.float32))
-        mean, rstd = mean.view(per_channel), (var + ctx.eps).rsqrt().view(per_channel)
+        return gradient.statistics(x, dims, eps)
+    var = var.to(torch.promote_types(x.dtype, torch.float32))
+    return mean.view(per_channel), (var + eps).rsqrt().view(per_channel)
+
+
+def formula(dy, x, weight, mean, rstd, training, wanted):
+    dims, per_channel = over_channels(x)
     weight = None if weight is None else weight.view(per_channel)
     normalized_dims = dims if training else None
     return gradient.normalization_backward(dy, x, weight, mean, rstd, normalized_dims, dims, wanted)
@@ -50,10 +67,10 @@ class BatchNormFunction(torch.autograd.Function):
     def forward(ctx, *inputs):
         output = _training(*inputs)
         _save(ctx, inputs, output)
-        return output
+        return output[0]
 
     @staticmethod
-    def backward(ctx, dy, _dmean, _dvar):
+    def backward(ctx, dy, *_):
         return *_gradients(ctx, dy, training=True), None, None, None, None, None, None
 
 
@@ -64,10 +81,10 @@ class BatchNormInferenceFunction(torch.autograd.Function):
     def forward(ctx, *inputs):
         output = kernels.batch_norm_inference(*inputs)
         _save(ctx, inputs, output)
-        return output
+        return output[0]
 
     @staticmethod
-    def backward(ctx, dy, _dmean, _dvar):
+    def backward(ctx, dy, *_):
         return *_gradients(ctx, dy, training=False), None, None, None, None
 
 
@@ -120,4 +137,15 @@ def batch_norm(x, weight, bias, running_mean, running_var, tracked, training, mo
         run, function, traced = kernels.batch_norm_inference, BatchNormInferenceFunction, OPERATOR_INFERENCE
     if torch.compiler.is_compiling():
         return traced(*arguments)[0]
-    return function.apply(*arguments)[0] if wants_gradient else run(*arguments)[0]
+    return function.apply(*arguments) if wants_gradient else run(*arguments)[0]
+
+
+def in_torch(input, running_mean, running_var, weight, bias, training, momentum, eps, tracked):
+    if momentum is None and tracked is not None:
+        momentum = 1.0 / (float(tracked) + 1)
+    y = torch.nn.functional.batch_norm(
+        input, running_mean, running_var, weight, bias, training, momentum, eps
+    )
+    if tracked is not None:
+        tracked.add_(1)
+    return y
