@@ -120,7 +120,7 @@ def batch_norm_forward(
     # a single launch cannot both count the batches and divide by their number: its programs do not wait
     held = None
     if momentum is not None:
-        held = held_plan(x, launch.batch_norm_held_forward_tile, fused.residual is not None)
+        held = held_plan(x, "batch_norm_held_forward_tile", fused.residual is not None)
     if held is not None:
         batch_norm_held.forward(held, x, y, weight, bias, *running, mean, var, momentum, eps, fused)
     else:
@@ -139,10 +139,12 @@ def batch_norm_inference(
     mean = var = None
     if save_statistics:
         mean, var = torch.empty_like(running_mean), torch.empty_like(running_var)
-    launch.launch_unplanned(
-        batch_norm_inference_kernel, grid, x.device,
+    launch.launch(
+        launch.kept_launch(
+            batch_norm_inference_kernel, grid, x.device, *sizes, eps, fused.negative_slope,
+            ACT=fused.act, **constants,
+        ),
         x, y, weight, bias, running_mean, running_var, mean, var, fused.residual, fused.bits,
-        *sizes, eps, fused.negative_slope, ACT=fused.act, **constants,
     )  # fmt: skip
     return y, mean, var
 
@@ -166,7 +168,7 @@ def batch_norm_backward(
         for want in (want_dweight, want_dbias)
     )
     to_fill = dweight, dbias, dresidual[0] if dresidual else None
-    held = held_plan(x, launch.batch_norm_held_backward_tile)
+    held = held_plan(x, "batch_norm_held_backward_tile")
     if held is not None:
         batch_norm_held.backward(held, dy, x, dx, weight, bias, mean, var, *to_fill, eps, training, fused)
     else:

@@ -109,18 +109,23 @@ def forward(
 ):  # fmt: skip
     """Fills y and those of mean and var that are given, and updates the running statistics."""
     grid, sizes, constants = plan
-    launch.launch_unplanned(
-        batch_norm_held_kernel, grid, x.device,
+    launch.launch(
+        launch.kept_launch(
+            batch_norm_held_kernel, grid, x.device, *sizes, momentum, eps, fused.negative_slope,
+            ACT=fused.act, **constants,
+        ),
         x, y, weight, bias, running_mean, running_var, num_batches_tracked, mean, var,
-        fused.residual, fused.bits, *sizes, momentum, eps, fused.negative_slope, ACT=fused.act, **constants,
+        fused.residual, fused.bits,
     )  # fmt: skip
 
 
 def backward(plan, dy, x, dx, weight, bias, mean, var, dweight, dbias, dresidual, eps, training, fused):
     """Fills those of dx, dweight, dbias and dresidual that are given."""
     grid, sizes, constants = plan
-    launch.launch_unplanned(
-        batch_norm_held_backward_kernel, grid, x.device,
+    launch.launch(
+        launch.kept_launch(
+            batch_norm_held_backward_kernel, grid, x.device, *sizes, eps, fused.negative_slope,
+            TRAINING=training, ACT=fused.act, **constants,
+        ),
         dy, x, weight, bias, mean, var, fused.residual, fused.bits, dx, dresidual, dweight, dbias,
-        *sizes, eps, fused.negative_slope, TRAINING=training, ACT=fused.act, **constants,
     )  # fmt: skip

@@ -261,16 +261,17 @@ def forward(
     """Fills y and those of mean and var that are given, and updates the running statistics."""
     grid, sizes, constants, merged_splits, _ = plan(x)
     partial = channel_values(x, 3, grid[1])
-    launch.launch_unplanned(
-        batch_norm_statistics_kernel, grid, x.device, x, partial, num_batches_tracked, *sizes, **constants
-    )
+    statistics = launch.kept_launch(batch_norm_statistics_kernel, grid, x.device, *sizes, **constants)
+    launch.launch(statistics, x, partial, num_batches_tracked)
     cumulative = momentum is None
-    launch.launch_unplanned(
-        batch_norm_normalize_kernel, grid, x.device,
+    launch.launch(
+        launch.kept_launch(
+            batch_norm_normalize_kernel, grid, x.device,
+            *sizes, grid[1], 0.0 if cumulative else momentum, eps, fused.negative_slope,
+            BLOCK_SPLITS=merged_splits, ACT=fused.act, **constants,
+        ),
         x, y, partial, weight, bias, running_mean, running_var,
         num_batches_tracked if cumulative else None, mean, var, fused.residual, fused.bits,
-        *sizes, grid[1], 0.0 if cumulative else momentum, eps, fused.negative_slope,
-        BLOCK_SPLITS=merged_splits, ACT=fused.act, **constants,
     )  # fmt: skip
 
 
@@ -280,20 +281,24 @@ def backward(dy, x, dx, weight, bias, mean, var, dweight, dbias, dresidual, eps,
     splits = grid[1]
     of_sums = (dweight, dbias, dx) if training else (dweight, dbias)
     partial = channel_values(x, 2, splits) if any(t is not None for t in of_sums) else None
-    launch.launch_unplanned(
-        batch_norm_backward_sums_kernel, grid, x.device,
+    launch.launch(
+        launch.kept_launch(
+            batch_norm_backward_sums_kernel, grid, x.device, *sizes, eps, fused.negative_slope,
+            ACT=fused.act, **constants,
+        ),
         dy, x, weight, bias, mean, var, fused.residual, fused.bits,
         None if training else dx, dresidual, partial,
-        *sizes, eps, fused.negative_slope, ACT=fused.act, **constants,
     )  # fmt: skip
     if partial is None:
         return
     if dresidual is not None:
         dy, fused = dresidual, fused._replace(act=None, residual=None, bits=None)  # it is dz
-    launch.launch_unplanned(
-        batch_norm_backward_kernel, grid if training and dx is not None else (grid[0], 1), x.device,
+    launch.launch(
+        launch.kept_launch(
+            batch_norm_backward_kernel, grid if training and dx is not None else (grid[0], 1), x.device,
+            *sizes, splits, count, eps, fused.negative_slope,
+            BLOCK_SPLITS=merged_splits, ACT=fused.act, **constants,
+        ),
         dy, x, weight, bias, mean, var, fused.residual, fused.bits, dx if training else None,
         partial, dweight, dbias,
-        *sizes, splits, count, eps, fused.negative_slope,
-        BLOCK_SPLITS=merged_splits, ACT=fused.act, **constants,
     )  # fmt: skip

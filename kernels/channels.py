@@ -229,38 +229,45 @@ class Plan(NamedTuple):
     count: int  # elements of a channel
 
 
+class Layout(NamedTuple):
+    """How x, as `dense` returns it, lies in memory: channels-last as one sample."""
+
+    samples: int
+    channels: int
+    spatial: int
+    channels_last: bool
+
+    def sizes_and_constants(self, dtype, tile):
+        """The sizes, the contiguous one in vectors, and what the kernels are compiled for."""
+        vector = launch.vector(self.channels if self.channels_last else self.spatial)
+        channels, spatial = self.channels, self.spatial
+        in_vectors = (channels // vector, spatial) if self.channels_last else (channels, spatial // vector)
+        return (self.samples, *in_vectors), dict(
+            COMPUTE_DTYPE=launch.triton_dtype(launch.compute_dtype(dtype)),
+            CHANNELS_LAST=self.channels_last,
+            VECTOR=vector,
+            BLOCK_SAMPLES=tile.samples,
+            BLOCK_CHANNELS=tile.channels,
+            BLOCK_SPATIAL=tile.spatial,
+            num_warps=tile.num_warps,
+        )
+
+
 def layout(x):
-    """samples, channels, spatial and whether the channels are contiguous, of x as `dense` returns it."""
     samples, channels, spatial = x.shape[0], x.shape[1], x.shape[2:].numel()
     if spatial == 1 or not x.is_contiguous():
-        return 1, channels, samples * spatial, True
-    return samples, channels, spatial, False
+        return Layout(1, channels, samples * spatial, True)
+    return Layout(samples, channels, spatial, False)
 
 
-def sizes_and_constants(x, tile):
-    """samples, channels and spatial, the contiguous one in vectors, and what the kernels are compiled for."""
-    samples, channels, spatial, channels_last = layout(x)
-    vector = launch.vector(channels if channels_last else spatial)
-    in_vectors = (channels // vector, spatial) if channels_last else (channels, spatial // vector)
-    return (samples, *in_vectors), dict(
-        COMPUTE_DTYPE=launch.triton_dtype(launch.compute_dtype(x.dtype)),
-        CHANNELS_LAST=channels_last,
-        VECTOR=vector,
-        BLOCK_SAMPLES=tile.samples,
-        BLOCK_CHANNELS=tile.channels,
-        BLOCK_SPATIAL=tile.spatial,
-        num_warps=tile.num_warps,
-    )
-
-
-def plan(x, split=launch.batch_norm_splits):
-    """The plan for x as `dense` returns it."""
-    samples, channels, spatial, channels_last = layout(x)
+@launch.planned
+def _plan(layout, dtype, device, split):
+    samples, channels, spatial, channels_last = layout
     tile = launch.batch_norm_tile(channels, spatial, channels_last)
     tiles = triton.cdiv(samples, tile.samples) * triton.cdiv(spatial, tile.spatial)
     channel_blocks = triton.cdiv(channels, tile.channels)
-    splits, tiles_per_split = split(tiles, tile.samples * tile.spatial, channel_blocks, x.device)
-    sizes, constants = sizes_and_constants(x, tile)
+    splits, tiles_per_split = split(tiles, tile.samples * tile.spatial, channel_blocks, device)
+    sizes, constants = layout.sizes_and_constants(dtype, tile)
     return Plan(
         grid=(channel_blocks, splits),
         sizes=(*sizes, tiles, tiles_per_split),
@@ -270,13 +277,25 @@ def plan(x, split=launch.batch_norm_splits):
     )
 
 
-def held_plan(x, choose_tile, *details):
-    """(grid, sizes, constants) for one tile a program, or None where a channel is too large for it."""
-    samples, channels, spatial, channels_last = layout(x)
-    tile = choose_tile(samples, channels, spatial, channels_last, launch.compute_dtype(x.dtype), *details)
+def plan(x, split=launch.batch_norm_splits):
+    """The plan for x as `dense` returns it."""
+    return _plan(layout(x), x.dtype, x.device, split)
+
+
+@launch.planned
+def _held_plan(layout, dtype, tile_name, *details):
+    tile = getattr(launch, tile_name)(*layout, launch.compute_dtype(dtype), *details)
     if tile is None:
         return None
-    return (triton.cdiv(channels, tile.channels),), *sizes_and_constants(x, tile)
+    return (triton.cdiv(layout.channels, tile.channels),), *layout.sizes_and_constants(dtype, tile)
+
+
+def held_plan(x, tile_name, *details):
+    """(grid, sizes, constants) for one tile a program, or None where a channel is too large for it.
+
+    tile_name: of the function of `launch` that chooses the tile.
+    """
+    return _held_plan(layout(x), x.dtype, tile_name, *details)
 
 
 def dense(x):

@@ -177,15 +177,14 @@ def forward(x, y, weight, bias, mean, var, groups, eps):
     grid, sizes, constants, _, _ = plan(whole, launch.group_norm_splits)
     splits = grid[1]
     partial = channel_values(whole, 3, splits)
-    launch.launch_unplanned(
-        batch_norm_statistics_kernel, grid, x.device, x, partial, None, *sizes, **constants
-    )  # fmt: skip
+    statistics = launch.kept_launch(batch_norm_statistics_kernel, grid, x.device, *sizes, **constants)
+    launch.launch(statistics, x, partial, None)
     grid, sizes, constants, merged_splits, _ = plan(x.view(1, samples * channels, -1))
-    launch.launch_unplanned(
-        group_norm_normalize_kernel, grid, x.device,
-        x, y, partial, weight, bias, mean, var, *sizes, splits, channels // groups, channels, eps,
+    normalize = launch.kept_launch(
+        group_norm_normalize_kernel, grid, x.device, *sizes, splits, channels // groups, channels, eps,
         BLOCK_SPLITS=merged_splits, **constants,
     )  # fmt: skip
+    launch.launch(normalize, x, y, partial, weight, bias, mean, var)
 
 
 def backward(dy, x, dx, weight, mean, var, dweight_partial, dbias_partial, groups, eps):
@@ -195,20 +194,20 @@ def backward(dy, x, dx, weight, mean, var, dweight_partial, dbias_partial, group
     rows = x.view(1, samples * channels, -1)
     grid, sizes, constants, _, _ = plan(rows)
     partial = channel_values(rows, 2, grid[1])
-    launch.launch_unplanned(
-        group_norm_backward_sums_kernel, grid, device,
-        dy, x, mean, var, partial, *sizes, group_channels, eps, **constants,
-    )  # fmt: skip
+    sums = launch.kept_launch(
+        group_norm_backward_sums_kernel, grid, device, *sizes, group_channels, eps, **constants
+    )
+    launch.launch(sums, dy, x, mean, var, partial)
     c1, c2 = (torch.empty(samples * groups, dtype=mean.dtype, device=device) for _ in range(2))
     tile = launch.group_norm_merge_tile()
-    launch.launch_unplanned(
+    merge = launch.kept_launch(
         group_norm_backward_merge_kernel, (samples * groups,), device,
-        partial, weight, dweight_partial, dbias_partial, c1, c2,
         rows.shape[1], grid[1], group_channels, channels, rows.shape[2],
         BLOCK_SPLITS=tile.rows, BLOCK_CHANNELS=tile.cols, num_warps=tile.num_warps,
     )  # fmt: skip
+    launch.launch(merge, partial, weight, dweight_partial, dbias_partial, c1, c2)
     if dx is not None:
-        launch.launch_unplanned(
-            group_norm_backward_input_kernel, grid, device,
-            dy, x, dx, weight, mean, var, c1, c2, *sizes, group_channels, channels, eps, **constants,
-        )  # fmt: skip
+        of_dx = launch.kept_launch(
+            group_norm_backward_input_kernel, grid, device, *sizes, group_channels, channels, eps, **constants
+        )
+        launch.launch(of_dx, dy, x, dx, weight, mean, var, c1, c2)

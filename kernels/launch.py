@@ -78,6 +78,9 @@ class Launch:
             self.runners[variant] = compiled[grid]
 
 
+kept_launch = planned(Launch)
+
+
 def launch(plan, *tensors, numbers=(), through=()):
     """Runs a kernel on its device, whichever device is current.
 
@@ -95,11 +98,6 @@ def launch(plan, *tensors, numbers=(), through=()):
     else:
         with torch.cuda.device(plan.device):
             plan.again(tensors, numbers)
-
-
-def launch_unplanned(kernel, grid, device, *arguments, num_warps, through=(), **constants):
-    plan = Launch(kernel, grid, device, num_warps=num_warps, **constants)
-    launch(plan, numbers=arguments, through=through)
 
 
 def contiguous(*tensors):

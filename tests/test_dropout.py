@@ -86,6 +86,7 @@ def test_tiles_do_not_change_the_mask(device, dtype, monkeypatch):
     masks = []
     for calls in (32, 256, 1024):
         monkeypatch.setattr(launch, "dropout_calls", lambda calls=calls: calls)
+        launch.forget_plans()
         masks.append(mask(5000, 0.3, 7, device, dtype))
     assert torch.equal(masks[0], masks[1])
     assert torch.equal(masks[0], masks[2])
