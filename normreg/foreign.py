@@ -258,7 +258,7 @@ def timm_rms_norm(module, x):
 
 @register_layer("timm.layers.norm_act.BatchNormAct2d")
 def timm_batch_norm_act_2d(module, x):
-    return module.act(module.drop(BatchNorm2d.forward(module, x)))
+    return module.act(module.drop(BatchNorm2d._call(module, functional.batch_norm, x)))
 
 
 @register_layer("timm.layers.drop.DropPath")
