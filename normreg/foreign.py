@@ -7,7 +7,7 @@ state_dict, `isinstance` and everything else of it stay.
 import functools
 
 from normreg import functional
-from normreg.nn.batch_norm import BatchNorm2d
+from normreg.nn.batch_norm import call_batch_norm
 
 FORWARDS = {}  # import path of a class: the forward that its layers get
 
@@ -258,7 +258,7 @@ def timm_rms_norm(module, x):
 
 @register_layer("timm.layers.norm_act.BatchNormAct2d")
 def timm_batch_norm_act_2d(module, x):
-    return module.act(module.drop(BatchNorm2d._call(module, functional.batch_norm, x)))
+    return module.act(module.drop(call_batch_norm(module, functional.batch_norm, x)))
 
 
 @register_layer("timm.layers.drop.DropPath")

@@ -767,8 +767,8 @@ MUTATIONS = {
     # normreg/nn
     "batches are counted that are not tracked": Mutation(
         "normreg/nn/batch_norm.py",
-        "        update = self.training and self.track_running_stats\n",
-        "        update = self.training\n",
+        "    update = layer.training and layer.track_running_stats\n",
+        "    update = layer.training\n",
         "test_batch_norm.py::test_truth_table",
     ),
     "the layer forgets eps": Mutation(

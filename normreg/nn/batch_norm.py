@@ -4,37 +4,38 @@ import torch.fx
 from normreg import functional
 
 
+def call_batch_norm(layer, batch_norm, input, **options):
+    """The truth table of torch's BatchNorm: which statistics are used, and which are updated."""
+    layer._check_input_dim(input)
+    update = layer.training and layer.track_running_stats
+    use_running = update or not layer.training
+    running_mean = layer.running_mean if use_running else None
+    running_var = layer.running_var if use_running else None
+    tracked = layer.num_batches_tracked if update else None
+    return batch_norm(
+        input,
+        running_mean,
+        running_var,
+        layer.weight,
+        layer.bias,
+        training=layer.training or (running_mean is None and running_var is None),
+        momentum=0.0 if layer.momentum is None and tracked is None else layer.momentum,
+        eps=layer.eps,
+        num_batches_tracked=tracked,
+        **options,
+    )
+
+
 class _BatchNormForward:
     def forward(self, input):
         if isinstance(input, torch.fx.Proxy):
             return self._traced(input)
-        return self._call(functional.batch_norm, input)
+        return call_batch_norm(self, functional.batch_norm, input)
 
     def _traced(self, *inputs):
         """A leaf of the traced graph, as torch.nn's layers are."""
         tracer = inputs[0].tracer
         return tracer.create_proxy("call_module", tracer.path_of_module(self), inputs, {})
-
-    def _call(self, batch_norm, input, **options):
-        """The truth table of torch's BatchNorm: which statistics are used, and which are updated."""
-        self._check_input_dim(input)
-        update = self.training and self.track_running_stats
-        use_running = update or not self.training
-        running_mean = self.running_mean if use_running else None
-        running_var = self.running_var if use_running else None
-        tracked = self.num_batches_tracked if update else None
-        return batch_norm(
-            input,
-            running_mean,
-            running_var,
-            self.weight,
-            self.bias,
-            training=self.training or (running_mean is None and running_var is None),
-            momentum=0.0 if self.momentum is None and tracked is None else self.momentum,
-            eps=self.eps,
-            num_batches_tracked=tracked,
-            **options,
-        )
 
 
 class BatchNorm1d(_BatchNormForward, torch.nn.BatchNorm1d):

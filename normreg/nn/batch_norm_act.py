@@ -1,7 +1,7 @@
 import torch
 
 from normreg import functional
-from normreg.nn.batch_norm import _BatchNormForward
+from normreg.nn.batch_norm import _BatchNormForward, call_batch_norm
 from normreg.ops.batch_norm_act import check_activation
 
 
@@ -28,7 +28,7 @@ class _BatchNormAct(_BatchNormForward):
         if isinstance(input, torch.fx.Proxy):
             return self._traced(input) if residual is None else self._traced(input, residual)
         options = dict(act=self.act, negative_slope=self.negative_slope)
-        return self._call(functional.batch_norm_act, input, residual=residual, **options)
+        return call_batch_norm(self, functional.batch_norm_act, input, residual=residual, **options)
 
     def extra_repr(self):
         slope = f", negative_slope={self.negative_slope}" if self.act == "leaky_relu" else ""

@@ -135,9 +135,7 @@ def batch_norm(x, weight, bias, running_mean, running_var, tracked, training, mo
     else:
         arguments = (x, weight, bias, running_mean, running_var, eps, wants_gradient)
         run, function, traced = kernels.batch_norm_inference, BatchNormInferenceFunction, OPERATOR_INFERENCE
-    if torch.compiler.is_compiling():
-        return traced(*arguments)[0]
-    return function.apply(*arguments) if wants_gradient else run(*arguments)[0]
+    return operator.first_result(run, function, traced, arguments, wants_gradient)
 
 
 def in_torch(input, running_mean, running_var, weight, bias, training, momentum, eps, tracked):

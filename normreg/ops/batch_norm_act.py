@@ -204,6 +204,4 @@ def batch_norm_act(
     else:
         arguments = (*arguments, wants_gradient)
         run, function, traced = _inference, BatchNormActInferenceFunction, OPERATOR_INFERENCE
-    if torch.compiler.is_compiling():
-        return traced(*arguments)[0]
-    return function.apply(*arguments) if wants_gradient else run(*arguments)[0]
+    return operator.first_result(run, function, traced, arguments, wants_gradient)

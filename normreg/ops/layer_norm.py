@@ -80,6 +80,4 @@ OPERATOR_BACKWARD = operator.register(
 def layer_norm(x, weight, bias, normalized_shape, eps, out_dtype):
     wants_gradient = gradient.wants_gradient(x, weight, bias)
     arguments = (x, weight, bias, normalized_shape, eps, out_dtype, wants_gradient)
-    if torch.compiler.is_compiling():
-        return OPERATOR(*arguments)[0]
-    return LayerNormFunction.apply(*arguments) if wants_gradient else _forward(*arguments)[0]
+    return operator.first_result(_forward, LayerNormFunction, OPERATOR, arguments, wants_gradient)

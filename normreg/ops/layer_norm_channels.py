@@ -69,8 +69,5 @@ OPERATOR_BACKWARD = operator.register(
 def layer_norm_channels(x, weight, bias, eps, out_dtype):
     wants_gradient = gradient.wants_gradient(x, weight, bias)
     arguments = (x, weight, bias, eps, out_dtype, wants_gradient)
-    if torch.compiler.is_compiling():
-        return OPERATOR(*arguments)[0]
-    if wants_gradient:
-        return LayerNormChannelsFunction.apply(*arguments)
-    return kernels.layer_norm_channels_forward(*arguments)[0]
+    run, function = kernels.layer_norm_channels_forward, LayerNormChannelsFunction
+    return operator.first_result(run, function, OPERATOR, arguments, wants_gradient)

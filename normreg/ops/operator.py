@@ -48,6 +48,14 @@ def fake_gradients(x, parameter_shape, parameter_dtype, wanted):
     )
 
 
+def first_result(run, function, traced, arguments, wants_gradient):
+    """The first result of `run(*arguments)`: by its operator where torch.compile traces, else by its Function
+    where autograd records."""
+    if torch.compiler.is_compiling():
+        return traced(*arguments)[0]
+    return function.apply(*arguments) if wants_gradient else run(*arguments)[0]
+
+
 def traces(dy):
     """Whether a backward that is given dy is being recorded, so that it has to call an operator."""
     return type(dy) is not torch.Tensor or torch.compiler.is_compiling()

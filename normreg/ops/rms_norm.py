@@ -75,6 +75,4 @@ OPERATOR_BACKWARD = operator.register(
 def rms_norm(x, weight, normalized_shape, eps, out_dtype):
     wants_gradient = gradient.wants_gradient(x, weight)
     arguments = (x, weight, normalized_shape, eps, out_dtype, wants_gradient)
-    if torch.compiler.is_compiling():
-        return OPERATOR(*arguments)[0]
-    return RMSNormFunction.apply(*arguments) if wants_gradient else _forward(*arguments)[0]
+    return operator.first_result(_forward, RMSNormFunction, OPERATOR, arguments, wants_gradient)
