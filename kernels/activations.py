@@ -98,7 +98,9 @@ def derivative(z, ACT: tl.constexpr):
 def activation_backward(dy, z, negative_slope, ACT: tl.constexpr):
     """dz"""
     LINES_OF_SLOPE_1: tl.constexpr = ACT == "relu" or ACT == "relu6" or ACT == "leaky_relu"
-    if LINES_OF_SLOPE_1:
+    if ACT is None:
+        return dy
+    elif LINES_OF_SLOPE_1:
         return lines_backward(dy, is_steep(z, ACT), negative_slope, ACT)
     else:
         return dy * derivative(z, ACT)

@@ -110,8 +110,16 @@ def compute_dtype(dtype):
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
+TRITON_DTYPES = {
+    torch.float16: tl.float16,
+    torch.bfloat16: tl.bfloat16,
+    torch.float32: tl.float32,
+    torch.float64: tl.float64,
+}
+
+
 def triton_dtype(dtype):
-    return tl.float64 if dtype == torch.float64 else tl.float32
+    return TRITON_DTYPES[dtype]
 
 
 def vector(size):
@@ -191,6 +199,21 @@ def layer_norm_backward_tile(rows, compute_dtype):
     several_rows = triton.next_power_of_2(rows.cols) < WARP_TILE
     words_per_thread = 8 if several_rows or compute_dtype == torch.float64 else 16
     return _row_tile(rows, compute_dtype, held_words, words_per_thread)
+
+
+def dropout_add_norm_forward_tile(rows, compute_dtype):
+    # two tiles are loaded and a mask is drawn: half the words a thread of layer_norm
+    return _at_least_a_call(_row_tile(rows, compute_dtype, HELD_WORDS_FORWARD, 16))
+
+
+def dropout_add_norm_backward_tile(rows, compute_dtype):
+    held_words = HELD_WORDS_BACKWARD // _words(compute_dtype)
+    return _at_least_a_call(_row_tile(rows, compute_dtype, held_words, 8))
+
+
+def _at_least_a_call(tile):
+    """8 elements of a row are decided by one Philox call."""
+    return tile._replace(rows=max(1, tile.rows * tile.cols // 8), cols=8) if tile.cols < 8 else tile
 
 
 def layer_norm_backward_parameters_tile(channels_first):
@@ -359,6 +382,19 @@ def dropout_calls():
 
 
 DROPOUT_NUM_WARPS = 4
+ELEMENTS_TILE = 2048  # 4 warps x 16
+
+
+def elements_tile(rows, cols):
+    """Of [rows, cols] of which only cols matter: as wide as leaves at most an eighth of it beyond the cols.
+
+    At least 8 wide, the elements of a Philox call; one row is as long as a batch is large.
+    """
+    elements = ELEMENTS_TILE * tile_scale()
+    width = elements
+    while rows > 1 and width > 8 and triton.cdiv(cols, width) * width * 7 > cols * 8:
+        width //= 2
+    return RowTile(elements // width, width, 4)
 
 
 class GroupTile(NamedTuple):

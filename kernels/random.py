@@ -44,3 +44,15 @@ def keep_at(seed, index, keep_threshold):
     field = index & 3
     bits = tl.where(field < 2, tl.where(field == 0, r0, r1), tl.where(field == 2, r2, r3))
     return bits < keep_threshold.to(tl.uint32)
+
+
+@triton.jit
+def keep_in_rows(seed, row, cols, first_col, keep_threshold, BITS: tl.constexpr, BLOCK_COLS: tl.constexpr):
+    """`keep_mask` [rows, BLOCK_COLS] of elements of rows, each of which begins with a call of its own.
+
+    first_col is a multiple of BLOCK_COLS, and that of 128 / BITS. Where cols is a multiple of it, too,
+    element i of the rows has the decision that it has in `keep_mask`.
+    """
+    FIELDS: tl.constexpr = 128 // BITS
+    call = row[:, None] * tl.cdiv(cols, FIELDS) + first_col // FIELDS
+    return keep_mask(seed, call + tl.arange(0, BLOCK_COLS // FIELDS)[None, :], keep_threshold, BITS)

@@ -38,6 +38,19 @@ def row_tile(tile, rows, cols, stride_row, CHANNELS_FIRST: tl.constexpr, BLOCK_R
 
 
 @triton.jit
+def elements_of_rows(row_block, col_block, rows, cols, BLOCK_ROWS: tl.constexpr, BLOCK_COLS: tl.constexpr):
+    """row, int64, first col, col, and base, offsets and mask of a tile of some of the cols of some rows."""
+    first_row = tl.full([], BLOCK_ROWS, tl.int64) * row_block
+    first_col = tl.full([], BLOCK_COLS, tl.int64) * col_block
+    row = tl.arange(0, BLOCK_ROWS)
+    col = tl.arange(0, BLOCK_COLS)
+    offsets = row[:, None] * cols + col[None, :]
+    row = first_row + row
+    mask = (row < rows)[:, None] & (first_col + col < cols)[None, :]
+    return row, first_col, first_col + col, first_row * cols + first_col, offsets, mask
+
+
+@triton.jit
 def load_parameter(ptr, col, cols, COMPUTE_DTYPE: tl.constexpr):
     """[1, cols] of a parameter."""
     return tl.load(ptr + col, mask=col < cols, other=0.0).to(COMPUTE_DTYPE)[None, :]

@@ -5,6 +5,7 @@ from normreg import init as init
 from normreg.convert import replace as replace
 from normreg.convert import restore as restore
 from normreg.diagnosis import diagnose as diagnose
+from normreg.dropout_mask import dropout_mask as dropout_mask
 from normreg.explanation import explain as explain
 from normreg.foreign import as_before as as_before
 from normreg.foreign import register_layer as register_layer
@@ -16,11 +17,16 @@ from normreg.nn import BatchNorm3d as BatchNorm3d
 from normreg.nn import BatchNormAct1d as BatchNormAct1d
 from normreg.nn import BatchNormAct2d as BatchNormAct2d
 from normreg.nn import BatchNormAct3d as BatchNormAct3d
+from normreg.nn import BiasActDropout as BiasActDropout
 from normreg.nn import Dropout as Dropout
 from normreg.nn import Dropout1d as Dropout1d
 from normreg.nn import Dropout2d as Dropout2d
 from normreg.nn import Dropout3d as Dropout3d
+from normreg.nn import DropoutAdd as DropoutAdd
+from normreg.nn import DropoutAddLayerNorm as DropoutAddLayerNorm
+from normreg.nn import DropoutAddRMSNorm as DropoutAddRMSNorm
 from normreg.nn import DropPath as DropPath
+from normreg.nn import DropPathAdd as DropPathAdd
 from normreg.nn import FeatureAlphaDropout as FeatureAlphaDropout
 from normreg.nn import GroupNorm as GroupNorm
 from normreg.nn import InstanceNorm1d as InstanceNorm1d
@@ -48,11 +54,16 @@ __all__ = [
     "BatchNormAct1d",
     "BatchNormAct2d",
     "BatchNormAct3d",
+    "BiasActDropout",
     "DropPath",
+    "DropPathAdd",
     "Dropout",
     "Dropout1d",
     "Dropout2d",
     "Dropout3d",
+    "DropoutAdd",
+    "DropoutAddLayerNorm",
+    "DropoutAddRMSNorm",
     "FeatureAlphaDropout",
     "GroupNorm",
     "InstanceNorm1d",
@@ -65,6 +76,7 @@ __all__ = [
     "RMSNorm",
     "as_before",
     "diagnose",
+    "dropout_mask",
     "explain",
     "freeze_batch_norm",
     "functional",

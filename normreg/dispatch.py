@@ -159,6 +159,20 @@ def batch_norm(x, running_mean, running_var, weight, bias, training, momentum, e
     )
 
 
+def _residual_reason(x, residual):
+    if type(residual) not in PLAIN:
+        return f"the residual is a {type(residual).__name__}, not a plain tensor"
+    if residual.dtype not in FLOATING:
+        return f"the residual is {residual.dtype}"
+    if residual.layout is not torch.strided or residual.shape != x.shape:
+        return "the residual is no strided tensor of the input's shape"
+    if residual.device != x.device:
+        return f"the input is on {x.device}, the residual on {residual.device}"
+    if not torch.compiler.is_compiling() and residual.is_neg():
+        return "the residual is lazily negated"
+    return None
+
+
 def batch_norm_act(
     x, residual, act, negative_slope,
     running_mean, running_var, weight, bias, training, momentum, eps, num_batches_tracked,
@@ -168,17 +182,9 @@ def batch_norm_act(
     ) or _number_reason(negative_slope=negative_slope)
     if reason or residual is None:
         return reason
-    if type(residual) is not torch.Tensor and type(residual) is not Parameter:
-        return f"the residual is a {type(residual).__name__}, not a plain tensor"
-    if residual.layout is not torch.strided or residual.shape != x.shape:
-        return "the residual is no strided tensor of the input's shape"
-    if residual.dtype != x.dtype:
+    if isinstance(residual, torch.Tensor) and residual.dtype != x.dtype:
         return f"the residual is {residual.dtype}, the input {x.dtype}"
-    if residual.device != x.device:
-        return f"the input is on {x.device}, the residual on {residual.device}"
-    if not torch.compiler.is_compiling() and residual.is_neg():
-        return "the residual is lazily negated"
-    return None
+    return _residual_reason(x, residual)
 
 
 def group_norm(x, num_groups, weight, bias, eps):
@@ -230,6 +236,62 @@ def dropout(x, p, inplace, leading=None):
         return "a leaf that requires grad, of which a view may be a part, is not to be changed in place"
     if inplace and x.is_inference() and not torch.is_inference_mode_enabled():
         return "an inference tensor is not to be changed in place outside inference mode"
+    return None
+
+
+def _branch_reason(x, residual, p, layer_scale, row_scale, scaled_shape):
+    """`dropout`'s for what is added to a residual, in which nothing need be dropped."""
+    reason = _torch_reason(x, (layer_scale, row_scale)) or _number_reason(p=p)
+    if reason:
+        return reason
+    if not 0 <= p <= 1:
+        return f"p is {p}"
+    if layer_scale is not None:
+        if layer_scale.shape != scaled_shape:
+            return f"layer_scale has shape {tuple(layer_scale.shape)}, not {tuple(scaled_shape)}"
+        if layer_scale.dtype != x.dtype and not (x.dtype in HALF and layer_scale.dtype == torch.float32):
+            return f"the input is {x.dtype}, layer_scale {layer_scale.dtype}"
+    if row_scale is not None:
+        leading = x.shape[: x.dim() - len(scaled_shape)]
+        if row_scale.dim() == 0 or row_scale.shape != leading[: row_scale.dim()]:
+            return f"row_scale has shape {tuple(row_scale.shape)}, which does not begin {tuple(leading)}"
+        if row_scale.dtype not in FLOATING:
+            return f"row_scale is {row_scale.dtype}"
+        if row_scale.requires_grad and torch.is_grad_enabled():
+            return "row_scale requires grad"
+    return None if residual is None else _residual_reason(x, residual)
+
+
+def dropout_add(x, residual, p, layer_scale, row_scale):
+    reason = _branch_reason(x, residual, p, layer_scale, row_scale, x.shape[-1:])
+    if reason:
+        return reason
+    if p == 0 and layer_scale is None and row_scale is None:
+        return "nothing is dropped or scaled: it is a sum"
+    return None
+
+
+def dropout_add_layer_norm(x, residual, p, layer_scale, row_scale, normalized_shape, weight, bias, eps):
+    reason = _rows_reason(x, normalized_shape, (weight, bias), eps)
+    return reason or _branch_reason(x, residual, p, layer_scale, row_scale, torch.Size(normalized_shape))
+
+
+def dropout_add_rms_norm(x, residual, p, layer_scale, row_scale, normalized_shape, weight, eps):
+    reason = _rows_reason(x, normalized_shape, (weight,), 0.0 if eps is None else eps)
+    return reason or _branch_reason(x, residual, p, layer_scale, row_scale, torch.Size(normalized_shape))
+
+
+def bias_act_dropout(x, bias, p, negative_slope):
+    numbers = dict(p=p, negative_slope=negative_slope)
+    reason = _torch_reason(x, (bias,)) or _dtype_reason(x, (bias,)) or _number_reason(**numbers)
+    if reason:
+        return reason
+    if not 0 <= p <= 1:
+        return f"p is {p}"
+    if x.dim() == 0:
+        return "the input has no dimensions"
+    if bias is not None and bias.shape != x.shape[-1:]:
+        return f"the bias has shape {tuple(bias.shape)}, the input {x.shape[-1]} columns"
     return None
 
 

@@ -4,8 +4,15 @@ import torch
 import torch.nn.functional as F
 
 from normreg import dispatch
-from normreg.fusions import batch_norm_act as batch_norm_act
+from normreg.fused_batch_norm import batch_norm_act as batch_norm_act
+from normreg.fused_dropout import bias_act_dropout as bias_act_dropout
+from normreg.fused_dropout import check_generator
+from normreg.fused_dropout import drop_path_add as drop_path_add
+from normreg.fused_dropout import dropout_add as dropout_add
+from normreg.fused_dropout import dropout_add_layer_norm as dropout_add_layer_norm
+from normreg.fused_dropout import dropout_add_rms_norm as dropout_add_rms_norm
 from normreg.kernels.launch import compute_dtype
+from normreg.ops import autocast
 from normreg.ops import batch_norm as _batch_norm
 from normreg.ops import dropout as _dropout
 from normreg.ops.group_norm import group_norm as _group_norm
@@ -18,11 +25,16 @@ __all__ = [
     "alpha_dropout",
     "batch_norm",
     "batch_norm_act",
+    "bias_act_dropout",
     "drop_path",
+    "drop_path_add",
     "dropout",
     "dropout1d",
     "dropout2d",
     "dropout3d",
+    "dropout_add",
+    "dropout_add_layer_norm",
+    "dropout_add_rms_norm",
     "feature_alpha_dropout",
     "group_norm",
     "instance_norm",
@@ -31,18 +43,8 @@ __all__ = [
     "rms_norm",
 ]
 
-# torch 2.12 put it on CUDA's list of operations in float32; before, its result has the input's dtype
-_AUTOCAST_RUNS_RMS_NORM = torch._C._dispatch_has_kernel_for_dispatch_key("aten::rms_norm", "AutocastCUDA")
 
-
-def _autocast_to_float32(x):
-    """dtype of the result of an operation that CUDA's autocast runs in float32."""
-    if x.is_cuda and x.dtype in dispatch.HALF and torch.is_autocast_enabled("cuda"):
-        return torch.float32
-    return x.dtype
-
-
-def layer_norm(input, normalized_shape, weight=None, bias=None, eps=1e-5):
+def layer_norm(input, normalized_shape, weight=None, bias=None, eps=1e-5, *, residual=None, prenorm=False):
     r"""Layer normalisation over the trailing dimensions `normalized_shape`.
 
     y = (x - E[x]) / sqrt(Var[x] + eps) * weight + bias, with the biased variance, per leading index.
@@ -52,6 +54,8 @@ def layer_norm(input, normalized_shape, weight=None, bias=None, eps=1e-5):
         normalized_shape: the trailing dimensions, a sequence of ints.
         weight, bias: of shape normalized_shape, or None; of input's dtype, or float32 beside 16 bits.
         eps: added to the variance.
+        residual: x is input + residual, in the same launch: `dropout_add_layer_norm` that drops nothing.
+        prenorm: return (y, x), the sum as well.
 
     Returns a contiguous tensor of input's shape and dtype (float32 where CUDA's autocast is on).
     Statistics are computed and kept in float32, float64 for float64. Where the kernel does not apply
@@ -66,9 +70,12 @@ def layer_norm(input, normalized_shape, weight=None, bias=None, eps=1e-5):
     Source: Ba, Kiros and Hinton, "Layer Normalization" (2016), arXiv 1607.06450;
     https://docs.pytorch.org/docs/stable/generated/torch.nn.functional.layer_norm.html
     """
+    if residual is not None or prenorm:
+        parameters = normalized_shape, weight, bias, 0.0, False, eps
+        return dropout_add_layer_norm(input, residual, *parameters, prenorm=prenorm)
     if dispatch.layer_norm(input, normalized_shape, weight, bias, eps):
         return F.layer_norm(input, normalized_shape, weight, bias, eps)
-    return _layer_norm(input, weight, bias, tuple(normalized_shape), eps, _autocast_to_float32(input))
+    return _layer_norm(input, weight, bias, tuple(normalized_shape), eps, autocast.layer_norm_dtype(input))
 
 
 def layer_norm_channels(input, weight=None, bias=None, eps=1e-6):
@@ -97,13 +104,13 @@ def layer_norm_channels(input, weight=None, bias=None, eps=1e-6):
     rows = input.movedim(1, -1)
     if reason:
         return layer_norm(rows, rows.shape[-1:], weight, bias, eps).movedim(-1, 1)
-    out_dtype = _autocast_to_float32(input)
+    out_dtype = autocast.layer_norm_dtype(input)
     if rows.is_contiguous():
         return _layer_norm(rows, weight, bias, tuple(rows.shape[-1:]), eps, out_dtype).movedim(-1, 1)
     return _layer_norm_channels(input, weight, bias, eps, out_dtype)
 
 
-def rms_norm(input, normalized_shape, weight=None, eps=None):
+def rms_norm(input, normalized_shape, weight=None, eps=None, *, residual=None, prenorm=False):
     r"""Normalisation by the root mean square over the trailing dimensions `normalized_shape`.
 
     y = x / sqrt(E[x^2] + eps) * weight, per leading index.
@@ -114,6 +121,7 @@ def rms_norm(input, normalized_shape, weight=None, eps=None):
         weight: of shape normalized_shape, or None; of input's dtype, or float32 beside 16 bits.
         eps: added to the mean square; None for the machine epsilon of the dtype computed in, which is
             float32 for 16-bit input.
+        residual, prenorm: those of `layer_norm`.
 
     Returns a contiguous tensor of input's shape and dtype (float32 where CUDA's autocast is on and torch
     2.12 or newer). The mean square is computed, and its inverse root kept, in float32, float64 for float64.
@@ -128,12 +136,14 @@ def rms_norm(input, normalized_shape, weight=None, eps=None):
     Source: Zhang and Sennrich, "Root Mean Square Layer Normalization" (2019), arXiv 1910.07467;
     https://docs.pytorch.org/docs/stable/generated/torch.nn.functional.rms_norm.html
     """
+    if residual is not None or prenorm:
+        parameters = normalized_shape, weight, 0.0, False, eps
+        return dropout_add_rms_norm(input, residual, *parameters, prenorm=prenorm)
     if dispatch.rms_norm(input, normalized_shape, weight, eps):
         return F.rms_norm(input, normalized_shape, weight, eps)
     if eps is None:
         eps = torch.finfo(compute_dtype(input.dtype)).eps
-    out_dtype = _autocast_to_float32(input) if _AUTOCAST_RUNS_RMS_NORM else input.dtype
-    return _rms_norm(input, weight, tuple(normalized_shape), eps, out_dtype)
+    return _rms_norm(input, weight, tuple(normalized_shape), eps, autocast.rms_norm_dtype(input))
 
 
 def batch_norm(
@@ -215,7 +225,7 @@ def group_norm(input, num_groups, weight=None, bias=None, eps=1e-5):
     """
     if dispatch.group_norm(input, num_groups, weight, bias, eps):
         return F.group_norm(input, num_groups, weight, bias, eps)
-    return _group_norm(input, weight, bias, num_groups, eps, _autocast_to_float32(input))
+    return _group_norm(input, weight, bias, num_groups, eps, autocast.layer_norm_dtype(input))
 
 
 def instance_norm(
@@ -270,28 +280,10 @@ def _dims(input):
     return input.dim() if isinstance(input, torch.Tensor) else None
 
 
-def _check_generator(input, generator):
-    if not isinstance(generator, torch.Generator):
-        raise TypeError(
-            f"expected generator to be a torch.Generator or None, got {type(generator).__name__}: make one "
-            f"with torch.Generator(input.device)"
-        )
-    if not isinstance(input, torch.Tensor):
-        raise TypeError(
-            f"expected a torch.Tensor to draw a mask for, got {type(input).__name__}: leave generator out"
-        )
-    # a tensor on meta has no mask
-    if input.device.type != "meta" and generator.device != input.device:
-        raise RuntimeError(
-            f"expected a generator of the input's device, {input.device}, got one of {generator.device}: "
-            f"make it with torch.Generator({str(input.device)!r})"
-        )
-
-
 def _dropout_by(rule, torchs, input, p, training, inplace, generator, usual_dims=None):
     """torch's function `torchs` by the kernel of `rule`; torch judges p and other dimensions than usual."""
     if generator is not None:
-        _check_generator(input, generator)
+        check_generator(input, generator)
     if not training:
         return torchs(input, p, training, inplace)
     if not dispatch.dropout(input, p, inplace, rule.leading):
@@ -437,7 +429,7 @@ def drop_path(x, drop_prob=0.0, training=False, scale_by_keep=True, *, generator
     https://github.com/huggingface/pytorch-image-models/blob/main/timm/layers/drop.py
     """
     if generator is not None:
-        _check_generator(x, generator)
+        check_generator(x, generator)
     if drop_prob == 0.0 or not training:
         return x
     rule = _dropout.Rule(drop_prob, 1, "scaled" if scale_by_keep else "unscaled")

@@ -26,6 +26,7 @@ from test_layer_norm import test_without_gradients_nothing_is_saved as test_with
 import normreg
 from normreg import functional
 from normreg.kernels import launch
+from normreg.ops import autocast
 from normreg.ops.rms_norm import rms_norm as rms_norm_to
 
 HELD_AND_CHUNKED = pytest.mark.parametrize("cols", [1, 3, 100, launch.HELD_WORDS_FORWARD + 8])
@@ -108,7 +109,7 @@ def test_autocast(device, launches, dtype):
 
 def test_autocast_is_known_of_the_installed_torch():
     version = tuple(int(part) for part in torch.__version__.split(".")[:2])
-    assert (version >= (2, 12)) == functional._AUTOCAST_RUNS_RMS_NORM
+    assert (version >= (2, 12)) == autocast.RUNS_RMS_NORM
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)

@@ -4,6 +4,7 @@ from . import (
     batch_norm,
     batch_norm_act,
     dropout,
+    dropout_add_norm,
     group_norm,
     instance_norm,
     layer_norm,
@@ -23,6 +24,7 @@ OPERATIONS = {
         group_norm,
         instance_norm,
         dropout,
+        dropout_add_norm,
     )
 }
 

@@ -1,4 +1,7 @@
-"""Modules: each is its torch.nn class with another `forward`, and nothing else; DropPath is timm's."""
+"""Modules: each is its torch.nn class with another `forward`, and nothing else; DropPath is timm's.
+
+Those that torch has not, fuse several of its layers.
+"""
 
 from normreg.nn.batch_norm import BatchNorm1d as BatchNorm1d
 from normreg.nn.batch_norm import BatchNorm2d as BatchNorm2d
@@ -13,6 +16,11 @@ from normreg.nn.dropout import Dropout2d as Dropout2d
 from normreg.nn.dropout import Dropout3d as Dropout3d
 from normreg.nn.dropout import DropPath as DropPath
 from normreg.nn.dropout import FeatureAlphaDropout as FeatureAlphaDropout
+from normreg.nn.dropout_add import BiasActDropout as BiasActDropout
+from normreg.nn.dropout_add import DropoutAdd as DropoutAdd
+from normreg.nn.dropout_add import DropPathAdd as DropPathAdd
+from normreg.nn.dropout_add_norm import DropoutAddLayerNorm as DropoutAddLayerNorm
+from normreg.nn.dropout_add_norm import DropoutAddRMSNorm as DropoutAddRMSNorm
 from normreg.nn.group_norm import GroupNorm as GroupNorm
 from normreg.nn.instance_norm import InstanceNorm1d as InstanceNorm1d
 from normreg.nn.instance_norm import InstanceNorm2d as InstanceNorm2d
@@ -31,11 +39,16 @@ __all__ = [
     "BatchNormAct1d",
     "BatchNormAct2d",
     "BatchNormAct3d",
+    "BiasActDropout",
     "DropPath",
+    "DropPathAdd",
     "Dropout",
     "Dropout1d",
     "Dropout2d",
     "Dropout3d",
+    "DropoutAdd",
+    "DropoutAddLayerNorm",
+    "DropoutAddRMSNorm",
     "FeatureAlphaDropout",
     "GroupNorm",
     "InstanceNorm1d",

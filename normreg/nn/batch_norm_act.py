@@ -2,7 +2,7 @@ import torch
 
 from normreg import functional
 from normreg.nn.batch_norm import _BatchNormForward, call_batch_norm
-from normreg.ops.batch_norm_act import check_activation
+from normreg.ops.activations import check_activation
 
 
 class _BatchNormAct(_BatchNormForward):

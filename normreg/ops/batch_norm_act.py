@@ -4,47 +4,11 @@ The formulas are in `normreg.kernels.batch_norm`.
 """
 
 import torch
-import torch.nn.functional as F
 
 from normreg.kernels import batch_norm as kernels
-from normreg.kernels.activations import NAMES
 from normreg.kernels.channels import bits_like, dense, flags_of
 from normreg.ops import batch_norm, gradient, operator
-
-TORCHS = {
-    None: lambda z, _: z,
-    "relu": lambda z, _: F.relu(z),
-    "relu6": lambda z, _: F.relu6(z),
-    "leaky_relu": lambda z, negative_slope: F.leaky_relu(z, negative_slope),
-    "silu": lambda z, _: F.silu(z),
-    "gelu": lambda z, _: F.gelu(z),
-    "gelu_tanh": lambda z, _: F.gelu(z, approximate="tanh"),
-    "hardswish": lambda z, _: F.hardswish(z),
-}
-aten = torch.ops.aten
-# dz of dy and z, in operators that torch differentiates
-DZ = {
-    "relu": lambda dy, z, _: aten.threshold_backward(dy, z, 0),
-    "relu6": lambda dy, z, _: aten.hardtanh_backward(dy, z, 0, 6),
-    "leaky_relu": lambda dy, z, negative_slope: aten.leaky_relu_backward(dy, z, negative_slope, False),
-    "silu": lambda dy, z, _: dy * z.sigmoid() * (1 + z * (-z).sigmoid()),
-    "gelu": lambda dy, z, _: aten.gelu_backward(dy, z),
-    "gelu_tanh": lambda dy, z, _: aten.gelu_backward(dy, z, approximate="tanh"),
-    "hardswish": lambda dy, z, _: aten.hardswish_backward(dy, z),
-}
-
-
-def check_activation(act):
-    if act not in TORCHS:
-        raise ValueError(
-            f"expected act to be None or one of {', '.join(NAMES)}, got {act!r}: "
-            "use act=None and call the activation yourself"
-        )
-
-
-def activation_in_torch(z, act, negative_slope):
-    activation = TORCHS[act]
-    return activation(z, negative_slope)
+from normreg.ops.activations import DZ
 
 
 def _training(

@@ -12,13 +12,14 @@ from normreg.kernels.launch import INTERPRET
 LIBRARY = torch.library.Library("normreg", "DEF")
 
 
-def register(schema, implementation, fake, function=None):
+def register(schema, implementation, fake, function=None, differentiable=1):
     """Defines the operator `normreg::<schema>` and returns it.
 
     fake: makes empty tensors of the results' sizes, strides and dtypes.
-    function: an autograd.Function of the same arguments, of which `save` and `backward` differentiate it: the
-        first of its results, if there are several. `save` is a `setup_context` by another name: where a
-        Function has that one, torch inspects the signature of its forward at every call.
+    function: an autograd.Function of the same arguments, of which `save` and `backward` differentiate it.
+        `save` is a `setup_context` by another name: where a Function has that one, torch inspects the
+        signature of its forward at every call.
+    differentiable: of its results, if there are several, that many, the first ones.
     """
     name = schema.partition("(")[0]
     LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag, torch.Tag.needs_exact_strides))
@@ -30,7 +31,7 @@ def register(schema, implementation, fake, function=None):
 
         def setup_context(ctx, inputs, output):
             if isinstance(output, tuple):
-                ctx.mark_non_differentiable(*(t for t in output[1:] if t is not None))
+                ctx.mark_non_differentiable(*(t for t in output[differentiable:] if t is not None))
                 ctx.set_materialize_grads(False)
             function.save(ctx, inputs, output)
 

@@ -1,8 +1,9 @@
-"""Operations of `normreg.functional` that are several of torch's in the launches of one."""
+"""BatchNorm with what follows it in residual blocks, in the launches of BatchNorm."""
 
 from normreg import dispatch
 from normreg.ops import batch_norm as _batch_norm
 from normreg.ops import batch_norm_act as _batch_norm_act
+from normreg.ops.activations import activation_in_torch, check_activation
 
 
 def batch_norm_act(
@@ -36,7 +37,7 @@ def batch_norm_act(
     Sources: He et al., "Deep Residual Learning" (2015), arXiv 1512.03385;
     https://docs.pytorch.org/docs/stable/nn.functional.html
     """
-    _batch_norm_act.check_activation(act)
+    check_activation(act)
     tracked = num_batches_tracked if training else None
     statistics, options = (running_mean, running_var), (training, momentum, eps)
     if not dispatch.batch_norm_act(
@@ -46,4 +47,4 @@ def batch_norm_act(
             input, weight, bias, residual, act, negative_slope, *statistics, tracked, *options
         )
     y = _batch_norm.in_torch(input, *statistics, weight, bias, *options, tracked)
-    return _batch_norm_act.activation_in_torch(y if residual is None else y + residual, act, negative_slope)
+    return activation_in_torch(y if residual is None else y + residual, act, negative_slope)

@@ -1,0 +1,136 @@
+"""Dropout, sum with a residual and norm: the seams of transformer blocks, post-norm and pre-norm."""
+
+import copy
+from dataclasses import dataclass
+
+import torch
+
+import normreg
+
+from .case import DTYPES, LEDGER_ELEMENTS, Case, Operation, relative_error
+
+NAME = "dropout_add_norm"
+P = 0.1
+
+
+class Both(torch.autograd.Function):
+    """y, of which the gradient is z's as well, so that both are wanted and nothing is moved for it."""
+
+    @staticmethod
+    def forward(ctx, y, z):
+        return y.view_as(y)
+
+    @staticmethod
+    def backward(ctx, dy):
+        return dy, dy
+
+
+class Seam(torch.nn.Module):
+    """What torch has to offer: y, where the block is pre-norm with the gradient of z."""
+
+    def __init__(self, norm, residual, prenorm):
+        super().__init__()
+        self.norm, self.residual, self.prenorm = norm, torch.nn.Parameter(residual), prenorm
+        self.dropout = torch.nn.Dropout(P)
+
+    def forward(self, x):
+        z = self.residual + self.dropout(x)
+        y = self.norm(z)
+        return Both.apply(y, z) if self.prenorm else y
+
+
+class FusedSeam(Seam):
+    def forward(self, x):
+        result = self.norm(x, self.residual)
+        return Both.apply(*result) if self.prenorm else result
+
+
+FUSED = {"LayerNorm": normreg.DropoutAddLayerNorm, "RMSNorm": normreg.DropoutAddRMSNorm}
+
+
+def layer(library, case, device=None, dtype=None):
+    """Of "LayerNorm" or "RMSNorm", behind "prenorm" where the sum is the next residual."""
+    *prenorm, norm = case.layer.split()
+    residual = case.like_input(torch.randn, device, dtype)
+    options = dict(device=device, dtype=dtype)
+    if library is normreg:
+        fused = FUSED[norm](case.shape[-1], p=P, prenorm=bool(prenorm), **options)
+        return FusedSeam(fused, residual, bool(prenorm)).train(case.training)
+    made = getattr(torch.nn, norm)(case.shape[-1], **options)
+    return Seam(made, residual, bool(prenorm)).train(case.training)
+
+
+def error(reference, layer, x, dy, y, gradients):
+    """The largest relative error under the layer's own mask, which dx shows, or inf where that is no such mask.
+
+    Without gradients the mask is unknown, and what is dropped bounds the error from above.
+    """
+    if not gradients:
+        return 0.0
+    keep = gradients[0] != 0
+    standard_error = (P * (1 - P) / x.numel()) ** 0.5
+    if abs(keep.double().mean().item() - (1 - P)) > 6 * standard_error + 2**-16:
+        return float("inf")
+    reference = copy.deepcopy(reference).double()
+    reference.dropout = Masked(keep / (1 - P))
+    x = x.double().requires_grad_()
+    expected = reference(x)
+    wanted = torch.autograd.grad(expected, (x, *reference.parameters()), dy.double())
+    errors = [relative_error(y, expected.detach())]
+    return max(errors + [relative_error(ours, theirs) for ours, theirs in zip(gradients, wanted)])
+
+
+class Masked(torch.nn.Module):
+    def __init__(self, scale):
+        super().__init__()
+        self.scale = scale
+
+    def forward(self, x):
+        return x * self.scale
+
+
+@dataclass(frozen=True)
+class Sum(Operation):
+    """In which the seam of a pre-norm block has the gradient of z to read as well."""
+
+    def least_bytes(self, case, direction):
+        added = case.layer.startswith("prenorm") and "backward" in direction
+        return (self.passes[direction] + added) * case.bytes
+
+
+def both_kinds(shapes, dtype=torch.bfloat16, origin=""):
+    for shape in shapes:
+        for kind in ("prenorm LayerNorm", "LayerNorm", "prenorm RMSNorm"):
+            yield Case(NAME, shape, dtype, layer=kind, origin=origin)
+
+
+OPERATION = Sum(
+    name=NAME,
+    layer=layer,
+    # x, residual, z, y; dy, z, dx, dresidual; both; x, residual, y
+    passes={"forward": 4, "backward": 4, "forward+backward": 8, "evaluation": 3},
+    error=error,
+    ledger=(
+        Case(NAME, (LEDGER_ELEMENTS // 4096, 4096), layer="prenorm LayerNorm"),
+        Case(NAME, (LEDGER_ELEMENTS // 1024, 1024), layer="LayerNorm"),
+        Case(NAME, (LEDGER_ELEMENTS // 1024, 1024), layer="prenorm RMSNorm"),
+        Case(NAME, (LEDGER_ELEMENTS // 16384, 16384), layer="prenorm LayerNorm"),
+        Case(NAME, (LEDGER_ELEMENTS // 65536, 65536), layer="prenorm LayerNorm"),
+    ),
+    static=tuple(
+        Case(NAME, (4096, cols), dtype, layer=kind)
+        for dtype in DTYPES.values()
+        for kind, widths in (
+            ("prenorm LayerNorm", (4096, 64, 1024, 8192, 16384)),
+            ("LayerNorm", (4096, 16384)),
+            ("prenorm RMSNorm", (4096, 16384)),
+        )
+        for cols in widths
+    ),
+    host=(Case(NAME, (8, 768), layer="prenorm LayerNorm"),),
+    speed=(
+        *both_kinds(((16384, 1024), (16384, 4096), (8192, 8192)), origin="language"),
+        *both_kinds(((32768, 768), (8192, 12288), (4096, 16384), (1024, 65536)), origin="language"),
+        *both_kinds(((16384, 4096),), torch.float32, "float32"),
+    ),
+)

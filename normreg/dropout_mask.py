@@ -1,0 +1,96 @@
+"""The masks that are never stored, for debugging and tests."""
+
+import contextlib
+import inspect
+
+import torch
+
+from normreg import functional
+
+ALONE = (
+    functional.dropout, functional.dropout1d, functional.dropout2d, functional.dropout3d,
+    functional.alpha_dropout, functional.feature_alpha_dropout, functional.drop_path,
+)  # fmt: skip
+SUMS = (functional.dropout_add, functional.drop_path_add)
+NORMS = (functional.dropout_add_layer_norm, functional.dropout_add_rms_norm)
+FUNCTIONS = (*ALONE, *SUMS, *NORMS, functional.bias_act_dropout)
+
+
+@contextlib.contextmanager
+def _generator_kept(device, generator):
+    if generator is None and device.type == "cuda":
+        index = torch.cuda.current_device() if device.index is None else device.index
+        generator = torch.cuda.default_generators[index]
+    elif generator is None:
+        generator = torch.default_generator
+    state = generator.get_state()
+    try:
+        yield
+    finally:
+        generator.set_state(state)
+
+
+def dropout_mask(function, input, *arguments, **options):
+    r"""Which elements `function(input, *arguments, **options)` would keep, were it called now.
+
+    Args:
+        function: one of `normreg.functional`'s dropout, dropout1d/2d/3d, alpha_dropout,
+            feature_alpha_dropout, drop_path, dropout_add, drop_path_add, dropout_add_layer_norm,
+            dropout_add_rms_norm and bias_act_dropout.
+        input, arguments, options: its own. Nothing is written into input, also with inplace=True.
+
+    Returns a bool tensor of input's shape, True where an element is kept. The generator is afterwards in the
+    state that it was in, so that the call itself, made next, has this mask. In eager mode alone: the mask of
+    a compiled graph comes from a seed of its own. Raises ValueError for another function, TypeError for
+    arguments that it does not take, and what it raises.
+
+    Equivalent::
+
+        keep = function(torch.ones_like(input)) != function(torch.zeros_like(input))    # from one state
+    """
+    if function not in FUNCTIONS:
+        raise ValueError(
+            f"expected one of normreg.functional's {', '.join(f.__name__ for f in FUNCTIONS)}, got "
+            f"{function!r}: a layer's mask is that of the function that it calls"
+        )
+    bound = inspect.signature(function).bind(input, *arguments, **options)
+    bound.apply_defaults()
+    given = bound.arguments
+    generator = given["generator"]
+    if function in ALONE:
+        given.pop("inplace", None)
+
+        def run(x):
+            _, *rest = given.items()
+            return function(x, **dict(rest))
+
+    else:
+        run = _sum_with_the_same_mask(function, given)
+    with torch.no_grad():
+        results = []
+        for value in (1, 0):
+            with _generator_kept(input.device, generator):
+                results.append(run(torch.full_like(input, value, requires_grad=False)))
+    return results[0] != results[1]
+
+
+def _sum_with_the_same_mask(function, given):
+    """drop_path_add, or dropout_add of rows that are as long, of which a layer scale of ones tells."""
+    _, x = next(iter(given.items()))
+    rows = None
+    if function in NORMS:
+        rows = torch.Size(given["normalized_shape"]).numel()
+    elif given.get("layer_scale") is not None or given.get("bias") is not None:
+        rows = x.shape[-1]
+    options = dict(training=given["training"], generator=given["generator"])
+    if rows is not None:
+        options["layer_scale"] = torch.ones(rows, dtype=x.dtype, device=x.device)
+    if function is functional.drop_path_add:
+        options |= dict(drop_prob=given["drop_prob"])
+        return lambda x: function(x, torch.zeros_like(x), **options)
+
+    def run(x):
+        flat = x if rows is None else x.reshape(-1, rows)
+        return functional.dropout_add(flat, torch.zeros_like(flat), given["p"], **options).view(x.shape)
+
+    return run

@@ -1,0 +1,82 @@
+import torch
+
+from normreg import functional
+from normreg.ops.activations import check_activation
+
+
+class DropoutAdd(torch.nn.Module):
+    """`normreg.functional.dropout_add`: the end of a residual branch.
+
+    Args:
+        p: probability of zero, in [0, 1].
+
+    Equivalent::
+
+        z = residual + dropout(x)
+    """
+
+    def __init__(self, p=0.5):
+        super().__init__()
+        self.p = torch.nn.Dropout(p).p  # which judges it
+
+    def forward(self, input, residual, row_scale=None):
+        return functional.dropout_add(input, residual, self.p, self.training, row_scale=row_scale)
+
+    def extra_repr(self):
+        return f"p={self.p}"
+
+
+class DropPathAdd(torch.nn.Module):
+    """`normreg.functional.drop_path_add`: the end of a residual branch with stochastic depth.
+
+    Args:
+        drop_prob: probability of zero of a sample, in [0, 1].
+        scale_by_keep: scale the samples that are kept by 1 / (1 - drop_prob).
+
+    Equivalent::
+
+        z = residual + drop_path(x)
+    """
+
+    def __init__(self, drop_prob=0.0, scale_by_keep=True):
+        super().__init__()
+        self.drop_prob, self.scale_by_keep = drop_prob, scale_by_keep
+
+    def forward(self, x, residual):
+        options = self.drop_prob, self.training, self.scale_by_keep
+        return functional.drop_path_add(x, residual, *options)
+
+    def extra_repr(self):
+        return f"drop_prob={round(self.drop_prob, 3):0.3f}"
+
+
+class BiasActDropout(torch.nn.Module):
+    """`normreg.functional.bias_act_dropout`, behind a linear layer without a bias.
+
+    Args:
+        num_features: of the bias, which is 0 at first.
+        act, negative_slope: those of `normreg.functional.bias_act_dropout`.
+        p: probability of zero, in [0, 1].
+
+    Equivalent::
+
+        y = dropout(act(x + bias))
+    """
+
+    def __init__(self, num_features, act="gelu", p=0.5, negative_slope=0.01, device=None, dtype=None):
+        check_activation(act)
+        super().__init__()
+        self.num_features, self.act, self.negative_slope = num_features, act, negative_slope
+        self.p = torch.nn.Dropout(p).p  # which judges it
+        self.bias = torch.nn.Parameter(torch.empty(num_features, device=device, dtype=dtype))
+        self.reset_parameters()
+
+    def reset_parameters(self):
+        torch.nn.init.zeros_(self.bias)
+
+    def forward(self, input):
+        options = self.act, self.p, self.training
+        return functional.bias_act_dropout(input, self.bias, *options, negative_slope=self.negative_slope)
+
+    def extra_repr(self):
+        return f"{self.num_features}, act={self.act!r}, p={self.p}"

@@ -1,0 +1,151 @@
+"""Dropout and sum as an autograd.Function and as operators. Formulas: `normreg.kernels.dropout_add`."""
+
+import torch
+
+from normreg.kernels import dropout_add as kernels
+from normreg.kernels.branch import Branch
+from normreg.ops import gradient, operator, seed
+
+
+def in_place_order(x, residual, layer_scale, bits, shared):
+    """x and residual as the kernels take them: contiguous or, where only samples matter, channels-last."""
+    if layer_scale is None and (shared or bits == 0) and x.dim() in (4, 5):
+        memory_format = torch.channels_last if x.dim() == 4 else torch.channels_last_3d
+        if x.is_contiguous(memory_format=memory_format) and not x.is_contiguous():
+            return x, None if residual is None else residual.contiguous(memory_format=memory_format)
+    return x.contiguous(), None if residual is None else residual.contiguous()
+
+
+def _flat(vector):
+    return None if vector is None else vector.contiguous()
+
+
+def _forward(x, residual, layer_scale, row_scale, seed_, p, bits, shared, scaled, cols, out_dtype):
+    x, residual = in_place_order(x, residual, layer_scale, bits, shared)
+    scales = _flat(layer_scale), _flat(row_scale)
+    return kernels.dropout_add(x, residual, *scales, Branch(p, bits, shared, scaled), seed_, out_dtype, cols)
+
+
+def _backward(dz, x, layer_scale, row_scale, seed_, p, bits, shared, scaled, want_dx):
+    rule = Branch(p, bits, shared, scaled)
+    scales = _flat(layer_scale), _flat(row_scale)
+    dx, dlayer_scale = kernels.dropout_add_backward(
+        dz.contiguous(), x.contiguous(), *scales, rule, seed_, want_dx
+    )
+    return dx, dlayer_scale.view(layer_scale.shape)
+
+
+def draw(x, bits, generator):
+    """The seed of a call that drops something, else None."""
+    return seed.draw(x.device, generator) if bits else None
+
+
+def save_seed(ctx, seed_, *tensors):
+    """Beside the tensors: an int is kept as it is."""
+    ctx.seed = None if isinstance(seed_, torch.Tensor) else seed_
+    ctx.save_for_backward(*tensors, seed_ if ctx.seed is None else None)
+
+
+def saved_seed(ctx, dz):
+    """The saved tensors without the seed, and the seed, a tensor where the backward is being recorded."""
+    *tensors, seed_ = ctx.saved_tensors
+    if seed_ is None:
+        seed_ = ctx.seed
+        if seed_ is not None and operator.traces(dz):
+            seed_ = torch.full((), seed_, dtype=torch.int64, device=dz.device)
+    return tensors, seed_
+
+
+def gradients(dz, x, layer_scale, row_scale, seed_, rule, cols, x_dtype, wanted):
+    """The wanted ones of dx and dlayer_scale, None for the others."""
+    want_dx, want_dlayer_scale = wanted
+    if not any(wanted):
+        return None, None
+    bits = rule[1]
+    if bits == 0 and layer_scale is None and row_scale is None:
+        return dz.to(x_dtype), None
+    if gradient.wants_formula(dz):
+        return _formula(dz, x, layer_scale, row_scale, seed_, rule, cols, x_dtype, wanted)
+    traces = operator.traces(dz)
+    if want_dlayer_scale:
+        backward = OPERATOR_BACKWARD if traces else _backward
+        return backward(dz, x, layer_scale, row_scale, seed_, *rule, want_dx)
+    forward = OPERATOR if traces else _forward
+    return forward(dz, None, layer_scale, row_scale, seed_, *rule, cols, x_dtype), None
+
+
+def _formula(dz, x, layer_scale, row_scale, seed_, rule, cols, x_dtype, wanted):
+    want_dx, want_dlayer_scale = wanted
+    given = None, row_scale, seed_, *rule, cols, dz.dtype  # no layer scale
+    dx = dlayer_scale = None
+    if want_dx:
+        if gradient.is_batched(dz):
+            ones = torch.ones(dz.shape, dtype=dz.dtype, device=dz.device)
+            dx = dz * _forward(ones, None, *given)
+        else:
+            dx = DropoutAddFunction.apply(dz, None, *given)
+        dx = (dx if layer_scale is None else dx * layer_scale).to(x_dtype)
+    if want_dlayer_scale:
+        branch = DropoutAddFunction.apply(x, None, *given)
+        dims = tuple(range(x.dim() - layer_scale.dim()))
+        dlayer_scale = gradient.sum_over(dz * branch, dims).to(layer_scale.dtype)
+    return dx, dlayer_scale
+
+
+class DropoutAddFunction(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, *inputs):
+        DropoutAddFunction.save(ctx, inputs)
+        return _forward(*inputs)
+
+    @staticmethod
+    def save(ctx, inputs, output=None):
+        x, residual, layer_scale, row_scale, seed_, *rule, ctx.cols, _ = inputs
+        ctx.rule, ctx.dtypes = tuple(rule), (x.dtype, None if residual is None else residual.dtype)
+        save_seed(ctx, seed_, None if layer_scale is None else x, layer_scale, row_scale)
+
+    @staticmethod
+    def backward(ctx, dz):
+        want_dx, want_dresidual, want_dlayer_scale = ctx.needs_input_grad[:3]
+        (x, layer_scale, row_scale), seed_ = saved_seed(ctx, dz)
+        x_dtype, residual_dtype = ctx.dtypes
+        dx, dlayer_scale = gradients(
+            dz, x, layer_scale, row_scale, seed_, ctx.rule, ctx.cols, x_dtype, (want_dx, want_dlayer_scale)
+        )
+        return dx, dz.to(residual_dtype) if want_dresidual else None, dlayer_scale, *[None] * 8
+
+
+def fake_forward(x, residual, layer_scale, row_scale, seed_, p, bits, shared, scaled, cols, out_dtype):
+    x, _ = in_place_order(x, None, layer_scale, bits, shared)
+    return torch.empty_like(x, dtype=out_dtype)
+
+
+def fake_backward(dz, x, layer_scale, row_scale, seed_, p, bits, shared, scaled, want_dx):
+    return x.new_empty(x.shape) if want_dx else None, layer_scale.new_empty(layer_scale.shape)
+
+
+RULE = "Tensor? seed, float p, int bits, bool shared, bool scaled"
+OPERATOR = operator.register(
+    f"dropout_add(Tensor x, Tensor? residual, Tensor? layer_scale, Tensor? row_scale, {RULE}, SymInt cols, "
+    "ScalarType out_dtype) -> Tensor",
+    _forward, fake_forward, DropoutAddFunction,
+)  # fmt: skip
+OPERATOR_BACKWARD = operator.register(
+    f"dropout_add_backward(Tensor dz, Tensor x, Tensor layer_scale, Tensor? row_scale, {RULE}, bool want_dx) "
+    "-> (Tensor dx, Tensor dlayer_scale)",
+    _backward, fake_backward,
+)  # fmt: skip
+
+
+def dropout_add(x, residual, layer_scale, row_scale, rule, generator):
+    """z in the dtype that x and residual are promoted to."""
+    samples = kernels.samples_of(x, rule, row_scale)
+    _, cols = kernels.rows_and_cols(x, samples, layer_scale)
+    out_dtype = torch.promote_types(x.dtype, residual.dtype)
+    seed_ = draw(x, rule.bits, generator)
+    arguments = (x, residual, layer_scale, row_scale, seed_, *rule, cols, out_dtype)
+    if torch.compiler.is_compiling():
+        return OPERATOR(*arguments)
+    if gradient.wants_gradient(x, residual, layer_scale):
+        return DropoutAddFunction.apply(*arguments)
+    return _forward(*arguments)
