@@ -1,0 +1,416 @@
+"""Dropout, sum and norm against torch's operators under the same mask."""
+
+import copy
+from unittest import mock
+
+import pytest
+import torch
+import torch.nn.functional as F
+from reference import DTYPES, RAGGED, assert_accurate, assert_agrees, gradient_layouts, run
+from test_saved_bytes import bytes_beside, saved_by
+
+import normreg
+from normreg import dropout_mask, functional
+from normreg.kernels import dropout_add_norm, launch
+from normreg.kernels.dropout import layer_constants, scaled
+from normreg.kernels.launch import compute_dtype
+
+NORMS = {
+    "layer_norm": (functional.dropout_add_layer_norm, F.layer_norm),
+    "rms_norm": (functional.dropout_add_rms_norm, F.rms_norm),
+}
+every_norm = pytest.mark.parametrize("norm", NORMS)
+every_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
+
+
+def generator(device):
+    return torch.Generator(device).manual_seed(4)
+
+
+def made(device, dtype, *shape, requires_grad=True):
+    return torch.randn(shape, device=device, dtype=dtype).requires_grad_(requires_grad)
+
+
+def parameters(norm, cols, device, dtype):
+    count = 2 if norm == "layer_norm" else 1
+    return [made(device, dtype, cols) for _ in range(count)]
+
+
+def both(norm, x, p=0.3, prenorm=True, row_scale=None, with_layer_scale=False, **options):
+    """The fused function, and torch's operators under its mask, of (x, residual, [layer_scale], weight, ...).
+
+    With prenorm of y and z at once, each of which gets a gradient of its own.
+    """
+    fused, torchs = NORMS[norm]
+    shape, dtype = x.shape[-1:], x.dtype
+    keep = dropout_mask(fused, x, None, shape, p=p, generator=generator(x.device))
+    bits = launch.dropout_bits(x.dtype, p)
+    _, scale, *_ = layer_constants(p, bits, scaled, linear=True) if p else (None, 1.0)
+
+    def split(rest):
+        return (rest[0], rest[1:]) if with_layer_scale else (None, rest)
+
+    def ours(x, residual, *rest):
+        layer_scale, rest = split(rest)
+        given = dict(p=p, prenorm=prenorm, row_scale=row_scale, layer_scale=layer_scale, **options)
+        result = fused(x, residual, shape, *rest, generator=generator(x.device), **given)
+        return torch.cat(result) if prenorm else result
+
+    def theirs(x, residual, *rest):
+        layer_scale, rest = split(rest)
+        branch = torch.where(keep, x * scale, 0) if p else x
+        if row_scale is not None:
+            branch = branch * row_scale.to(x.dtype).view(*row_scale.shape, *[1] * (x.dim() - row_scale.dim()))
+        branch = branch if layer_scale is None else branch * layer_scale
+        z = branch if residual is None else residual + branch
+        given = dict(weight=rest[0]) if rest else {}
+        given |= dict(bias=rest[1]) if len(rest) > 1 else {}
+        # that of the dtype computed in, also where the reference is in float64
+        given |= dict(eps=torch.finfo(compute_dtype(dtype)).eps) if norm == "rms_norm" else {}
+        y = torchs(z, shape, **given)
+        return torch.cat((y, z)) if prenorm else y
+
+    return ours, theirs
+
+
+@every_dtype
+@every_norm
+@pytest.mark.parametrize("cols", [5, 96, 1001])
+def test_agrees_with_torch(device, norm, dtype, cols):
+    x, residual = made(device, dtype, 5, cols), made(device, dtype, 5, cols)
+    assert_agrees(*both(norm, x), [x, residual, *parameters(norm, cols, device, dtype)])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@every_norm
+def test_rows_too_wide_to_be_held(device, norm, dtype):
+    cols = 16400
+    x, residual = made(device, dtype, 2, cols), made(device, dtype, 2, cols)
+    assert_agrees(*both(norm, x), [x, residual, *parameters(norm, cols, device, dtype)])
+
+
+@pytest.mark.parametrize("cols", RAGGED)
+def test_rows_beside_a_tile(device, cols):
+    x, residual = made(device, torch.float32, 9, cols), made(device, torch.float32, 9, cols)
+    inputs = [x, residual, *parameters("layer_norm", cols, device, torch.float32)]
+    assert_agrees(*both("layer_norm", x, prenorm=False), inputs)
+
+
+@every_norm
+@pytest.mark.parametrize("p", [0.0, 0.4])
+@pytest.mark.parametrize("leading", [(3,), (3, 2)], ids=["of samples", "of rows"])
+@pytest.mark.parametrize("cols", [24, 8200])
+def test_scales(device, norm, p, leading, cols):
+    if cols == 8200 and (norm == "rms_norm" or len(leading) == 2):
+        pytest.skip("the same kernels")
+    x, residual = made(device, torch.float32, 3, 2, cols), made(device, torch.float32, 3, 2, cols)
+    layer_scale = made(device, torch.float32, cols)
+    row_scale = torch.rand(leading, device=device) + 0.5
+    functions = both(norm, x, p, row_scale=row_scale, with_layer_scale=True)
+    inputs = [x, residual, layer_scale, *parameters(norm, cols, device, torch.float32)]
+    assert_agrees(*functions, inputs)
+
+
+@pytest.mark.parametrize("p", [0.0, 1.0])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_nothing_and_everything_dropped(device, dtype, p):
+    x, residual = made(device, dtype, 4, 40), made(device, dtype, 4, 40)
+    inputs = [x, residual, *parameters("layer_norm", 40, device, dtype)]
+    assert_agrees(*both("layer_norm", x, p), inputs)
+
+
+@every_norm
+@pytest.mark.parametrize("cols", [40, 8200])
+def test_without_residual_or_parameters(device, norm, cols):
+    x = made(device, torch.float32, 4, cols)
+    ours, theirs = both(norm, x)
+    assert_agrees(lambda x: ours(x, None), lambda x: theirs(x, None), [x])
+    y, z = NORMS[norm][0](x, None, (cols,), p=0.0, prenorm=True)
+    assert z is x
+    assert torch.equal(y, getattr(functional, norm)(x, (cols,)))
+
+
+@every_norm
+def test_residual_of_layer_norm_itself(device, norm, launches):
+    x, residual = made(device, torch.float32, 4, 40), made(device, torch.float32, 4, 40)
+    weights = parameters(norm, 40, device, torch.float32)
+    ours = getattr(functional, norm)
+
+    def add(x, residual, *weights):
+        return torch.cat(ours(x, (40,), *weights, residual=residual, prenorm=True))
+
+    _, theirs = both(norm, x, 0.0)
+    assert_agrees(add, theirs, [x, residual, *weights])
+    launches.clear()
+    dx, dresidual = torch.autograd.grad(ours(x, (40,), residual=residual).sum(), (x, residual))
+    assert dx.data_ptr() == dresidual.data_ptr()  # one tensor is written
+    assert launches == ["dropout_add_norm_forward_kernel", "dropout_add_norm_backward_kernel"]
+
+
+@pytest.mark.parametrize("cols", [40, 8200])
+@pytest.mark.parametrize("used", [(0,), (1,), (0, 1)], ids=["y", "z", "y and z"])
+def test_gradients_of_either_result(device, cols, used):
+    x, residual = made(device, torch.float32, 4, cols), made(device, torch.float32, 4, cols)
+    inputs = [x, residual, *parameters("layer_norm", cols, device, torch.float32)]
+    ours, theirs = both("layer_norm", x)
+    dy = torch.randn(8, cols, device=device)
+    results = []
+    for function in (ours, theirs):
+        found = function(*inputs).split(4)
+        wanted = inputs if 0 in used else inputs[:2]
+        gradients = torch.autograd.grad([found[i] for i in used], wanted, [dy.split(4)[i] for i in used])
+        results.append(gradients)
+    for our, their in zip(*results, strict=True):
+        torch.testing.assert_close(our, their, rtol=1e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize("wanted", [1, 2, 4, 8, 16, 19], ids=lambda bits: f"{bits:05b}")
+@pytest.mark.parametrize("cols", [40, 8200])
+def test_gradient_of_any_subset(device, wanted, cols):
+    inputs = [made(device, torch.float32, 4, cols), made(device, torch.float32, 4, cols)]
+    inputs += [made(device, torch.float32, cols) for _ in range(3)]
+    for i, t in enumerate(inputs):
+        t.requires_grad_(bool(wanted >> i & 1))
+    assert_agrees(*both("layer_norm", inputs[0], with_layer_scale=True), inputs)
+
+
+def test_gradient_layouts(device):
+    x, residual = made(device, torch.float32, 6, 8), made(device, torch.float32, 6, 8)
+    inputs = [x, residual, *parameters("layer_norm", 8, device, torch.float32)]
+    ours, theirs = both("layer_norm", x, prenorm=False)
+    for _, dy in gradient_layouts(x.detach()):
+        assert_agrees(ours, theirs, inputs, dy)
+    strided = [t.detach().t().contiguous().t().requires_grad_() for t in (x, residual)]
+    for our, their in zip(run(ours, [*strided, *inputs[2:]], dy), run(ours, inputs, dy), strict=True):
+        assert torch.equal(our, their)
+
+
+@every_norm
+def test_a_residual_in_float32(device, norm):
+    x = made(device, torch.bfloat16, 4, 40)
+    weights = parameters(norm, 40, device, torch.bfloat16)
+    fused, torchs = NORMS[norm]
+    for residual, options in (
+        (made(device, torch.bfloat16, 4, 40), dict(residual_in_fp32=True)),
+        (made(device, torch.float32, 4, 40), {}),
+    ):
+        y, z = fused(x, residual, (40,), *weights, training=False, prenorm=True, **options)
+        assert (y.dtype, z.dtype) == (torch.bfloat16, torch.float32)
+        exact_z = x.detach().double() + residual.detach().double()
+        assert_accurate(z, x.float() + residual.float(), exact_z)
+        eps = () if norm == "layer_norm" else (torch.finfo(torch.float32).eps,)
+        exact = torchs(exact_z, (40,), *[w.detach().double() for w in weights], *eps)
+        assert_accurate(y, exact.to(y.dtype), exact)
+        dx, dresidual, dweight, *_ = torch.autograd.grad((y, z), (x, residual, *weights), (y, z))
+        assert (dx.dtype, dresidual.dtype, dweight.dtype) == (x.dtype, residual.dtype, torch.bfloat16)
+        torch.testing.assert_close(dx, dresidual.to(dx.dtype), rtol=2**-7, atol=0)  # truncated, or rounded
+
+
+def test_float32_parameters_beside_16_bits(device):
+    x, residual = made(device, torch.bfloat16, 4, 40), made(device, torch.bfloat16, 4, 40)
+    inputs = [x, residual, *parameters("layer_norm", 40, device, torch.float32)]
+    ours, theirs = both("layer_norm", x, prenorm=False)
+    assert_agrees(ours, theirs, inputs)
+
+
+@pytest.mark.parametrize("cols", [64, 8200])
+def test_a_large_mean_costs_nothing(device, cols):
+    x = (torch.randn(3, cols, device=device) + 1e6).requires_grad_()
+    residual = made(device, torch.float32, 3, cols)
+    ours, _ = both("layer_norm", x, 0.0, prenorm=False)
+    exact_z = (x + residual).detach().double()
+    assert_accurate(ours(x, residual), 0.0, F.layer_norm(exact_z, (cols,)))
+
+
+def test_a_row_does_not_depend_on_the_others(device):
+    x, residual = made(device, torch.float32, 9, 40), made(device, torch.float32, 9, 40)
+    ours, _ = both("layer_norm", x, prenorm=False)
+    assert torch.equal(ours(x[:4], residual[:4]), ours(x, residual)[:4])
+
+
+@pytest.mark.parametrize("cols", [8, 100, 1024, 16400])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_one_mask(device, cols, dtype):
+    """Of forward, backward and `dropout_add`, whatever the tiles; `dropout`'s where rows are whole calls."""
+    x = torch.ones(2, cols, device=device, dtype=dtype).requires_grad_()
+    residual = torch.zeros_like(x, requires_grad=True)
+    keep = dropout_mask(
+        functional.dropout_add_layer_norm, x, residual, (cols,), p=0.3, generator=generator(device)
+    )
+    given = dict(p=0.3, generator=generator(device))
+    y, z = functional.dropout_add_layer_norm(x, residual, (cols,), prenorm=True, **given)
+    assert torch.equal(z != 0, keep)
+    (dx,) = torch.autograd.grad((y, z), x, (torch.zeros_like(y), torch.rand_like(z) + 1))
+    assert torch.equal(dx != 0, keep)
+    if cols % 8 == 0:
+        assert torch.equal(keep, functional.dropout(x, 0.3, generator=generator(device)) != 0)
+        assert torch.equal(keep, dropout_mask(functional.dropout, x, 0.3, generator=generator(device)))
+
+
+def test_no_two_rows_have_one_mask(device):
+    """The kept share is p's, and decisions next to each other agree as often as independent ones do."""
+    rows, cols, p = 200, 1001, 0.3
+    x = torch.empty(rows, cols, device=device, dtype=torch.bfloat16).fill_(1)
+    keep = dropout_mask(functional.dropout_add_layer_norm, x, None, (cols,), p=p).double()
+    count = rows * cols
+    assert abs(keep.mean().item() - (1 - p)) < 4 * (p * (1 - p) / count) ** 0.5
+    for other in (keep.roll(1, 0), keep.roll(1, 1), keep.roll(8, 1), keep.roll((1, 1), (0, 1))):
+        correlation = ((keep - keep.mean()) * (other - other.mean())).mean() / keep.var()
+        assert abs(correlation.item()) < 4 / count**0.5
+
+
+def test_the_mask_follows_the_generator(device):
+    x = torch.randn(4, 40, device=device)
+    call = lambda: functional.dropout_add_layer_norm(x, x, (40,), p=0.5)  # noqa: E731
+    torch.manual_seed(3)
+    first, second = call(), call()
+    torch.manual_seed(3)
+    assert torch.equal(call(), first)
+    assert not torch.equal(first, second)
+    torch.manual_seed(3)
+    dropout_mask(functional.dropout_add_layer_norm, x, x, (40,), p=0.5)
+    assert torch.equal(call(), first)
+
+
+@pytest.mark.parametrize("use_reentrant", [True, False])
+def test_recomputed_with_the_same_mask(device, use_reentrant):
+    x, residual = made(device, torch.float32, 4, 40), made(device, torch.float32, 4, 40)
+    layer = normreg.DropoutAddLayerNorm(40, p=0.5, device=device)
+    results = []
+    for recompute in (False, True):
+        torch.manual_seed(3)
+        if recompute:
+            y = torch.utils.checkpoint.checkpoint(layer, x, residual, use_reentrant=use_reentrant)
+        else:
+            y = layer(x, residual)
+        x.grad = residual.grad = None
+        y.square().sum().backward()
+        results.append((y.detach(), x.grad, residual.grad))
+    assert all(map(torch.equal, *results))
+
+
+@pytest.mark.parametrize("cols", [40, 8200])
+def test_launches_of_a_call(device, launches, cols):
+    x, residual = made(device, torch.float32, 4, cols), made(device, torch.float32, 4, cols)
+    weights = parameters("layer_norm", cols, device, torch.float32)
+    y, z = functional.dropout_add_layer_norm(x, residual, (cols,), *weights, prenorm=True)
+    assert len(launches) == 1
+    launches.clear()
+    torch.autograd.grad((y, z), (x, residual, *weights), (y, z))
+    assert len(launches) == (2 if cols == 40 else 4)
+
+
+class TestBytes:
+    @pytest.fixture(autouse=True)
+    def guarded_memory(self):
+        """None: guard bands would be counted."""
+
+    @pytest.mark.parametrize("layer_scale", [None, 0.5])
+    def test_what_is_kept(self, device, layer_scale):
+        """z, mean and rstd."""
+        layer = normreg.DropoutAddLayerNorm(40, p=0.3, layer_scale=layer_scale, device=device)
+        x, residual = made(device, torch.float32, 4, 40), made(device, torch.float32, 4, 40)
+        _, saved = saved_by(lambda: layer(x, residual))
+        assert bytes_beside(saved, x, *layer.parameters()) == 4 * 40 * 4 + 2 * 4 * 4
+        assert any(t is x or t.data_ptr() == x.data_ptr() for t in saved) == (layer_scale is not None)
+
+    def test_without_gradients_nothing_is_made_but_y(self, device):
+        layer = normreg.DropoutAddLayerNorm(40, p=0.3, device=device)
+        x, residual = torch.randn(4, 40, device=device), torch.randn(4, 40, device=device)
+        seen = []
+        with (
+            torch.no_grad(),
+            mock.patch.object(launch, "launch", lambda plan, *tensors, **_: seen.append(tensors)),
+        ):
+            layer(x, residual)
+        given = dict(zip(dropout_add_norm.dropout_add_norm_forward_kernel.arg_names, *seen))
+        assert {name for name, t in given.items() if t is not None} == {
+            "x_ptr", "residual_ptr", "y_ptr", "weight_ptr", "bias_ptr",
+        }  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["DropoutAddLayerNorm", "DropoutAddRMSNorm"])
+def test_modules(device, name):
+    norm = {"DropoutAddLayerNorm": "LayerNorm", "DropoutAddRMSNorm": "RMSNorm"}[name]
+    plain = getattr(torch.nn, norm)((3, 8)).to(device)
+    layer = getattr(normreg, name)((3, 8), p=0.4, prenorm=True).to(device)
+    layer.load_state_dict(plain.state_dict())
+    assert isinstance(layer, getattr(torch.nn, norm))
+    assert repr(layer) == repr(plain).replace(norm, name)[:-1] + ", p=0.4, prenorm=True)"
+    x, residual = torch.randn(2, 5, 3, 8, device=device), torch.randn(2, 5, 3, 8, device=device)
+    y, z = copy.deepcopy(layer).eval()(x, residual)
+    torch.testing.assert_close(z, x + residual)
+    torch.testing.assert_close(y, plain(x + residual))
+    row_scale = torch.tensor([0.0, 2.0], device=device)
+    _, z = layer.eval()(x, residual, row_scale)
+    torch.testing.assert_close(z, torch.stack((residual[0], 2 * x[1] + residual[1])))
+
+    scaled = getattr(normreg, name)(8, layer_scale=1e-4, device=device)
+    assert repr(scaled).endswith(", p=0.0, layer_scale=0.0001)")
+    assert set(scaled.state_dict()) == {*getattr(torch.nn, norm)(8).state_dict(), "layer_scale"}
+    scaled.layer_scale.data.fill_(3)
+    scaled.reset_parameters()
+    assert torch.equal(scaled.layer_scale, torch.full((8,), 1e-4, device=device))
+    assert scaled(torch.randn(2, 8, device=device)).shape == (2, 8)
+    with pytest.raises(ValueError, match="between 0 and 1"):
+        getattr(normreg, name)(8, p=1.5)
+
+
+@every_norm
+def test_what_the_kernel_does_not_take(device, norm, launches):
+    """torch's operators, with the same result."""
+    fused, torchs = NORMS[norm]
+    x, residual = torch.randn(4, 40, device=device), torch.randn(4, 40, device=device)
+    row_scale = torch.rand(4, device=device, requires_grad=True)
+    y, z = fused(x, residual, (40,), p=0.0, row_scale=row_scale, prenorm=True)
+    torch.testing.assert_close(z, residual + x * row_scale[:, None])
+    torch.testing.assert_close(y, torchs(z, (40,)))
+    assert torch.autograd.grad(y.sum(), row_scale)[0] is not None
+    assert fused(x[:0], x[:0], (40,), p=0.5).shape == (0, 40)
+    y, z = torch.func.vmap(lambda x: fused(x, x, (40,), p=0.0, prenorm=True))(x)
+    torch.testing.assert_close(y, torchs(2 * x, (40,)))
+    assert launches == []
+
+
+@every_norm
+def test_errors(device, norm):
+    fused = NORMS[norm][0]
+    x = torch.randn(2, 4, 8, device=device)
+    with pytest.raises(
+        ValueError, match=r"expected a residual of the input's shape \[2, 4, 8\], got \[8\]: expand"
+    ):
+        fused(x, x[0, 0], (8,))
+    with pytest.raises(ValueError, match=r"expected layer_scale of shape \(8,\), got \(1,\)"):
+        fused(x, x, (8,), layer_scale=x[0, 0, :1])
+    for bad in (x[0, 0], x[:, :, 0].t(), x, x[0, 0, 0]):
+        with pytest.raises(
+            ValueError, match=r"expected row_scale's shape to be \(2, 4\) or the beginning of it"
+        ):
+            fused(x, x, (8,), row_scale=bad)
+    for p in (-0.1, 1.1):
+        with pytest.raises(ValueError, match="between 0 and 1"):
+            fused(x, x, (8,), p=p)
+    with pytest.raises(RuntimeError, match="normalized_shape"):
+        fused(x, x, (7,))
+    with pytest.raises(TypeError, match=r"expected generator to be a torch\.Generator"):
+        fused(x, x, (8,), generator=3)
+
+
+def test_masks_of_other_functions_are_refused(device):
+    with pytest.raises(ValueError, match=r"expected one of normreg\.functional's dropout, dropout1d"):
+        dropout_mask(F.dropout, torch.ones(3, device=device))
+
+
+@pytest.mark.parametrize("cols", [40, 8200])
+def test_two_backward_passes_are_equal(device, cols):
+    x, residual = made(device, torch.float32, 5, cols), made(device, torch.float32, 5, cols)
+    inputs = [
+        x,
+        residual,
+        made(device, torch.float32, cols),
+        *parameters("layer_norm", cols, device, torch.float32),
+    ]
+    y = both("layer_norm", x, with_layer_scale=True)[0](*inputs)
+    dy = torch.randn_like(y)
+    first, second = (torch.autograd.grad(y, inputs, dy, retain_graph=True) for _ in range(2))
+    assert all(map(torch.equal, first, second))
