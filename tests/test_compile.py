@@ -28,6 +28,18 @@ class NormBlock(torch.nn.Module):
         return self.norm(x * 2, residual=x)
 
 
+class Residual(torch.nn.Module):
+    """A residual branch, and the norm of the sum where that is the layer's."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x):
+        result = self.layer(x * 2, x)
+        return result if isinstance(result, torch.Tensor) else torch.cat(result)
+
+
 # {name: (the layer, the shape of a sample)}
 LAYERS = {
     "LayerNorm": (lambda: normreg.LayerNorm(4), (3, 4)),
@@ -57,6 +69,11 @@ LAYERS = {
     "AlphaDropout": (lambda: normreg.AlphaDropout(0.4), (4,)),
     "FeatureAlphaDropout": (lambda: normreg.FeatureAlphaDropout(0.4), (4, 3)),
     "DropPath": (lambda: normreg.DropPath(0.4), (4, 3)),
+    "DropoutAdd": (lambda: Residual(normreg.DropoutAdd(0.4)), (4, 3)),
+    "DropPathAdd": (lambda: Residual(normreg.DropPathAdd(0.4)), (4, 3)),
+    "BiasActDropout": (lambda: normreg.BiasActDropout(4, p=0.4), (3, 4)),
+    "DropoutAddLayerNorm": (lambda: Residual(normreg.DropoutAddLayerNorm(4, p=0.4, layer_scale=0.5)), (3, 4)),
+    "DropoutAddRMSNorm, prenorm": (lambda: Residual(normreg.DropoutAddRMSNorm(4, p=0.4, prenorm=True)), (4,)),
 }  # fmt: skip
 
 

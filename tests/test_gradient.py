@@ -55,6 +55,38 @@ def instance_norm(use_input_stats):
     return call
 
 
+def dropout_add_norm(norm, cols=5, row_scale=None):
+    """Of x, the residual, a layer scale and parameters, y and z."""
+
+    def call(x, residual, layer_scale, *parameters):
+        generator = torch.Generator(x.device).manual_seed(4)
+        scales = dict(layer_scale=layer_scale)
+        if row_scale is not None:
+            scales["row_scale"] = torch.tensor(row_scale, device=x.device)
+        given = dict(p=0.4, prenorm=True, generator=generator, **scales)
+        return getattr(normreg.functional, norm)(x, residual, (cols,), *parameters, **given)
+
+    return call
+
+
+def one_of(function):
+    """y + z * 2, so that one incoming gradient reaches both."""
+
+    def call(*inputs):
+        y, z = function(*inputs)
+        return y + z * 2
+
+    return call
+
+
+def seeded(name, *arguments, **options):
+    def call(*inputs):
+        generator = torch.Generator(inputs[0].device).manual_seed(4)
+        return getattr(normreg.functional, name)(*inputs, *arguments, generator=generator, **options)
+
+    return call
+
+
 def layer_norm(*normalized_shape):
     return lambda x, weight=None, bias=None: normreg.functional.layer_norm(x, normalized_shape, weight, bias)
 
@@ -115,6 +147,23 @@ CASES = {
     "alpha_dropout of everything": (same_mask("alpha_dropout", 1.0), [(4,)]),
     "feature_alpha_dropout": (same_mask("feature_alpha_dropout", 0.5), [(3, 4, 2)]),
     "drop_path": (same_mask("drop_path", 0.5), [(8, 3)]),
+    "dropout_add_layer_norm": (
+        one_of(dropout_add_norm("dropout_add_layer_norm")),
+        [(4, 5), (4, 5), (5,), (5,), (5,)],
+    ),
+    "dropout_add_rms_norm, scaled by row": (
+        one_of(dropout_add_norm("dropout_add_rms_norm", row_scale=(0.5, 2.0))),
+        [(2, 2, 5), (2, 2, 5), (5,), (5,)],
+    ),
+    "dropout_add_layer_norm alone": (seeded("dropout_add_layer_norm", (5,), p=0.4), [(3, 5), (3, 5)]),
+    "dropout_add": (seeded("dropout_add", 0.4), [(4, 5), (4, 5)]),
+    "dropout_add with a layer scale": (
+        lambda x, residual, scale: seeded("dropout_add", layer_scale=scale)(x, residual),
+        [(4, 5), (4, 5), (5,)],
+    ),
+    "drop_path_add": (seeded("drop_path_add", 0.4, True), [(5, 3), (5, 3)]),
+    "bias_act_dropout": (seeded("bias_act_dropout", "gelu", 0.4), [(4, 5), (5,)]),
+    "bias_act_dropout without bias": (seeded("bias_act_dropout", act="silu", p=0.4), [(4, 5)]),
 }
 every_case = pytest.mark.parametrize(("function", "shapes"), CASES.values(), ids=CASES)
 

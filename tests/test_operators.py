@@ -137,6 +137,41 @@ CASES = {
         "dropout", lambda d: (images(d, FLOAT, LAST), seed(d), 0.4, 2, "scaled", False)),
     "dropout of samples": ("dropout", lambda d: (images(d, HALF), seed(d), 0.4, 1, "unscaled", False)),
     "alpha dropout": ("dropout", lambda d: (rows(d), seed(d), 0.4, None, "alpha", False)),
+    "dropout_add": ("dropout_add", lambda d: (
+        rows(d), rows(d), None, None, seed(d), 0.4, 32, False, True, 48, FLOAT)),
+    "dropout_add of scales, in float32": ("dropout_add", lambda d: (
+        rows(d, HALF), rows(d), values(d, 8), values(d, 6), seed(d), 0.4, 16, False, True, 8, FLOAT)),
+    "dropout_add of channels_last samples": ("dropout_add", lambda d: (
+        images(d, FLOAT, LAST), images(d), None, None, seed(d), 0.4, 32, True, False, 40, FLOAT)),
+    "dropout_add of a branch alone": ("dropout_add", lambda d: (
+        rows(d, HALF), None, values(d, 8), None, None, 0.0, 0, False, True, 8, HALF)),
+    "dropout_add_backward": ("dropout_add_backward", lambda d: (
+        rows(d), rows(d, HALF), values(d, 8), values(d, 6), seed(d), 0.4, 16, False, True, True)),
+    "dropout_add_backward of layer_scale": ("dropout_add_backward", lambda d: (
+        rows(d), rows(d), values(d, 8), None, None, 0.0, 0, False, True, False)),
+    "dropout_add_norm": ("dropout_add_norm", lambda d: (
+        rows(d), rows(d), values(d, 8), values(d, 8), None, None, seed(d), 0.4, 32, (8,), 1e-5, FLOAT, FLOAT,
+        True, True, True)),
+    "dropout_add_norm of scales, sum in float32, not centred": ("dropout_add_norm", lambda d: (
+        images(d, HALF, LAST), images(d), values(d, 2, 5), None, values(d, 2, 5), values(d, 3), seed(d), 0.4,
+        16, (2, 5), 1e-5, FLOAT, HALF, False, True, True)),
+    "dropout_add_norm without gradients": ("dropout_add_norm", lambda d: (
+        rows(d), None, None, values(d, 8), None, None, None, 0.0, 0, (8,), 1e-5, FLOAT, FLOAT, True, False,
+        False)),
+    "dropout_add_norm_backward": ("dropout_add_norm_backward", lambda d: (
+        rows(d), rows(d), rows(d), rows(d), values(d, 8), values(d, 8), values(d, 6), *statistics(d, 6),
+        seed(d), 0.4, 32, (8,), FLOAT, FLOAT, FLOAT, [True, True, True, True, True])),
+    "dropout_add_norm_backward of a sum": ("dropout_add_norm_backward", lambda d: (
+        rows(d, HALF), None, rows(d), None, None, None, None, None, values(d, 6), None, 0.0, 0, (8,), HALF,
+        FLOAT, HALF, [True, False, True, False, False])),
+    "bias_act_dropout": ("bias_act_dropout", lambda d: (
+        rows(d), values(d, 8), seed(d), 0.4, 32, "gelu", 0.0)),
+    "bias_act_dropout without bias": ("bias_act_dropout", lambda d: (
+        images(d, HALF, LAST), None, None, 0.0, 0, "leaky_relu", 0.2)),
+    "bias_act_dropout_backward": ("bias_act_dropout_backward", lambda d: (
+        rows(d), rows(d), values(d, 8), seed(d), 0.4, 32, "silu", 0.0, [True, True])),
+    "bias_act_dropout_backward of bias": ("bias_act_dropout_backward", lambda d: (
+        rows(d, HALF), rows(d, HALF), values(d, 8), seed(d), 0.4, 16, "relu", 0.0, [False, True])),
     "alpha dropout's gradient": ("dropout", lambda d: (rows(d), seed(d), 0.4, None, "alpha", True)),
 }  # fmt: skip
 every_case = pytest.mark.parametrize(("name", "arguments"), CASES.values(), ids=CASES)
@@ -147,10 +182,18 @@ def test_every_operator_has_a_case():
     assert defined == {name for name, _ in CASES.values()}
 
 
+# the first of their arguments can be differentiated; of another one, three if it saves what is needed
+DIFFERENTIABLE = {
+    "dropout": 1, "dropout_add": 3, "bias_act_dropout": 2, "dropout_add_norm": 5, "batch_norm_act": 4,
+    "batch_norm_act_inference": 4,
+}  # fmt: skip
+KEEPS_NO_STATISTICS = ("dropout", "dropout_add", "bias_act_dropout")
+
+
 def with_gradients(name, arguments):
     """x and parameters require grad, where the operator can be differentiated with these arguments."""
-    if name == "dropout" or arguments[-1] is True:
-        for tensor in arguments[: 4 if name.startswith("batch_norm_act") else 3]:
+    if name in KEEPS_NO_STATISTICS or (arguments[-1] is True and not name.endswith("_backward")):
+        for tensor in arguments[: DIFFERENTIABLE.get(name, 3)]:
             if isinstance(tensor, torch.Tensor) and tensor.is_floating_point():
                 tensor.requires_grad_()
     return arguments
@@ -174,13 +217,21 @@ def test_saved_tensors(device, name, arguments):
         expected = []
     elif name == "dropout":
         expected = others[:1]
+    elif name == "dropout_add":
+        _, layer_scale, row_scale, seed_ = others[:4]
+        expected = [None if layer_scale is None else x, layer_scale, row_scale, seed_]
+    elif name == "dropout_add_norm":
+        _, weight, _, layer_scale, row_scale, seed_ = others[:6]
+        expected = [None if layer_scale is None else x, weight, layer_scale, row_scale, seed_, *result[1:]]
+    elif name == "bias_act_dropout":
+        expected = [x, *others[:2]]
     elif name.startswith("batch_norm_act"):
         bits, act = result[-1], others[3]
         terms = others[1:3] if act is not None and bits is None else []
         expected = [t for t in (x, others[0], *terms, *result[1:]) if t is not None]
     else:
         expected = [x, *others[: others[0] is not None], *result[1:]]
-    assert kept == {t.data_ptr() for t in expected}
+    assert kept == {t.data_ptr() for t in expected if t is not None}
 
 
 @every_case
