@@ -82,7 +82,7 @@ def bias_act_dropout_backward_kernel(
             tl.store(dx_ptr + base + offsets, dx.to(dx_ptr.dtype.element_ty), mask=mask)
 
     if dbias_partial_ptr is not None:
-        col = tl.program_id(1) * BLOCK_COLS + tl.arange(0, BLOCK_COLS)
+        col = tl.program_id(1).to(tl.int64) * BLOCK_COLS + tl.arange(0, BLOCK_COLS)
         partial = tl.program_id(0).to(tl.int64) * cols + col
         tl.store(dbias_partial_ptr + partial, tl.sum(dbias, 0), mask=col < cols)
 

@@ -63,11 +63,11 @@ def dropout_add_backward_kernel(
 ):  # fmt: skip
     """Every tile of rows of a block of columns in turn."""
     rows, cols, _, _ = row_strides(rows, cols, VECTOR, False)
-    col = tl.program_id(1) * BLOCK_COLS + tl.arange(0, BLOCK_COLS)
+    col = tl.program_id(1).to(tl.int64) * BLOCK_COLS + tl.arange(0, BLOCK_COLS)
     layer_scale = load_parameter(layer_scale_ptr, col, cols, COMPUTE_DTYPE)
     dlayer_scale = tl.zeros([BLOCK_ROWS, BLOCK_COLS], COMPUTE_DTYPE)
     for tile in range(tl.program_id(0), tl.cdiv(rows, BLOCK_ROWS), tl.num_programs(0)):
-        row, first_col, _, base, offsets, mask = elements_of_rows(
+        row, first_col, col, base, offsets, mask = elements_of_rows(
             tile, tl.program_id(1), rows, cols, BLOCK_ROWS, BLOCK_COLS
         )
         keep, factor = decisions(

@@ -3,7 +3,9 @@
 from . import (
     batch_norm,
     batch_norm_act,
+    bias_act_dropout,
     dropout,
+    dropout_add,
     dropout_add_norm,
     group_norm,
     instance_norm,
@@ -24,7 +26,9 @@ OPERATIONS = {
         group_norm,
         instance_norm,
         dropout,
+        dropout_add,
         dropout_add_norm,
+        bias_act_dropout,
     )
 }
 

@@ -107,9 +107,7 @@ OPERATION = Sum(
     error=error,
     ledger=(
         Case(NAME, (LEDGER_ELEMENTS // 4096, 4096), layer="prenorm LayerNorm"),
-        Case(NAME, (LEDGER_ELEMENTS // 1024, 1024), layer="LayerNorm"),
-        Case(NAME, (LEDGER_ELEMENTS // 1024, 1024), layer="prenorm RMSNorm"),
-        Case(NAME, (LEDGER_ELEMENTS // 16384, 16384), layer="prenorm LayerNorm"),
+        Case(NAME, (LEDGER_ELEMENTS // 1024, 1024), layer="RMSNorm"),
         Case(NAME, (LEDGER_ELEMENTS // 65536, 65536), layer="prenorm LayerNorm"),
     ),
     static=tuple(
