@@ -17,7 +17,7 @@ from .activations import activate, activation_backward
 from .branch import branch, decisions, seed_arguments
 from .dropout_add import element_constants
 from .layer_norm import finish
-from .rows import elements_of_rows, load_parameter, row_strides
+from .rows import elements_of_rows, load_parameter
 
 
 @triton.jit(do_not_specialize=["seed", "rows", "cols", "rows_per_sample", "keep_threshold"])
@@ -32,7 +32,7 @@ def bias_act_dropout_forward_kernel(
     COMPUTE_DTYPE: tl.constexpr, VECTOR: tl.constexpr, BITS: tl.constexpr, SHARED: tl.constexpr,
     ACT: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_COLS: tl.constexpr,
 ):  # fmt: skip
-    rows, cols, _, _ = row_strides(rows, cols, VECTOR, False)
+    cols = cols.to(tl.int64) * VECTOR  # one row may be all of a tensor
     tile, col_blocks = tl.program_id(0), tl.cdiv(cols, BLOCK_COLS).to(tl.int32)
     row, first_col, col, base, offsets, mask = elements_of_rows(
         tile // col_blocks, tile % col_blocks, rows, cols, BLOCK_ROWS, BLOCK_COLS
@@ -62,7 +62,7 @@ def bias_act_dropout_backward_kernel(
     ACT: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_COLS: tl.constexpr,
 ):  # fmt: skip
     """Every tile of rows of a block of columns in turn."""
-    rows, cols, _, _ = row_strides(rows, cols, VECTOR, False)
+    cols = cols.to(tl.int64) * VECTOR  # one row may be all of a tensor
     dbias = tl.zeros([BLOCK_ROWS, BLOCK_COLS], COMPUTE_DTYPE)
     for tile in range(tl.program_id(0), tl.cdiv(rows, BLOCK_ROWS), tl.num_programs(0)):
         row, first_col, col, base, offsets, mask = elements_of_rows(

@@ -17,7 +17,7 @@ import triton.language as tl
 from . import launch
 from .branch import branch, decisions, samples_of, seed_arguments
 from .layer_norm import finish
-from .rows import elements_of_rows, load_parameter, row_strides
+from .rows import elements_of_rows, load_parameter
 
 
 @triton.jit(do_not_specialize=["seed", "rows", "cols", "rows_per_sample", "keep_threshold"])
@@ -31,7 +31,7 @@ def dropout_add_kernel(
     COMPUTE_DTYPE: tl.constexpr, VECTOR: tl.constexpr, BITS: tl.constexpr, SHARED: tl.constexpr,
     BLOCK_ROWS: tl.constexpr, BLOCK_COLS: tl.constexpr,
 ):  # fmt: skip
-    rows, cols, _, _ = row_strides(rows, cols, VECTOR, False)
+    cols = cols.to(tl.int64) * VECTOR  # one row may be all of a tensor
     tile, col_blocks = tl.program_id(0), tl.cdiv(cols, BLOCK_COLS).to(tl.int32)
     row, first_col, col, base, offsets, mask = elements_of_rows(
         tile // col_blocks, tile % col_blocks, rows, cols, BLOCK_ROWS, BLOCK_COLS
@@ -62,7 +62,7 @@ def dropout_add_backward_kernel(
     BLOCK_ROWS: tl.constexpr, BLOCK_COLS: tl.constexpr,
 ):  # fmt: skip
     """Every tile of rows of a block of columns in turn."""
-    rows, cols, _, _ = row_strides(rows, cols, VECTOR, False)
+    cols = cols.to(tl.int64) * VECTOR  # one row may be all of a tensor
     col = tl.program_id(1).to(tl.int64) * BLOCK_COLS + tl.arange(0, BLOCK_COLS)
     layer_scale = load_parameter(layer_scale_ptr, col, cols, COMPUTE_DTYPE)
     dlayer_scale = tl.zeros([BLOCK_ROWS, BLOCK_COLS], COMPUTE_DTYPE)

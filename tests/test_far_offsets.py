@@ -20,7 +20,8 @@ import torch.nn.functional as F
 import triton.language as tl
 from triton.runtime.interpreter import interpreter_builder as builder
 from normreg.kernels import (
-    batch_norm, batch_norm_split, dropout, group_norm, group_norm_split, instance_norm, layer_norm
+    batch_norm, batch_norm_split, bias_act_dropout, dropout, dropout_add, dropout_add_norm, group_norm,
+    group_norm_split, instance_norm, layer_norm,
 )
 from normreg.kernels.random import keep_mask
 
@@ -154,6 +155,24 @@ rows = samples * channels
 row_sizes = (1, rows, spatial // 8, 1, 1)
 layout = dict(COMPUTE_DTYPE=tl.float32, CHANNELS_LAST=False, VECTOR=8,
               BLOCK_SAMPLES=1, BLOCK_CHANNELS=2, BLOCK_SPATIAL=512)
+last_rows = ((rows // 2 - 1, 0, 0), (rows // 2, 1, 1))
+"""
+
+# x, and the decisions of the last 2048 elements as dropout draws them
+FLAT = """
+elements = rows * cols
+program = elements // 2048 - 1
+x, z = reserved(rows, cols), reserved(rows, cols)
+x[-4:] = 1
+run_program(dropout.dropout_kernel, (program, 0, 0), (program + 1, 1, 1),
+            x, z, None, 5, elements // 8, 2**15, 2.0, 0.0, 0.0,
+            COMPUTE_DTYPE=tl.float32, VECTOR=8, BITS=16, CALLS=256)
+keep = z[-2:] != 0
+z[-2:] = 0
+assert 0 < keep.sum() < 2048
+drawn = dict(COMPUTE_DTYPE=tl.float32, VECTOR=8, BITS=16, SHARED=False)
+few = drawn | dict(BLOCK_ROWS=2, BLOCK_COLS=1024)
+decided = (None, 5, rows, cols // 8, rows, 2**15, 2.0)
 last_rows = ((rows // 2 - 1, 0, 0), (rows // 2, 1, 1))
 """
 
@@ -312,6 +331,47 @@ run_program(dropout.dropout_kernel, (program, 0, 0), (program + 1, 1, 1),
             x, y, None, 5, elements // 8, 2**15, 2.0, 0.0, 0.0,
             COMPUTE_DTYPE=tl.float32, VECTOR=8, BITS=16, CALLS=256)
 assert set(y[-2048:].tolist()) == {0.0, 2.0}
+""",
+    "dropout_add_norm": FLAT
+    + """
+y, rstd = reserved(rows, cols), reserved(rows, dtype=torch.float32)
+run_program(dropout_add_norm.dropout_add_norm_forward_kernel, *last_rows, x, x, z, y, None, None, None, None,
+            None, rstd, *decided, 1e-5, Z_DTYPE=tl.float16, CENTERED=False, **few)
+check(z[-2:], 1 + 2 * keep)
+check(y[-2:], F.rms_norm(z[-2:].float(), (cols,)))
+dy, dx = reserved(rows, cols), reserved(rows, cols)
+dy[-2:] = torch.randn(2, cols)
+run_program(dropout_add_norm.dropout_add_norm_backward_kernel, *last_rows, dy, z, dy, None, dx, y, None, None,
+            None, None, rstd, None, None, None, *decided, rows // 2, **few)
+last = z[-2:].float().requires_grad_()
+(dz,) = torch.autograd.grad(F.rms_norm(last, (cols,)), last, dy[-2:].float())
+check(y[-2:], dz + dy[-2:])
+check(dx[-2:], (dz + dy[-2:]) * 2 * keep)
+""",
+    "dropout_add": FLAT
+    + """
+run_program(dropout_add.dropout_add_kernel, (program, 0, 0), (program + 1, 1, 1), x, x, z, None, None,
+            None, 5, 1, elements // 8, 1, 2**15, 2.0, **drawn, BLOCK_ROWS=1, BLOCK_COLS=2048)
+check(z[-2:], 1 + 2 * keep)
+partial = reserved(rows // 2, cols, dtype=torch.float32)
+dz, ones = reserved(rows, cols), torch.ones(cols)
+dz[-2:] = 3
+run_program(dropout_add.dropout_add_backward_kernel, *last_rows, dz, x, z, ones, None, partial, *decided,
+            **few)
+check(z[-2:], 6 * keep)
+check(partial[-1], 6 * keep.float().sum(0))
+""",
+    "bias_act_dropout": FLAT
+    + """
+bias = torch.randn(cols)
+run_program(bias_act_dropout.bias_act_dropout_forward_kernel, *last_rows, x, z, bias, *decided, 0.0,
+            ACT="silu", **few)
+check(z[-2:], F.silu(1 + bias) * 2 * keep)
+partial = reserved(rows // 2, cols, dtype=torch.float32)
+run_program(bias_act_dropout.bias_act_dropout_backward_kernel, *last_rows, x, x, z, bias, partial, *decided,
+            0.0, ACT=None, **few)
+check(z[-2:], 2 * keep)
+check(partial[-1], 2 * keep.float().sum(0))
 """,
 }
 
