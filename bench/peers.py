@@ -15,7 +15,11 @@ import torch
 
 import normreg
 
-from .operations import batch_norm_act
+from .operations import batch_norm_act, bias_act_dropout, dropout_add, dropout_add_norm
+
+FUSIONS = {
+    module.NAME: module for module in (batch_norm_act, bias_act_dropout, dropout_add, dropout_add_norm)
+}
 
 
 def torch_eager(operation, layer):
@@ -31,8 +35,8 @@ def torch_compile(operation, layer):
 def ours(operation, layer):
     if operation == "layer_norm_channels":
         layer.__class__ = normreg.LayerNorm2d
-    if operation == "batch_norm_act":
-        return batch_norm_act.fuse(layer)
+    if operation in FUSIONS:
+        return FUSIONS[operation].fuse(layer)
     normreg.replace(layer)
     return layer
 
@@ -82,6 +86,20 @@ def flash_attention(operation, layer):
         from flash_attn.ops.triton.layer_norm import rms_norm_fn
 
         return lambda x: rms_norm_fn(x, layer.weight, None, eps=eps_of(layer))
+    if operation == "dropout_add_norm":
+        from flash_attn.ops.triton import layer_norm
+
+        norm, residual, prenorm = layer.norm, layer.residual, layer.prenorm
+        centered = isinstance(norm, torch.nn.LayerNorm)
+        fused = layer_norm.layer_norm_fn if centered else layer_norm.rms_norm_fn
+        parameters = norm.weight, norm.bias if centered else None
+        options = dict(eps=eps_of(norm), dropout_p=dropout_add_norm.P, prenorm=prenorm)
+
+        def call(x):
+            result = fused(x, *parameters, residual=residual, **options)
+            return dropout_add_norm.Both.apply(*result) if prenorm else result
+
+        return call
 
 
 def flag_gems(operation, layer):

@@ -40,6 +40,12 @@ class FusedSum(Sum):
         return function(x, self.residual, P, self.training, layer_scale=self.layer_scale)
 
 
+def fuse(layer):
+    """Makes a Sum normreg's."""
+    layer.__class__ = FusedSum
+    return layer
+
+
 class MaskedSum(Sum):
     def branch(self, x):
         return x * self.scale
@@ -50,9 +56,9 @@ def layer(library, case, device=None, dtype=None):
     scale = None
     if case.layer.startswith("scaled"):
         scale = torch.rand(case.shape[-1], device=device, dtype=dtype) + 0.5
-    made = FusedSum if library is normreg else Sum
     residual = case.like_input(torch.randn, device, dtype)
-    return made(residual, scale, case.layer.endswith("path")).train(case.training)
+    made = Sum(residual, scale, case.layer.endswith("path")).train(case.training)
+    return fuse(made) if library is normreg else made
 
 
 def error(reference, layer, x, dy, y, gradients):

@@ -41,23 +41,32 @@ class Seam(torch.nn.Module):
 
 class FusedSeam(Seam):
     def forward(self, x):
-        result = self.norm(x, self.residual)
+        norm = self.norm
+        options = dict(p=P, training=self.training, eps=norm.eps, prenorm=self.prenorm)
+        parameters = norm.parameters()
+        result = self.fused(x, self.residual, norm.normalized_shape, *parameters, **options)
         return Both.apply(*result) if self.prenorm else result
 
 
-FUSED = {"LayerNorm": normreg.DropoutAddLayerNorm, "RMSNorm": normreg.DropoutAddRMSNorm}
+FUSED = {
+    torch.nn.LayerNorm: normreg.functional.dropout_add_layer_norm,
+    torch.nn.RMSNorm: normreg.functional.dropout_add_rms_norm,
+}
+
+
+def fuse(layer):
+    """Makes a Seam normreg's."""
+    layer.__class__, layer.fused = FusedSeam, FUSED[type(layer.norm)]
+    return layer
 
 
 def layer(library, case, device=None, dtype=None):
     """Of "LayerNorm" or "RMSNorm", behind "prenorm" where the sum is the next residual."""
     *prenorm, norm = case.layer.split()
     residual = case.like_input(torch.randn, device, dtype)
-    options = dict(device=device, dtype=dtype)
-    if library is normreg:
-        fused = FUSED[norm](case.shape[-1], p=P, prenorm=bool(prenorm), **options)
-        return FusedSeam(fused, residual, bool(prenorm)).train(case.training)
-    made = getattr(torch.nn, norm)(case.shape[-1], **options)
-    return Seam(made, residual, bool(prenorm)).train(case.training)
+    norm = getattr(torch.nn, norm)(case.shape[-1], device=device, dtype=dtype)
+    made = Seam(norm, residual, bool(prenorm)).train(case.training)
+    return fuse(made) if library is normreg else made
 
 
 def error(reference, layer, x, dy, y, gradients):
