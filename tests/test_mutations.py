@@ -832,6 +832,91 @@ MUTATIONS = {
         "        pass\n",
         "test_explain.py -k every_decision",
     ),
+    # dropout, sum and norm
+    "every row has the first one's mask": Mutation(
+        "kernels/random.py",
+        "    call = row[:, None] * tl.cdiv(cols, FIELDS) + first_col // FIELDS\n",
+        "    call = row[:, None] * 0 + first_col // FIELDS\n",
+        "test_dropout_add_norm.py -k 'one_mask and 1024'",
+    ),
+    "rows of a sample decide by themselves": Mutation(
+        "kernels/branch.py",
+        "keep_at(seed, row // rows_per_sample, keep_threshold)",
+        "keep_at(seed, row, keep_threshold)",
+        "test_dropout_add.py -k of_rows_with_layer_scale",
+    ),
+    "the sum is not shifted": Mutation(
+        "kernels/dropout_add_norm.py",
+        "        z -= tl.sum(tl.where((col == 0)[None, :], z, 0.0), 1)[:, None]\n",
+        "",
+        "test_dropout_add_norm.py -k large_mean",
+    ),
+    "the gradient of the sum from elsewhere is lost": Mutation(
+        "kernels/dropout_add_norm.py",
+        "            dz += tl.load(dz_ptr + offsets, mask=mask, other=0.0).to(COMPUTE_DTYPE)\n",
+        "            pass\n",
+        "test_dropout_add_norm.py -k 'either_result and 40'",
+    ),
+    "the gradient of a wide sum from elsewhere is lost": Mutation(
+        "kernels/dropout_add_norm.py",
+        "of_norm if dz is None else of_norm.add_(dz)",
+        "of_norm",
+        "test_dropout_add_norm.py -k 'either_result and 8200'",
+    ),
+    "the branch's gradient forgets its mask": Mutation(
+        "kernels/dropout_add_norm.py",
+        "            dx = branch(dz, keep, factor)\n",
+        "            dx = dz * factor\n",
+        "test_dropout_add_norm.py -k 'agrees_with_torch and float32'",
+    ),
+    "dlayer_scale keeps only the last tile": Mutation(
+        "kernels/dropout_add_norm.py",
+        "            dlayer_scale += dz * branch(x, keep, factor)\n",
+        "            dlayer_scale = dz * branch(x, keep, factor)\n",
+        "test_dropout_add_norm.py -k 'test_scales and 0.4'",
+    ),
+    "a scaled branch has the residual's gradient": Mutation(
+        "normreg/ops/dropout_add_norm.py",
+        "bits == 0 and layer_scale is None and row_scale is None",
+        "bits == 0 and layer_scale is None",
+        "test_dropout_add_norm.py -k 'test_scales and 0.0'",
+    ),
+    "the branch is kept where nobody needs it": Mutation(
+        "normreg/ops/dropout_add_norm.py",
+        "        x = None if layer_scale is None else x\n",
+        "",
+        "test_dropout_add_norm.py -k what_is_kept",
+    ),
+    "every call drops the same": Mutation(
+        "normreg/ops/dropout_add.py",
+        "    return seed.draw(x.device, generator) if bits else None\n",
+        "    return 5 if bits else None\n",
+        "test_dropout_add_norm.py -k follows_the_generator",
+    ),
+    "the columns of one row are counted in 32 bits": Mutation(
+        "kernels/dropout_add.py",
+        "    cols = cols.to(tl.int64) * VECTOR  # one row may be all of a tensor\n    tile, col_blocks",
+        "    cols = cols * VECTOR\n    tile, col_blocks",
+        "test_far_offsets.py -k 31[dropout_add]",
+    ),
+    "dlayer_scale of dropout_add keeps only the last tile": Mutation(
+        "kernels/dropout_add.py",
+        "        dlayer_scale += dz",
+        "        dlayer_scale = dz",
+        "test_dropout_add.py -k 'test_scales and 2100'",
+    ),
+    "dbias of an activation keeps only the last tile": Mutation(
+        "kernels/bias_act_dropout.py",
+        "        dbias += dx\n",
+        "        dbias = dx\n",
+        "test_dropout_add.py -k 'any_shape and 4100'",
+    ),
+    "the activation's derivative forgets the bias": Mutation(
+        "kernels/bias_act_dropout.py",
+        "            z += load_parameter(bias_ptr, col, cols, COMPUTE_DTYPE)\n        dy =",
+        "            pass\n        dy =",
+        "test_dropout_add.py -k 'any_shape and 4100'",
+    ),
     # the operators of torch.compile
     "torch.compile is given torch's operator": Mutation(
         "normreg/dispatch.py",
