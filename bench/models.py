@@ -1,4 +1,4 @@
-"""Whole training steps of five networks before and after `normreg.replace`.
+"""Whole training steps of five networks before and after `normreg.replace`, and with fused blocks.
 
 Every variant of a network starts from the same seed, so from the same weights and the same random batch, and
 trains on it with AdamW. On a GPU the networks have their published sizes and train under bfloat16 autocast
@@ -6,11 +6,14 @@ with float32 weights, the convolutional ones in channels_last. torch.compile, of
 together, is a further baseline. Timed is a step from end to end: forward, backward and optimizer. Peak memory
 is that of such steps, weights and optimizer included.
 
+Kept bytes are those that autograd keeps for the backward of a step, beside parameters and batch, dropout on:
+counted, with or without a GPU.
+
 Losses are compared with dropout off, over the first steps. What rounding is worth is measured, too: the
 yardstick is torch.nn's own distance from the same training in float32 throughout.
 
 Without a GPU a tiny version of each network runs through Triton's interpreter in float32, for the losses
-alone, and the yardstick's training is in float64. Time and memory are not measured then.
+and the kept bytes, and the yardstick's training is in float64. Time and peak memory are not measured then.
 """
 
 import contextlib
@@ -27,14 +30,15 @@ from torch import nn
 import normreg
 from normreg.kernels import launch
 
-from . import interpreter, networks, tables
+from . import fused_block, interpreter, networks, tables
 
 TINY = launch.INTERPRET
 ON_GPU = not TINY
 DEVICE = "cuda" if ON_GPU else "cpu"
 AUTOCAST = torch.bfloat16 if ON_GPU else None
 HIGHER_PRECISION = torch.float32 if ON_GPU else torch.float64
-VARIANTS = ("torch.nn", "normreg", "torch.compile") if ON_GPU else ("torch.nn", "normreg")
+FUSED = "normreg, fused blocks"
+VARIANTS = ("torch.nn", "normreg", FUSED, "torch.compile") if ON_GPU else ("torch.nn", "normreg", FUSED)
 
 SEED = 0
 LEARNING_RATE = 1e-4
@@ -52,6 +56,7 @@ class Model:
     tiny: dict  # the network's options without one, and the samples
     tiny_samples: int = 2
     channels_last: bool = False
+    has_blocks: bool = False  # of a transformer
 
     def __str__(self):
         return f"{self.title} (tiny)" if TINY else self.title
@@ -74,9 +79,9 @@ TINY_IMAGES = dict(image=64, classes=10)
 OPERATIONS = {
     model.name: model
     for model in (
-        Model("gpt2", "GPT-2", networks.GPT2, 8, TINY_TEXT),
-        Model("bert", "BERT-base", networks.BERT, 32, TINY_TEXT),
-        Model("vit", "ViT-B/16", networks.ViT, 64, TINY_TRANSFORMER | TINY_IMAGES),
+        Model("gpt2", "GPT-2", networks.GPT2, 8, TINY_TEXT, has_blocks=True),
+        Model("bert", "BERT-base", networks.BERT, 32, TINY_TEXT, has_blocks=True),
+        Model("vit", "ViT-B/16", networks.ViT, 64, TINY_TRANSFORMER | TINY_IMAGES, has_blocks=True),
         Model(
             "resnet50",
             "ResNet-50",
@@ -119,6 +124,8 @@ class Training:
         self.network, self.inputs, self.labels = model.build(DEVICE)
         if variant == "normreg":
             normreg.replace(self.network)
+        elif variant == FUSED:
+            fused_block.fuse(self.network)
         self.loss_of = torch.compile(loss_of) if variant == "torch.compile" else loss_of
         self.optimizer = torch.optim.AdamW(self.network.parameters(), LEARNING_RATE, fused=True)
         self.autocast = AUTOCAST
@@ -129,10 +136,32 @@ class Training:
             self.inputs = self.inputs.to(HIGHER_PRECISION)
         self.autocast = None
 
-    def step(self):
+    def kept_bytes(self):
+        """Of the storages kept for the backward that are not the parameters' or the batch's."""
+        kept = {}
+
+        def keep(tensor):
+            storage = tensor.untyped_storage()
+            kept[storage.data_ptr()] = storage.nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            loss = self.loss()
+        given = {
+            t.untyped_storage().data_ptr() for t in (*self.network.parameters(), self.inputs, self.labels)
+        }
+        total = sum(size for pointer, size in kept.items() if pointer not in given)
+        loss.backward()
+        self.optimizer.zero_grad()
+        return total
+
+    def loss(self):
         precision = torch.autocast(DEVICE, self.autocast) if self.autocast else contextlib.nullcontext()
         with precision:
-            loss = self.loss_of(self.network, self.inputs, self.labels)
+            return self.loss_of(self.network, self.inputs, self.labels)
+
+    def step(self):
+        loss = self.loss()
         loss.backward()
         self.optimizer.step()
         self.optimizer.zero_grad()
@@ -148,6 +177,10 @@ def first_losses(model, variant, higher_precision=False):
     if not losses.isfinite().all():
         raise FloatingPointError(f"losses that are not finite: {losses.tolist()}")
     return losses.tolist()
+
+
+def kept(model, variant):
+    return Training(model, variant).kept_bytes()
 
 
 def cost(model, variant):
@@ -200,7 +233,7 @@ def measure(model):
 
     # losses first: what libraries keep allocated is there before memory is measured
     original, original_error = attempt(first_losses, model, "torch.nn")
-    replaced, replaced_error = attempt(first_losses, model, "normreg")
+    ours = {v: attempt(first_losses, model, v) for v in ("normreg", FUSED) if v != FUSED or model.has_blocks}
     exact, exact_error = attempt(first_losses, model, "torch.nn", True)
     compared = {
         "torch.nn": dict(
@@ -208,13 +241,14 @@ def measure(model):
             loss_yardstick=largest_difference(original, exact),
             loss_error=original_error or exact_error,
         ),
-        "normreg": dict(
-            losses=replaced,
-            loss_difference=largest_difference(replaced, original),
-            loss_error=replaced_error,
-        ),
+    } | {
+        variant: dict(losses=losses, loss_difference=largest_difference(losses, original), loss_error=error)
+        for variant, (losses, error) in ours.items()
     }
     for variant in VARIANTS:
+        if variant == FUSED and not model.has_blocks:
+            continue
+        kept_bytes, _ = attempt(kept, model, variant) if variant != "torch.compile" else (None, None)
         spent, error = attempt(cost, model, variant) if ON_GPU else (None, None)
         yield (
             dict(
@@ -222,7 +256,8 @@ def measure(model):
                 case=case,
                 variant=variant,
                 parameters=parameters,
-                layers_replaced=layers_replaced if variant == "normreg" else 0,
+                layers_replaced=layers_replaced if variant.startswith("normreg") else 0,
+                kept_bytes=kept_bytes,
                 precision="bfloat16 autocast" if AUTOCAST else "float32",
                 error=error,
             )
@@ -252,29 +287,30 @@ def step_time(samples):
 
 
 def speed_up(record, records):
-    """Over the fastest variant of the same network that is not normreg."""
-    if record["variant"] != "normreg":
+    """Over the fastest variant of the same network that is not normreg's."""
+    if record["variant"] not in ("normreg", FUSED):
         return "-"
     medians = {
         other["variant"]: statistics.median(other["step_ms"])
         for other in records
         if other["case"] == record["case"] and other["step_ms"]
     }
-    ours = medians.pop("normreg", None)
+    ours = medians.get(record["variant"])
+    medians = {variant: median for variant, median in medians.items() if not variant.startswith("normreg")}
     return f"{min(medians.values()) / ours:.2f}x" if ours and medians else "not measured"
 
 
 def table(records):
     headers = (
-        "network", "variant", "layers replaced", "step ms (p20-p80)", "peak memory GiB", "speed-up",
-        "loss difference", "yardstick",
+        "network", "variant", "layers replaced", "step ms (p20-p80)", "peak memory GiB", "kept MiB",
+        "speed-up", "loss difference", "yardstick",
     )  # fmt: skip
     yardsticks = {r["case"]: r["loss_yardstick"] for r in records if r["variant"] == "torch.nn"}
     rows, errors = [], []
     for record in records:
         unknown = "failed" if record["error"] else "not measured"
         differences = "-", "-"
-        if record["variant"] == "normreg":
+        if record["variant"] in ("normreg", FUSED):
             values = record["loss_difference"], yardsticks.get(record["case"])
             differences = ("failed" if value is None else f"{value:.1e}" for value in values)
         rows.append(
@@ -284,6 +320,7 @@ def table(records):
                 record["layers_replaced"],
                 step_time(record["step_ms"]) if record["step_ms"] else unknown,
                 f"{record['peak_bytes'] / 2**30:.2f}" if record["peak_bytes"] else unknown,
+                f"{record['kept_bytes'] / 2**20:.2f}" if record["kept_bytes"] else "-",
                 speed_up(record, records),
                 *differences,
             )

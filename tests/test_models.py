@@ -11,7 +11,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 import normreg
-from bench import models
+from bench import models, networks
 from normreg import functional
 
 ROOT = Path(__file__).parent.parent
@@ -132,15 +132,34 @@ def test_a_fault_is_more_than_rounding(name, operation, fault, monkeypatch):
 def test_without_a_gpu_losses_are_all_there_is():
     records = list(models.measure(VIT))
     assert json.loads(json.dumps(records)) == records
-    assert [record["variant"] for record in records] == ["torch.nn", "normreg"]
-    assert [record["layers_replaced"] for record in records] == [0, TINY["vit"][0]]
+    assert [record["variant"] for record in records] == ["torch.nn", "normreg", models.FUSED]
+    assert [record["layers_replaced"] for record in records] == [0, *[TINY["vit"][0]] * 2]
     for record in records:
         assert record["operation"] == "vit"
         assert record["step_ms"] is record["peak_bytes"] is record["warm_up_s"] is record["error"] is None
         assert len(record["losses"]) == models.COMPARED_STEPS
     _, _, *rows = models.table(records).splitlines()
-    assert [row.count("not measured") for row in rows] == [2, 3]
-    assert rows[1].rstrip(" |").endswith(f"{records[0]['loss_yardstick']:.1e}")
+    assert [row.count("not measured") for row in rows] == [2, 3, 3]
+    assert all(row.rstrip(" |").endswith(f"{records[0]['loss_yardstick']:.1e}") for row in rows[1:])
+
+
+@pytest.mark.parametrize("name", [name for name, model in models.OPERATIONS.items() if model.has_blocks])
+def test_fused_blocks(name, launches):
+    """Every block launches the fusions; losses differ by rounding, and less is kept than by torch.nn."""
+    model = models.OPERATIONS[name]
+    training = models.Training(model, models.FUSED)
+    training.step()
+    blocks = [module for module in training.network.modules() if isinstance(module, networks.Block)]
+    assert len(blocks) == model.tiny["layers"]
+    each = {"bias_act_dropout_forward": 1, "dropout_add_norm_forward": 2 if name == "bert" else 1}
+    for kernel, count in each.items():
+        assert launches.count(f"{kernel}_kernel") == count * len(blocks)
+    original, fused = (models.first_losses(model, variant) for variant in ("torch.nn", models.FUSED))
+    exact = models.first_losses(model, "torch.nn", higher_precision=True)
+    allowed = ROUNDING_FACTOR * models.largest_difference(original, exact)
+    assert models.largest_difference(fused, original) <= allowed
+    if name != "vit":  # which drops nothing
+        assert models.kept(model, models.FUSED) < models.kept(model, "torch.nn")
 
 
 @pytest.mark.skipif(models.ON_GPU, reason="the networks of a GPU take minutes")
@@ -150,7 +169,10 @@ def test_command(tmp_path):
     assert done.returncode == 0, done.stderr
     assert "ConvNeXt-T (tiny)" in done.stdout
     (run,) = json.loads((tmp_path / "models" / "convnext.json").read_text())["runs"]
-    assert [record["variant"] for record in run["records"]] == ["torch.nn", "normreg"]
+    assert [record["variant"] for record in run["records"]] == [
+        "torch.nn",
+        "normreg",
+    ]  # it has no such blocks
 
 
 class StubEvent:
@@ -174,7 +196,7 @@ def stub_gpu(monkeypatch):
     """What is done on a GPU, done on whatever there is."""
     StubEvent.count = 0
     monkeypatch.setattr(models, "ON_GPU", True)
-    monkeypatch.setattr(models, "VARIANTS", ("torch.nn", "normreg", "torch.compile"))
+    monkeypatch.setattr(models, "VARIANTS", ("torch.nn", "normreg", models.FUSED, "torch.compile"))
     monkeypatch.setattr(models, "AUTOCAST", torch.bfloat16)
     monkeypatch.setattr(models, "HIGHER_PRECISION", torch.float32)
     monkeypatch.setattr(models, "WARM_UP_STEPS", 1)
@@ -196,10 +218,10 @@ def test_with_a_gpu_steps_are_timed_and_a_failure_is_a_record(stub_gpu):
     with mock.patch.object(torch, "compile", side_effect=RuntimeError("no compiler\nat all")):
         records = list(models.measure(VIT))
     assert json.loads(json.dumps(records)) == records
-    original, replaced, compiled = records
+    original, replaced, fused, compiled = records
     assert original["step_ms"] == [1.5, 2.5]
     assert replaced["step_ms"] == [4.5, 5.5]
-    for record in (original, replaced):
+    for record in (original, replaced, fused):
         assert record["peak_bytes"] == 2 * 2**30
         assert record["error"] is record["loss_error"] is None
         assert record["precision"] == "bfloat16 autocast"
@@ -207,7 +229,7 @@ def test_with_a_gpu_steps_are_timed_and_a_failure_is_a_record(stub_gpu):
     assert compiled["step_ms"] is compiled["losses"] is None
     assert replaced["loss_difference"] <= ROUNDING_FACTOR * original["loss_yardstick"]
     _, _, *rows, error = models.table(records).splitlines()
-    assert [row.count("failed") for row in rows] == [0, 0, 2]
+    assert [row.count("failed") for row in rows] == [0, 0, 0, 2]
     assert error.endswith("torch.compile: RuntimeError: no compiler")
 
 
@@ -218,7 +240,7 @@ def test_step_time_is_a_median_between_percentiles():
 def record(variant, step_ms, **others):
     return dict(
         case="network", variant=variant, layers_replaced=0, step_ms=step_ms, peak_bytes=None, error=None,
-        loss_error=None, loss_difference=None, loss_yardstick=None,
+        loss_error=None, loss_difference=None, loss_yardstick=None, kept_bytes=None,
     ) | others  # fmt: skip
 
 
