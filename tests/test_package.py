@@ -254,7 +254,7 @@ def test_readme_names_tests_that_exist():
     defined = {
         node.name
         for path in (ROOT / "tests").glob("test_*.py")
-        for node in ast.parse(path.read_text()).body
+        for node in ast.walk(ast.parse(path.read_text()))
         if isinstance(node, ast.FunctionDef)
     }
     assert named_tests(readme) - defined == set()
