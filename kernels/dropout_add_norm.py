@@ -19,8 +19,8 @@ import triton.language as tl
 
 from . import launch, layer_norm
 from .branch import branch, decisions, samples_of, seed_arguments
-from .dropout_add import dropout_add, dropout_add_backward
-from .rows import Rows, load_parameter, load_x_hat, row_strides, row_tile
+from .dropout_add import dropout_add
+from .rows import Rows, load_parameter, load_x_hat, row_strides, row_sums, row_tile
 from .statistics import moments
 
 
@@ -98,6 +98,7 @@ def dropout_add_norm_backward_kernel(
     layer_scale_ptr, row_scale_ptr,           # [cols], [samples]; or None
     weight_ptr,                               # [cols] or None
     mean_ptr, rstd_ptr,                       # [rows]; mean None where rows are not centred
+    c1_ptr, c2_ptr,                           # [rows], or None where BLOCK_COLS covers the row
     dweight_partial_ptr, dbias_partial_ptr, dlayer_scale_partial_ptr,   # [programs, cols] or None
     seed_ptr,                                 # int64 scalar, or None where `seed` is it
     seed: tl.int64,
@@ -106,10 +107,11 @@ def dropout_add_norm_backward_kernel(
     COMPUTE_DTYPE: tl.constexpr, VECTOR: tl.constexpr, BITS: tl.constexpr, SHARED: tl.constexpr,
     BLOCK_ROWS: tl.constexpr, BLOCK_COLS: tl.constexpr,
 ):  # fmt: skip
-    """Every tile of rows in turn."""
+    """Every tile of rows of a block of columns in turn."""
     rows, cols, stride_row, _ = row_strides(rows, cols, VECTOR, False)
     row = tl.arange(0, BLOCK_ROWS)
-    col = tl.arange(0, BLOCK_COLS)
+    first_col = tl.program_id(1) * BLOCK_COLS
+    col = first_col + tl.arange(0, BLOCK_COLS)
     dweight = tl.zeros([BLOCK_ROWS, BLOCK_COLS], COMPUTE_DTYPE)
     dbias = tl.zeros([BLOCK_ROWS, BLOCK_COLS], COMPUTE_DTYPE)
     dlayer_scale = tl.zeros([BLOCK_ROWS, BLOCK_COLS], COMPUTE_DTYPE)
@@ -135,10 +137,7 @@ def dropout_add_norm_backward_kernel(
         wdy = dy
         if weight_ptr is not None:
             wdy = dy * weight
-        c1 = tl.sum(x_hat * wdy, 1)[:, None] / cols
-        c2 = tl.zeros_like(c1)
-        if mean_ptr is not None:
-            c2 = tl.sum(wdy, 1)[:, None] / cols
+        c1, c2 = row_sums(x_hat, wdy, cols, c1_ptr, c2_ptr, first_row + row, row_mask, mean_ptr)
         dz = (wdy - x_hat * c1 - c2) * rstd
         if dz_ptr is not None:
             dz += tl.load(dz_ptr + offsets, mask=mask, other=0.0).to(COMPUTE_DTYPE)
@@ -146,7 +145,7 @@ def dropout_add_norm_backward_kernel(
             tl.store(dresidual_ptr + offsets, dz.to(dresidual_ptr.dtype.element_ty), mask=mask)
 
         keep, factor = decisions(
-            seed_ptr, seed, row_scale_ptr, first_row + row, row_mask, rows_per_sample, cols, 0,
+            seed_ptr, seed, row_scale_ptr, first_row + row, row_mask, rows_per_sample, cols, first_col,
             keep_threshold, scale, COMPUTE_DTYPE, BITS, SHARED, BLOCK_COLS,
         )  # fmt: skip
         if dlayer_scale_partial_ptr is not None:
@@ -191,15 +190,19 @@ def forward_launch(rows, samples, dtype, rule, eps, centered, device):
 
 
 @launch.planned
-def backward_launch(rows, samples, dtype, rule, device):
-    """None where a row is too wide to be held."""
+def backward_launches(rows, samples, dtype, rule, device):
     tile = launch.dropout_add_norm_backward_tile(rows, launch.compute_dtype(dtype))
+    sums = None
     if tile.cols < rows.cols:
-        return None
+        sums = layer_norm.sums_launch(rows, dtype, device)
+        tile = launch.layer_norm_backward_parameters_tile(channels_first=False)
     scalars, constants = norm_constants(rule, rows, samples, dtype, tile)
-    tiles = rows.tiles(tile)
-    programs = launch.layer_norm_backward_programs(tiles, 1, device)
-    return launch.Launch(dropout_add_norm_backward_kernel, (programs,), device, *scalars, tiles, **constants)
+    col_blocks, tiles = triton.cdiv(rows.cols, tile.cols), rows.tiles(tile)
+    programs = launch.layer_norm_backward_programs(tiles, col_blocks, device)
+    main = launch.Launch(
+        dropout_add_norm_backward_kernel, (programs, col_blocks), device, *scalars, tiles, **constants
+    )
+    return layer_norm.Backward(sums, main)
 
 
 def dropout_add_norm_forward(
@@ -236,41 +239,24 @@ def dropout_add_norm_backward(
     dz: the gradient that z has from elsewhere, or None. x: where dlayer_scale is wanted, else None.
     dtypes: of dx, dresidual, and of dweight and dbias.
     """
-    want_dx, want_dresidual, *want_parameters, want_dlayer_scale = wanted
     dx_dtype, dresidual_dtype, parameter_dtype = dtypes
-    samples = samples_of(z, rule, row_scale)
-    plan = backward_launch(Rows(1, z.numel() // cols, cols, False), samples, z.dtype, rule, z.device)
-    if plan is None:
-        dz, *gradients = _wide_backward(dy, dz, z, weight, mean, rstd, cols, parameter_dtype, want_parameters)
-        dresidual = dz.to(dresidual_dtype) if want_dresidual else None
-        dx = dlayer_scale = None
-        if want_dlayer_scale:
-            dx, dlayer_scale = dropout_add_backward(dz, x, layer_scale, row_scale, rule, seed, want_dx)
-        elif want_dx:
-            dx = dropout_add(dz, None, layer_scale, row_scale, rule, seed, dx_dtype, cols)
-    else:
-        dx = torch.empty_like(z, dtype=dx_dtype) if want_dx else None
-        dresidual = torch.empty_like(z, dtype=dresidual_dtype) if want_dresidual else None
-        partials = [
-            torch.empty((plan.grid[0], cols), dtype=rstd.dtype, device=z.device) if want else None
-            for want in (*want_parameters, want_dlayer_scale)
-        ]
-        seed_ptr, seed = seed_arguments(seed)
-        launch.launch(
-            plan, dy, z, dz, x, dx, dresidual, layer_scale, row_scale, weight, mean, rstd, *partials,
-            seed_ptr, numbers=(seed,),
-        )  # fmt: skip
-        gradients = layer_norm.finish(partials[:2], want_parameters, parameter_dtype)
-        dlayer_scale = None
-        if want_dlayer_scale:
-            dlayer_scale, _ = layer_norm.finish((partials[2], None), (True, False), layer_scale.dtype)
+    want_dx, want_dresidual, *want_parameters, want_dlayer_scale = wanted
+    rows, samples = Rows(1, z.numel() // cols, cols, False), samples_of(z, rule, row_scale)
+    launches = backward_launches(rows, samples, z.dtype, rule, z.device)
+    dx = torch.empty_like(z, dtype=dx_dtype) if want_dx else None
+    dresidual = torch.empty_like(z, dtype=dresidual_dtype) if want_dresidual else None
+    partials = [
+        torch.empty((launches.main.grid[0], cols), dtype=rstd.dtype, device=z.device) if want else None
+        for want in (*want_parameters, want_dlayer_scale)
+    ]
+    row_sums = layer_norm.row_sums_of(launches.sums, dy, z, weight, mean, rstd)
+    seed_ptr, seed = seed_arguments(seed)
+    launch.launch(
+        launches.main, dy, z, dz, x, dx, dresidual, layer_scale, row_scale, weight, mean, rstd, *row_sums,
+        *partials, seed_ptr, numbers=(seed,),
+    )  # fmt: skip
+    gradients = layer_norm.finish(partials[:2], want_parameters, parameter_dtype)
+    dlayer_scale = None
+    if want_dlayer_scale:
+        dlayer_scale, _ = layer_norm.finish((partials[2], None), (True, False), layer_scale.dtype)
     return dx, dresidual, *gradients, dlayer_scale
-
-
-def _wide_backward(dy, dz, z, weight, mean, rstd, cols, parameter_dtype, want_parameters):
-    """The whole of dz, and those of dweight and dbias that are wanted."""
-    wanted = (True, *want_parameters)
-    of_norm, *gradients = layer_norm.layer_norm_backward(
-        dy, z, weight, mean, rstd, cols, parameter_dtype, wanted
-    )
-    return of_norm if dz is None else of_norm.add_(dz), *gradients

@@ -11,8 +11,9 @@ The mean is computed, saved and subtracted relative to the row's first element, 
 round a mean of 10^6 by a thirtieth of a standard deviation of 1. Rows that are not centred have no mean,
 and there m2 is the sum of x^2: that is RMSNorm (`rms_norm`).
 
-Rows of up to `launch.HELD_WORDS_*` words are held in registers and read once. Wider rows are read in
-chunks, twice. Column sums are partial sums a program, added in a fixed order by a last small launch.
+Rows of up to `launch.HELD_WORDS_*` words are held in registers and read once. Wider rows are read twice: in
+chunks, or in the backward by a launch that finds c1 and c2, and by one over blocks of columns. Column sums are
+partial sums a program, added in a fixed order by a last small launch.
 """
 
 from typing import NamedTuple
@@ -22,7 +23,16 @@ import triton
 import triton.language as tl
 
 from . import launch
-from .rows import column_sums, load_parameter, load_wdy, load_x_hat, row_strides, row_tile, rows_of
+from .rows import (
+    column_sums,
+    load_parameter,
+    load_wdy,
+    load_x_hat,
+    row_strides,
+    row_sums,
+    row_tile,
+    rows_of,
+)
 from .statistics import merge_moments, moments
 
 
@@ -127,12 +137,13 @@ def layer_norm_backward_kernel(
     dy_ptr, x_ptr, dx_ptr,                        # [samples, rows, cols], laid out as `rows` says; dx or None
     weight_ptr,                                   # [cols] or None
     mean_ptr, rstd_ptr,                           # [samples, rows]; mean None where rows are not centred
+    c1_ptr, c2_ptr,                               # [samples, rows], or None where BLOCK_COLS covers the row
     dweight_partial_ptr, dbias_partial_ptr,       # [programs, cols] or None
     rows, cols, tiles,                            # the contiguous one of the first two in vectors
     COMPUTE_DTYPE: tl.constexpr, VECTOR: tl.constexpr, CHANNELS_FIRST: tl.constexpr,
     BLOCK_ROWS: tl.constexpr, BLOCK_COLS: tl.constexpr,
 ):  # fmt: skip
-    """Every tile of rows in turn. Where dx is wanted, BLOCK_COLS covers the row."""
+    """Every tile of rows of a block of columns in turn."""
     rows, cols, stride_row, stride_col = row_strides(rows, cols, VECTOR, CHANNELS_FIRST)
     col = tl.program_id(1) * BLOCK_COLS + tl.arange(0, BLOCK_COLS)
     row = tl.arange(0, BLOCK_ROWS)
@@ -162,10 +173,7 @@ def layer_norm_backward_kernel(
             wdy = dy
             if weight_ptr is not None:
                 wdy = dy * weight
-            c1 = tl.sum(x_hat * wdy, 1)[:, None] / cols
-            c2 = tl.zeros_like(c1)
-            if mean_ptr is not None:
-                c2 = tl.sum(wdy, 1)[:, None] / cols
+            c1, c2 = row_sums(x_hat, wdy, cols, c1_ptr, c2_ptr, first_row + row, row_mask, mean_ptr)
             dx = (wdy - x_hat * c1 - c2) * rstd
             tl.store(dx_ptr + offsets, dx.to(dx_ptr.dtype.element_ty), mask=mask)
 
@@ -177,10 +185,11 @@ def layer_norm_backward_kernel(
 
 
 @triton.jit(do_not_specialize=["rows", "cols"])
-def layer_norm_backward_input_chunked_kernel(
-    dy_ptr, x_ptr, dx_ptr,       # [samples, rows, cols], laid out as `rows` says
+def layer_norm_backward_sums_kernel(
+    dy_ptr, x_ptr,               # [samples, rows, cols], laid out as `rows` says
     weight_ptr,                  # [cols] or None
     mean_ptr, rstd_ptr,          # [samples, rows]; mean None where rows are not centred
+    c1_ptr, c2_ptr,              # [samples, rows]; c2 None where rows are not centred
     rows, cols,                  # the contiguous one in vectors
     COMPUTE_DTYPE: tl.constexpr, VECTOR: tl.constexpr, CHANNELS_FIRST: tl.constexpr,
     BLOCK_ROWS: tl.constexpr, BLOCK_COLS: tl.constexpr,
@@ -191,7 +200,6 @@ def layer_norm_backward_input_chunked_kernel(
     row_mask = row < left
     dy_ptr += base + row[:, None] * stride_row
     x_ptr += base + row[:, None] * stride_row
-    dx_ptr += base + row[:, None] * stride_row
     rstd = tl.load(rstd_ptr + first_row + row, mask=row_mask, other=0.0)[:, None]
     mean = None
     shift = None
@@ -199,26 +207,20 @@ def layer_norm_backward_input_chunked_kernel(
         mean = tl.load(mean_ptr + first_row + row, mask=row_mask, other=0.0)[:, None]
         shift = tl.load(x_ptr, mask=row_mask[:, None], other=0.0).to(COMPUTE_DTYPE)
 
-    c1 = tl.zeros_like(rstd)
-    c2 = tl.zeros_like(rstd)
+    c1 = tl.zeros([BLOCK_ROWS], COMPUTE_DTYPE)
+    c2 = tl.zeros([BLOCK_ROWS], COMPUTE_DTYPE)
     for start in range(0, cols, BLOCK_COLS):
         col = start + tl.arange(0, BLOCK_COLS)
         mask = row_mask[:, None] & (col < cols)[None, :]
         offsets = col[None, :] * stride_col
         wdy = load_wdy(dy_ptr, weight_ptr, offsets, mask, col, cols, COMPUTE_DTYPE)
         x_hat = load_x_hat(x_ptr, offsets, mask, shift, mean, rstd, COMPUTE_DTYPE)
-        c1 += tl.sum(x_hat * wdy, 1)[:, None] / cols
+        c1 += tl.sum(x_hat * wdy, 1) / cols
         if mean_ptr is not None:
-            c2 += tl.sum(wdy, 1)[:, None] / cols
-
-    for start in range(0, cols, BLOCK_COLS):
-        col = start + tl.arange(0, BLOCK_COLS)
-        mask = row_mask[:, None] & (col < cols)[None, :]
-        offsets = col[None, :] * stride_col
-        wdy = load_wdy(dy_ptr, weight_ptr, offsets, mask, col, cols, COMPUTE_DTYPE)
-        x_hat = load_x_hat(x_ptr, offsets, mask, shift, mean, rstd, COMPUTE_DTYPE)
-        dx = (wdy - x_hat * c1 - c2) * rstd
-        tl.store(dx_ptr + offsets, dx.to(dx_ptr.dtype.element_ty), mask=mask)
+            c2 += tl.sum(wdy, 1) / cols
+    tl.store(c1_ptr + first_row + row, c1, mask=row_mask)
+    if c2_ptr is not None:
+        tl.store(c2_ptr + first_row + row, c2, mask=row_mask)
 
 
 @triton.jit(do_not_specialize=["partials", "cols_in_vectors"])
@@ -270,7 +272,7 @@ def layer_norm_forward(
 
 
 class Backward(NamedTuple):
-    input: launch.Launch | None  # of dx alone, where the row is too wide to be held
+    sums: launch.Launch | None  # of c1 and c2, where the row is too wide to be held
     main: launch.Launch
 
 
@@ -280,12 +282,9 @@ def backward_launches(rows, dtype, device):
     sizes, constants = rows.sizes()
     constants |= dict(COMPUTE_DTYPE=launch.triton_dtype(compute_dtype))
     tile = launch.layer_norm_backward_tile(rows, compute_dtype)
-    chunked = None
+    sums = None
     if tile.cols < rows.cols:
-        chunked = launch.Launch(
-            layer_norm_backward_input_chunked_kernel, (rows.tiles(tile),), device, *sizes,
-            BLOCK_ROWS=tile.rows, BLOCK_COLS=tile.cols, num_warps=tile.num_warps, **constants,
-        )  # fmt: skip
+        sums = sums_launch(rows, dtype, device)
         tile = launch.layer_norm_backward_parameters_tile(rows.channels_first)
     col_blocks, tiles = triton.cdiv(rows.cols, tile.cols), rows.tiles(tile)
     programs = launch.layer_norm_backward_programs(tiles, col_blocks, device)
@@ -293,7 +292,29 @@ def backward_launches(rows, dtype, device):
         layer_norm_backward_kernel, (programs, col_blocks), device, *sizes, tiles,
         BLOCK_ROWS=tile.rows, BLOCK_COLS=tile.cols, num_warps=tile.num_warps, **constants,
     )  # fmt: skip
-    return Backward(chunked, main)
+    return Backward(sums, main)
+
+
+@launch.planned
+def sums_launch(rows, dtype, device):
+    compute_dtype = launch.compute_dtype(dtype)
+    sizes, constants = rows.sizes()
+    tile = launch.layer_norm_backward_tile(rows, compute_dtype)
+    return launch.Launch(
+        layer_norm_backward_sums_kernel, (rows.tiles(tile),), device, *sizes,
+        COMPUTE_DTYPE=launch.triton_dtype(compute_dtype), BLOCK_ROWS=tile.rows, BLOCK_COLS=tile.cols,
+        num_warps=tile.num_warps, **constants,
+    )  # fmt: skip
+
+
+def row_sums_of(plan, dy, x, weight, mean, rstd):
+    """c1 and c2 of each row, c2 None where rows are not centred; both None without a plan, of rows held."""
+    if plan is None:
+        return None, None
+    c1 = torch.empty_like(rstd)
+    c2 = None if mean is None else torch.empty_like(rstd)
+    launch.launch(plan, dy, x, weight, mean, rstd, c1, c2)
+    return c1, c2
 
 
 @launch.planned
@@ -321,18 +342,12 @@ def layer_norm_backward(dy, x, weight, mean, rstd, cols, parameter_dtype, wanted
     """The wanted ones of dx, dweight and dbias (flat), None for the others. mean: None where not centred."""
     want_dx, *want_parameters = wanted
     dy, x, weight = launch.contiguous(dy, x, weight)
-    device = x.device
-    launches = backward_launches(rows_of(x, cols, channels_first), x.dtype, device)
-    held = launches.input is None
+    launches = backward_launches(rows_of(x, cols, channels_first), x.dtype, x.device)
     dx = torch.empty_like(x, memory_format=torch.contiguous_format) if want_dx else None
-    if want_dx and not held:
-        launch.launch(launches.input, dy, x, dx, weight, mean, rstd)
-    if not (held or any(want_parameters)):
-        return dx, None, None
-
+    row_sums = row_sums_of(launches.sums if want_dx else None, dy, x, weight, mean, rstd)
     partials = [
-        torch.empty((launches.main.grid[0], cols), dtype=rstd.dtype, device=device) if want else None
+        torch.empty((launches.main.grid[0], cols), dtype=rstd.dtype, device=x.device) if want else None
         for want in want_parameters
     ]
-    launch.launch(launches.main, dy, x, dx if held else None, weight, mean, rstd, *partials)
+    launch.launch(launches.main, dy, x, dx, weight, mean, rstd, *row_sums, *partials)
     return dx, *finish(partials, want_parameters, parameter_dtype)

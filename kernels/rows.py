@@ -75,6 +75,22 @@ def load_wdy(dy_ptr, weight_ptr, offsets, mask, col, cols, COMPUTE_DTYPE: tl.con
 
 
 @triton.jit
+def row_sums(x_hat, wdy, cols, c1_ptr, c2_ptr, row, row_mask, mean_ptr):
+    """c1 and c2 [rows, 1]: loaded, or those of the whole rows that are held; c2 is 0 of rows not centred."""
+    if c1_ptr is not None:
+        c1 = tl.load(c1_ptr + row, mask=row_mask, other=0.0)
+        c2 = tl.zeros_like(c1)
+        if c2_ptr is not None:
+            c2 = tl.load(c2_ptr + row, mask=row_mask, other=0.0)
+    else:
+        c1 = tl.sum(x_hat * wdy, 1) / cols
+        c2 = tl.zeros_like(c1)
+        if mean_ptr is not None:
+            c2 = tl.sum(wdy, 1) / cols
+    return c1[:, None], c2[:, None]
+
+
+@triton.jit
 def column_sums(partial_ptr, partials, cols, col, BLOCK_ROWS: tl.constexpr):
     """Sum over the rows of [partials, cols], in the same order every time."""
     col_mask = col < cols

@@ -296,7 +296,7 @@ def test_launches_of_a_call(device, launches, cols):
     assert len(launches) == 1
     launches.clear()
     torch.autograd.grad((y, z), (x, residual, *weights), (y, z))
-    assert len(launches) == (2 if cols == 40 else 4)
+    assert len(launches) == (2 if cols == 40 else 3)
 
 
 class TestBytes:

@@ -88,15 +88,18 @@ dy = reserved(rows, cols)
 dy[-4:] = torch.randn(4, cols)
 (dx,) = torch.autograd.grad(expected, last, dy[-4:].float())
 run_program(layer_norm.layer_norm_backward_kernel, (tile, 0, 0), (rows // 4, 1, 1),
-            dy, x, y, weight, mean, rstd, None, None, rows, cols // 8, rows // 4, **ROWS)
+            dy, x, y, weight, mean, rstd, None, None, None, None, rows, cols // 8, rows // 4, **ROWS)
 check(y[-4:], dx)
 """,
-    "backward_chunked": """
+    "backward_of_wide_rows": """
 dy = reserved(rows, cols)
 dy[-4:] = torch.randn(4, cols)
 (dx,) = torch.autograd.grad(expected, last, dy[-4:].float())
-run_program(layer_norm.layer_norm_backward_input_chunked_kernel, (rows - 1, 0, 0), (rows, 1, 1),
-            dy, x, y, weight, mean, rstd, rows, cols // 8, **CHUNKS)
+sums = [reserved(rows, dtype=torch.float32), None if mean is None else reserved(rows, dtype=torch.float32)]
+run_program(layer_norm.layer_norm_backward_sums_kernel, (rows - 1, 0, 0), (rows, 1, 1),
+            dy, x, weight, mean, rstd, *sums, rows, cols // 8, **CHUNKS)
+run_program(layer_norm.layer_norm_backward_kernel, (rows - 1, 0, 0), (rows, 1, 1),
+            dy, x, y, weight, mean, rstd, *sums, None, None, rows, cols // 8, rows, **CHUNKS)
 check(y[-1], dx[-1])
 """,
 }
@@ -192,11 +195,14 @@ for kernel in (layer_norm.layer_norm_forward_kernel, layer_norm.layer_norm_forwa
     "layer_norm_channels_backward": CHANNELS_FIRST
     + """
 run_program(layer_norm.layer_norm_backward_kernel, *last_program,
-            dy, x, y, weight, mean, rstd, None, None, *sizes, samples, **constants)
+            dy, x, y, weight, mean, rstd, None, None, None, None, *sizes, samples, **constants)
 check(y[-1], dx.t())
 y[-1] = 0
-run_program(layer_norm.layer_norm_backward_input_chunked_kernel, *last_program,
-            dy, x, y, weight, mean, rstd, *sizes, **constants)
+sums = reserved(samples, positions, dtype=torch.float32), reserved(samples, positions, dtype=torch.float32)
+run_program(layer_norm.layer_norm_backward_sums_kernel, *last_program,
+            dy, x, weight, mean, rstd, *sums, *sizes, **constants)
+run_program(layer_norm.layer_norm_backward_kernel, *last_program,
+            dy, x, y, weight, mean, rstd, *sums, None, None, *sizes, samples, **constants)
 check(y[-1], dx.t())
 """,
     "batch_norm_statistics": PLANES
@@ -342,7 +348,7 @@ check(y[-2:], F.rms_norm(z[-2:].float(), (cols,)))
 dy, dx = reserved(rows, cols), reserved(rows, cols)
 dy[-2:] = torch.randn(2, cols)
 run_program(dropout_add_norm.dropout_add_norm_backward_kernel, *last_rows, dy, z, dy, None, dx, y, None, None,
-            None, None, rstd, None, None, None, *decided, rows // 2, **few)
+            None, None, rstd, None, None, None, None, None, *decided, rows // 2, **few)
 last = z[-2:].float().requires_grad_()
 (dz,) = torch.autograd.grad(F.rms_norm(last, (cols,)), last, dy[-2:].float())
 check(y[-2:], dz + dy[-2:])

@@ -56,7 +56,7 @@ def test_the_kernels_that_the_shapes_take(device, launches):
         "layer_norm_forward_kernel",
         "layer_norm_forward_chunked_kernel",
         "layer_norm_backward_kernel",
-        "layer_norm_backward_input_chunked_kernel",
+        "layer_norm_backward_sums_kernel",
         "layer_norm_backward_finish_kernel",
     }
 

@@ -23,7 +23,6 @@ class Mutation(NamedTuple):
     tests: str
 
 
-LAST_SWEEP = "        x_hat = load_x_hat(x_ptr, offsets, mask, shift, mean, rstd, COMPUTE_DTYPE)\n"
 CHUNK = (
     "        x = tl.load(x_ptr + col[None, :] * stride_col, mask=mask, other=0.0).to(COMPUTE_DTYPE)\n"
     "        if CENTERED:\n            x = x -"
@@ -56,15 +55,27 @@ MUTATIONS = {
         "test_layer_norm.py::test_absent_parameters",
     ),
     "dx loses c1": Mutation(
-        "kernels/layer_norm.py",
-        "            dx = (wdy - x_hat * c1 - c2) * rstd\n",
-        "            dx = (wdy - c2) * rstd\n",
+        "kernels/rows.py",
+        "        c1 = tl.sum(x_hat * wdy, 1) / cols\n",
+        "        c1 = tl.sum(x_hat * 0.0, 1) / cols\n",
         "test_layer_norm.py::test_rows_beside_a_tile",
     ),
-    "dx of chunks loses c2": Mutation(
+    "dx loses c2": Mutation(
+        "kernels/rows.py",
+        "            c2 = tl.sum(wdy, 1) / cols\n",
+        "            pass\n",
+        "test_layer_norm.py::test_rows_beside_a_tile",
+    ),
+    "dx of wide rows has the last chunk's c1": Mutation(
         "kernels/layer_norm.py",
-        LAST_SWEEP + "        dx = (wdy - x_hat * c1 - c2) * rstd\n",
-        LAST_SWEEP + "        dx = (wdy - x_hat * c1) * rstd\n",
+        "        c1 += tl.sum(x_hat * wdy, 1) / cols\n",
+        "        c1 = tl.sum(x_hat * wdy, 1) / cols\n",
+        "test_layer_norm.py::test_absent_parameters",
+    ),
+    "dx of wide rows loses c2": Mutation(
+        "kernels/rows.py",
+        "            c2 = tl.load(c2_ptr + row, mask=row_mask, other=0.0)\n",
+        "            pass\n",
         "test_layer_norm.py::test_absent_parameters",
     ),
     "dweight keeps only the last tile": Mutation(
@@ -95,18 +106,6 @@ MUTATIONS = {
         "kernels/layer_norm.py",
         "        mask = row_mask[:, None] & (col < cols)[None, :]\n" + CHUNK,
         "        mask = row_mask[:, None] & (col >= 0)[None, :]\n" + CHUNK,
-        "test_layer_norm.py::test_absent_parameters",
-    ),
-    "dx loses c2": Mutation(
-        "kernels/layer_norm.py",
-        "            dx = (wdy - x_hat * c1 - c2) * rstd\n",
-        "            dx = (wdy - x_hat * c1) * rstd\n",
-        "test_layer_norm.py::test_rows_beside_a_tile",
-    ),
-    "dx of chunks loses c1": Mutation(
-        "kernels/layer_norm.py",
-        LAST_SWEEP + "        dx = (wdy - x_hat * c1 - c2) * rstd\n",
-        LAST_SWEEP + "        dx = (wdy - c2) * rstd\n",
         "test_layer_norm.py::test_absent_parameters",
     ),
     "dbias keeps only the last tile": Mutation(
@@ -857,11 +856,11 @@ MUTATIONS = {
         "            pass\n",
         "test_dropout_add_norm.py -k 'either_result and 40'",
     ),
-    "the gradient of a wide sum from elsewhere is lost": Mutation(
+    "a wide branch's gradient has the first columns' mask": Mutation(
         "kernels/dropout_add_norm.py",
-        "of_norm if dz is None else of_norm.add_(dz)",
-        "of_norm",
-        "test_dropout_add_norm.py -k 'either_result and 8200'",
+        "row_mask, rows_per_sample, cols, first_col,\n",
+        "row_mask, rows_per_sample, cols, 0,\n",
+        "test_dropout_add_norm.py -k 'one_mask and 16400 and float32'",
     ),
     "the branch's gradient forgets its mask": Mutation(
         "kernels/dropout_add_norm.py",

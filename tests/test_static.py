@@ -38,7 +38,7 @@ def test_compiles_without_spills_and_with_16_byte_accesses(dtype):
         "layer_norm_forward_kernel",
         "layer_norm_forward_chunked_kernel",
         "layer_norm_backward_kernel",
-        "layer_norm_backward_input_chunked_kernel",
+        "layer_norm_backward_sums_kernel",
         "layer_norm_backward_finish_kernel",
         "batch_norm_statistics_kernel",
         "batch_norm_normalize_kernel",
