@@ -195,7 +195,7 @@ def backward_launches(rows, samples, dtype, rule, device):
     sums = None
     if tile.cols < rows.cols:
         sums = layer_norm.sums_launch(rows, dtype, device)
-        tile = launch.layer_norm_backward_parameters_tile(channels_first=False)
+        tile = launch.dropout_add_norm_backward_parameters_tile()
     scalars, constants = norm_constants(rule, rows, samples, dtype, tile)
     col_blocks, tiles = triton.cdiv(rows.cols, tile.cols), rows.tiles(tile)
     programs = launch.layer_norm_backward_programs(tiles, col_blocks, device)

@@ -211,6 +211,10 @@ def dropout_add_norm_backward_tile(rows, compute_dtype):
     return _at_least_a_call(_row_tile(rows, compute_dtype, held_words, 8))
 
 
+def dropout_add_norm_backward_parameters_tile():
+    return RowTile(16, 128, 8)  # 8 elements a thread: a third sum and a mask beside layer_norm's
+
+
 def _at_least_a_call(tile):
     """8 elements of a row are decided by one Philox call."""
     return tile._replace(rows=max(1, tile.rows * tile.cols // 8), cols=8) if tile.cols < 8 else tile

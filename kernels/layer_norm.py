@@ -12,8 +12,8 @@ round a mean of 10^6 by a thirtieth of a standard deviation of 1. Rows that are 
 and there m2 is the sum of x^2: that is RMSNorm (`rms_norm`).
 
 Rows of up to `launch.HELD_WORDS_*` words are held in registers and read once. Wider rows are read twice: in
-chunks, or in the backward by a launch that finds c1 and c2, and by one over blocks of columns. Column sums are
-partial sums a program, added in a fixed order by a last small launch.
+chunks, or in the backward by a launch that finds c1 and c2, and by one over blocks of columns. Column sums
+are partial sums a program, added in a fixed order by a last small launch.
 """
 
 from typing import NamedTuple
