@@ -183,16 +183,10 @@ MUTATIONS = {
         "test_rms_norm.py::test_absent_parameters",
     ),
     "dx is that of centred rows": Mutation(
-        "kernels/layer_norm.py",
-        "            if mean_ptr is not None:\n                c2 = ",
-        "            if rstd_ptr is not None:\n                c2 = ",
+        "kernels/rows.py",
+        "        if mean_ptr is not None:\n            c2 = ",
+        "        if mean_ptr is None:\n            c2 = ",
         "test_rms_norm.py::test_rows_beside_a_tile",
-    ),
-    "dx of chunks is that of centred rows": Mutation(
-        "kernels/layer_norm.py",
-        "        if mean_ptr is not None:\n            c2 += ",
-        "        if rstd_ptr is not None:\n            c2 += ",
-        "test_rms_norm.py::test_absent_parameters",
     ),
     "the result has the input's dtype": Mutation(
         "kernels/layer_norm.py",
