@@ -25,7 +25,7 @@ HALF = (torch.bfloat16, torch.float16)
 PLAIN = (torch.Tensor, Parameter)
 
 
-def _torch_reason(x, others):
+def _torch_reason(x, others, may_be_empty=False):
     """Reasons that no kernel takes these tensors, whatever the operation. `others` may hold None."""
     if type(x) not in PLAIN:
         return f"the input is a {type(x).__name__}, not a plain tensor"
@@ -47,7 +47,7 @@ def _torch_reason(x, others):
         return f"there is no kernel for {x.layout} tensors"
     if x.is_nested:
         return "the input is nested"
-    if x.numel() == 0:
+    if x.numel() == 0 and not may_be_empty:
         return "the input is empty"
     for other in others:
         if other is None:
@@ -178,6 +178,19 @@ def batch_norm_act(
         return f"the input is on {x.device}, the residual on {residual.device}"
     if not torch.compiler.is_compiling() and residual.is_neg():
         return "the residual is lazily negated"
+    return None
+
+
+def sync_batch_norm(x, residual, running_mean, running_var, weight, bias):
+    """Of tensors whose shapes and devices `synchronized` has checked; an empty batch is like any other."""
+    vectors = (weight, bias, running_mean, running_var)
+    reason = _torch_reason(x, (*vectors, residual), may_be_empty=True) or _dtype_reason(x, vectors)
+    if reason:
+        return reason
+    if running_mean is not None and not (running_mean.is_contiguous() and running_var.is_contiguous()):
+        return "a running statistic is not contiguous"
+    if residual is not None and (residual.dtype != x.dtype or residual.layout is not torch.strided):
+        return "the residual is no strided tensor of the input's dtype"
     return None
 
 

@@ -13,6 +13,7 @@ from normreg.ops.instance_norm import instance_norm as _instance_norm
 from normreg.ops.layer_norm import layer_norm as _layer_norm
 from normreg.ops.layer_norm_channels import layer_norm_channels as _layer_norm_channels
 from normreg.ops.rms_norm import rms_norm as _rms_norm
+from normreg.synchronized import sync_batch_norm as sync_batch_norm
 
 __all__ = [
     "alpha_dropout",
@@ -29,6 +30,7 @@ __all__ = [
     "layer_norm",
     "layer_norm_channels",
     "rms_norm",
+    "sync_batch_norm",
 ]
 
 # torch 2.12 put it on CUDA's list of operations in float32; before, its result has the input's dtype

@@ -51,7 +51,10 @@ def test_the_reason_is_dispatchs(device, monkeypatch):
 
 def test_every_decision_is_heard(device):
     """What is asked of dispatch, explain hears, in operations added later, too."""
-    askers = (normreg.functional, *(sys.modules[f"normreg.{name}"] for name in ("fusions", "l2_penalty")))
+    askers = (
+        normreg.functional,
+        *(sys.modules[f"normreg.{name}"] for name in ("fusions", "synchronized", "l2_penalty")),
+    )
     asked = {name for m in askers for name in re.findall(r"dispatch\.(\w+)\(", inspect.getsource(m))}
     heard = []
     before = dict(vars(dispatch))

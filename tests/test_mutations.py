@@ -320,8 +320,8 @@ MUTATIONS = {
     ),
     "inference has the gradient of training": Mutation(
         "kernels/batch_norm_split.py",
-        "None if training else dx, dresidual, partial,\n",
-        "None, dresidual, partial,\n",
+        "dy, x, cut, None if training else dx, weight",
+        "dy, x, cut, None, weight",
         "test_batch_norm.py -k 'gradient_of_any_subset and split and inference'",
     ),
     "dx loses the mean of dy": Mutation(
@@ -399,8 +399,8 @@ MUTATIONS = {
     ),
     "the activation is applied twice to dy": Mutation(
         "kernels/batch_norm_split.py",
-        "fused._replace(act=None, residual=None, bits=None)  # it is dz\n",
-        "fused  # it is dz\n",
+        "        dy, fused = dresidual, of_dz(fused)\n",
+        "        dy, fused = dresidual, fused\n",
         "test_batch_norm_act.py -k 'agrees_with_torch and split and silu'",
     ),
     "a bad loader's statistics stay": Mutation(
