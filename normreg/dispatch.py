@@ -70,6 +70,11 @@ def _dtype_reason(x, parameters):
     return f"the input is {dtype}, parameters and buffers are {', '.join(sorted(map(str, dtypes)))}"
 
 
+def _channel_dtypes_reason(x, weight, bias, running_mean, running_var):
+    """Statistics need not have the parameters' dtype: FSDP takes these alone to 16 bits."""
+    return _dtype_reason(x, (weight, bias)) or _dtype_reason(x, (running_mean, running_var))
+
+
 def _number_reason(**numbers):
     for name, number in numbers.items():
         if not isinstance(number, (int, float)):
@@ -130,7 +135,7 @@ def _channels_reason(
     cumulative = momentum is None and num_batches_tracked is not None
     reason = (
         _torch_reason(x, (*vectors, num_batches_tracked))
-        or _dtype_reason(x, vectors)
+        or _channel_dtypes_reason(x, *vectors)
         or _number_reason(eps=eps, momentum=0.0 if cumulative else momentum)
     )
     if reason:
@@ -184,7 +189,8 @@ def batch_norm_act(
 def sync_batch_norm(x, residual, running_mean, running_var, weight, bias):
     """Of tensors whose shapes and devices `synchronized` has checked; an empty batch is like any other."""
     vectors = (weight, bias, running_mean, running_var)
-    reason = _torch_reason(x, (*vectors, residual), may_be_empty=True) or _dtype_reason(x, vectors)
+    reason = _torch_reason(x, (*vectors, residual), may_be_empty=True)
+    reason = reason or _channel_dtypes_reason(x, weight, bias, running_mean, running_var)
     if reason:
         return reason
     if running_mean is not None and not (running_mean.is_contiguous() and running_var.is_contiguous()):

@@ -160,7 +160,8 @@ def batch_norm(
     Args:
         input: (N, C, *), float16, bfloat16, float32 or float64, any strides.
         running_mean, running_var: (C,), both or neither.
-        weight, bias: (C,) or None. All four share input's dtype, or are float32 beside 16 bits.
+        weight, bias: (C,) or None. These two share input's dtype, or are float32 beside 16 bits; so do the
+            running statistics, in the other dtype if need be.
         momentum: the weight of the new batch; None, with num_batches_tracked, for the cumulative average,
             1 / num_batches_tracked.
         eps: added to the variance.
