@@ -3,7 +3,7 @@
 import torch
 import torch.nn.functional as F
 
-from normreg import dispatch
+from normreg import dispatch, sharding
 from normreg.fusions import batch_norm_act as batch_norm_act
 from normreg.kernels.launch import compute_dtype
 from normreg.ops import batch_norm as _batch_norm
@@ -69,7 +69,7 @@ def layer_norm(input, normalized_shape, weight=None, bias=None, eps=1e-5):
     https://docs.pytorch.org/docs/stable/generated/torch.nn.functional.layer_norm.html
     """
     if dispatch.layer_norm(input, normalized_shape, weight, bias, eps):
-        return F.layer_norm(input, normalized_shape, weight, bias, eps)
+        return sharding.over_rows(layer_norm, F.layer_norm, input)(input, normalized_shape, weight, bias, eps)
     return _layer_norm(input, weight, bias, tuple(normalized_shape), eps, _autocast_to_float32(input))
 
 
@@ -131,7 +131,7 @@ def rms_norm(input, normalized_shape, weight=None, eps=None):
     https://docs.pytorch.org/docs/stable/generated/torch.nn.functional.rms_norm.html
     """
     if dispatch.rms_norm(input, normalized_shape, weight, eps):
-        return F.rms_norm(input, normalized_shape, weight, eps)
+        return sharding.over_rows(rms_norm, F.rms_norm, input)(input, normalized_shape, weight, eps)
     if eps is None:
         eps = torch.finfo(compute_dtype(input.dtype)).eps
     out_dtype = _autocast_to_float32(input) if _AUTOCAST_RUNS_RMS_NORM else input.dtype
@@ -139,17 +139,9 @@ def rms_norm(input, normalized_shape, weight=None, eps=None):
 
 
 def batch_norm(
-    input,
-    running_mean,
-    running_var,
-    weight=None,
-    bias=None,
-    training=False,
-    momentum=0.1,
-    eps=1e-5,
-    *,
-    num_batches_tracked=None,
-):
+    input, running_mean, running_var, weight=None, bias=None, training=False, momentum=0.1, eps=1e-5,
+    *, num_batches_tracked=None,
+):  # fmt: skip
     r"""Batch normalisation of each channel of an (N, C) or (N, C, *) input.
 
     y = (x - mean) / sqrt(var + eps) * weight + bias. In training, mean and biased variance of the batch
@@ -160,8 +152,7 @@ def batch_norm(
     Args:
         input: (N, C, *), float16, bfloat16, float32 or float64, any strides.
         running_mean, running_var: (C,), both or neither.
-        weight, bias: (C,) or None. These two share input's dtype, or are float32 beside 16 bits; so do the
-            running statistics, in the other dtype if need be.
+        weight, bias: (C,) or None; of input's dtype, or float32 beside 16 bits, as are the statistics.
         momentum: the weight of the new batch; None, with num_batches_tracked, for the cumulative average,
             1 / num_batches_tracked.
         eps: added to the variance.
@@ -301,6 +292,9 @@ def _dropout_by(rule, torchs, input, p, training, inplace, generator, usual_dims
         if usual_dims is not None and input.dim() not in usual_dims:
             torchs(input, p, training=False)
         return _dropout.dropout(input, rule, inplace, generator)
+    if kept := sharding.elements_kept(input, p, inplace, rule.leading):
+        part, own = kept.local(input), kept.generator(generator)
+        return kept.result(_dropout_by(rule, torchs, part, p, training, inplace, own), input)
     # for none of these torch draws, or it raises
     if generator is None or p in (0, 1) or input.numel() == 0 or input.dim() < (rule.leading or 0):
         return torchs(input, p, training, inplace)

@@ -369,7 +369,9 @@ def test_float32_statistics_beside_16_bit_parameters(device, launches, training)
         buffers = [t.clone() for t in running]
         y = normreg.functional.batch_norm(x, *buffers, *parameters, training)
         gradients = torch.autograd.grad(y, [x, *parameters], dy)
-        results.append([y, *buffers, *(g.bfloat16() for g in gradients)])
+        results.append([y, *buffers, *gradients])
     assert launches
-    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(*(result[:4] for result in results), strict=True))
+    for half, full in zip(*(result[4:] for result in results), strict=True):
+        torch.testing.assert_close(half, full.bfloat16())  # the interpreter truncates its stores
     assert results[0][1].dtype == torch.float32

@@ -16,8 +16,8 @@ MAX_LINES = 450
 # importers only import from below; `dispatch` beside, read by those that choose, watched by `explanation`
 READERS = ("functional", "fusions", "synchronized", "l2_penalty", "explanation")
 ORDER = (
-    "kernels", "ops", "fusions", "synchronized", "functional", "l2_penalty", "nn", "selection", "foreign",
-    "convert", "unchanged", "explanation", "measurement", "diagnosis", "parameter_groups", "init",
+    "kernels", "ops", "fusions", "synchronized", "sharding", "functional", "l2_penalty", "nn", "selection",
+    "foreign", "convert", "unchanged", "explanation", "measurement", "diagnosis", "parameter_groups", "init",
     "running_statistics",
 )  # fmt: skip
 
