@@ -141,7 +141,8 @@ def sync_batch_norm_backward_pack_kernel(
 
 
 def _launch(kernel, x, numbers, tensors, blocks):
-    channels, tile = x.shape[1], launch.sync_batch_norm_tile()
+    channels = x.shape[1]
+    tile = launch.sync_batch_norm_tile(channels)
     constants = {blocks: tile.rows, "BLOCK_CHANNELS": tile.cols, "num_warps": tile.num_warps}
     grid = (triton.cdiv(channels, tile.cols),)
     first, *rest = numbers

@@ -7,6 +7,7 @@ import warnings
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
+from ranks_sync_batch_norm import launched
 from torch import nn
 from torch.distributed.checkpoint.state_dict import get_model_state_dict, set_model_state_dict
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
@@ -17,23 +18,6 @@ import normreg
 from normreg.kernels import launch
 
 warnings.filterwarnings("ignore", category=FutureWarning)
-
-
-class launched:
-    """Names of the kernels launched within."""
-
-    def __enter__(self):
-        self.names, self.real = [], launch.launch
-
-        def spy(plan, *tensors, **options):
-            self.names.append(plan.kernel.fn.__name__)
-            return self.real(plan, *tensors, **options)
-
-        launch.launch = spy
-        return self.names
-
-    def __exit__(self, *_):
-        launch.launch = self.real
 
 
 class Network(nn.Module):

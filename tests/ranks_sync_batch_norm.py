@@ -50,6 +50,19 @@ def sent():
         yield calls
 
 
+@contextlib.contextmanager
+def launched():
+    """Names of the kernels launched."""
+    names, real = [], launch.launch
+
+    def spy(plan, *tensors, **options):
+        names.append(plan.kernel.fn.__name__)
+        return real(plan, *tensors, **options)
+
+    with mock.patch.object(launch, "launch", spy):
+        yield names
+
+
 def same_on_all_ranks(*tensors):
     for tensor in tensors:
         everywhere = [torch.empty_like(tensor) for _ in range(dist.get_world_size())]
@@ -193,22 +206,22 @@ def all_batches_empty(rank, size):
 def gradients_of_some(rank, size):
     """Without dx nothing is sent in the backward; expanded and permuted gradients are taken."""
     x, residual = torch.randn(2, 4, 3, 5, dtype=torch.float64)
-    for act in (None, "relu", "silu"):
+    expanded, permuted = torch.randn(()).expand(4, 3, 5), torch.randn(5, 3, 4).permute(2, 1, 0)
+    for act, dy in ((None, permuted.double()), ("relu", expanded.double()), ("silu", permuted.double())):
         layer = layers(3, torch.float64, act)
         inputs = [x, layer.weight, layer.bias, residual]
-        for dy in (torch.randn(()).double().expand(4, 3, 5), torch.randn(5, 3, 4).double().permute(2, 1, 0)):
-            for t in inputs:
-                t.requires_grad_()
-            everything = torch.autograd.grad(layer(x, residual), inputs, dy)
-            for t in inputs:
-                t.requires_grad_(False)
-            for t, expected in zip(inputs, everything):
-                t.requires_grad_()
-                with sent() as calls:
-                    (alone,) = torch.autograd.grad(layer(x, residual), t, dy)
-                assert len(calls) == (2 if t is x else 1)
-                torch.testing.assert_close(alone, expected)
-                t.requires_grad_(False)
+        for t in inputs:
+            t.requires_grad_()
+        everything = torch.autograd.grad(layer(x, residual), inputs, dy)
+        for t in inputs:
+            t.requires_grad_(False)
+        for t, expected in zip(inputs, everything):
+            t.requires_grad_()
+            with sent() as calls:
+                (alone,) = torch.autograd.grad(layer(x, residual), t, dy)
+            assert len(calls) == (2 if t is x else 1)
+            torch.testing.assert_close(alone, expected)
+            t.requires_grad_(False)
     assert layer(x).grad_fn is None
 
 
@@ -288,7 +301,11 @@ def autograd_sees_what_is_kept(rank, size):
     with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
         y = layer(x)
     assert sorted(t.numel() * t.itemsize for t in saved) == [8, 3 * 4, 3 * 4, 3 * 8, 12 * 4]
-    expected = torch.autograd.grad(y, x, torch.ones_like(y), retain_graph=True)
+    with launched() as names:
+        layer(x)
+        assert len(names) == (4 if launch.INTERPRET else 0)
+        expected = torch.autograd.grad(y, x, torch.ones_like(y), retain_graph=True)
+        assert len(names) == (7 if launch.INTERPRET else 0)
     layer(2 * x)
     layer.running_mean.fill_(9)
     assert torch.equal(torch.autograd.grad(y, x, torch.ones_like(y))[0], expected[0])

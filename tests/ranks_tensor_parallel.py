@@ -4,8 +4,7 @@ import copy
 
 import torch
 import torch.distributed as dist
-from ranks_data_parallel import launched
-from ranks_sync_batch_norm import fails
+from ranks_sync_batch_norm import fails, launched
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
