@@ -21,6 +21,30 @@ def _dtensor():
     return getattr(sys.modules.get("torch.distributed.tensor"), "DTensor", None)
 
 
+class PartFunction(torch.autograd.Function):
+    """A DTensor's part of this rank, whose gradient is a part of a DTensor with the given placements.
+
+    It is `to_local`, but torch 2.11's loses second derivatives, and gathers a leaf's gradient of uneven shards.
+    """
+
+    @staticmethod
+    def forward(ctx, tensor, grad_placements):
+        ctx.of = tensor.device_mesh, grad_placements
+        ctx.sizes = dict(shape=tensor.shape, stride=tensor.stride())
+        local = tensor.to_local()
+        return local.view_as(local)
+
+    @staticmethod
+    def backward(ctx, dy):
+        return _dtensor().from_local(dy, *ctx.of, run_check=False, **ctx.sizes), None
+
+
+def _part(tensor, grad_placements):
+    if torch.compiler.is_compiling():
+        return tensor.to_local(grad_placements=grad_placements)
+    return PartFunction.apply(tensor, grad_placements)
+
+
 class Kept(NamedTuple):
     """The mesh of an input whose placements are kept, and these."""
 
@@ -29,7 +53,7 @@ class Kept(NamedTuple):
 
     def local(self, tensor):
         """This rank's part."""
-        return tensor.to_local(grad_placements=self.placements)
+        return _part(tensor, self.placements)
 
     def parameter(self, tensor):
         """A replicated tensor, whose gradients of each rank are terms of a sum where the input is sharded."""
@@ -38,7 +62,7 @@ class Kept(NamedTuple):
         from torch.distributed.tensor import Partial, Shard
 
         summed = [Partial() if isinstance(p, Shard) else p for p in self.placements]
-        return tensor.to_local(grad_placements=summed)
+        return _part(tensor, summed)
 
     def result(self, local, like):
         """The DTensor, contiguous and of the shape of `like`, of which this rank has the part `local`."""

@@ -54,21 +54,17 @@ def sequence_parallel(rank, size):
         sharded, sharded_dy = (distribute_tensor(t, mesh, [Shard(dim)]) for t in (x, dy))
         sharded.requires_grad_()
         with CommDebugMode() as communicated:  # under which, as under every mode, torch's operators run
-            # of a leaf that is a DTensor with uneven shards, torch 2.11 gathers the gradient
-            leaf = sharded.to_local().detach().requires_grad_()
-            placed = DTensor.from_local(leaf, mesh, [Shard(dim)], shape=x.shape, stride=x.stride())
-            ours(placed).backward(sharded_dy)
+            ours(sharded).backward(sharded_dy)
         assert communicated.get_total_counts() == 0
         ours.zero_grad()
+        sharded.grad = None
         with launched() as names:
             y = ours(sharded)
             y.backward(sharded_dy)
         assert not launch.INTERPRET or {name.partition("_kernel")[0] for name in names} >= {
             "layer_norm_forward", "layer_norm_backward", "layer_norm_backward_finish",
         }  # fmt: skip
-        assert y.placements == (Shard(dim),)
-        if length % size == 0:  # torch 2.11 gathers the gradient of a leaf with uneven shards
-            assert sharded.grad.placements == (Shard(dim),)
+        assert (y.placements, sharded.grad.placements) == ((Shard(dim),), (Shard(dim),))
         assert y.shape == x.shape
         x.requires_grad_()
         expected = theirs(x)
