@@ -24,7 +24,7 @@ def _dtensor():
 class PartFunction(torch.autograd.Function):
     """A DTensor's part of this rank, whose gradient is a part of a DTensor with the given placements.
 
-    It is `to_local`, but torch 2.11's loses second derivatives, and gathers a leaf's gradient of uneven shards.
+    As `to_local`, but that of torch 2.11 loses second derivatives and gathers a leaf's gradient.
     """
 
     @staticmethod

@@ -946,8 +946,8 @@ MUTATIONS = {
     ),
     "ranks do not compare their layers": Mutation(
         "normreg/nn/sync_batch_norm.py",
-        "            check_ranks_agree(input, group)\n",
-        "            pass\n",
+        "        check_ranks_agree(input, group)\n",
+        "        pass\n",
         "test_sync_batch_norm.py -k 'test_split_batches and errors'",
     ),
     "shards of one seed drop the same": Mutation(

@@ -59,12 +59,12 @@ class SyncBatchNorm(_BatchNormForward, _BatchNorm):
         return distributed.get_world_size(group_of(self.process_group)) == 1
 
     def _agree(self, input, group):
-        check_device(input, group)
         found = group.group_name, input.shape[1], input.dtype
-        capturing = input.is_cuda and torch.cuda.is_current_stream_capturing()
-        if found != self._agreed and not capturing:
-            check_ranks_agree(input, group)
-            self._agreed = found
+        if found == self._agreed or (input.is_cuda and torch.cuda.is_current_stream_capturing()):
+            return
+        check_device(input, group)
+        check_ranks_agree(input, group)
+        self._agreed = found
 
     @staticmethod
     def _of_all_ranks(input, *tensors, training, **options):
