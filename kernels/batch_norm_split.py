@@ -255,50 +255,71 @@ def batch_norm_backward_kernel(
             store_tile(dx_ptr, access, (dz - (deviation * c1 + c2)) * scale)
 
 
+def statistics(x, cut, num_batches_tracked=None):
+    """Count, mean and m2 of each split of x, which `cut` is the plan of; counts the batch."""
+    partial = channel_values(x, 3, cut.grid[1])
+    kept = launch.kept_launch(batch_norm_statistics_kernel, cut.grid, x.device, *cut.sizes, **cut.constants)
+    launch.launch(kept, x, partial, num_batches_tracked)
+    return partial
+
+
 def forward(
     x, y, weight, bias, running_mean, running_var, num_batches_tracked, mean, var, momentum, eps, fused
 ):  # fmt: skip
     """Fills y and those of mean and var that are given, and updates the running statistics."""
-    grid, sizes, constants, merged_splits, _ = plan(x)
-    partial = channel_values(x, 3, grid[1])
-    statistics = launch.kept_launch(batch_norm_statistics_kernel, grid, x.device, *sizes, **constants)
-    launch.launch(statistics, x, partial, num_batches_tracked)
+    cut = plan(x)
+    partial = statistics(x, cut, num_batches_tracked)
     cumulative = momentum is None
     launch.launch(
         launch.kept_launch(
-            batch_norm_normalize_kernel, grid, x.device,
-            *sizes, grid[1], 0.0 if cumulative else momentum, eps, fused.negative_slope,
-            BLOCK_SPLITS=merged_splits, ACT=fused.act, **constants,
+            batch_norm_normalize_kernel, cut.grid, x.device,
+            *cut.sizes, cut.grid[1], 0.0 if cumulative else momentum, eps, fused.negative_slope,
+            BLOCK_SPLITS=cut.merged_splits, ACT=fused.act, **cut.constants,
         ),
         x, y, partial, weight, bias, running_mean, running_var,
         num_batches_tracked if cumulative else None, mean, var, fused.residual, fused.bits,
     )  # fmt: skip
 
 
-def backward(dy, x, dx, weight, bias, mean, var, dweight, dbias, dresidual, eps, training, fused):
-    """Fills those of dx, dweight, dbias and dresidual that are given."""
-    grid, sizes, constants, merged_splits, count = plan(x)
-    splits = grid[1]
-    of_sums = (dweight, dbias, dx) if training else (dweight, dbias)
-    partial = channel_values(x, 2, splits) if any(t is not None for t in of_sums) else None
+def backward_sums(dy, x, cut, dx, weight, bias, mean, var, dresidual, partial, eps, fused):
+    """Fills `partial` and those of dresidual and, in inference, dx that are given."""
     launch.launch(
         launch.kept_launch(
-            batch_norm_backward_sums_kernel, grid, x.device, *sizes, eps, fused.negative_slope,
-            ACT=fused.act, **constants,
+            batch_norm_backward_sums_kernel, cut.grid, x.device, *cut.sizes, eps, fused.negative_slope,
+            ACT=fused.act, **cut.constants,
         ),
-        dy, x, weight, bias, mean, var, fused.residual, fused.bits,
-        None if training else dx, dresidual, partial,
+        dy, x, weight, bias, mean, var, fused.residual, fused.bits, dx, dresidual, partial,
     )  # fmt: skip
+
+
+def backward_of_sums(dy, x, cut, dx, weight, bias, mean, var, dweight, dbias, partial, count, eps, fused):
+    """Fills those of dx, in training, dweight and dbias that are given, of sums over `count` elements."""
+    launch.launch(
+        launch.kept_launch(
+            batch_norm_backward_kernel, cut.grid if dx is not None else (cut.grid[0], 1), x.device,
+            *cut.sizes, partial.shape[1], count, eps, fused.negative_slope,
+            BLOCK_SPLITS=cut.merged_splits, ACT=fused.act, **cut.constants,
+        ),
+        dy, x, weight, bias, mean, var, fused.residual, fused.bits, dx, partial, dweight, dbias,
+    )  # fmt: skip
+
+
+def backward(dy, x, dx, weight, bias, mean, var, dweight, dbias, dresidual, eps, training, fused):
+    """Fills those of dx, dweight, dbias and dresidual that are given."""
+    cut = plan(x)
+    of_sums = (dweight, dbias, dx) if training else (dweight, dbias)
+    partial = channel_values(x, 2, cut.grid[1]) if any(t is not None for t in of_sums) else None
+    backward_sums(
+        dy, x, cut, None if training else dx, weight, bias, mean, var, dresidual, partial, eps, fused
+    )
     if partial is None:
         return
     if dresidual is not None:
-        dy, fused = dresidual, fused._replace(act=None, residual=None, bits=None)  # it is dz
-    launch.launch(
-        launch.kept_launch(
-            batch_norm_backward_kernel, grid if training and dx is not None else (grid[0], 1), x.device,
-            *sizes, splits, count, eps, fused.negative_slope,
-            BLOCK_SPLITS=merged_splits, ACT=fused.act, **constants,
-        ),
-        dy, x, weight, bias, mean, var, fused.residual, fused.bits, dx if training else None,
-        partial, dweight, dbias,
-    )  # fmt: skip
+        dy, fused = dresidual, of_dz(fused)
+    dx = dx if training else None
+    backward_of_sums(dy, x, cut, dx, weight, bias, mean, var, dweight, dbias, partial, cut.count, eps, fused)
+
+
+def of_dz(fused):
+    """`Fused` for a kernel that is given dz as dy."""
+    return fused._replace(act=None, residual=None, bits=None)

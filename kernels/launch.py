@@ -317,6 +317,11 @@ def batch_norm_merged_splits(block_channels):
     return max(1, min(MAX_SPLITS, 512 // block_channels))
 
 
+def sync_batch_norm_tile(channels):
+    """Ranks or splits, and channels, that are merged at a time: 8 float64 of each kind a thread."""
+    return RowTile(16, min(triton.next_power_of_2(channels), 64), 4)
+
+
 class GroupNormTile(NamedTuple):
     samples: int
     groups: int

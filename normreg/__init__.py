@@ -37,6 +37,9 @@ from normreg.nn import LayerNorm1d as LayerNorm1d
 from normreg.nn import LayerNorm2d as LayerNorm2d
 from normreg.nn import LayerNorm3d as LayerNorm3d
 from normreg.nn import RMSNorm as RMSNorm
+from normreg.nn import SyncBatchNorm as SyncBatchNorm
+from normreg.nn import SyncBatchNormAct as SyncBatchNormAct
+from normreg.nn.sync_batch_norm import convert_sync_batchnorm as convert_sync_batchnorm
 from normreg.parameter_groups import parameter_groups as parameter_groups
 from normreg.parameter_groups import register_no_decay as register_no_decay
 from normreg.running_statistics import freeze_batch_norm as freeze_batch_norm
@@ -74,7 +77,10 @@ __all__ = [
     "LayerNorm2d",
     "LayerNorm3d",
     "RMSNorm",
+    "SyncBatchNorm",
+    "SyncBatchNormAct",
     "as_before",
+    "convert_sync_batchnorm",
     "diagnose",
     "dropout_mask",
     "explain",

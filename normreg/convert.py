@@ -16,6 +16,7 @@ COUNTERPARTS = {
     torch.nn.BatchNorm1d: nn.BatchNorm1d,
     torch.nn.BatchNorm2d: nn.BatchNorm2d,
     torch.nn.BatchNorm3d: nn.BatchNorm3d,
+    torch.nn.SyncBatchNorm: nn.SyncBatchNorm,
     torch.nn.Dropout: nn.Dropout,
     torch.nn.Dropout1d: nn.Dropout1d,
     torch.nn.Dropout2d: nn.Dropout2d,

@@ -25,7 +25,7 @@ HALF = (torch.bfloat16, torch.float16)
 PLAIN = (torch.Tensor, Parameter)
 
 
-def _torch_reason(x, others):
+def _torch_reason(x, others, may_be_empty=False):
     """Reasons that no kernel takes these tensors, whatever the operation. `others` may hold None."""
     if type(x) not in PLAIN:
         return f"the input is a {type(x).__name__}, not a plain tensor"
@@ -47,7 +47,7 @@ def _torch_reason(x, others):
         return f"there is no kernel for {x.layout} tensors"
     if x.is_nested:
         return "the input is nested"
-    if x.numel() == 0:
+    if x.numel() == 0 and not may_be_empty:
         return "the input is empty"
     for other in others:
         if other is None:
@@ -68,6 +68,11 @@ def _dtype_reason(x, parameters):
     if dtype in HALF and dtypes == {torch.float32}:
         return None
     return f"the input is {dtype}, parameters and buffers are {', '.join(sorted(map(str, dtypes)))}"
+
+
+def _channel_dtypes_reason(x, weight, bias, running_mean, running_var):
+    """Statistics need not have the parameters' dtype: FSDP takes these alone to 16 bits."""
+    return _dtype_reason(x, (weight, bias)) or _dtype_reason(x, (running_mean, running_var))
 
 
 def _number_reason(**numbers):
@@ -130,7 +135,7 @@ def _channels_reason(
     cumulative = momentum is None and num_batches_tracked is not None
     reason = (
         _torch_reason(x, (*vectors, num_batches_tracked))
-        or _dtype_reason(x, vectors)
+        or _channel_dtypes_reason(x, *vectors)
         or _number_reason(eps=eps, momentum=0.0 if cumulative else momentum)
     )
     if reason:
@@ -185,6 +190,20 @@ def batch_norm_act(
     if isinstance(residual, torch.Tensor) and residual.dtype != x.dtype:
         return f"the residual is {residual.dtype}, the input {x.dtype}"
     return _residual_reason(x, residual)
+
+
+def sync_batch_norm(x, residual, running_mean, running_var, weight, bias):
+    """Of tensors whose shapes and devices `synchronized` has checked; an empty batch is like any other."""
+    vectors = (weight, bias, running_mean, running_var)
+    reason = _torch_reason(x, (*vectors, residual), may_be_empty=True)
+    reason = reason or _channel_dtypes_reason(x, weight, bias, running_mean, running_var)
+    if reason:
+        return reason
+    if running_mean is not None and not (running_mean.is_contiguous() and running_var.is_contiguous()):
+        return "a running statistic is not contiguous"
+    if residual is not None and (residual.dtype != x.dtype or residual.layout is not torch.strided):
+        return "the residual is no strided tensor of the input's dtype"
+    return None
 
 
 def group_norm(x, num_groups, weight, bias, eps):

@@ -3,7 +3,7 @@
 import torch
 import torch.nn.functional as F
 
-from normreg import dispatch
+from normreg import dispatch, sharding
 from normreg.fused_batch_norm import batch_norm_act as batch_norm_act
 from normreg.fused_dropout import bias_act_dropout as bias_act_dropout
 from normreg.fused_dropout import check_generator
@@ -20,6 +20,7 @@ from normreg.ops.instance_norm import instance_norm as _instance_norm
 from normreg.ops.layer_norm import layer_norm as _layer_norm
 from normreg.ops.layer_norm_channels import layer_norm_channels as _layer_norm_channels
 from normreg.ops.rms_norm import rms_norm as _rms_norm
+from normreg.synchronized import sync_batch_norm as sync_batch_norm
 
 __all__ = [
     "alpha_dropout",
@@ -41,6 +42,7 @@ __all__ = [
     "layer_norm",
     "layer_norm_channels",
     "rms_norm",
+    "sync_batch_norm",
 ]
 
 
@@ -74,7 +76,7 @@ def layer_norm(input, normalized_shape, weight=None, bias=None, eps=1e-5, *, res
         parameters = normalized_shape, weight, bias, 0.0, False, eps
         return dropout_add_layer_norm(input, residual, *parameters, prenorm=prenorm)
     if dispatch.layer_norm(input, normalized_shape, weight, bias, eps):
-        return F.layer_norm(input, normalized_shape, weight, bias, eps)
+        return sharding.over_rows(layer_norm, F.layer_norm, input)(input, normalized_shape, weight, bias, eps)
     return _layer_norm(input, weight, bias, tuple(normalized_shape), eps, autocast.layer_norm_dtype(input))
 
 
@@ -140,24 +142,16 @@ def rms_norm(input, normalized_shape, weight=None, eps=None, *, residual=None, p
         parameters = normalized_shape, weight, 0.0, False, eps
         return dropout_add_rms_norm(input, residual, *parameters, prenorm=prenorm)
     if dispatch.rms_norm(input, normalized_shape, weight, eps):
-        return F.rms_norm(input, normalized_shape, weight, eps)
+        return sharding.over_rows(rms_norm, F.rms_norm, input)(input, normalized_shape, weight, eps)
     if eps is None:
         eps = torch.finfo(compute_dtype(input.dtype)).eps
     return _rms_norm(input, weight, tuple(normalized_shape), eps, autocast.rms_norm_dtype(input))
 
 
 def batch_norm(
-    input,
-    running_mean,
-    running_var,
-    weight=None,
-    bias=None,
-    training=False,
-    momentum=0.1,
-    eps=1e-5,
-    *,
-    num_batches_tracked=None,
-):
+    input, running_mean, running_var, weight=None, bias=None, training=False, momentum=0.1, eps=1e-5,
+    *, num_batches_tracked=None,
+):  # fmt: skip
     r"""Batch normalisation of each channel of an (N, C) or (N, C, *) input.
 
     y = (x - mean) / sqrt(var + eps) * weight + bias. In training, mean and biased variance of the batch
@@ -168,7 +162,7 @@ def batch_norm(
     Args:
         input: (N, C, *), float16, bfloat16, float32 or float64, any strides.
         running_mean, running_var: (C,), both or neither.
-        weight, bias: (C,) or None. All four share input's dtype, or are float32 beside 16 bits.
+        weight, bias: (C,) or None; of input's dtype, or float32 beside 16 bits, as are the statistics.
         momentum: the weight of the new batch; None, with num_batches_tracked, for the cumulative average,
             1 / num_batches_tracked.
         eps: added to the variance.
@@ -290,6 +284,9 @@ def _dropout_by(rule, torchs, input, p, training, inplace, generator, usual_dims
         if usual_dims is not None and input.dim() not in usual_dims:
             torchs(input, p, training=False)
         return _dropout.dropout(input, rule, inplace, generator)
+    if kept := sharding.elements_kept(input, p, inplace, rule.leading):
+        part, own = kept.local(input), kept.generator(generator)
+        return kept.result(_dropout_by(rule, torchs, part, p, training, inplace, own), input)
     # for none of these torch draws, or it raises
     if generator is None or p in (0, 1) or input.numel() == 0 or input.dim() < (rule.leading or 0):
         return torchs(input, p, training, inplace)

@@ -4,6 +4,8 @@ import multiprocessing
 import os
 import sys
 
+PRELOADED = ["torch._dynamo", "torch.distributed.fsdp", "triton", "numpy", "pytest"]
+
 
 def _run(source, folder, log):
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT)
@@ -23,7 +25,7 @@ def exit_status(source, folder, log):
     The process prints into the file `log`.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["torch._dynamo", "triton", "numpy", "pytest"])
+    context.set_forkserver_preload(PRELOADED)
     process = context.Process(target=_run, args=(source, str(folder), str(log)))
     process.start()
     process.join()

@@ -356,3 +356,22 @@ def test_checkpoints_load_both_ways(device):
     ours.load_state_dict(theirs.state_dict(), strict=True)
     assert ours.state_dict()._metadata == theirs.state_dict()._metadata
     assert repr(ours) == repr(theirs)
+
+
+@pytest.mark.parametrize("training", [True, False], ids=["training", "inference"])
+def test_float32_statistics_beside_16_bit_parameters(device, launches, training):
+    """What mixed precision of FSDP makes of a layer, and torch's operator refuses."""
+    x, weight, bias = inputs_for((6, 5, 4), False, torch.bfloat16, device)
+    running, dy = running_for((6, 5, 4), device), torch.randn(6, 5, 4, device=device).bfloat16()
+    results = []
+    for dtype in (torch.bfloat16, torch.float32):
+        parameters = [t.detach().to(dtype).requires_grad_() for t in (weight, bias)]
+        buffers = [t.clone() for t in running]
+        y = normreg.functional.batch_norm(x, *buffers, *parameters, training)
+        gradients = torch.autograd.grad(y, [x, *parameters], dy)
+        results.append([y, *buffers, *gradients])
+    assert launches
+    assert all(torch.equal(a, b) for a, b in zip(*(result[:4] for result in results), strict=True))
+    for half, full in zip(*(result[4:] for result in results), strict=True):
+        torch.testing.assert_close(half, full.bfloat16())  # the interpreter truncates its stores
+    assert results[0][1].dtype == torch.float32

@@ -51,7 +51,7 @@ def test_the_reason_is_dispatchs(device, monkeypatch):
 
 def test_every_decision_is_heard(device):
     """What is asked of dispatch, explain hears, in operations added later, too."""
-    names = ("functional", "fused_batch_norm", "fused_dropout", "l2_penalty")
+    names = ("functional", "fused_batch_norm", "fused_dropout", "synchronized", "l2_penalty")
     askers = [sys.modules[f"normreg.{name}"] for name in names]
     asked = {name for m in askers for name in re.findall(r"dispatch\.(\w+)\(", inspect.getsource(m))}
     heard = []

@@ -313,8 +313,8 @@ MUTATIONS = {
     ),
     "inference has the gradient of training": Mutation(
         "kernels/batch_norm_split.py",
-        "None if training else dx, dresidual, partial,\n",
-        "None, dresidual, partial,\n",
+        "dy, x, cut, None if training else dx, weight",
+        "dy, x, cut, None, weight",
         "test_batch_norm.py -k 'gradient_of_any_subset and split and inference'",
     ),
     "dx loses the mean of dy": Mutation(
@@ -392,8 +392,8 @@ MUTATIONS = {
     ),
     "the activation is applied twice to dy": Mutation(
         "kernels/batch_norm_split.py",
-        "fused._replace(act=None, residual=None, bits=None)  # it is dz\n",
-        "fused  # it is dz\n",
+        "        dy, fused = dresidual, of_dz(fused)\n",
+        "        dy, fused = dresidual, fused\n",
         "test_batch_norm_act.py -k 'agrees_with_torch and split and silu'",
     ),
     "a bad loader's statistics stay": Mutation(
@@ -1002,6 +1002,43 @@ MUTATIONS = {
         "x.new_empty((x.shape[0], groups), ",
         "x.new_empty(x.shape[0] * groups, ",
         "test_operators.py -k 'fakes and group_norm'",
+    ),
+    # what ranks do together
+    "ranks merge no distance of their means": Mutation(
+        "kernels/sync_batch_norm.py",
+        "merge_moments(count, mean, m2, tl.sum(counts, 0), block_mean, block_m2)\n",
+        "(count + tl.sum(counts, 0), mean + block_mean, m2 + tl.sum(m2s, 0))\n",
+        "test_sync_batch_norm.py -k 'test_split_batches and four'",
+    ),
+    "the means of ranks are rounded": Mutation(
+        "kernels/sync_batch_norm.py",
+        "    tl.store(ptr + offset + distance, low, mask=mask)\n",
+        "    tl.store(ptr + offset + distance, low * 0, mask=mask)\n",
+        "test_sync_batch_norm.py -k 'test_split_batches and statistics and not four'",
+    ),
+    "dx of a rank is that of its own sums": Mutation(
+        "normreg/ops/sync_batch_norm.py",
+        "        sums = collectives.all_reduce(sums, group)\n",
+        "        pass\n",
+        "test_sync_batch_norm.py -k 'test_split_batches and four'",
+    ),
+    "ranks do not compare their layers": Mutation(
+        "normreg/nn/sync_batch_norm.py",
+        "        check_ranks_agree(input, group)\n",
+        "        pass\n",
+        "test_sync_batch_norm.py -k 'test_split_batches and errors'",
+    ),
+    "shards of one seed drop the same": Mutation(
+        "normreg/ops/seed.py",
+        "    return _mix(_mix(seed) ^ part) >> 1\n",
+        "    return _mix(_mix(seed)) >> 1\n",
+        "test_tensor_parallel.py -k two",
+    ),
+    "a sharded norm's parameters have gradients of one rank": Mutation(
+        "normreg/sharding.py",
+        "Partial() if isinstance(p, Shard) else p",
+        "p.__class__() if p.is_replicate() else Partial('avg')",
+        "test_tensor_parallel.py -k two",
     ),
 }
 

@@ -179,7 +179,8 @@ every_case = pytest.mark.parametrize(("name", "arguments"), CASES.values(), ids=
 
 def test_every_operator_has_a_case():
     defined = {name.removeprefix("normreg::") for name in LIBRARY._op_defs}
-    assert defined == {name for name, _ in CASES.values()}
+    of_ranks = {"sync_batch_norm", "sync_batch_norm_backward"}  # in ranks_sync_batch_norm.py
+    assert defined - of_ranks == {name for name, _ in CASES.values()}
 
 
 # the first of their arguments can be differentiated; of another one, three if it saves what is needed

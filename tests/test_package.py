@@ -14,11 +14,11 @@ ROOT = Path(__file__).resolve().parents[1]
 MAX_LINES = 450
 
 # importers only import from below; `dispatch` beside, read by those that choose, watched by `explanation`
-READERS = ("functional", "fused_batch_norm", "fused_dropout", "l2_penalty", "explanation")
+READERS = ("functional", "fused_batch_norm", "fused_dropout", "synchronized", "l2_penalty", "explanation")
 ORDER = (
-    "kernels", "ops", "fused_batch_norm", "fused_dropout", "functional", "dropout_mask", "l2_penalty", "nn",
-    "selection", "foreign", "convert",
-    "unchanged", "explanation", "measurement", "diagnosis", "parameter_groups", "init", "running_statistics",
+    "kernels", "ops", "fused_batch_norm", "fused_dropout", "synchronized", "sharding", "functional",
+    "dropout_mask", "l2_penalty", "nn", "selection", "foreign", "convert", "unchanged", "explanation",
+    "measurement", "diagnosis", "parameter_groups", "init", "running_statistics",
 )  # fmt: skip
 
 OPTIONAL = {"normreg.diagnosis": {"matplotlib"}}  # imported by the function that needs it

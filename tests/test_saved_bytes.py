@@ -51,7 +51,7 @@ def of_channels(x, training):
 STATISTICS = {
     "LayerNorm": lambda x, _: 2 * 4 * x.shape[0],
     "RMSNorm": lambda x, _: 4 * x.shape[0],
-    **dict.fromkeys(["BatchNorm1d", "BatchNorm2d", "BatchNorm3d"], of_channels),
+    **dict.fromkeys(["BatchNorm1d", "BatchNorm2d", "BatchNorm3d", "SyncBatchNorm"], of_channels),
 }
 
 

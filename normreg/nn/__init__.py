@@ -30,6 +30,8 @@ from normreg.nn.layer_norm_channels import LayerNorm1d as LayerNorm1d
 from normreg.nn.layer_norm_channels import LayerNorm2d as LayerNorm2d
 from normreg.nn.layer_norm_channels import LayerNorm3d as LayerNorm3d
 from normreg.nn.rms_norm import RMSNorm as RMSNorm
+from normreg.nn.sync_batch_norm import SyncBatchNorm as SyncBatchNorm
+from normreg.nn.sync_batch_norm import SyncBatchNormAct as SyncBatchNormAct
 
 __all__ = [
     "AlphaDropout",
@@ -59,4 +61,6 @@ __all__ = [
     "LayerNorm2d",
     "LayerNorm3d",
     "RMSNorm",
+    "SyncBatchNorm",
+    "SyncBatchNormAct",
 ]

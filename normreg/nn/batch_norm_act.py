@@ -5,6 +5,11 @@ from normreg.nn.batch_norm import _BatchNormForward, call_batch_norm
 from normreg.ops.activations import check_activation
 
 
+def activation_repr(layer):
+    slope = f", negative_slope={layer.negative_slope}" if layer.act == "leaky_relu" else ""
+    return f", act={layer.act!r}{slope}"
+
+
 class _BatchNormAct(_BatchNormForward):
     """torch.nn's BatchNorm with an activation, and a residual before that, in the same launches.
 
@@ -16,7 +21,8 @@ class _BatchNormAct(_BatchNormForward):
 
         y = act(batch_norm(x) + residual)    # the residual is optional
 
-    `torch.nn.SyncBatchNorm.convert_sync_batchnorm` takes it for a BatchNorm without an activation.
+    `torch.nn.SyncBatchNorm.convert_sync_batchnorm` takes it for a BatchNorm without an activation;
+    `normreg.convert_sync_batchnorm` does not.
     """
 
     def __init__(self, *arguments, act="relu", negative_slope=0.01, **options):
@@ -31,8 +37,7 @@ class _BatchNormAct(_BatchNormForward):
         return call_batch_norm(self, functional.batch_norm_act, input, residual=residual, **options)
 
     def extra_repr(self):
-        slope = f", negative_slope={self.negative_slope}" if self.act == "leaky_relu" else ""
-        return f"{super().extra_repr()}, act={self.act!r}{slope}"
+        return f"{super().extra_repr()}{activation_repr(self)}"
 
 
 class BatchNormAct1d(_BatchNormAct, torch.nn.BatchNorm1d):

@@ -107,7 +107,7 @@ class BatchNormActInferenceFunction(torch.autograd.Function):
         return *_gradients(ctx, dy, training=False), *[None] * 6
 
 
-def _fake_bits(x, act, residual, save):
+def fake_bits(x, act, residual, save):
     return bits_like(dense(x)) if save and kernels.keeps_bits(act, residual) else None
 
 
@@ -116,12 +116,12 @@ def fake_training(
 ):  # fmt: skip
     running = running_mean, running_var, tracked
     result = batch_norm.fake_training(x, weight, bias, *running, momentum, eps, save)
-    return *result, _fake_bits(x, act, residual, save)
+    return *result, fake_bits(x, act, residual, save)
 
 
 def fake_inference(x, weight, bias, residual, act, negative_slope, eps, running_mean, running_var, save):
     result = batch_norm.fake_inference(x, weight, bias, running_mean, running_var, eps, save)
-    return *result, _fake_bits(x, act, residual, save)
+    return *result, fake_bits(x, act, residual, save)
 
 
 def fake_backward(

@@ -12,7 +12,7 @@ from normreg.kernels.launch import INTERPRET
 LIBRARY = torch.library.Library("normreg", "DEF")
 
 
-def register(schema, implementation, fake, function=None, differentiable=1):
+def register(schema, implementation, fake, function=None, differentiable=1, everywhere=False):
     """Defines the operator `normreg::<schema>` and returns it.
 
     fake: makes empty tensors of the results' sizes, strides and dtypes.
@@ -20,10 +20,11 @@ def register(schema, implementation, fake, function=None, differentiable=1):
         `save` is a `setup_context` by another name: where a Function has that one, torch inspects the
         signature of its forward at every call.
     differentiable: of its results, if there are several, that many, the first ones.
+    everywhere: the implementation takes tensors of any device, not only those that kernels take.
     """
     name = schema.partition("(")[0]
     LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag, torch.Tag.needs_exact_strides))
-    for device in ("CUDA", "CPU") if INTERPRET else ("CUDA",):
+    for device in ("CUDA", "CPU") if INTERPRET or everywhere else ("CUDA",):
         LIBRARY.impl(name, implementation, device)
     torch.library.register_fake(f"normreg::{name}", fake, lib=LIBRARY)
     operator = getattr(torch.ops.normreg, name).default

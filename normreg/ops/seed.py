@@ -34,3 +34,8 @@ def draw(device, generator=None):
     offset = generator.get_offset()
     generator.set_offset(offset + 4)  # torch asks for multiples of 4
     return _mix(_mix(generator.initial_seed() & MASK_64) ^ offset) >> 1
+
+
+def of_part(seed, part):
+    """A 63-bit seed for each part of a tensor, from one for the whole."""
+    return _mix(_mix(seed) ^ part) >> 1

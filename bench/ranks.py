@@ -1,0 +1,88 @@
+"""The demo's convolutional network on several ranks, beside torch.nn's on one.
+
+    torchrun --nproc-per-node=2 -m bench.ranks
+
+The ranks train it together, on GPUs with NCCL where there are any, else on CPUs with gloo: on normreg,
+with SyncBatchNorm, under DistributedDataParallel, each on its part of every batch. Rank 0 then
+trains torch.nn's network from the same weights on the whole batches. Both compute in float64 and without
+dropout, so that they may differ by rounding only. The exit status is 1 where they do not.
+"""
+
+import copy
+import os
+import sys
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch.nn.parallel import DistributedDataParallel
+
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"  # read where kernels are defined, so set before normreg is imported
+
+import normreg
+from bench import demo, interpreter
+
+STEPS = 20
+BATCH = 128  # of all ranks together
+LARGEST_DIFFERENCE = 1e-8  # what 20 steps make of rounding in float64 is about 1e-13
+
+
+def trained(model, batches):
+    """The losses of training on (images, labels) one after the other."""
+    optimizer, losses = torch.optim.SGD(model.parameters(), 0.05, momentum=0.9), []
+    for images, labels in batches:
+        loss = F.cross_entropy(model(images.double()), labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.detach())
+    return losses
+
+
+def state_of(model):
+    return torch.cat([tensor.detach().double().flatten() for tensor in model.state_dict().values()])
+
+
+def main():
+    on_gpus = demo.DEVICE == "cuda"
+    dist.init_process_group("nccl" if on_gpus else "gloo")
+    rank, ranks = dist.get_rank(), dist.get_world_size()
+    if on_gpus:
+        torch.cuda.set_device(rank % torch.cuda.device_count())
+    else:
+        interpreter.patch_language_once()
+        torch.set_num_threads(1)
+    torch.manual_seed(0)
+    network = demo.convolutional_network(demo.SIZES[demo.DEVICE, True], dropout=0.0).to(demo.DEVICE).double()
+    ours = copy.deepcopy(network)
+    normreg.replace(ours)
+    ours = DistributedDataParallel(normreg.convert_sync_batchnorm(ours))
+
+    (images, labels), _ = demo.digits(0)
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(1)).to(labels.device)
+    share = BATCH // ranks
+    parts = [order.roll(-step * BATCH)[:BATCH] for step in range(STEPS)]
+    mine = [part[rank * share : (rank + 1) * share] for part in parts]
+    losses = trained(ours, [(images[part], labels[part]) for part in mine])
+    for loss in losses:
+        dist.all_reduce(loss)
+    failed = 0
+    if rank == 0:
+        whole = [part[: share * ranks] for part in parts]
+        expected = trained(network, [(images[part], labels[part]) for part in whole])
+        where = f"{ranks} GPUs" if on_gpus else f"{ranks} processes on a CPU, kernels in Triton's interpreter"
+        print(f"{where}; batches of {share * ranks}, {share} a rank")
+        print("step   loss of the ranks   loss of torch.nn on one")
+        for step in (0, STEPS // 2 - 1, STEPS - 1):
+            print(f"{step + 1:4}   {losses[step] / ranks:17.12f}   {expected[step]:23.12f}")
+        difference = (state_of(ours.module) - state_of(network)).abs().max().item()
+        print(f"parameters and running statistics differ by {difference:.1e} at most")
+        failed = int(not difference < LARGEST_DIFFERENCE)
+        print("FAILED" if failed else "All checks passed.")
+    dist.destroy_process_group()
+    return failed
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,83 @@
+"""Each launch, forward and backward, is made on the device of its tensors, whichever device is current."""
+
+import contextlib
+
+import pytest
+import torch
+
+import normreg
+from normreg.kernels import launch
+
+LAYERS = {
+    "LayerNorm": (lambda: normreg.LayerNorm(6), (4, 6)),
+    "LayerNorm2d": (lambda: normreg.LayerNorm2d(6), (4, 6, 2, 2)),
+    "RMSNorm": (lambda: normreg.RMSNorm(6), (4, 6)),
+    "BatchNorm1d": (lambda: normreg.BatchNorm1d(6), (4, 6)),
+    "BatchNorm1d, split": (lambda: normreg.BatchNorm1d(6, momentum=None), (4, 6)),
+    "BatchNormAct2d": (lambda: normreg.BatchNormAct2d(6, act="silu"), (4, 6, 2, 2)),
+    "GroupNorm": (lambda: normreg.GroupNorm(2, 6), (4, 6)),
+    "InstanceNorm1d": (lambda: normreg.InstanceNorm1d(6, track_running_stats=True), (4, 6, 2)),
+    "Dropout": (lambda: normreg.Dropout(0.5), (4, 6)),
+    "Dropout2d": (lambda: normreg.Dropout2d(0.5), (4, 6, 2, 2)),
+}
+every_layer = pytest.mark.parametrize(("make", "shape"), LAYERS.values(), ids=LAYERS)
+
+
+class OnAnotherGpu(launch.Launch):
+    """Of a plan for CPU tensors, one for cuda:1 that notes which device is current."""
+
+    __slots__ = ("seen",)
+
+    def again(self, tensors, numbers):
+        self.seen.append(torch.cuda.current_device())
+
+
+@every_layer
+def test_every_launch_enters_the_device_of_its_plan(monkeypatch, make, shape):
+    """With two GPUs made up: 0 is current, and the plans are for 1."""
+    current, seen, real = [0], [], launch.launch
+
+    @contextlib.contextmanager
+    def device(wanted):
+        before, current[0] = current[0], wanted.index
+        yield
+        current[0] = before
+
+    def spy(plan, *tensors, **options):
+        assert {t.device for t in tensors if t is not None} == {plan.device}
+        there = OnAnotherGpu(
+            plan.kernel, plan.grid, torch.device("cuda", 1), num_warps=plan.num_warps, **plan.constants
+        )
+        there.seen = seen
+        with monkeypatch.context() as patch:
+            patch.setattr(launch, "INTERPRET", False)
+            patch.setattr(torch.cuda, "current_device", lambda: current[0])
+            patch.setattr(torch.cuda, "device", device)
+            real(there, *tensors, **options)
+        return real(plan, *tensors, **options)
+
+    monkeypatch.setattr(launch, "launch", spy)
+    x = torch.randn(shape, device="cuda" if torch.cuda.is_available() else "cpu", requires_grad=True)
+    y = make().to(x.device)(x)
+    forward = len(seen)
+    y.sum().backward()
+    assert 0 < forward < len(seen)
+    assert set(seen) == {1}
+    assert current == [0]
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+@every_layer
+def test_layers_on_a_device_that_is_not_current(make, shape):
+    layer, x = make(), torch.randn(shape)
+    results = []
+    for index in (0, 1):
+        there = make().to(f"cuda:{index}")
+        there.load_state_dict(layer.state_dict())
+        leaf = x.to(f"cuda:{index}").requires_grad_()
+        torch.cuda.manual_seed_all(0)
+        with torch.cuda.device(0):
+            y = there(leaf)
+            y.square().sum().backward()
+        results.append([y.cpu(), leaf.grad.cpu()])
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
