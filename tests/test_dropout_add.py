@@ -31,7 +31,7 @@ def factors(function, x, *arguments, scaled_for=0.3, bits=None, **options):
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("shape", [(7,), (5, 100), (3, 4, 40), (2, 3000)], ids=str)
+@pytest.mark.parametrize("shape", [(7,), (3, 4, 40), (2, 3000)], ids=str)
 def test_dropout_add(device, dtype, shape):
     x, residual = made(device, dtype, *shape), made(device, dtype, *shape)
     keep, scale = factors(functional.dropout_add, x, residual, 0.3)
@@ -135,9 +135,9 @@ def test_nothing_to_do_is_a_sum(device, launches):
 
 
 @pytest.mark.parametrize("act", TORCHS, ids=str)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_bias_act_dropout(device, dtype, act):
-    x, bias = made(device, dtype, 11, 72), made(device, dtype, 72)
+    x, bias = made(device, dtype, 3, 72), made(device, dtype, 72)
     keep, scale = factors(functional.bias_act_dropout, x, bias, act, 0.3)
     assert_agrees(
         lambda x, bias: functional.bias_act_dropout(
@@ -148,8 +148,8 @@ def test_bias_act_dropout(device, dtype, act):
     )
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("shape", [(1, 1), (9, 3), (4, 1001), (2, 3, 4100)], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("shape", [(1, 1), (9, 3), (4, 1001), (2, 2, 4100)], ids=str)
 @pytest.mark.parametrize("p", [0.0, 0.3])
 def test_bias_act_dropout_of_any_shape(device, dtype, shape, p):
     x, bias = made(device, dtype, *shape), made(device, dtype, shape[-1])

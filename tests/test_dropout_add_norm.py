@@ -19,6 +19,18 @@ NORMS = {
     "layer_norm": (functional.dropout_add_layer_norm, F.layer_norm),
     "rms_norm": (functional.dropout_add_rms_norm, F.rms_norm),
 }
+WIDE = 168
+
+
+@pytest.fixture(autouse=True)
+def held_words(request, monkeypatch):
+    """Rows of WIDE columns are too wide to be held, so that a few small programs run them."""
+    if getattr(request.node, "callspec", None) and request.node.callspec.params.get("cols") == WIDE:
+        for name in ("HELD_WORDS_FORWARD", "HELD_WORDS_BACKWARD", "CHUNK_WORDS"):
+            monkeypatch.setattr(launch, name, 64)
+        launch.forget_plans()
+
+
 every_norm = pytest.mark.parametrize("norm", NORMS)
 every_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 
@@ -75,17 +87,18 @@ def both(norm, x, p=0.3, prenorm=True, row_scale=None, with_layer_scale=False, *
 
 @every_dtype
 @every_norm
-@pytest.mark.parametrize("cols", [5, 96, 1001])
+@pytest.mark.parametrize("cols", [5, 1001])
 def test_agrees_with_torch(device, norm, dtype, cols):
     x, residual = made(device, dtype, 5, cols), made(device, dtype, 5, cols)
     assert_agrees(*both(norm, x), [x, residual, *parameters(norm, cols, device, dtype)])
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@every_norm
+@pytest.mark.parametrize(
+    ("norm", "dtype"), [("layer_norm", torch.float32), ("rms_norm", torch.bfloat16)], ids=str
+)
 def test_rows_too_wide_to_be_held(device, norm, dtype):
     cols = 16400
-    x, residual = made(device, dtype, 2, cols), made(device, dtype, 2, cols)
+    x, residual = made(device, dtype, 1, cols), made(device, dtype, 1, cols)
     assert_agrees(*both(norm, x), [x, residual, *parameters(norm, cols, device, dtype)])
 
 
@@ -98,7 +111,7 @@ def test_rows_beside_a_tile(device, cols):
 
 @pytest.mark.parametrize(
     ("norm", "leading", "cols"),
-    [("layer_norm", (3,), 1001), ("rms_norm", (3, 2), 1001), ("layer_norm", (3,), 8200)],
+    [("layer_norm", (3,), 1001), ("rms_norm", (3, 2), 1001), ("layer_norm", (3,), WIDE)],
 )
 @pytest.mark.parametrize("p", [0.0, 0.4])
 def test_scales(device, norm, p, leading, cols):
@@ -119,7 +132,7 @@ def test_nothing_and_everything_dropped(device, dtype, p):
 
 
 @every_norm
-@pytest.mark.parametrize("cols", [40, 8200])
+@pytest.mark.parametrize("cols", [40, WIDE])
 def test_without_residual_or_parameters(device, norm, cols):
     x = made(device, torch.float32, 4, cols)
     ours, theirs = both(norm, x)
@@ -146,7 +159,7 @@ def test_residual_of_layer_norm_itself(device, norm, launches):
     assert launches == ["dropout_add_norm_forward_kernel", "dropout_add_norm_backward_kernel"]
 
 
-@pytest.mark.parametrize("cols", [40, 8200])
+@pytest.mark.parametrize("cols", [40, WIDE])
 @pytest.mark.parametrize("used", [(0,), (1,), (0, 1)], ids=["y", "z", "y and z"])
 def test_gradients_of_either_result(device, cols, used):
     x, residual = made(device, torch.float32, 4, cols), made(device, torch.float32, 4, cols)
@@ -163,8 +176,9 @@ def test_gradients_of_either_result(device, cols, used):
         torch.testing.assert_close(our, their, rtol=1e-5, atol=2e-5)
 
 
-@pytest.mark.parametrize("wanted", [1, 2, 4, 8, 16, 19], ids=lambda bits: f"{bits:05b}")
-@pytest.mark.parametrize("cols", [40, 8200])
+@pytest.mark.parametrize(
+    ("wanted", "cols"), [(1, 40), (2, 40), (4, 40), (8, 40), (16, 40), (1, WIDE), (20, WIDE)], ids=str
+)
 def test_gradient_of_any_subset(device, wanted, cols):
     inputs = [made(device, torch.float32, 4, cols), made(device, torch.float32, 4, cols)]
     inputs += [made(device, torch.float32, cols) for _ in range(3)]
@@ -212,7 +226,7 @@ def test_float32_parameters_beside_16_bits(device):
     assert_agrees(ours, theirs, inputs)
 
 
-@pytest.mark.parametrize("cols", [64, 8200])
+@pytest.mark.parametrize("cols", [64, WIDE])
 def test_a_large_mean_costs_nothing(device, cols):
     x = (torch.randn(3, cols, device=device) + 1e6).requires_grad_()
     residual = made(device, torch.float32, 3, cols)
@@ -227,7 +241,7 @@ def test_a_row_does_not_depend_on_the_others(device):
     assert torch.equal(ours(x[:4], residual[:4]), ours(x, residual)[:4])
 
 
-@pytest.mark.parametrize("cols", [8, 100, 1024, 16400])
+@pytest.mark.parametrize("cols", [8, 100, 1024, WIDE])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_one_mask(device, cols, dtype):
     """Of forward, backward and `dropout_add`, whatever the tiles; `dropout`'s where rows are whole calls."""
@@ -248,7 +262,7 @@ def test_one_mask(device, cols, dtype):
 
 def test_no_two_rows_have_one_mask(device):
     """The kept share is p's, and decisions next to each other agree as often as independent ones do."""
-    rows, cols, p = 200, 1001, 0.3
+    rows, cols, p = 100, 1001, 0.3
     x = torch.empty(rows, cols, device=device, dtype=torch.bfloat16).fill_(1)
     keep = dropout_mask(functional.dropout_add_layer_norm, x, None, (cols,), p=p).double()
     count = rows * cols
@@ -288,12 +302,12 @@ def test_recomputed_with_the_same_mask(device, use_reentrant):
     assert all(map(torch.equal, *results))
 
 
-@pytest.mark.parametrize("cols", [40, 8200])
+@pytest.mark.parametrize("cols", [40, WIDE])
 def test_launches_of_a_call(device, launches, cols):
     x, residual = made(device, torch.float32, 4, cols), made(device, torch.float32, 4, cols)
     weights = parameters("layer_norm", cols, device, torch.float32)
     y, z = functional.dropout_add_layer_norm(x, residual, (cols,), *weights, prenorm=True)
-    assert len(launches) == 1
+    assert len(launches) == (1 if cols == 40 else 2)
     launches.clear()
     torch.autograd.grad((y, z), (x, residual, *weights), (y, z))
     assert len(launches) == (2 if cols == 40 else 3)
@@ -400,9 +414,9 @@ def test_masks_of_other_functions_are_refused(device):
         dropout_mask(F.dropout, torch.ones(3, device=device))
 
 
-@pytest.mark.parametrize("cols", [40, 8200])
+@pytest.mark.parametrize("cols", [40, WIDE])
 def test_two_backward_passes_are_equal(device, cols):
-    x, residual = made(device, torch.float32, 5, cols), made(device, torch.float32, 5, cols)
+    x, residual = made(device, torch.float32, 3, cols), made(device, torch.float32, 3, cols)
     inputs = [
         x,
         residual,
