@@ -127,13 +127,28 @@ def test_neighbours_are_independent(device, lag, dtype):
     assert_rate(kept[lag:] == kept[:-lag], 0.5)
 
 
+def assert_chi_square(counts, expected, sigmas=4):
+    """Of many counts, the sum is normal: its mean is the degrees of freedom, its variance twice that."""
+    freedom = len(counts) - 1
+    assert abs(((counts - expected) ** 2 / expected).sum() - freedom) <= sigmas * math.sqrt(2 * freedom)
+
+
 def test_nothing_is_repeated(device, monkeypatch):
-    """Of the 2^22 windows of 64 bits in 2^25 elements, a chance of 2^-21 that any two are equal."""
+    """Of the 2^22 windows of 64 bits in 2^25 elements, a chance of 2^-21 that any two are equal.
+
+    All bytes are as frequent, and runs of one decision are halved in number by each element more.
+    """
     if launch.INTERPRET:
         monkeypatch.setattr(launch, "dropout_calls", lambda: 2**17)
     kept = mask(2**25, 0.5, 31, device)
     assert_rate(kept, 0.5)
     octets = np.packbits(kept.cpu().numpy())
+    assert_chi_square(np.bincount(octets, minlength=256), len(octets) / 256)
+    ends = np.flatnonzero(np.diff(kept.cpu().numpy()))
+    runs = np.bincount(np.minimum(np.diff(ends), 17))[1:]
+    shares = 2.0 ** -np.arange(1, 18)
+    shares[-1] *= 2  # of 17 elements and of more
+    assert_chi_square(runs, runs.sum() * shares, sigmas=6)  # of 17 counts it is still skewed
     windows = np.lib.stride_tricks.sliding_window_view(octets, 8).copy().view(np.uint64)
     assert len(np.unique(windows)) == len(windows) == 2**22 - 7
 
