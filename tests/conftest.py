@@ -10,6 +10,7 @@ if not torch.cuda.is_available():
 import guards
 import pytest
 import triton
+from reference import WIDE
 from torch.utils._device import _device_constructors
 
 from bench import interpreter
@@ -42,6 +43,14 @@ def gpu_tiles(monkeypatch):
     """The interpreter takes the tiles of a GPU, so that they are what is tested."""
     launch.forget_plans()
     monkeypatch.setattr(launch, "INTERPRETER_TILE_SCALE", 1)
+
+
+@pytest.fixture(autouse=True)
+def held_words(request, gpu_tiles, monkeypatch):
+    """A test of rows of WIDE columns holds fewer."""
+    if getattr(request.node, "callspec", None) and request.node.callspec.params.get("cols") == WIDE:
+        for name in ("HELD_WORDS_FORWARD", "HELD_WORDS_BACKWARD", "CHUNK_WORDS"):
+            monkeypatch.setattr(launch, name, 64)
 
 
 @pytest.fixture(autouse=True)

@@ -30,9 +30,11 @@ SMALL = {
     "group_norm": Case("group_norm", (3, 64, 5, 3), torch.float32),
     "instance_norm": Case("instance_norm", (3, 6, 5, 7), torch.float32),
     "dropout": Case("dropout", (64, 128), torch.float32),
-    "dropout_add": Case("dropout_add", (400, 3, 12), torch.float32, layer="scaled drop path"),
-    "dropout_add_norm": Case("dropout_add_norm", (40, 64), torch.float32, layer="prenorm LayerNorm"),
-    "bias_act_dropout": Case("bias_act_dropout", (64, 128), torch.float32, layer="gelu"),
+    "dropout_add": Case("dropout_add", (400, 3, 12), torch.float32, layer="scaled drop path+add"),
+    "dropout_add_norm": Case(
+        "dropout_add_norm", (40, 64), torch.float32, layer="prenorm dropout+add+LayerNorm"
+    ),
+    "bias_act_dropout": Case("bias_act_dropout", (64, 128), torch.float32, layer="bias+gelu+dropout"),
 }
 
 
@@ -414,6 +416,7 @@ STEPS = [
     dict(
         operation="gpt2",
         case="GPT-2, input 8x1024",
+        kept_bytes=2**20,
         variant=variant,
         layers_replaced=0,
         step_ms=[milliseconds] * 5,

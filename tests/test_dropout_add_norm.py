@@ -6,7 +6,7 @@ from unittest import mock
 import pytest
 import torch
 import torch.nn.functional as F
-from reference import DTYPES, RAGGED, assert_accurate, assert_agrees, gradient_layouts, run
+from reference import DTYPES, RAGGED, WIDE, assert_accurate, assert_agrees, gradient_layouts, run
 from test_saved_bytes import bytes_beside, saved_by
 
 import normreg
@@ -19,18 +19,6 @@ NORMS = {
     "layer_norm": (functional.dropout_add_layer_norm, F.layer_norm),
     "rms_norm": (functional.dropout_add_rms_norm, F.rms_norm),
 }
-WIDE = 168
-
-
-@pytest.fixture(autouse=True)
-def held_words(request, monkeypatch):
-    """Rows of WIDE columns are too wide to be held, so that a few small programs run them."""
-    if getattr(request.node, "callspec", None) and request.node.callspec.params.get("cols") == WIDE:
-        for name in ("HELD_WORDS_FORWARD", "HELD_WORDS_BACKWARD", "CHUNK_WORDS"):
-            monkeypatch.setattr(launch, name, 64)
-        launch.forget_plans()
-
-
 every_norm = pytest.mark.parametrize("norm", NORMS)
 every_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from reference import (
     DTYPES,
     RAGGED,
+    WIDE,
     assert_accurate,
     assert_agrees,
     copies,
@@ -21,8 +22,8 @@ import normreg
 from normreg.kernels import launch
 from normreg.kernels.rows import Rows
 
-# the row held by one warp, by several, the last held forward, chunked forward and backward
-WIDTHS = (*RAGGED, 64, 1024, 4097, launch.HELD_WORDS_BACKWARD + 8, launch.HELD_WORDS_FORWARD + 1)
+# the row held by one warp, by several, chunked forward and backward
+WIDTHS = (*RAGGED, 64, 1024, 4097, WIDE)
 
 
 class RowNorm(NamedTuple):
@@ -62,6 +63,11 @@ def test_agrees_with_torch(norm, device, guarded_memory, cols, dtype):
     assert_agrees(*norm.functions((cols,)), inputs)
 
 
+@pytest.mark.parametrize("cols", [launch.HELD_WORDS_BACKWARD + 8, launch.HELD_WORDS_FORWARD + 1])
+def test_rows_too_wide_to_be_held(norm, device, cols):
+    assert_agrees(*norm.functions((cols,)), norm.inputs((3, cols), (cols,), torch.float32, device))
+
+
 @pytest.mark.parametrize("rows", [1, 15, 16, 17, 131])
 def test_rows_beside_a_tile(norm, device, guarded_memory, rows):
     """cols = 64 makes tiles of 16 rows, and 131 rows two programs of the backward."""
@@ -70,7 +76,7 @@ def test_rows_beside_a_tile(norm, device, guarded_memory, rows):
     assert_agrees(*norm.functions((64,)), inputs)
 
 
-@pytest.mark.parametrize("cols", [24, launch.HELD_WORDS_FORWARD + 8])
+@pytest.mark.parametrize("cols", [24, WIDE])
 def test_absent_parameters(norm, device, cols):
     for present in itertools.product([True, False], repeat=norm.parameters):
         print(present)
@@ -78,7 +84,7 @@ def test_absent_parameters(norm, device, cols):
         assert_agrees(*norm.functions((cols,)), inputs)
 
 
-@pytest.mark.parametrize("cols", [24, launch.HELD_WORDS_BACKWARD + 8])
+@pytest.mark.parametrize("cols", [24, WIDE])
 def test_gradient_of_any_subset(norm, device, cols):
     inputs = norm.inputs((33 if cols == 24 else 5, cols), (cols,), torch.float32, device)
     for wanted in itertools.product([True, False], repeat=len(inputs)):
@@ -111,7 +117,7 @@ def test_input_strides(norm, device, view):
     assert_agrees(*norm.functions((cols,)), [x, *parameters])
 
 
-@pytest.mark.parametrize("cols", [100, launch.HELD_WORDS_FORWARD + 8])
+@pytest.mark.parametrize("cols", [100, WIDE])
 @pytest.mark.parametrize(("mean", "std", "dtype"), [
     (1e2, 1.0, torch.float16), (1e4, 1.0, torch.float32), (1e6, 1.0, torch.float32),
     (1e4, 1e-3, torch.float32), (0.0, 1e-3, torch.float32), (1e6, 1e-3, torch.float64),
@@ -121,7 +127,7 @@ def test_large_means(norm, device, cols, mean, std, dtype):
     assert_agrees(*norm.functions((cols,)), inputs)
 
 
-@pytest.mark.parametrize("cols", [100, launch.HELD_WORDS_FORWARD + 8])
+@pytest.mark.parametrize("cols", [100, WIDE])
 def test_an_outlier_in_front_does_not_hurt(norm, device, cols):
     """Rows are shifted by their first element, which need not be near the others."""
     x = torch.randn(3, cols, device=device) + 1e4
@@ -129,7 +135,7 @@ def test_an_outlier_in_front_does_not_hurt(norm, device, cols):
     assert_agrees(*norm.functions((cols,)), [x.requires_grad_(), None, None])
 
 
-@pytest.mark.parametrize("cols", [100, launch.HELD_WORDS_FORWARD + 8])
+@pytest.mark.parametrize("cols", [100, WIDE])
 def test_a_large_mean_costs_nothing(norm, device, cols):
     """Where torch's float32 mean is off by a thirtieth of a standard deviation, ours is exact."""
     inputs = norm.inputs((2, cols), (cols,), torch.float32, device, mean=1e6)
@@ -142,7 +148,7 @@ def test_a_large_mean_costs_nothing(norm, device, cols):
 
 
 @pytest.mark.parametrize("value", [0.0, 1e-30, 3.0, 1e6, 3e38])
-@pytest.mark.parametrize("cols", [1, 3, 100, launch.HELD_WORDS_FORWARD + 8])
+@pytest.mark.parametrize("cols", [1, 3, 100, WIDE])
 def test_constant_rows_give_the_bias(device, cols, value):
     x = torch.full((3, cols), value, device=device, requires_grad=True)
     weight, bias = torch.randn(2, cols, device=device)

@@ -45,7 +45,7 @@ class Masked(BiasActDropout):
 
 def layer(library, case, device=None, dtype=None):
     bias = torch.randn(case.shape[-1], device=device, dtype=dtype)
-    made = BiasActDropout(bias, case.layer).train(case.training)
+    made = BiasActDropout(bias, case.layer.split("+")[1]).train(case.training)
     return fuse(made) if library is normreg else made
 
 
@@ -66,15 +66,15 @@ OPERATION = Operation(
     layer=layer,
     passes={"forward": 2, "backward": 3, "forward+backward": 5},  # x, y; dy, x, dx; both
     error=error,
-    ledger=(Case(NAME, (640, 1024), layer="gelu"),),
+    ledger=(Case(NAME, (640, 1024), layer="bias+gelu+dropout"),),
     static=tuple(
-        Case(NAME, shape, dtype, layer=act)
+        Case(NAME, shape, dtype, layer=f"bias+{act}+dropout")
         for dtype in DTYPES.values()
         for shape, act in (((4096, 4096), "gelu"), ((4096, 3072), "silu"), ((4096, 1000), "relu"))
     ),
-    host=(Case(NAME, (8, 768), layer="gelu"),),
+    host=(Case(NAME, (8, 768), layer="bias+gelu+dropout"),),
     speed=tuple(
-        Case(NAME, shape, layer=act, origin="language")
+        Case(NAME, shape, layer=f"bias+{act}+dropout", origin="language")
         for shape in ((16384, 3072), (16384, 16384), (8192, 11008))
         for act in ("gelu", "silu")
     ),

@@ -52,12 +52,12 @@ class MaskedSum(Sum):
 
 
 def layer(library, case, device=None, dtype=None):
-    """Of "dropout" or "drop path", behind "scaled" where there is a layer scale."""
+    """Of "dropout+add" or "drop path+add", behind "scaled" where there is a layer scale."""
     scale = None
     if case.layer.startswith("scaled"):
         scale = torch.rand(case.shape[-1], device=device, dtype=dtype) + 0.5
     residual = case.like_input(torch.randn, device, dtype)
-    made = Sum(residual, scale, case.layer.endswith("path")).train(case.training)
+    made = Sum(residual, scale, "path" in case.layer).train(case.training)
     return fuse(made) if library is normreg else made
 
 
@@ -79,21 +79,21 @@ OPERATION = Operation(
     # x, residual, z; dz, dx, where the residual's gradient is dz itself; both
     passes={"forward": 3, "backward": 2, "forward+backward": 5},
     error=error,
-    ledger=(Case(NAME, (640, 1024), layer="dropout"), Case(NAME, (4, 40, 64, 64), layer="drop path")),
+    ledger=(Case(NAME, (640, 1024), layer="dropout+add"), Case(NAME, (4, 40, 64, 64), layer="drop path+add")),
     static=tuple(
         Case(NAME, shape, dtype, channels_last, layer=kind)
         for dtype in DTYPES.values()
         for shape, channels_last, kind in (
-            ((4096, 1024), False, "dropout"),
-            ((64, 197, 768), False, "scaled drop path"),
-            ((4096, 1000), False, "scaled dropout"),
-            ((32, 96, 56, 56), True, "drop path"),
+            ((4096, 1024), False, "dropout+add"),
+            ((64, 197, 768), False, "scaled drop path+add"),
+            ((4096, 1000), False, "scaled dropout+add"),
+            ((32, 96, 56, 56), True, "drop path+add"),
         )
     ),
-    host=(Case(NAME, (8, 768), layer="dropout"),),
+    host=(Case(NAME, (8, 768), layer="dropout+add"),),
     speed=tuple(
         Case(NAME, shape, layer=kind, origin=origin)
         for origin, shape in (*dropout.SHAPES[:3], ("ViT-B", (128, 197, 768)))
-        for kind in ("dropout", "scaled drop path")
+        for kind in ("dropout+add", "scaled drop path+add")
     ),
 )

@@ -61,10 +61,10 @@ def fuse(layer):
 
 
 def layer(library, case, device=None, dtype=None):
-    """Of "LayerNorm" or "RMSNorm", behind "prenorm" where the sum is the next residual."""
-    *prenorm, norm = case.layer.split()
+    """Of "dropout+add+LayerNorm" or RMSNorm, behind "prenorm" where the sum is the next residual."""
+    *prenorm, parts = case.layer.split()
     residual = case.like_input(torch.randn, device, dtype)
-    norm = getattr(torch.nn, norm)(case.shape[-1], device=device, dtype=dtype)
+    norm = getattr(torch.nn, parts.split("+")[-1])(case.shape[-1], device=device, dtype=dtype)
     made = Seam(norm, residual, bool(prenorm)).train(case.training)
     return fuse(made) if library is normreg else made
 
@@ -104,7 +104,7 @@ class Sum(Operation):
 
 def both_kinds(shapes, dtype=torch.bfloat16, origin=""):
     for shape in shapes:
-        for kind in ("prenorm LayerNorm", "LayerNorm", "prenorm RMSNorm"):
+        for kind in ("prenorm dropout+add+LayerNorm", "dropout+add+LayerNorm", "prenorm dropout+add+RMSNorm"):
             yield Case(NAME, shape, dtype, layer=kind, origin=origin)
 
 
@@ -115,21 +115,21 @@ OPERATION = Sum(
     passes={"forward": 4, "backward": 4, "forward+backward": 8, "evaluation": 3},
     error=error,
     ledger=(
-        Case(NAME, (LEDGER_ELEMENTS // 4096, 4096), layer="prenorm LayerNorm"),
-        Case(NAME, (LEDGER_ELEMENTS // 1024, 1024), layer="RMSNorm"),
-        Case(NAME, (LEDGER_ELEMENTS // 65536, 65536), layer="prenorm LayerNorm"),
+        Case(NAME, (LEDGER_ELEMENTS // 4096, 4096), layer="prenorm dropout+add+LayerNorm"),
+        Case(NAME, (LEDGER_ELEMENTS // 1024, 1024), layer="dropout+add+RMSNorm"),
+        Case(NAME, (LEDGER_ELEMENTS // 65536, 65536), layer="prenorm dropout+add+LayerNorm"),
     ),
     static=tuple(
         Case(NAME, (4096, cols), dtype, layer=kind)
         for dtype in DTYPES.values()
         for kind, widths in (
-            ("prenorm LayerNorm", (4096, 64, 1024, 8192, 16384)),
-            ("LayerNorm", (4096, 16384)),
-            ("prenorm RMSNorm", (4096, 16384)),
+            ("prenorm dropout+add+LayerNorm", (4096, 64, 1024, 8192, 16384)),
+            ("dropout+add+LayerNorm", (4096, 16384)),
+            ("prenorm dropout+add+RMSNorm", (4096, 16384)),
         )
         for cols in widths
     ),
-    host=(Case(NAME, (8, 768), layer="prenorm LayerNorm"),),
+    host=(Case(NAME, (8, 768), layer="prenorm dropout+add+LayerNorm"),),
     speed=(
         *both_kinds(((16384, 1024), (16384, 4096), (8192, 8192)), origin="language"),
         *both_kinds(((32768, 768), (8192, 12288), (4096, 16384), (1024, 65536)), origin="language"),
