@@ -1,6 +1,9 @@
 """Dropout with what stands before and after it in residual blocks, in the launches of one operation."""
 
+import functools
+
 import torch
+import torch.fx
 import torch.nn.functional as F
 
 from normreg import dispatch
@@ -14,6 +17,18 @@ from normreg.ops.activations import activation_in_torch, check_activation
 from normreg.ops.dropout_add_norm import dropout_add_norm as _dropout_add_norm
 from normreg.ops.layer_norm import layer_norm as _layer_norm
 from normreg.ops.rms_norm import rms_norm as _rms_norm
+
+
+def _one_call_when_traced(function):
+    """torch.fx records the call, not what is inside, which asks for shapes."""
+
+    @functools.wraps(function)
+    def call(*arguments, **options):
+        if arguments and isinstance(arguments[0], torch.fx.Proxy):
+            return arguments[0].tracer.create_proxy("call_function", call, arguments, options)
+        return function(*arguments, **options)
+
+    return call
 
 
 def check_generator(input, generator):
@@ -74,6 +89,7 @@ def _check_residual(x, residual):
         )
 
 
+@_one_call_when_traced
 def dropout_add(input, residual, p=0.5, training=True, *, row_scale=None, layer_scale=None, generator=None):
     r"""Dropout, then the sum with a residual: the end of a residual branch, in one launch.
 
@@ -104,6 +120,7 @@ def dropout_add(input, residual, p=0.5, training=True, *, row_scale=None, layer_
     return _sum(input, residual, p, row_scale, layer_scale, generator, None)
 
 
+@_one_call_when_traced
 def drop_path_add(
     x, residual, drop_prob=0.0, training=False, scale_by_keep=True, *, layer_scale=None, generator=None
 ):
@@ -156,6 +173,7 @@ def _in_dtype_of(z, parameter):
     return None if parameter is None else parameter.to(z.dtype)
 
 
+@_one_call_when_traced
 def dropout_add_layer_norm(
     input, residual, normalized_shape, weight=None, bias=None, p=0.5, training=True, eps=1e-5,
     *, prenorm=False, residual_in_fp32=False, row_scale=None, layer_scale=None, generator=None,
@@ -177,10 +195,11 @@ def dropout_add_layer_norm(
             (N,): stochastic depth. One that requires a gradient takes torch's path.
         layer_scale: of shape normalized_shape, of input's dtype, or float32 beside 16 bits.
 
-    Returns y, in input's dtype (float32 where CUDA's autocast is on), or with prenorm (y, z). z has the dtype
-    that input and residual are promoted to, and is rounded to it before it is normalised. Where the kernel
-    does not apply (`normreg.dispatch`), this is the equivalent below. Raises ValueError for p outside [0, 1]
-    and another shape of residual, row_scale or layer_scale, and what `dropout` and `layer_norm` raise.
+    Returns y, in input's dtype (float32 where CUDA's autocast is on and z has input's dtype), or with prenorm
+    (y, z). z has the dtype that input and residual are promoted to, and is rounded to it before it is
+    normalised. Where the kernel does not apply (`normreg.dispatch`), this is the equivalent below. Raises
+    ValueError for p outside [0, 1] and another shape of residual, row_scale or layer_scale, and what
+    `dropout` and `layer_norm` raise.
 
     Equivalent::
 
@@ -213,6 +232,7 @@ def dropout_add_layer_norm(
     return (y, z) if prenorm else y
 
 
+@_one_call_when_traced
 def dropout_add_rms_norm(
     input, residual, normalized_shape, weight=None, p=0.5, training=True, eps=None,
     *, prenorm=False, residual_in_fp32=False, row_scale=None, layer_scale=None, generator=None,
@@ -268,6 +288,7 @@ def _is_the_input(x, residual, p, layer_scale, row_scale, z_dtype):
     return residual is None and p == 0 and layer_scale is None and row_scale is None and z_dtype == x.dtype
 
 
+@_one_call_when_traced
 def bias_act_dropout(
     input, bias=None, act="gelu", p=0.5, training=True, *, negative_slope=0.01, generator=None
 ):

@@ -247,6 +247,32 @@ class TestTorch:
         assert launches == []
 
 
+class Block(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.norm = normreg.DropoutAddLayerNorm(8, p=0.5, prenorm=True)
+        self.act, self.drop = normreg.BiasActDropout(8), normreg.DropoutAdd(0.5)
+
+    def forward(self, x):
+        y, z = self.norm(x * 2, x)
+        return functional.drop_path_add(self.drop(self.act(y), z), x, 0.5, self.training)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_traced_by_fx(device, training):
+    """A call each, so that the graph takes other sizes, and launches what the block does."""
+    block = Block().to(device).train(training)
+    traced = torch.fx.symbolic_trace(block)
+    for rows in (5, 7):
+        x, results = torch.randn(rows, 8, device=device), []
+        for model in (block, traced):
+            torch.manual_seed(1)
+            results.append(model(x))
+        assert torch.equal(*results)
+    names = [node.target.__name__ for node in traced.graph.nodes if node.op == "call_function"]
+    assert {"dropout_add_layer_norm", "bias_act_dropout", "dropout_add", "drop_path_add"} <= {*names}
+
+
 def test_errors(device):
     x = torch.randn(4, 40, device=device)
     for call in (functional.dropout_add, functional.drop_path_add):
