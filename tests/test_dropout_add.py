@@ -149,7 +149,7 @@ def test_bias_act_dropout(device, dtype, act):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("shape", [(1, 1), (9, 3), (4, 1001), (2, 2, 4100)], ids=str)
+@pytest.mark.parametrize("shape", [(1, 1), (9, 3), (4, 1001), (2, 3, 4100)], ids=str)
 @pytest.mark.parametrize("p", [0.0, 0.3])
 def test_bias_act_dropout_of_any_shape(device, dtype, shape, p):
     x, bias = made(device, dtype, *shape), made(device, dtype, shape[-1])
