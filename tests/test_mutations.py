@@ -1048,14 +1048,14 @@ def test_a_planted_bug_is_found(tmp_path, mutation):
     if mutation.tests.startswith("test_far_offsets") and not INTERPRET:
         pytest.skip("found by a test that runs one program in the interpreter")
     for folder in ("kernels", "normreg", "tests", "bench"):
-        shutil.copytree(
-            ROOT / folder, tmp_path / folder, symlinks=True, ignore=shutil.ignore_patterns("__pycache__")
-        )
+        shutil.copytree(ROOT / folder, tmp_path / folder, symlinks=True)
     shutil.copy(ROOT / "pyproject.toml", tmp_path)
     path = tmp_path / mutation.file
     source = path.read_text()
     assert source.count(mutation.was) == 1, f"{mutation.was!r} is not once in {mutation.file}"
     path.write_text(source.replace(mutation.was, mutation.now))
+    for compiled in (path.parent / "__pycache__").glob(f"{path.stem}.*"):
+        compiled.unlink()
 
     name, *selection = mutation.tests.split(" -k ")
     # what would collect garbage at the end, at length
