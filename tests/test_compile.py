@@ -69,7 +69,6 @@ LAYERS = {
     "AlphaDropout": (lambda: normreg.AlphaDropout(0.4), (4,)),
     "FeatureAlphaDropout": (lambda: normreg.FeatureAlphaDropout(0.4), (4, 3)),
     "DropPath": (lambda: normreg.DropPath(0.4), (4, 3)),
-    "DropoutAdd": (lambda: Residual(normreg.DropoutAdd(0.4)), (4, 3)),
     "DropPathAdd": (lambda: Residual(normreg.DropPathAdd(0.4)), (4, 3)),
     "BiasActDropout": (lambda: normreg.BiasActDropout(4, p=0.4), (3, 4)),
     "DropoutAddLayerNorm": (lambda: Residual(normreg.DropoutAddLayerNorm(4, p=0.4, layer_scale=0.5)), (3, 4)),

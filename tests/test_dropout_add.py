@@ -135,7 +135,7 @@ def test_nothing_to_do_is_a_sum(device, launches):
 
 
 @pytest.mark.parametrize("act", TORCHS, ids=str)
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_bias_act_dropout(device, dtype, act):
     x, bias = made(device, dtype, 3, 72), made(device, dtype, 72)
     keep, scale = factors(functional.bias_act_dropout, x, bias, act, 0.3)

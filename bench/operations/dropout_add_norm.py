@@ -123,9 +123,9 @@ OPERATION = Sum(
         Case(NAME, (4096, cols), dtype, layer=kind)
         for dtype in DTYPES.values()
         for kind, widths in (
-            ("prenorm dropout+add+LayerNorm", (4096, 64, 1024, 8192, 16384)),
-            ("dropout+add+LayerNorm", (4096, 16384)),
-            ("prenorm dropout+add+RMSNorm", (4096, 16384)),
+            ("prenorm dropout+add+LayerNorm", (4096, 64, 8192, 16384)),
+            ("dropout+add+LayerNorm", (1024,)),
+            ("prenorm dropout+add+RMSNorm", (4096,)),
         )
         for cols in widths
     ),
