@@ -104,6 +104,25 @@ def test_drop_path_add_of_rows_with_layer_scale(device):
     assert_agrees(ours, theirs, [x, residual, layer_scale])
 
 
+@pytest.mark.parametrize("leading", [(2,), (2, 3), (2, 3, 4)], ids=str)
+def test_row_scales_of_channels_last(device, leading):
+    """Those of samples leave the order of memory as it is; others belong to logical positions."""
+    x, residual = (
+        torch.randn(2, 3, 4, 5, device=device).to(memory_format=torch.channels_last).requires_grad_()
+        for _ in range(2)
+    )
+    row_scale = torch.rand(leading, device=device)
+    scale = row_scale.view(*leading, *[1] * (4 - len(leading)))
+    ours, theirs = (
+        lambda x, residual: functional.dropout_add(x, residual, 0.0, row_scale=row_scale),
+        lambda x, residual: residual + x * scale,
+    )
+    for our, their in zip(*(torch.autograd.grad(f(x, residual), x, x.detach()) for f in (ours, theirs))):
+        torch.testing.assert_close(our, their)
+    torch.testing.assert_close(ours(x, residual), theirs(x, residual))
+    assert ours(x, residual).is_contiguous(memory_format=torch.channels_last) == (len(leading) == 1)
+
+
 def test_a_residual_of_another_dtype(device):
     x, residual = made(device, torch.bfloat16, 4, 40), made(device, torch.float32, 4, 40)
     z = functional.dropout_add(x, residual, 0.5)

@@ -880,6 +880,12 @@ MUTATIONS = {
         "",
         "test_dropout_add_norm.py -k what_is_kept",
     ),
+    "rows of channels-last are scaled in the order of memory": Mutation(
+        "normreg/ops/dropout_add.py",
+        "    of_samples = (shared or bits == 0) and (row_scale is None or row_scale.dim() == 1)\n",
+        "    of_samples = shared or bits == 0\n",
+        "test_dropout_add.py -k scales_of_channels_last",
+    ),
     "every call drops the same": Mutation(
         "normreg/ops/dropout_add.py",
         "    return seed.draw(x.device, generator) if bits else None\n",

@@ -4,31 +4,27 @@ import torch
 
 from normreg.kernels import dropout_add as kernels
 from normreg.kernels.branch import Branch
+from normreg.kernels.channels import dense, in_format_of
+from normreg.kernels.launch import contiguous
 from normreg.ops import gradient, operator, seed
 
 
-def in_place_order(x, residual, layer_scale, bits, shared):
+def in_place_order(x, residual, layer_scale, row_scale, bits, shared):
     """x and residual as the kernels take them: contiguous or, where only samples matter, channels-last."""
-    if layer_scale is None and (shared or bits == 0) and x.dim() in (4, 5):
-        memory_format = torch.channels_last if x.dim() == 4 else torch.channels_last_3d
-        if x.is_contiguous(memory_format=memory_format) and not x.is_contiguous():
-            return x, None if residual is None else residual.contiguous(memory_format=memory_format)
-    return x.contiguous(), None if residual is None else residual.contiguous()
-
-
-def _flat(vector):
-    return None if vector is None else vector.contiguous()
+    of_samples = (shared or bits == 0) and (row_scale is None or row_scale.dim() == 1)
+    x = dense(x) if of_samples and layer_scale is None else x.contiguous()
+    return x, None if residual is None else in_format_of(x, residual)
 
 
 def _forward(x, residual, layer_scale, row_scale, seed_, p, bits, shared, scaled, cols, out_dtype):
-    x, residual = in_place_order(x, residual, layer_scale, bits, shared)
-    scales = _flat(layer_scale), _flat(row_scale)
+    x, residual = in_place_order(x, residual, layer_scale, row_scale, bits, shared)
+    scales = contiguous(layer_scale, row_scale)
     return kernels.dropout_add(x, residual, *scales, Branch(p, bits, shared, scaled), seed_, out_dtype, cols)
 
 
 def _backward(dz, x, layer_scale, row_scale, seed_, p, bits, shared, scaled, want_dx):
     rule = Branch(p, bits, shared, scaled)
-    scales = _flat(layer_scale), _flat(row_scale)
+    scales = contiguous(layer_scale, row_scale)
     dx, dlayer_scale = kernels.dropout_add_backward(
         dz.contiguous(), x.contiguous(), *scales, rule, seed_, want_dx
     )
@@ -116,7 +112,7 @@ class DropoutAddFunction(torch.autograd.Function):
 
 
 def fake_forward(x, residual, layer_scale, row_scale, seed_, p, bits, shared, scaled, cols, out_dtype):
-    x, _ = in_place_order(x, None, layer_scale, bits, shared)
+    x, _ = in_place_order(x, None, layer_scale, row_scale, bits, shared)
     return torch.empty_like(x, dtype=out_dtype)
 
 
