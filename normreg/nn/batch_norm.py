@@ -30,7 +30,11 @@ class _BatchNormForward:
     def forward(self, input):
         if isinstance(input, torch.fx.Proxy):
             return self._traced(input)
-        return call_batch_norm(self, functional.batch_norm, input)
+        return self._normalized(input, functional.batch_norm)
+
+    def _normalized(self, input, of_one_rank, **options):
+        """`of_one_rank`, batch_norm or its like, as this layer is set; SyncBatchNorm does more."""
+        return call_batch_norm(self, of_one_rank, input, **options)
 
     def _traced(self, *inputs):
         """A leaf of the traced graph, as torch.nn's layers are."""

@@ -1,13 +1,8 @@
 import torch
 
 from normreg import functional
-from normreg.nn.batch_norm import _BatchNormForward, call_batch_norm
+from normreg.nn.batch_norm import _BatchNormForward
 from normreg.ops.activations import check_activation
-
-
-def activation_repr(layer):
-    slope = f", negative_slope={layer.negative_slope}" if layer.act == "leaky_relu" else ""
-    return f", act={layer.act!r}{slope}"
 
 
 class _BatchNormAct(_BatchNormForward):
@@ -33,11 +28,12 @@ class _BatchNormAct(_BatchNormForward):
     def forward(self, input, residual=None):
         if isinstance(input, torch.fx.Proxy):
             return self._traced(input) if residual is None else self._traced(input, residual)
-        options = dict(act=self.act, negative_slope=self.negative_slope)
-        return call_batch_norm(self, functional.batch_norm_act, input, residual=residual, **options)
+        options = dict(act=self.act, negative_slope=self.negative_slope, residual=residual)
+        return self._normalized(input, functional.batch_norm_act, **options)
 
     def extra_repr(self):
-        return f"{super().extra_repr()}{activation_repr(self)}"
+        slope = f", negative_slope={self.negative_slope}" if self.act == "leaky_relu" else ""
+        return f"{super().extra_repr()}, act={self.act!r}{slope}"
 
 
 class BatchNormAct1d(_BatchNormAct, torch.nn.BatchNorm1d):

@@ -4,8 +4,7 @@ from torch.nn.modules.lazy import LazyModuleMixin
 
 from normreg import functional
 from normreg.nn.batch_norm import _BatchNormForward, call_batch_norm
-from normreg.nn.batch_norm_act import _BatchNormAct, activation_repr
-from normreg.ops.activations import check_activation
+from normreg.nn.batch_norm_act import _BatchNormAct
 from normreg.synchronized import check_device, check_ranks_agree, group_of
 
 
@@ -36,11 +35,6 @@ class SyncBatchNorm(_BatchNormForward, _BatchNorm):
 
     _check_input_dim = torch.nn.SyncBatchNorm._check_input_dim
     _check_non_zero_input_channels = torch.nn.SyncBatchNorm._check_non_zero_input_channels
-
-    def forward(self, input):
-        if isinstance(input, torch.fx.Proxy):
-            return self._traced(input)
-        return self._normalized(input, functional.batch_norm)
 
     def _normalized(self, input, of_one_rank, **options):
         self._check_input_dim(input)
@@ -92,7 +86,7 @@ class SyncBatchNorm(_BatchNormForward, _BatchNorm):
         return _converted(module, process_group, {})
 
 
-class SyncBatchNormAct(SyncBatchNorm):
+class SyncBatchNormAct(_BatchNormAct, SyncBatchNorm):
     """`SyncBatchNorm` with an activation, and a residual before that, as in `BatchNormAct2d`.
 
     Args:
@@ -104,34 +98,18 @@ class SyncBatchNormAct(SyncBatchNorm):
         y = act(sync_batch_norm(x) + residual)    # the residual is optional
     """
 
-    def __init__(self, *arguments, act="relu", negative_slope=0.01, **options):
-        check_activation(act)
-        super().__init__(*arguments, **options)
-        self.act, self.negative_slope = act, negative_slope
-
-    def forward(self, input, residual=None):
-        if isinstance(input, torch.fx.Proxy):
-            return self._traced(input) if residual is None else self._traced(input, residual)
-        options = dict(act=self.act, negative_slope=self.negative_slope, residual=residual)
-        return self._normalized(input, functional.batch_norm_act, **options)
-
-    def extra_repr(self):
-        return f"{super().extra_repr()}{activation_repr(self)}"
-
 
 def convert_sync_batchnorm(model, process_group=None):
     """`SyncBatchNorm.convert_sync_batchnorm`."""
     return SyncBatchNorm.convert_sync_batchnorm(model, process_group)
 
 
-_FORWARDS = (
-    _BatchNorm.forward, torch.nn.SyncBatchNorm.forward, _BatchNormForward.forward, SyncBatchNorm.forward,
-)  # fmt: skip
+_FORWARDS = (_BatchNorm.forward, torch.nn.SyncBatchNorm.forward, _BatchNormForward.forward)
 
 
 def _synchronized(layer):
     """The class that a BatchNorm layer becomes, or None."""
-    if isinstance(layer, (_BatchNormAct, SyncBatchNormAct)):
+    if isinstance(layer, _BatchNormAct):
         return SyncBatchNormAct
     if (
         type(layer).forward not in _FORWARDS
