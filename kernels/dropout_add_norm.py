@@ -20,7 +20,7 @@ import triton.language as tl
 from . import launch, layer_norm
 from .branch import branch, decisions, samples_of, seed_arguments
 from .dropout_add import dropout_add
-from .rows import Rows, load_parameter, load_x_hat, row_strides, row_sums, row_tile
+from .rows import Rows, load_normalized, load_parameter, row_strides, row_sums, row_tile
 from .statistics import moments
 
 
@@ -123,14 +123,19 @@ def dropout_add_norm_backward_kernel(
         row_mask = row < left
         mask = row_mask[:, None] & (col < cols)[None, :]
         offsets = base + row[:, None] * stride_row + col[None, :]
-        rstd = tl.load(rstd_ptr + first_row + row, mask=row_mask, other=0.0)[:, None]
-        mean = None
-        shift = None
-        if mean_ptr is not None:
-            mean = tl.load(mean_ptr + first_row + row, mask=row_mask, other=0.0)[:, None]
-            shift = tl.load(z_ptr + base + row * stride_row, mask=row_mask, other=0.0)
-            shift = shift.to(COMPUTE_DTYPE)[:, None]
-        x_hat = load_x_hat(z_ptr, offsets, mask, shift, mean, rstd, COMPUTE_DTYPE)
+        x_hat, rstd = load_normalized(
+            z_ptr,
+            mean_ptr,
+            rstd_ptr,
+            base,
+            offsets,
+            mask,
+            first_row,
+            row,
+            row_mask,
+            stride_row,
+            COMPUTE_DTYPE,
+        )
         dy = tl.load(dy_ptr + offsets, mask=mask, other=0.0).to(COMPUTE_DTYPE)
         dweight += dy * x_hat
         dbias += dy

@@ -25,6 +25,7 @@ import triton.language as tl
 from . import launch
 from .rows import (
     column_sums,
+    load_normalized,
     load_parameter,
     load_wdy,
     load_x_hat,
@@ -157,14 +158,19 @@ def layer_norm_backward_kernel(
         row_mask = row < left
         mask = row_mask[:, None] & (col < cols)[None, :]
         offsets = base + row[:, None] * stride_row + col[None, :] * stride_col
-        rstd = tl.load(rstd_ptr + first_row + row, mask=row_mask, other=0.0)[:, None]
-        mean = None
-        shift = None
-        if mean_ptr is not None:
-            mean = tl.load(mean_ptr + first_row + row, mask=row_mask, other=0.0)[:, None]
-            shift = tl.load(x_ptr + base + row * stride_row, mask=row_mask, other=0.0)
-            shift = shift.to(COMPUTE_DTYPE)[:, None]
-        x_hat = load_x_hat(x_ptr, offsets, mask, shift, mean, rstd, COMPUTE_DTYPE)
+        x_hat, rstd = load_normalized(
+            x_ptr,
+            mean_ptr,
+            rstd_ptr,
+            base,
+            offsets,
+            mask,
+            first_row,
+            row,
+            row_mask,
+            stride_row,
+            COMPUTE_DTYPE,
+        )
         dy = tl.load(dy_ptr + offsets, mask=mask, other=0.0).to(COMPUTE_DTYPE)
 
         dweight += dy * x_hat

@@ -66,6 +66,22 @@ def load_x_hat(x_ptr, offsets, mask, shift, mean, rstd, COMPUTE_DTYPE: tl.conste
 
 
 @triton.jit
+def load_normalized(
+    x_ptr, mean_ptr, rstd_ptr, base, offsets, mask, first_row, row, row_mask, stride_row,
+    COMPUTE_DTYPE: tl.constexpr,
+):  # fmt: skip
+    """x_hat of a tile of rows, and their rstd [rows, 1]; mean_ptr None where rows are not centred."""
+    rstd = tl.load(rstd_ptr + first_row + row, mask=row_mask, other=0.0)[:, None]
+    mean = None
+    shift = None
+    if mean_ptr is not None:
+        mean = tl.load(mean_ptr + first_row + row, mask=row_mask, other=0.0)[:, None]
+        shift = tl.load(x_ptr + base + row * stride_row, mask=row_mask, other=0.0)
+        shift = shift.to(COMPUTE_DTYPE)[:, None]
+    return load_x_hat(x_ptr, offsets, mask, shift, mean, rstd, COMPUTE_DTYPE), rstd
+
+
+@triton.jit
 def load_wdy(dy_ptr, weight_ptr, offsets, mask, col, cols, COMPUTE_DTYPE: tl.constexpr):
     """weight dy of the unmasked elements, 0 elsewhere."""
     wdy = tl.load(dy_ptr + offsets, mask=mask, other=0.0).to(COMPUTE_DTYPE)
