@@ -14,9 +14,10 @@ import triton.language as tl
 
 from . import launch
 from .activations import activate, activation_backward
-from .branch import branch, decisions, seed_arguments
+from .branch import branch, decisions
 from .dropout_add import element_constants
 from .layer_norm import finish
+from .random import seed_arguments
 from .rows import elements_of_rows, load_parameter
 
 

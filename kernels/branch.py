@@ -10,7 +10,6 @@ branch is the branch of that gradient, and no mask is stored.
 
 from typing import NamedTuple
 
-import torch
 import triton
 import triton.language as tl
 
@@ -73,11 +72,6 @@ def of_elements(p, dtype):
 def of_samples(p, scaled):
     """Stochastic depth."""
     return Branch(p, GROUP_BITS, True, scaled)
-
-
-def seed_arguments(seed):
-    """seed_ptr and seed, of an int, an int64 tensor, or None where nothing is drawn."""
-    return (seed, 0) if isinstance(seed, torch.Tensor) else (None, seed or 0)
 
 
 def samples_of(x, rule, row_scale):

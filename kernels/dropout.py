@@ -21,7 +21,7 @@ import triton
 import triton.language as tl
 
 from . import launch
-from .random import GROUP_BITS, keep_at, keep_mask
+from .random import GROUP_BITS, keep_at, keep_mask, seed_arguments
 
 ALPHA = -1.7580993408473766  # SELU's value at minus infinity
 
@@ -145,7 +145,7 @@ def dropout(x, p, seed, out=None, leading=None, constants=scaled, linear=False):
     constants: `scaled`, `unscaled` or `alpha`. linear: without shift and dropped, as dx is.
     """
     y = torch.empty_like(x) if out is None else out
-    seed_ptr, seed = (seed, 0) if isinstance(seed, torch.Tensor) else (None, seed)
+    seed_ptr, seed = seed_arguments(seed)
     positions = 1 if leading is None else x.shape[leading:].numel()
     rule = (x.dtype, p, constants, linear, x.device)
     if positions == 1:

@@ -15,8 +15,9 @@ import triton
 import triton.language as tl
 
 from . import launch
-from .branch import branch, decisions, samples_of, seed_arguments
+from .branch import branch, decisions, samples_of
 from .layer_norm import finish
+from .random import seed_arguments
 from .rows import elements_of_rows, load_parameter
 
 

@@ -18,8 +18,9 @@ import triton
 import triton.language as tl
 
 from . import launch, layer_norm
-from .branch import branch, decisions, samples_of, seed_arguments
+from .branch import branch, decisions, samples_of
 from .dropout_add import dropout_add
+from .random import seed_arguments
 from .rows import Rows, load_normalized, load_parameter, row_strides, row_sums, row_tile
 from .statistics import moments
 

@@ -8,6 +8,7 @@ as 1, 2, 3", SC 2011) yields for the key `seed` and the counter `i // fields`. I
 seed and of the logical index alone: tiles, layout and launch cannot change a mask.
 """
 
+import torch
 import triton
 import triton.language as tl
 
@@ -56,3 +57,8 @@ def keep_in_rows(seed, row, cols, first_col, keep_threshold, BITS: tl.constexpr,
     FIELDS: tl.constexpr = 128 // BITS
     call = row[:, None] * tl.cdiv(cols, FIELDS) + first_col // FIELDS
     return keep_mask(seed, call + tl.arange(0, BLOCK_COLS // FIELDS)[None, :], keep_threshold, BITS)
+
+
+def seed_arguments(seed):
+    """seed_ptr and seed as kernels take them, of an int, an int64 tensor, or None where nothing is drawn."""
+    return (seed, 0) if isinstance(seed, torch.Tensor) else (None, seed or 0)

@@ -10,7 +10,9 @@ from normreg.kernels.branch import Branch
 from normreg.kernels.launch import contiguous
 from normreg.ops import gradient, operator
 from normreg.ops.activations import DZ
-from normreg.ops.dropout_add import draw, save_seed, saved_seed
+from normreg.ops.dropout_add import draw
+from normreg.ops.seed import save as save_seed
+from normreg.ops.seed import saved as saved_seed
 
 
 def _forward(x, bias, seed, p, bits, act, negative_slope):

@@ -46,17 +46,13 @@ class DropoutFunction(torch.autograd.Function):
     @staticmethod
     def save(ctx, inputs, output=None):
         _, seed_, *ctx.rule, _ = inputs
-        ctx.seed = None if isinstance(seed_, torch.Tensor) else seed_
-        if ctx.seed is None:
-            ctx.save_for_backward(seed_)
+        seed.save(ctx, seed_)
 
     @staticmethod
     def backward(ctx, dy):
         # linear in dy: its own backward is itself under the same mask
-        (seed_,) = ctx.saved_tensors if ctx.seed is None else (ctx.seed,)
+        _, seed_ = seed.saved(ctx, dy)
         if operator.traces(dy):
-            if ctx.seed is not None:
-                seed_ = torch.full((), seed_, dtype=torch.int64, device=dy.device)
             dx = OPERATOR(dy, seed_, *ctx.rule, True)
         elif gradient.is_batched(dy):
             dx = dy * _forward(torch.ones(dy.shape, dtype=dy.dtype, device=dy.device), seed_, *ctx.rule, True)

@@ -36,22 +36,6 @@ def draw(x, bits, generator):
     return seed.draw(x.device, generator) if bits else None
 
 
-def save_seed(ctx, seed_, *tensors):
-    """Beside the tensors: an int is kept as it is."""
-    ctx.seed = None if isinstance(seed_, torch.Tensor) else seed_
-    ctx.save_for_backward(*tensors, seed_ if ctx.seed is None else None)
-
-
-def saved_seed(ctx, dz):
-    """The saved tensors without the seed, and the seed, a tensor where the backward is being recorded."""
-    *tensors, seed_ = ctx.saved_tensors
-    if seed_ is None:
-        seed_ = ctx.seed
-        if seed_ is not None and operator.traces(dz):
-            seed_ = torch.full((), seed_, dtype=torch.int64, device=dz.device)
-    return tensors, seed_
-
-
 def gradients(dz, x, layer_scale, row_scale, seed_, rule, cols, x_dtype, wanted):
     """The wanted ones of dx and dlayer_scale, None for the others."""
     want_dx, want_dlayer_scale = wanted
@@ -98,12 +82,12 @@ class DropoutAddFunction(torch.autograd.Function):
     def save(ctx, inputs, output=None):
         x, residual, layer_scale, row_scale, seed_, *rule, ctx.cols, _ = inputs
         ctx.rule, ctx.dtypes = tuple(rule), (x.dtype, None if residual is None else residual.dtype)
-        save_seed(ctx, seed_, None if layer_scale is None else x, layer_scale, row_scale)
+        seed.save(ctx, seed_, None if layer_scale is None else x, layer_scale, row_scale)
 
     @staticmethod
     def backward(ctx, dz):
         want_dx, want_dresidual, want_dlayer_scale = ctx.needs_input_grad[:3]
-        (x, layer_scale, row_scale), seed_ = saved_seed(ctx, dz)
+        (x, layer_scale, row_scale), seed_ = seed.saved(ctx, dz)
         x_dtype, residual_dtype = ctx.dtypes
         dx, dlayer_scale = gradients(
             dz, x, layer_scale, row_scale, seed_, ctx.rule, ctx.cols, x_dtype, (want_dx, want_dlayer_scale)

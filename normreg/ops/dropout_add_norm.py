@@ -11,6 +11,8 @@ from normreg.kernels import dropout_add_norm as kernels
 from normreg.kernels.branch import Branch
 from normreg.kernels.launch import compute_dtype, contiguous
 from normreg.ops import dropout_add, gradient, operator
+from normreg.ops.seed import save as save_seed
+from normreg.ops.seed import saved as saved_seed
 
 
 def _forward(
@@ -62,7 +64,7 @@ class DropoutAddNormFunction(torch.autograd.Function):
         scales_nothing = bits == 0 and layer_scale is None and row_scale is None
         ctx.dx_is_dresidual = scales_nothing and ctx.dtypes[0] == ctx.dtypes[1]
         x = None if layer_scale is None else x
-        dropout_add.save_seed(ctx, seed, z, x, weight, layer_scale, row_scale, mean, rstd)
+        save_seed(ctx, seed, z, x, weight, layer_scale, row_scale, mean, rstd)
 
     @staticmethod
     def backward(ctx, dy, dz, *_):
@@ -70,7 +72,7 @@ class DropoutAddNormFunction(torch.autograd.Function):
         if dy is None and dz is None:
             return *absent, *[None] * 5
         wanted = ctx.needs_input_grad[:5]
-        saved, seed = dropout_add.saved_seed(ctx, dz if dy is None else dy)
+        saved, seed = saved_seed(ctx, dz if dy is None else dy)
         z, x, weight, layer_scale, row_scale, mean, rstd = saved
         if dy is None or gradient.wants_formula(dy) or (dz is not None and gradient.wants_formula(dz)):
             centered = mean is not None
