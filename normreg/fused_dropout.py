@@ -169,8 +169,13 @@ def _z_in_torch(x, residual, p, row_scale, layer_scale, generator, z_dtype):
     return z if residual is None else z + residual
 
 
-def _in_dtype_of(z, parameter):
-    return None if parameter is None else parameter.to(z.dtype)
+def _norm_in_torch(norm, z, dtype, normalized_shape, *parameters_and_eps):
+    """In `dtype`, or in autocast's where z has it."""
+    if z.dtype == dtype:
+        return norm(z, normalized_shape, *parameters_and_eps)
+    *parameters, eps = parameters_and_eps
+    parameters = (None if parameter is None else parameter.to(z.dtype) for parameter in parameters)
+    return norm(z, normalized_shape, *parameters, eps).to(dtype)
 
 
 @_one_call_when_traced
@@ -214,11 +219,7 @@ def dropout_add_layer_norm(
     sum_of = input, residual, p, layer_scale, row_scale
     if dispatch.dropout_add_layer_norm(*sum_of, normalized_shape, weight, bias, eps):
         z = _z_in_torch(input, residual, p, row_scale, layer_scale, generator, z_dtype)
-        if z.dtype == input.dtype:
-            y = F.layer_norm(z, normalized_shape, weight, bias, eps)
-        else:
-            parameters = _in_dtype_of(z, weight), _in_dtype_of(z, bias)
-            y = F.layer_norm(z, normalized_shape, *parameters, eps).to(input.dtype)
+        y = _norm_in_torch(F.layer_norm, z, input.dtype, normalized_shape, weight, bias, eps)
         return (y, z) if prenorm else y
     normalized_shape = tuple(normalized_shape)
     out_dtype = autocast.layer_norm_dtype(input) if z_dtype == input.dtype else input.dtype
@@ -254,10 +255,7 @@ def dropout_add_rms_norm(
     sum_of = input, residual, p, layer_scale, row_scale
     if dispatch.dropout_add_rms_norm(*sum_of, normalized_shape, weight, eps):
         z = _z_in_torch(input, residual, p, row_scale, layer_scale, generator, z_dtype)
-        if z.dtype == input.dtype:
-            y = F.rms_norm(z, normalized_shape, weight, eps)
-        else:
-            y = F.rms_norm(z, normalized_shape, _in_dtype_of(z, weight), eps).to(input.dtype)
+        y = _norm_in_torch(F.rms_norm, z, input.dtype, normalized_shape, weight, eps)
         return (y, z) if prenorm else y
     normalized_shape = tuple(normalized_shape)
     eps = torch.finfo(compute_dtype(z_dtype)).eps if eps is None else eps

@@ -63,6 +63,13 @@ def error_against_float64(reference, layer, x, dy, y, gradients):
     return max(errors)
 
 
+def is_mask_of_dropout(keep, p, decisions):
+    """Whether the share of what is kept is that of so many decisions."""
+    standard_error = (p * (1 - p) / decisions) ** 0.5
+    # 2^-16: p is rounded to 16 bits by some
+    return abs(keep.double().mean().item() - (1 - p)) <= 6 * standard_error + 2**-16
+
+
 # Rounding once to the dtype is 2^-9, 2^-12 and 2^-25 in the norm. Statistics, sums over the rows in the dtype
 # of the parameters, and torch's own intermediate roundings come on top.
 TOLERANCES = {torch.bfloat16: 2**-6, torch.float16: 2**-9, torch.float32: 2**-13, torch.float64: 2**-40}

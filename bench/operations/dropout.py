@@ -2,7 +2,7 @@
 
 import torch
 
-from .case import DTYPES, Case, Operation, relative_error
+from .case import DTYPES, Case, Operation, is_mask_of_dropout, relative_error
 
 NAME = "dropout"
 P = 0.1
@@ -27,9 +27,7 @@ def error(reference, layer, x, dy, y, gradients):
     """The largest relative error under the layer's own mask, or inf where that is no such mask."""
     keep = y != 0
     decisions = x.shape[:2].numel() if isinstance(reference, torch.nn.Dropout2d) else x.numel()
-    standard_error = (P * (1 - P) / decisions) ** 0.5
-    # 2^-16: p is rounded to 16 bits by some
-    if abs(keep.double().mean().item() - (1 - P)) > 6 * standard_error + 2**-16:
+    if not is_mask_of_dropout(keep, P, decisions):
         return float("inf")
     scale = keep / (1 - P)
     errors = [relative_error(y, x.double() * scale)]

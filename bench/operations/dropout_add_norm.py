@@ -7,7 +7,7 @@ import torch
 
 import normreg
 
-from .case import DTYPES, LEDGER_ELEMENTS, Case, Operation, relative_error
+from .case import DTYPES, LEDGER_ELEMENTS, Case, Operation, error_against_float64, is_mask_of_dropout
 
 NAME = "dropout_add_norm"
 P = 0.1
@@ -72,16 +72,11 @@ def layer(library, case, device=None, dtype=None):
 def error(reference, layer, x, dy, y, gradients):
     """The largest relative error under the layer's own mask, which dx shows, or inf where that is none."""
     keep = gradients[0] != 0
-    standard_error = (P * (1 - P) / x.numel()) ** 0.5
-    if abs(keep.double().mean().item() - (1 - P)) > 6 * standard_error + 2**-16:
+    if not is_mask_of_dropout(keep, P, x.numel()):
         return float("inf")
-    reference = copy.deepcopy(reference).double()
-    reference.dropout = Masked(keep / (1 - P))
-    x = x.double().requires_grad_()
-    expected = reference(x)
-    wanted = torch.autograd.grad(expected, (x, *reference.parameters()), dy.double())
-    errors = [relative_error(y, expected.detach())]
-    return max(errors + [relative_error(ours, theirs) for ours, theirs in zip(gradients, wanted)])
+    reference = copy.deepcopy(reference)
+    reference.dropout = Masked(keep.double() / (1 - P))
+    return error_against_float64(reference, layer, x, dy, y, gradients)
 
 
 class Masked(torch.nn.Module):
