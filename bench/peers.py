@@ -93,7 +93,7 @@ def flash_attention(operation, layer):
         centered = isinstance(norm, torch.nn.LayerNorm)
         fused = layer_norm.layer_norm_fn if centered else layer_norm.rms_norm_fn
         parameters = norm.weight, norm.bias if centered else None
-        options = dict(eps=eps_of(norm), dropout_p=dropout_add_norm.P, prenorm=prenorm)
+        options = dict(eps=eps_of(norm), dropout_p=layer.p, prenorm=prenorm)
 
         def call(x):
             result = fused(x, *parameters, residual=residual, **options)

@@ -28,10 +28,10 @@ class Both(torch.autograd.Function):
 class Seam(torch.nn.Module):
     """What torch has to offer: y, where the block is pre-norm with the gradient of z."""
 
-    def __init__(self, norm, residual, prenorm):
+    def __init__(self, norm, residual, prenorm, p):
         super().__init__()
         self.norm, self.residual, self.prenorm = norm, torch.nn.Parameter(residual), prenorm
-        self.dropout = torch.nn.Dropout(P)
+        self.p, self.dropout = p, torch.nn.Dropout(p)
 
     def forward(self, x):
         z = self.residual + self.dropout(x)
@@ -42,7 +42,7 @@ class Seam(torch.nn.Module):
 class FusedSeam(Seam):
     def forward(self, x):
         norm = self.norm
-        options = dict(p=P, training=self.training, eps=norm.eps, prenorm=self.prenorm)
+        options = dict(p=self.p, training=self.training, eps=norm.eps, prenorm=self.prenorm)
         parameters = norm.parameters()
         result = self.fused(x, self.residual, norm.normalized_shape, *parameters, **options)
         return Both.apply(*result) if self.prenorm else result
@@ -60,17 +60,23 @@ def fuse(layer):
     return layer
 
 
+def drops(case):
+    return "dropout" in case.layer
+
+
 def layer(library, case, device=None, dtype=None):
-    """Of "dropout+add+LayerNorm" or RMSNorm, behind "prenorm" where the sum is the next residual."""
+    """Of "dropout+add+LayerNorm", "add+LayerNorm" or RMSNorm, behind "prenorm" where the sum is used, too."""
     *prenorm, parts = case.layer.split()
     residual = case.like_input(torch.randn, device, dtype)
     norm = getattr(torch.nn, parts.split("+")[-1])(case.shape[-1], device=device, dtype=dtype)
-    made = Seam(norm, residual, bool(prenorm)).train(case.training)
+    made = Seam(norm, residual, bool(prenorm), P * drops(case)).train(case.training)
     return fuse(made) if library is normreg else made
 
 
 def error(reference, layer, x, dy, y, gradients):
     """The largest relative error under the layer's own mask, which dx shows, or inf where that is none."""
+    if reference.p == 0:
+        return error_against_float64(reference, layer, x, dy, y, gradients)
     keep = gradients[0] != 0
     if not is_mask_of_dropout(keep, P, x.numel()):
         return float("inf")
@@ -90,11 +96,13 @@ class Masked(torch.nn.Module):
 
 @dataclass(frozen=True)
 class Sum(Operation):
-    """In which the seam of a pre-norm block has the gradient of z to read as well."""
+    """In which a pre-norm block has the gradient of z to read as well, and a mere sum one gradient to write."""
 
     def least_bytes(self, case, direction):
-        added = case.layer.startswith("prenorm") and "backward" in direction
-        return (self.passes[direction] + added) * case.bytes
+        passes = self.passes[direction]
+        if "backward" in direction:
+            passes += case.layer.startswith("prenorm") - (not drops(case))
+        return passes * case.bytes
 
 
 def both_kinds(shapes, dtype=torch.bfloat16, origin=""):
@@ -112,6 +120,7 @@ OPERATION = Sum(
     ledger=(
         Case(NAME, (LEDGER_ELEMENTS // 4096, 4096), layer="prenorm dropout+add+LayerNorm"),
         Case(NAME, (LEDGER_ELEMENTS // 1024, 1024), layer="dropout+add+RMSNorm"),
+        Case(NAME, (LEDGER_ELEMENTS // 4096, 4096), layer="prenorm add+RMSNorm"),
         Case(NAME, (LEDGER_ELEMENTS // 65536, 65536), layer="prenorm dropout+add+LayerNorm"),
     ),
     static=tuple(
