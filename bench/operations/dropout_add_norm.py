@@ -96,7 +96,7 @@ class Masked(torch.nn.Module):
 
 @dataclass(frozen=True)
 class Sum(Operation):
-    """In which a pre-norm block has the gradient of z to read as well, and a mere sum one gradient to write."""
+    """In which a pre-norm block has the gradient of z to read, too, and a mere sum one gradient to write."""
 
     def least_bytes(self, case, direction):
         passes = self.passes[direction]
