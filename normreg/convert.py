@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import torch
 
-from normreg import foreign, nn, selection
+from normreg import foreign, fused_blocks, fusing, nn, selection, tracing
 
 COUNTERPARTS = {
     torch.nn.LayerNorm: nn.LayerNorm,
@@ -49,18 +49,36 @@ class Skip:
 
 
 @dataclass(frozen=True)
+class Fusion:
+    name: str  # of the module whose forward applies them
+    what: str  # "bn1 -> relu"
+
+
+@dataclass(frozen=True)
 class Report:
-    """What `replace` or `restore` did, or would do: `changed`, `skipped` and, printed, both as a table."""
+    """What `replace` or `restore` did, or would do: printed, a table each of what there is.
+
+    `changed` and `skipped` are layers; `fused` and `not_fused`, the latter with the reason, are patterns.
+    """
 
     changed: tuple[Change, ...]
     skipped: tuple[Skip, ...]
     dry_run: bool = False  # nothing was changed
+    fused: tuple[Fusion, ...] = ()
+    not_fused: tuple[Skip, ...] = ()
 
     def __str__(self):
+        would_be = "would be " * self.dry_run
         rows = [(change.name, change.was, change.now) for change in self.changed]
-        lines = [f"{counted(rows)} {'would be ' * self.dry_run}changed"]
+        lines = [f"{counted(rows)} {would_be}changed"]
         if rows:
             lines += table([("name", "was", "would be" if self.dry_run else "is"), *rows])
+        for rows, what, header in (
+            ([(f.name, f.what) for f in self.fused], f"{would_be}fused", ("in", "what")),
+            ([(s.name, s.kind, s.reason) for s in self.not_fused], "not fused", ("in", "what", "why")),
+        ):
+            if rows:
+                lines += ["", f"{counted(rows, 'pattern')} {what}", *table([header, *rows])]
         if self.skipped:
             lines += ["", f"{counted(self.skipped)} left alone"]
             lines += table([("name", "class", "why"), *((s.name, s.kind, s.reason) for s in self.skipped)])
@@ -102,7 +120,8 @@ def counterpart(cls):
 
 def original(cls):
     """The class of which `cls` is normreg's, or None."""
-    return ORIGINALS.get(cls) or (cls.original if issubclass(cls, foreign.Derived) else None)
+    derived = issubclass(cls, foreign.Derived | fused_blocks.Fused)
+    return ORIGINALS.get(cls) or (cls.original if derived else None)
 
 
 def _plan_changes(model, class_for, why_left):
@@ -134,9 +153,34 @@ def _carry_out(changes):
         raise
 
 
-def _report(changes, skipped, dry_run=False):
+def _report(changes, skipped, **options):
     changed = (Change(name, class_name(type(module)), class_name(cls)) for name, module, cls in changes)
-    return Report(tuple(changed), tuple(skipped), dry_run)
+    return Report(tuple(changed), tuple(skipped), **options)
+
+
+def _plan_fusions(model, changes, functions):
+    """Changes of the modules whose forward is rewritten, what is fused there, and what is not, and why."""
+    becomes = {module: cls for _, module, cls in changes}
+
+    def class_of(module):
+        return becomes.get(module, type(module))
+
+    rewritten, fused, refused = [], [], []
+    for name, module in model.named_modules():
+        if not fusing.is_block(module) or module in becomes or original(type(module)):
+            continue
+        name = name or ROOT
+        try:
+            cls, done, refusals = fusing.fuse(module, class_of, functions)
+        except tracing.Untraceable as reason:
+            if any(fusing.is_anchor(class_of(child)) for child in fusing.inside(module)):
+                refused.append(Skip(name, class_name(type(module)), str(reason)))
+            continue
+        if cls is not None:
+            rewritten.append((name, module, cls))
+        fused += [Fusion(name, what) for what in done]
+        refused += [Skip(name, what, reason) for what, reason in refusals]
+    return rewritten, dict(fused=tuple(fused), not_fused=tuple(refused))
 
 
 def _why_not_replaced(module):
@@ -164,8 +208,8 @@ def _why_not_chosen(model, include, exclude):
     return reasons
 
 
-def replace(model, include=None, exclude=None, dry_run=False):
-    """Makes every torch.nn normalisation and dropout that normreg has a normreg one, in place.
+def replace(model, include=None, exclude=None, fuse=False, dry_run=False):
+    """Makes every normalisation and dropout layer that normreg knows a normreg one, in place.
 
     Only `module.__class__` changes, so parameters, buffers, hooks, optimizer references, tied modules,
     `training` flags and the state_dict stay the very objects they were. Only exact types are changed: a
@@ -176,6 +220,13 @@ def replace(model, include=None, exclude=None, dry_run=False):
         include: the layers to change, None for all: a pattern of their names as in `fnmatch`
             ("encoder.*.norm?"), a class, a function (name, module) -> bool, or a list of these.
         exclude: the layers to leave alone, given in the same way; it has the last word.
+        fuse: also compute in one launch what stands beside a layer that is changed: an activation behind a
+            BatchNorm or behind its sum with a residual; dropout and the sum with a residual in front of a
+            LayerNorm or RMSNorm; dropout behind an activation. For that the forwards of nn.Sequential and of
+            your own modules are traced by torch.fx, without computing anything, and the modules get a class
+            derived from their own that runs what was found. What they bypass is called by nobody; a call
+            with other arguments than tensors, and every call after a hook was put on what is bypassed or a
+            setting changed, runs the forward from before.
         dry_run: change nothing, and report what would be changed.
 
     Returns a `Report` that prints as a table. Raises TypeError where `model` is not a module or a selection
@@ -194,14 +245,16 @@ def replace(model, include=None, exclude=None, dry_run=False):
         return None if already else unwanted.get(name) or _why_not_replaced(module)
 
     changes, skipped = _plan_changes(model, counterpart, why_left)
-    report = _report(changes, skipped, dry_run)
+    blocks, fusions = _plan_fusions(model, changes, include is None) if fuse else ([], {})
+    changes += blocks
+    report = _report(changes, skipped, dry_run=dry_run, **fusions)
     if not dry_run:
         _carry_out(changes)
     return report
 
 
 def restore(model):
-    """Undoes `replace`: every normreg layer of `model` becomes its torch.nn original again, in place.
+    """Undoes `replace`, fusions included: every layer of `model` gets the class from before, in place.
 
     Returns a `Report`. Raises TypeError where `model` is not a module.
     """

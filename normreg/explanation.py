@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch.utils._pytree import tree_map_only
 
-from normreg import dispatch, foreign, functional, nn
+from normreg import dispatch, foreign, functional, fused_blocks, nn
 from normreg.convert import ROOT, Skip, class_name, counted, replaceable, table
 from normreg.unchanged import check_runs, unchanged
 
@@ -187,6 +187,11 @@ def explain(model, *inputs, **options):
         with recorder.following():
             model(*inputs, **options)
 
+    fused = {
+        name
+        for name, block in fused_blocks.computed_inside(model).items()
+        if model.get_submodule(block) in recorder.called
+    }
     return Explanation(
         tuple(recorder.calls),
         tuple(
@@ -194,7 +199,7 @@ def explain(model, *inputs, **options):
                 name or ROOT, class_name(type(module)), _why_not_called(name or ROOT, model, recorder.called)
             )
             for name, module in model.named_modules()
-            if isinstance(module, LAYERS) and module not in recorder.called
+            if isinstance(module, LAYERS) and module not in recorder.called and name not in fused
         ),
         tuple(
             Skip(name or ROOT, class_name(type(module)), "not replaced: call normreg.replace")

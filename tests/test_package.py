@@ -17,8 +17,9 @@ MAX_LINES = 450
 READERS = ("functional", "fused_batch_norm", "fused_dropout", "synchronized", "l2_penalty", "explanation")
 ORDER = (
     "kernels", "ops", "fused_batch_norm", "fused_dropout", "synchronized", "sharding", "functional",
-    "dropout_mask", "l2_penalty", "nn", "selection", "foreign", "convert", "unchanged", "explanation",
-    "measurement", "diagnosis", "parameter_groups", "init", "running_statistics",
+    "dropout_mask", "l2_penalty", "nn", "selection", "foreign", "tracing", "fused_blocks", "fusing",
+    "convert", "unchanged", "explanation", "measurement", "diagnosis", "parameter_groups", "init",
+    "running_statistics",
 )  # fmt: skip
 
 OPTIONAL = {"normreg.diagnosis": {"matplotlib"}}  # imported by the function that needs it
