@@ -4,7 +4,8 @@ from dataclasses import dataclass
 
 import torch
 
-from normreg import foreign, fused_blocks, fusing, nn, selection, tracing
+from normreg import foreign, nn, selection
+from normreg.fusion import blocks, patterns, tracing
 
 COUNTERPARTS = {
     torch.nn.LayerNorm: nn.LayerNorm,
@@ -120,7 +121,7 @@ def counterpart(cls):
 
 def original(cls):
     """The class of which `cls` is normreg's, or None."""
-    derived = issubclass(cls, foreign.Derived | fused_blocks.Fused)
+    derived = issubclass(cls, foreign.Derived | blocks.Fused)
     return ORIGINALS.get(cls) or (cls.original if derived else None)
 
 
@@ -167,13 +168,13 @@ def _plan_fusions(model, changes, functions):
 
     rewritten, fused, refused = [], [], []
     for name, module in model.named_modules():
-        if not fusing.is_block(module) or module in becomes or original(type(module)):
+        if not patterns.is_block(module) or module in becomes or original(type(module)):
             continue
         name = name or ROOT
         try:
-            cls, done, refusals = fusing.fuse(module, class_of, functions)
+            cls, done, refusals = patterns.fuse(module, class_of, functions)
         except tracing.Untraceable as reason:
-            if any(fusing.is_anchor(class_of(child)) for child in fusing.inside(module)):
+            if any(patterns.is_anchor(class_of(child)) for child in patterns.inside(module)):
                 refused.append(Skip(name, class_name(type(module)), str(reason)))
             continue
         if cls is not None:

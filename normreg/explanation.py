@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch.utils._pytree import tree_map_only
 
-from normreg import dispatch, foreign, functional, fused_blocks, nn
+from normreg import dispatch, foreign, functional, nn
 from normreg.convert import ROOT, Skip, class_name, counted, replaceable, table
+from normreg.fusion import blocks
 from normreg.unchanged import check_runs, unchanged
 
 LAYERS = (foreign.Derived, *(getattr(nn, name) for name in nn.__all__))
@@ -189,7 +190,7 @@ def explain(model, *inputs, **options):
 
     fused = {
         name
-        for name, block in fused_blocks.computed_inside(model).items()
+        for name, block in blocks.computed_inside(model).items()
         if model.get_submodule(block) in recorder.called
     }
     return Explanation(

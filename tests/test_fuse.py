@@ -11,7 +11,7 @@ from fusible import BLOCKS, BasicBlock, Functional, PostNorm, PreNorm, convoluti
 from torch import nn
 
 import normreg
-from normreg import fused_blocks
+from normreg.fusion import blocks
 
 every_block = pytest.mark.parametrize("block", BLOCKS)
 
@@ -242,16 +242,87 @@ def stream_overwritten_between(m, x):
     return m.layer_norm(z) + w
 
 
+class Writer(nn.Module):
+    def forward(self, x):
+        return x.mul_(2) * 1
+
+
+def module_writes_between(m, x):
+    y = m.norm(x)
+    return m.act(y + m.inner(x))
+
+
+def overwrites_a_view(m, x):
+    y = m.linear(x)
+    return m.drop(m.inner(y.view(-1, 6))) + y
+
+
+def overwrites_what_a_module_passes_on(m, x):
+    return m.drop(m.inner(m.same(x))) + x
+
+
+def overwrites_a_hooked_output(m, x):
+    return m.drop(m.inner(m.watched(x)))
+
+
+def adds_to_the_input(m, x):
+    x += m.linear(x)
+    return m.layer_norm(x)
+
+
+def another_name(m, x):
+    y = m.norm(x)
+    z = y
+    y += x
+    return m.act(y) + z
+
+
+def overwritten_later(m, x):
+    y = m.linear(x)
+    z = m.drop(m.act(y))
+    return z + y.mul_(2)
+
+
+def residual_overwritten_later(m, x):
+    y = m.linear(x)
+    z = m.inner(m.norm(x) + y)
+    return z + y.mul_(2)
+
+
+def called_between(m, x):
+    y = m.norm(x)
+    return m.act(y + m.linear(m.norm(x * 2)))
+
+
 ELSEWHERE = "what norm returns is used elsewhere, too"
-BETWEEN = "mul_, in between, may overwrite what the others read"
+BETWEEN = "mul_, called after it, may overwrite what {} reads"
+WRITES = "inner overwrites a value that may be used elsewhere"
 PATTERNS_LEFT = {
+    "module writes between": (
+        module_writes_between,
+        "inner, called after it, may overwrite what norm reads",
+        Writer,
+    ),
+    "known module writes between": (
+        module_writes_between,
+        "inner, called after it, may overwrite what norm reads",
+        lambda: nn.Sequential(nn.ReLU(inplace=True)),
+    ),
+    "overwrites a view": (overwrites_a_view, WRITES),
+    "overwrites what a module passes on": (overwrites_what_a_module_passes_on, WRITES),
+    "overwrites a hooked output": (overwrites_a_hooked_output, WRITES),
+    "adds to the input": (adds_to_the_input, "+ overwrites a value that may be used elsewhere"),
+    "another name": (another_name, ELSEWHERE),
+    "overwritten later": (overwritten_later, BETWEEN.format("act")),
+    "residual overwritten later": (residual_overwritten_later, BETWEEN.format("norm"), nn.SiLU),
+    "called between": (called_between, "norm is called in between, too"),
     "used elsewhere": (used_elsewhere, ELSEWHERE),
     "sum used elsewhere": (sum_used_elsewhere, "what + returns is used elsewhere, too"),
     "residual overwritten": (residual_overwritten, "+ overwrites a value that may be used elsewhere"),
     "input overwritten": (input_overwritten, "act overwrites a value that may be used elsewhere"),
-    "overwritten between": (overwritten_between, BETWEEN),
-    "residual overwritten between": (residual_overwritten_between, BETWEEN),
-    "stream overwritten between": (stream_overwritten_between, BETWEEN),
+    "overwritten between": (overwritten_between, BETWEEN.format("norm")),
+    "residual overwritten between": (residual_overwritten_between, BETWEEN.format("norm")),
+    "stream overwritten between": (stream_overwritten_between, BETWEEN.format("+")),
 }
 
 
@@ -260,14 +331,19 @@ def assert_left_as_it_is(model, x, report, reason):
     normreg.restore(twin)
     assert report.fused == ()
     assert [skip.reason for skip in report.not_fused] == [reason]
-    assert not isinstance(model, fused_blocks.Fused)
+    assert not isinstance(model, blocks.Fused)
     with torch.no_grad():  # where backward's inputs are overwritten, torch's raises, too
         assert_close([model(x.clone())], [twin(x.clone())])
 
 
-@pytest.mark.parametrize(("forward", "reason"), PATTERNS_LEFT.values(), ids=PATTERNS_LEFT)
-def test_patterns_left_alone(device, forward, reason):
+@pytest.mark.parametrize("case", PATTERNS_LEFT.values(), ids=PATTERNS_LEFT)
+def test_patterns_left_alone(device, case):
+    forward, reason, *inner = case
     model = Twice(forward, lambda: nn.ReLU(inplace=forward is input_overwritten)).double().to(device)
+    model.inner, model.same, model.watched = nn.ReLU(inplace=True), nn.Identity(), copy.deepcopy(model.linear)
+    for make in inner:
+        model.inner = make()
+    model.watched.register_forward_hook(lambda *_: None)
     report = normreg.replace(model, fuse=True)
     x = torch.randn(5, 6, device=device, dtype=torch.float64)
     assert_left_as_it_is(model, x, report, reason)
@@ -325,6 +401,20 @@ def in_training_only(m, x):
     return m.act(m.norm(x)) if m.training else m.norm(x)
 
 
+def by_autocast(m, x):
+    return m.norm(x) if torch.is_autocast_enabled("cpu") else m.act(m.norm(x))
+
+
+def asking(m, x):
+    return m.act(m.norm(x.tensors if hasattr(m.linear(x), "tensors") else x))
+
+
+def telling(m, x):
+    y = m.norm(x)
+    y.normalized = True
+    return m.act(y)
+
+
 def partly_without_gradient(m, x):
     with torch.no_grad():
         y = m.linear(x)
@@ -348,7 +438,10 @@ FORWARDS_LEFT = {
     "by type": (by_type_in_between, "its forward asks for the type of a value in between"),
     "counting": (counting, "its forward changes attributes of the module"),
     "remembering": (remembering, "its forward changes attributes of the module"),
-    "in training only": (in_training_only, "its forward takes another way in training than in evaluation"),
+    "in training only": (in_training_only, "its forward takes another way in evaluation or under autocast"),
+    "by autocast": (by_autocast, "its forward takes another way in evaluation or under autocast"),
+    "asking": (asking, "its forward asks a value in between for 'tensors', which tensors have not"),
+    "telling": (telling, "its forward sets 'normalized' of a value"),
     "no_grad": (partly_without_gradient, "its forward computes a part in another grad or autocast mode"),
     "random": (at_random, "its forward draws random numbers"),
     "Python's random": (at_pythons_random, "its forward draws random numbers"),
@@ -486,11 +579,41 @@ def test_settings_and_lists_afterwards(device):
         model = make().double().to(device)
         twin = copy.deepcopy(model)
         normreg.replace(model, fuse=True)
-        assert isinstance(model, fused_blocks.Fused)
+        assert isinstance(model, blocks.Fused)
         shape = (2, 3, 4, 4) if isinstance(model, nn.Sequential) else (5, 6)
         x = torch.randn(shape, device=device, dtype=torch.float64)
         change(model), change(twin)
         assert_close(step(model, x), step(twin, x))
+
+
+def test_a_new_output_may_be_overwritten(device):
+    """What VGG's classifier does."""
+    model = nn.Sequential(nn.Linear(6, 6), nn.ReLU(True), nn.Dropout(), nn.Linear(6, 6), nn.ReLU(True))
+    assert [fusion.what for fusion in normreg.replace(model.to(device), fuse=True).fused] == ["1 -> 2"]
+    outputs = []
+    model[0].register_forward_hook(lambda module, inputs, output: outputs.append(output))
+    model.eval()(torch.randn(3, 6, device=device))
+    assert outputs[0].min() == 0  # as it was before
+
+
+def test_hooks_of_all_modules_are_called(device):
+    model = nn.Sequential(nn.BatchNorm1d(6), nn.ReLU()).to(device)
+    normreg.replace(model, fuse=True)
+    seen = []
+    handle = nn.modules.module.register_module_forward_hook(lambda module, *_: seen.append(type(module)))
+    try:
+        model(torch.randn(3, 6, device=device))
+    finally:
+        handle.remove()
+    assert seen == [normreg.BatchNorm1d, nn.ReLU, type(model)]
+
+
+def test_torchs_own_forwards(device):
+    layer = nn.TransformerEncoderLayer(8, 2, 8, device=device)
+    report = normreg.replace(nn.Sequential(layer), fuse=True)
+    assert [(skip.name, skip.reason) for skip in report.not_fused] == [
+        ("0", "a forward of torch's own is not rewritten")
+    ]
 
 
 @pytest.mark.parametrize("call", [
@@ -543,7 +666,7 @@ def test_half_precision_and_meta(device, dtype):
 
 def test_an_error_while_matching_changes_nothing(device, monkeypatch):
     model = nn.Sequential(BasicBlock(3), BasicBlock(3))
-    was, real = types(model), fused_blocks.derived
+    was, real = types(model), blocks.derived
 
     def broken(original, plan):
         if broken.calls:
@@ -552,7 +675,7 @@ def test_an_error_while_matching_changes_nothing(device, monkeypatch):
         return real(original, plan)
 
     broken.calls = 0
-    monkeypatch.setattr(fused_blocks, "derived", broken)
+    monkeypatch.setattr(blocks, "derived", broken)
     with pytest.raises(RuntimeError, match="no more"):
         normreg.replace(model, fuse=True)
     assert types(model) == was

@@ -17,9 +17,8 @@ MAX_LINES = 450
 READERS = ("functional", "fused_batch_norm", "fused_dropout", "synchronized", "l2_penalty", "explanation")
 ORDER = (
     "kernels", "ops", "fused_batch_norm", "fused_dropout", "synchronized", "sharding", "functional",
-    "dropout_mask", "l2_penalty", "nn", "selection", "foreign", "tracing", "fused_blocks", "fusing",
-    "convert", "unchanged", "explanation", "measurement", "diagnosis", "parameter_groups", "init",
-    "running_statistics",
+    "dropout_mask", "l2_penalty", "nn", "selection", "foreign", "fusion", "convert", "unchanged",
+    "explanation", "measurement", "diagnosis", "parameter_groups", "init", "running_statistics",
 )  # fmt: skip
 
 OPTIONAL = {"normreg.diagnosis": {"matplotlib"}}  # imported by the function that needs it
@@ -45,7 +44,7 @@ def sources():
 
 SOURCES = sources()
 KERNELS = sorted(name for name in SOURCES if name.startswith("normreg.kernels"))
-PACKAGES = {"normreg", "normreg.kernels", "normreg.nn", "normreg.ops"}
+PACKAGES = {"normreg", "normreg.fusion", "normreg.kernels", "normreg.nn", "normreg.ops"}
 
 
 def imports(name, tree):

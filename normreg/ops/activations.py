@@ -40,3 +40,21 @@ def check_activation(act):
 def activation_in_torch(z, act, negative_slope):
     activation = TORCHS[act]
     return activation(z, negative_slope)
+
+
+MODULES = {
+    torch.nn.ReLU: "relu",
+    torch.nn.ReLU6: "relu6",
+    torch.nn.LeakyReLU: "leaky_relu",
+    torch.nn.SiLU: "silu",
+    torch.nn.GELU: "gelu",
+    torch.nn.Hardswish: "hardswish",
+}
+
+
+def activation_of(module):
+    """act and negative_slope of a module of exactly one of torch.nn's classes, or None."""
+    act = MODULES.get(type(module))
+    if act == "gelu" and module.approximate != "none":
+        act = f"gelu_{module.approximate}"
+    return act and (act, getattr(module, "negative_slope", 0.01))

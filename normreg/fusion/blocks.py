@@ -7,19 +7,12 @@ import torch
 import torch.nn.functional as F
 from torch.nn.modules.module import _has_any_global_hook
 
-from normreg import foreign, functional, nn, tracing
+from normreg import foreign, functional, nn
+from normreg.fusion import tracing
 from normreg.nn.batch_norm import call_batch_norm
-from normreg.ops.activations import activation_in_torch
+from normreg.ops.activations import activation_in_torch, activation_of
 
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-ACTIVATIONS = {
-    torch.nn.ReLU: lambda module: ("relu", 0.01),
-    torch.nn.ReLU6: lambda module: ("relu6", 0.01),
-    torch.nn.LeakyReLU: lambda module: ("leaky_relu", module.negative_slope),
-    torch.nn.SiLU: lambda module: ("silu", 0.01),
-    torch.nn.GELU: lambda module: ("gelu" if module.approximate == "none" else "gelu_tanh", 0.01),
-    torch.nn.Hardswish: lambda module: ("hardswish", 0.01),
-}
 
 
 @dataclass(frozen=True)
@@ -39,7 +32,7 @@ class Part:
         return (
             type(module) is self.kind
             and why_not_bypassed(module) is None
-            and (self.act is None or ACTIVATIONS[self.kind](module) == self.act)
+            and (self.act is None or activation_of(module) == self.act)
         )
 
 
@@ -75,7 +68,7 @@ class Code:
 @functools.cache
 def _function(code):
     names = dict(code.names, torch=torch)
-    exec(compile(code.source, "<normreg.fused_blocks>", "exec"), names)
+    exec(compile(code.source, "<normreg.fusion.blocks>", "exec"), names)
     return names["forward"]
 
 
@@ -175,7 +168,7 @@ def derived(original, plan):
                 return original.forward(self, *inputs, **options)
         return (training if self.training else evaluation)(self, *taken)
 
-    attributes = dict(forward=forward, original=original, plan=plan, __module__="normreg.fused_blocks")
+    attributes = dict(forward=forward, original=original, plan=plan, __module__="normreg.fusion.blocks")
     return type(original.__name__, (Fused, original), attributes | {"__doc__": original.__doc__})
 
 
@@ -222,13 +215,19 @@ NORMS = {
 }
 
 
+def is_norm(cls):
+    """Whether it is one that a sum can be computed with."""
+    return cls.forward in NORMS
+
+
 def dropout_add_norm(x, residual, norm, p, training, prenorm):
     """y = norm(residual + dropout(x)), with prenorm also the sum."""
     if not _can_be_added(x, residual, norm.weight if isinstance(norm, foreign.Derived) else residual):
         z = residual + F.dropout(x, p, training)
         y = norm(z)
         return (y, z) if prenorm else y
-    function, shape, *parameters, eps = NORMS[type(norm).forward](norm)
+    arguments_of = NORMS[type(norm).forward]
+    function, shape, *parameters, eps = arguments_of(norm)
     return function(x, residual, shape, *parameters, p, training, eps, prenorm=prenorm)
 
 

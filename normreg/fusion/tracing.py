@@ -14,6 +14,7 @@ import torch
 from torch import fx
 
 MODES = (True, False)  # of training
+DEVICES = ("cpu", "cuda")  # that autocast is asked about
 
 
 class Untraceable(Exception):
@@ -111,7 +112,7 @@ class _Tracer(fx.Tracer):
 
 
 def _modes():
-    return torch.is_grad_enabled(), *(torch.is_autocast_enabled(device) for device in ("cpu", "cuda"))
+    return torch.is_grad_enabled(), *(torch.is_autocast_enabled(device) for device in DEVICES)
 
 
 class Signature(NamedTuple):
@@ -189,9 +190,22 @@ def _random_states_same(states, others):
     return states[0] == others[0] and all(map(torch.equal, states[1], others[1]))
 
 
+@contextlib.contextmanager
+def _autocast(enabled):
+    """As it is in one of the two modes: a forward that decides by it takes another way in the other."""
+    before = {device: torch.is_autocast_enabled(device) for device in DEVICES}
+    try:
+        for device in DEVICES:
+            torch.set_autocast_enabled(device, enabled)
+        yield
+    finally:
+        for device, was in before.items():
+            torch.set_autocast_enabled(device, was)
+
+
 def _trace(module, signature, training, options=()):
     """The graph of a call with all tensors that are needed, and with these of the other arguments."""
-    with torch.set_grad_enabled(training):
+    with torch.set_grad_enabled(training), _autocast(not training):
         try:
             return _Tracer(signature, options).trace(module)
         except Untraceable:
@@ -251,7 +265,7 @@ def trace(module):
     """The forward of its class as `Traced`; the module and torch's generators stay as they are.
 
     Raises Untraceable with the reason: it needs more than tensors, decides by their values, takes another way
-    in training than in evaluation, changes the module, or draws random numbers outside of torch's dropout.
+    in evaluation or under autocast, changes the module, or draws random numbers outside of torch's dropout.
     """
     takes = signature(type(module))
     graphs, passed_on = {}, {}
@@ -265,5 +279,5 @@ def trace(module):
     if all(passed_on.values()):
         graphs |= passed_on
     if _shape(graphs[True]) != _shape(graphs[False]):
-        raise Untraceable("its forward takes another way in training than in evaluation")
+        raise Untraceable("its forward takes another way in evaluation or under autocast")
     return Traced(graphs, bool(takes.defaults) and all(passed_on.values()))
