@@ -1009,6 +1009,103 @@ MUTATIONS = {
         "x.new_empty(x.shape[0] * groups, ",
         "test_operators.py -k 'fakes and group_norm'",
     ),
+    # normreg/fusion
+    "whatever a module returns is new memory": Mutation(
+        "normreg/fusion/patterns.py",
+        "            self.becomes(module) in ALLOCATING\n            and blocks",
+        "            module is not None\n            and blocks",
+        "test_fuse.py -k 'left_alone and passes'",
+    ),
+    "a sum in place is another value": Mutation(
+        "normreg/fusion/tracing.py",
+        '    setattr(_Proxy, f"__{_name}__", _record(_name))\n',
+        "    pass\n",
+        "test_fuse.py -k 'left_alone and adds'",
+    ),
+    "what is used elsewhere is fused": Mutation(
+        "normreg/fusion/patterns.py",
+        "            if len(step.node.users) > 1 and not (",
+        "            if len(step.node.users) > 9 and not (",
+        "test_fuse.py -k 'left_alone and elsewhere'",
+    ),
+    "what may be overwritten is read later": Mutation(
+        "normreg/fusion/patterns.py",
+        "        for node in between if kept else between + calls[last + 1 :]:\n",
+        "        for node in ():\n",
+        "test_fuse.py -k 'left_alone and between'",
+    ),
+    "what the backward needs is overwritten later": Mutation(
+        "normreg/fusion/patterns.py",
+        "        for node in between if kept else between + calls[last + 1 :]:\n",
+        "        for node in between:\n",
+        "test_fuse.py -k 'left_alone and later'",
+    ),
+    "calls of one module change places": Mutation(
+        "normreg/fusion/patterns.py",
+        '                return f"{self.name(node)} is called in between, too"\n',
+        "                pass\n",
+        "test_fuse.py -k 'left_alone and called'",
+    ),
+    "a hook put on later is not called": Mutation(
+        "normreg/fusion/blocks.py",
+        "            and why_not_bypassed(module) is None\n",
+        "",
+        "test_fuse.py -k 'changes_afterwards and hook'",
+    ),
+    "hooks of all modules are not called": Mutation(
+        "normreg/fusion/blocks.py",
+        "        return not _has_any_global_hook() and all(",
+        "        return all(",
+        "test_fuse.py -k hooks_of_all",
+    ),
+    "a setting changed later is not seen": Mutation(
+        "normreg/fusion/blocks.py",
+        "            if attributes.get(name, self) != value:\n",
+        "            if name not in attributes:\n",
+        "test_fuse.py -k settings",
+    ),
+    "an activation changed later is not seen": Mutation(
+        "normreg/fusion/blocks.py",
+        "            and (self.act is None or activation_of(module) == self.act)\n",
+        "",
+        "test_fuse.py -k settings",
+    ),
+    "arguments that decide are passed on": Mutation(
+        "normreg/fusion/tracing.py",
+        "    return general if _shape(general, signature.defaults) == _shape(graph) else None\n",
+        "    return general\n",
+        "test_fuse.py -k decide",
+    ),
+    "arguments by position are those by name": Mutation(
+        "normreg/fusion/blocks.py",
+        "len(order) if order == positional[: len(order)] else None",
+        "len(order)",
+        "test_fuse.py -k passed_on",
+    ),
+    "a forward may draw random numbers": Mutation(
+        "normreg/fusion/tracing.py",
+        '            raise Untraceable("its forward draws random numbers")\n',
+        "            pass\n",
+        "test_fuse.py -k 'forwards_left and random'",
+    ),
+    "autocast is not asked for": Mutation(
+        "normreg/fusion/tracing.py",
+        "            torch.set_autocast_enabled(device, enabled)\n",
+        "            pass\n",
+        "test_fuse.py -k 'forwards_left and autocast'",
+    ),
+    "a broadcast residual is read beyond its end": Mutation(
+        "normreg/fusion/blocks.py",
+        "x.shape == others[0].shape",
+        "True",
+        "test_fuse.py -k broadcast",
+    ),
+    "dropout behind an activation never ends": Mutation(
+        "normreg/fusion/steps.py",
+        'f"{node.target}.training"',
+        "True",
+        "test_fuse.py -k test_dropout_drops",
+    ),
     # what ranks do together
     "ranks merge no distance of their means": Mutation(
         "kernels/sync_batch_norm.py",
