@@ -78,7 +78,7 @@ class PreNorm(nn.Module):
     def forward(self, x):
         x = x + F.dropout(self.attention(self.norm1(x)), self.p, self.training)
         hidden = F.dropout(F.silu(self.linear1(self.norm2(x))), self.p, self.training)
-        return x + self.linear2(hidden)
+        return x + F.dropout(self.linear2(hidden), self.p, self.training)
 
 
 # name: (constructor, shape of an input, what is fused)
@@ -94,7 +94,7 @@ BLOCKS = {
         PostNorm, (2, 3, 6),
         ["dropout1 -> + -> norm1", "activation -> dropout", "dropout2 -> + -> norm2"],
     ),
-    "pre-norm": (PreNorm, (2, 3, 6), ["dropout -> + -> norm2", "silu -> dropout"]),
+    "pre-norm": (PreNorm, (2, 3, 6), ["dropout -> + -> norm2", "silu -> dropout", "dropout -> +"]),
     "without dropout": (
         lambda: nn.Sequential(Added(nn.LayerNorm), Added(nn.RMSNorm)), (2, 6), ["+ -> norm", "+ -> norm"],
     ),

@@ -89,9 +89,10 @@ def test_each_pattern_is_one_call(device, block):
     normreg.replace(model, fuse=True)
     explanation = normreg.explain(model, x)
     calls = [call for call in explanation if call.layer.startswith("normreg.functional.")]
-    assert [call.path for call in calls] == ["kernel"] * len(fused)
+    # a sum without dropout is torch's
+    assert [call.path for call in calls].count("kernel") == len(fused) - fused.count("dropout -> +")
     apart = {"with downsample": 1, "Sequential": 2, "pre-norm": 1}.get(block, 0)  # norms by themselves
-    assert len(explanation.calls) == len(calls) + apart
+    assert len(explanation.calls) == len(fused) + apart
     assert not any(skip.reason.endswith("did not call it") for skip in explanation.not_called)
 
 
@@ -254,11 +255,11 @@ def module_writes_between(m, x):
 
 def overwrites_a_view(m, x):
     y = m.linear(x)
-    return m.drop(m.inner(y.view(-1, 6))) + y
+    return m.drop(m.inner(y.view(-1, 6))) * y
 
 
 def overwrites_what_a_module_passes_on(m, x):
-    return m.drop(m.inner(m.same(x))) + x
+    return m.drop(m.inner(m.same(x))) * x
 
 
 def overwrites_a_hooked_output(m, x):
@@ -280,7 +281,7 @@ def another_name(m, x):
 def overwritten_later(m, x):
     y = m.linear(x)
     z = m.drop(m.act(y))
-    return z + y.mul_(2)
+    return z * y.mul_(2)
 
 
 def residual_overwritten_later(m, x):
@@ -636,14 +637,17 @@ def test_a_broadcast_or_promoted_sum(device):
     class Shifted(nn.Module):
         def __init__(self):
             super().__init__()
-            self.norm, self.shift = nn.LayerNorm(6), nn.Parameter(torch.randn(1, 6))
+            self.norm, self.shift, self.drop = nn.LayerNorm(6), nn.Parameter(torch.randn(1, 6)), nn.Dropout(0)
 
         def forward(self, x, y):
-            return self.norm(x + self.shift), self.norm(x + y)
+            return self.norm(x + self.shift), self.norm(x + y), self.drop(x) + y
 
     model = Shifted().double().to(device)
     twin = copy.deepcopy(model)
-    assert [fusion.what for fusion in normreg.replace(model, fuse=True).fused] == ["+ -> norm"] * 2
+    assert [fusion.what for fusion in normreg.replace(model, fuse=True).fused] == [
+        *["+ -> norm"] * 2,
+        "drop -> +",
+    ]
     x = torch.randn(5, 6, device=device, dtype=torch.float64)
     for y in (x[:1], x.float()):
         assert_close(model(x, y), twin(x, y))

@@ -195,6 +195,13 @@ def act_dropout(x, act, negative_slope, p, training):
     return functional.bias_act_dropout(x, None, act, p, training, negative_slope=negative_slope)
 
 
+def dropout_add(x, residual, p, training):
+    """residual + dropout(x)"""
+    if not _can_be_added(x, residual):
+        return residual + F.dropout(x, p, training)
+    return functional.dropout_add(x, residual, p, training)
+
+
 def _layer_norm(norm):
     return functional.dropout_add_layer_norm, norm.normalized_shape, norm.weight, norm.bias, norm.eps
 

@@ -1,7 +1,7 @@
 """Where a forward applies a norm or dropout beside what one call computes with it, and that call instead.
 
 batch norm -> activation             batch norm -> + -> activation
-dropout -> + -> norm, + -> norm      activation -> dropout
+dropout -> + -> norm, + -> norm      activation -> dropout, dropout -> +
 """
 
 import operator
@@ -34,16 +34,20 @@ class Matcher(Reader):
         self.fused, self.refused = [], []
 
     def find(self):
-        for node in [*self.graph.nodes]:
-            step = self.step(node)
-            if step is None:
-                continue
+        steps = [step for step in map(self.step, self.graph.nodes) if step is not None]
+        for step in steps:
             if step.kind == "act":
                 self.behind_batch_norm(step)
             elif step.kind == "norm":
                 self.behind_sum(step)
-            elif step.kind == "dropout":
+            elif step.kind == "dropout" and self.is_fusible(step):
                 self.behind_activation(step)
+        for step in steps:  # the sums that no norm is behind
+            if step.kind == "dropout" and self.is_fusible(step) and step.node not in self.taken:
+                self.before_sum(step)
+
+    def is_fusible(self, dropout):
+        return self.functions or dropout.node.op == "call_module"
 
     def behind_batch_norm(self, act):
         norm = self.step(act.source)
@@ -66,8 +70,13 @@ class Matcher(Reader):
 
     def behind_activation(self, dropout):
         act = self.step(dropout.source)
-        if act is not None and act.kind == "act" and (self.functions or dropout.node.op == "call_module"):
+        if act is not None and act.kind == "act":
             self.match(act, dropout)
+
+    def before_sum(self, dropout):
+        user = next(iter(dropout.node.users), None)
+        if user is not None and dropout.node in self.operands(user):
+            self.match(dropout, self.sum_of(user, dropout.node))
 
     def match(self, *steps):
         """Notes that one call can take the place of these, or why not."""
@@ -168,7 +177,10 @@ class Matcher(Reader):
                 new = self.call(blocks.dropout_add_norm, source, residual, norm, *dropout, prenorm)
             else:
                 dropout = self.values(by_kind["dropout"].options)
-                new = self.call(blocks.act_dropout, source, *by_kind["act"].options, *dropout)
+                if "act" in by_kind:
+                    new = self.call(blocks.act_dropout, source, *by_kind["act"].options, *dropout)
+                else:
+                    new = self.call(blocks.dropout_add, source, residual, *dropout)
             if prenorm:
                 y, z = (self.call(operator.getitem, new, index) for index in range(2))
                 by_kind["+"].node.replace_all_uses_with(z)
