@@ -122,7 +122,7 @@ def counterpart(cls):
 def original(cls):
     """The class of which `cls` is normreg's, or None."""
     derived = issubclass(cls, foreign.Derived | blocks.Fused)
-    return ORIGINALS.get(cls) or (cls.original if derived else None)
+    return ORIGINALS.get(cls) or (vars(cls).get("original") if derived else None)
 
 
 def _plan_changes(model, class_for, why_left):
@@ -168,7 +168,9 @@ def _plan_fusions(model, changes, functions):
 
     rewritten, fused, refused = [], [], []
     for name, module in model.named_modules():
-        if not patterns.is_block(module) or module in becomes or original(type(module)):
+        if module in becomes or isinstance(module, foreign.Derived | blocks.Fused):
+            continue
+        if not patterns.is_block(module):
             continue
         name = name or ROOT
         try:
@@ -254,12 +256,20 @@ def replace(model, include=None, exclude=None, fuse=False, dry_run=False):
     return report
 
 
+def _why_not_restored(name, module):
+    cls = type(module)
+    derived_since = isinstance(module, (foreign.Derived, blocks.Fused, *ORIGINALS)) and cls not in OURS
+    if derived_since and original(cls) is None:
+        return "its class was derived from normreg's since, as by fully_shard: undo that first"
+    return None
+
+
 def restore(model):
     """Undoes `replace`, fusions included: every layer of `model` gets the class from before, in place.
 
     Returns a `Report`. Raises TypeError where `model` is not a module.
     """
-    changes, skipped = _plan_changes(model, original, lambda name, module: None)
+    changes, skipped = _plan_changes(model, original, _why_not_restored)
     report = _report(changes, skipped)
     _carry_out(changes)
     return report

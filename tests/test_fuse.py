@@ -151,6 +151,25 @@ def test_compiled_without_a_break(device, block):
     torch._dynamo.reset()
 
 
+def test_a_class_derived_since(device):
+    """What fully_shard does to a module: neither replaced again nor restored to another class."""
+    model, twin, x, _ = made("post-norm", device)
+    normreg.replace(model, fuse=True)
+    for module in (model, model.norm1):
+        module.__class__ = type(f"FSDP{type(module).__name__}", (type(module),), {})
+    classes = types(model)
+    assert_close(step(model, x), step(twin, x))  # norm1 is no part any more
+    normreg.replace(model, fuse=True)
+    assert types(model) == classes
+    report = normreg.restore(model)
+    assert [skip.name for skip in report.skipped] == ["(the model itself)", "norm1"]
+    assert {skip.reason for skip in report.skipped} == {
+        "its class was derived from normreg's since, as by fully_shard: undo that first"
+    }
+    assert (type(model), type(model.norm1)) == (classes[""], classes["norm1"])
+    assert type(model.norm2) is nn.LayerNorm
+
+
 def test_again_and_dry(device):
     model, _, _, fused = made("with downsample", device)
     was = types(model)
