@@ -159,8 +159,11 @@ def _report(changes, skipped, **options):
     return Report(tuple(changed), tuple(skipped), **options)
 
 
-def _plan_fusions(model, changes, functions):
-    """Changes of the modules whose forward is rewritten, what is fused there, and what is not, and why."""
+def _plan_fusions(model, changes, functions_too):
+    """Changes of the modules whose forward is rewritten, what is fused there, and what is not, and why.
+
+    functions_too: of a module's name and the module, whether patterns without a layer are fused.
+    """
     becomes = {module: cls for _, module, cls in changes}
 
     def class_of(module):
@@ -174,7 +177,7 @@ def _plan_fusions(model, changes, functions):
             continue
         name = name or ROOT
         try:
-            cls, done, refusals = patterns.fuse(module, class_of, functions)
+            cls, done, refusals = patterns.fuse(module, class_of, functions_too(name, module))
         except tracing.Untraceable as reason:
             if any(patterns.is_anchor(class_of(child)) for child in patterns.inside(module)):
                 refused.append(Skip(name, class_name(type(module)), str(reason)))
@@ -223,13 +226,14 @@ def replace(model, include=None, exclude=None, fuse=False, dry_run=False):
         include: the layers to change, None for all: a pattern of their names as in `fnmatch`
             ("encoder.*.norm?"), a class, a function (name, module) -> bool, or a list of these.
         exclude: the layers to leave alone, given in the same way; it has the last word.
-        fuse: also compute in one launch what stands beside a layer that is changed: an activation behind a
-            BatchNorm or behind its sum with a residual; dropout and the sum with a residual in front of a
-            LayerNorm or RMSNorm; dropout behind an activation. For that the forwards of nn.Sequential and of
-            your own modules are traced by torch.fx, without computing anything, and the modules get a class
-            derived from their own that runs what was found. What they bypass is called by nobody; a call
-            with other arguments than tensors, and every call after a hook was put on what is bypassed or a
-            setting changed, runs the forward from before.
+        fuse: also compute in one call what stands beside a layer: an activation behind a BatchNorm or behind
+            its sum with a residual; dropout and a sum, or the sum, in front of a LayerNorm or RMSNorm;
+            dropout behind an activation or in front of a sum. For that the forwards around them are traced by
+            torch.fx, without computing anything, and their modules get a class derived from their own that
+            runs what was found. The layers inside are then not called any more. Calls with arguments that
+            the trace knows nothing of, and all calls after a hook was put on such a layer, or a layer or a
+            number of the module was exchanged, run the forward from before. Patterns of functions, without a
+            layer, are fused where there is no `include` and `exclude` does not choose the module around.
         dry_run: change nothing, and report what would be changed.
 
     Returns a `Report` that prints as a table. Raises TypeError where `model` is not a module or a selection
@@ -247,9 +251,12 @@ def replace(model, include=None, exclude=None, fuse=False, dry_run=False):
         already = original(type(module)) is not None
         return None if already else unwanted.get(name) or _why_not_replaced(module)
 
+    def functions_too(name, module):
+        return include is None and not (exclude and selection.chooses(exclude, name, module))
+
     changes, skipped = _plan_changes(model, counterpart, why_left)
-    blocks, fusions = _plan_fusions(model, changes, include is None) if fuse else ([], {})
-    changes += blocks
+    rewritten, fusions = _plan_fusions(model, changes, functions_too) if fuse else ([], {})
+    changes += rewritten
     report = _report(changes, skipped, dry_run=dry_run, **fusions)
     if not dry_run:
         _carry_out(changes)

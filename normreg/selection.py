@@ -16,6 +16,11 @@ def _chooses(selector, name, module):
     return bool(selector(name, module))
 
 
+def chooses(given, name, module):
+    """Whether one of the selectors that `select` takes agrees."""
+    return any(_chooses(selector, name, module) for selector in _as_tuple(given))
+
+
 def _check(argument, selector, layers, names):
     if not isinstance(selector, str | type) and not callable(selector):
         raise TypeError(
@@ -49,7 +54,6 @@ def select(argument, given, layers, names):
 
     Raises TypeError for anything else, ValueError for a pattern or a class that selects nothing.
     """
-    selectors = _as_tuple(given)
-    for selector in selectors:
+    for selector in _as_tuple(given):
         _check(argument, selector, layers, names)
-    return {name for name, module in layers if any(_chooses(each, name, module) for each in selectors)}
+    return {name for name, module in layers if chooses(given, name, module)}

@@ -203,6 +203,18 @@ def test_what_is_excluded_is_not_fused(device):
     assert type(model.bn1) is nn.BatchNorm2d
 
 
+def test_functions_of_what_is_excluded(device):
+    model = nn.ModuleDict({"a": PreNorm(0.1), "b": PreNorm(0.1)}).to(device)
+    for options, modules in (
+        (dict(exclude="a*"), {"b"}), (dict(exclude="a.norm*"), {"a", "b"}), (dict(include="b.*"), {"b"}),
+        (dict(exclude=lambda name, module: "norm" in name), {"a", "b"}),
+    ):  # fmt: skip
+        report = normreg.replace(model, fuse=True, dry_run=True, **options)
+        assert {fusion.name for fusion in report.fused} == modules
+    report = normreg.replace(model, fuse=True, include="b.*", dry_run=True)
+    assert [fusion.what for fusion in report.fused] == ["dropout -> + -> norm2"]
+
+
 class Twice(nn.Module):
     """Its forward is given to it."""
 
