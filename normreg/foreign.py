@@ -6,8 +6,11 @@ state_dict, `isinstance` and everything else of it stay.
 
 import functools
 
+import torch
+
 from normreg import functional
 from normreg.nn.batch_norm import call_batch_norm
+from normreg.ops.activations import activation_of
 
 FORWARDS = {}  # import path of a class: the forward that its layers get
 
@@ -45,6 +48,19 @@ def counterpart(cls):
 def as_before(module, *inputs, **options):
     """The forward of the class that `replace` found."""
     return type(module).original.forward(module, *inputs, **options)
+
+
+HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+has_global_hooks = torch.nn.modules.module._has_any_global_hook
+
+
+def why_not_bypassed(module):
+    """Why a call of it cannot be left out, or None."""
+    attributes = vars(module)
+    for hooks in HOOKS:
+        if attributes[hooks]:
+            return "a hook sits on it"
+    return "its forward is overridden on the instance" if "forward" in attributes else None
 
 
 def register_layer(*classes):
@@ -258,7 +274,11 @@ def timm_rms_norm(module, x):
 
 @register_layer("timm.layers.norm_act.BatchNormAct2d")
 def timm_batch_norm_act_2d(module, x):
-    return module.act(module.drop(call_batch_norm(module, functional.batch_norm, x)))
+    act, called = activation_of(module.act), why_not_bypassed(module.drop) or why_not_bypassed(module.act)
+    if act is None or called or has_global_hooks() or type(module.drop) is not torch.nn.Identity:
+        return module.act(module.drop(call_batch_norm(module, functional.batch_norm, x)))
+    name, negative_slope = act
+    return call_batch_norm(module, functional.batch_norm_act, x, act=name, negative_slope=negative_slope)
 
 
 @register_layer("timm.layers.drop.DropPath")

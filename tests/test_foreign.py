@@ -13,7 +13,7 @@ from reference import GRADIENT_UNITS, assert_accurate
 from torch import nn
 
 import normreg
-from normreg import foreign
+from normreg import dispatch, foreign
 
 
 def at(path):
@@ -208,6 +208,48 @@ def step(layer, x, dy):
     y = layer(x)
     gradients = torch.autograd.grad(y, [x, *layer.parameters()], dy.to(y.dtype))
     return [y.detach(), *gradients, *(b.clone() for b in layer.buffers())]
+
+
+class Tripled(nn.SiLU):
+    def forward(self, x):
+        return 3 * super().forward(x)
+
+
+def with_hook(layer):
+    layer.act.register_forward_hook(lambda module, inputs, output: output * 2)
+
+
+def with_drop_hook(layer):
+    layer.drop.register_forward_pre_hook(lambda module, inputs: inputs[0] * 2)
+
+
+TIMM_ACTS = {
+    "fused": (True, lambda layer: None),
+    "leaky_relu": (True, lambda layer: setattr(layer, "act", nn.LeakyReLU(0.3))),
+    "gelu_tanh": (True, lambda layer: setattr(layer, "act", nn.GELU("tanh"))),
+    "in place": (True, lambda layer: setattr(layer, "act", nn.ReLU(inplace=True))),
+    "none": (False, lambda layer: setattr(layer, "act", nn.Identity())),
+    "subclass": (False, lambda layer: setattr(layer, "act", Tripled())),
+    "drop": (False, lambda layer: setattr(layer, "drop", nn.Hardtanh(-0.1, 0.1))),
+    "hook": (False, with_hook),
+    "hook on drop": (False, with_drop_hook),
+    "forward": (False, lambda layer: setattr(layer.act, "forward", torch.tanh)),
+}
+
+
+@pytest.mark.parametrize(("fused", "change"), TIMM_ACTS.values(), ids=TIMM_ACTS)
+def test_timms_activation_is_fused_or_called(device, fused, change):
+    layer = built(TimmBatchNormAct2d, device, torch.float64)
+    change(layer)
+    twin = copy.deepcopy(layer)
+    normreg.replace(layer)
+    x, dy = (torch.randn(IMAGES, dtype=torch.float64, device=device) for _ in range(2))
+    for result, expected in zip(step(layer, x, dy), step(twin, x, dy), strict=True):
+        torch.testing.assert_close(result, expected, rtol=1e-10, atol=1e-10)
+    operations = []
+    with dispatch.watched(lambda operation, *_: operations.append(operation)):
+        layer(x)
+    assert operations == ["batch_norm_act" if fused else "batch_norm"]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)

@@ -5,14 +5,12 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from torch.nn.modules.module import _has_any_global_hook
 
 from normreg import foreign, functional, nn
+from normreg.foreign import has_global_hooks, why_not_bypassed
 from normreg.fusion import tracing
 from normreg.nn.batch_norm import call_batch_norm
 from normreg.ops.activations import activation_in_torch, activation_of
-
-HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
 @dataclass(frozen=True)
@@ -46,15 +44,6 @@ def _inner(module, path):
         if (module := module._modules.get(name)) is None:
             return None
     return module
-
-
-def why_not_bypassed(module):
-    """Why a call of it cannot be left out, or None."""
-    attributes = vars(module)
-    for hooks in HOOKS:
-        if attributes[hooks]:
-            return "a hook sits on it"
-    return "its forward is overridden on the instance" if "forward" in attributes else None
 
 
 @dataclass(frozen=True)
@@ -96,7 +85,7 @@ class Plan:
         for path, names in self.contents:
             if _contents(_inner(block, path)) != names:
                 return False
-        return not _has_any_global_hook() and all(part.is_unchanged(block) for part in self.parts)
+        return not has_global_hooks() and all(part.is_unchanged(block) for part in self.parts)
 
 
 def has_forward(module):

@@ -12,6 +12,7 @@ import types
 import torch
 
 from normreg import nn
+from normreg.foreign import why_not_bypassed
 from normreg.fusion import blocks, tracing
 from normreg.fusion.blocks import Code, Part, Plan
 from normreg.fusion.steps import BATCH_NORMS, Reader
@@ -105,7 +106,7 @@ class Matcher(Reader):
         """Why one call cannot take the place of these, or None."""
         for step in steps:
             module = self.module(step.node)
-            if module is not None and (reason := blocks.why_not_bypassed(module)):
+            if module is not None and (reason := why_not_bypassed(module)):
                 return f"{reason}: {step.node.target}"
         for step in steps[:-1]:
             if len(step.node.users) > 1 and not (step.kind == "+" and self.is_prenorm(steps)):
@@ -139,9 +140,7 @@ class Matcher(Reader):
         """Whether a call made this tensor for its only user."""
         module = self.module(node)
         return (
-            self.becomes(module) in ALLOCATING
-            and blocks.why_not_bypassed(module) is None
-            and len(node.users) == 1
+            self.becomes(module) in ALLOCATING and why_not_bypassed(module) is None and len(node.users) == 1
         )
 
     def is_prenorm(self, steps):
