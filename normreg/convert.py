@@ -1,11 +1,13 @@
 """`replace` and `restore`: change the class of a model's layers, and of nothing else."""
 
-from dataclasses import dataclass
+import re
 
 import torch
+from torch.nn.parameter import is_lazy
 
 from normreg import foreign, nn, selection
 from normreg.fusion import blocks, patterns, tracing
+from normreg.report import ROOT, Change, Fusion, Report, Skip, class_name, counted
 
 COUNTERPARTS = {
     torch.nn.LayerNorm: nn.LayerNorm,
@@ -30,75 +32,11 @@ FAMILIES = (
     torch.nn.modules.batchnorm._NormBase,
     torch.nn.modules.dropout._DropoutNd,
 )
+OVERRIDDEN = "its forward is overridden on the instance"
+# of layers that are named, too, though they are of no family
+LAYER_NAMES = re.compile("norm|drop(out|path|block)|stochasticdepth", re.IGNORECASE)
 OURS = {getattr(nn, name) for name in nn.__all__}
-ROOT = "(the model itself)"
 ORIGINALS = {ours: original for original, ours in COUNTERPARTS.items()}
-
-
-@dataclass(frozen=True)
-class Change:
-    name: str
-    was: str
-    now: str
-
-
-@dataclass(frozen=True)
-class Skip:
-    name: str
-    kind: str
-    reason: str
-
-
-@dataclass(frozen=True)
-class Fusion:
-    name: str  # of the module whose forward applies them
-    what: str  # "bn1 -> relu"
-
-
-@dataclass(frozen=True)
-class Report:
-    """What `replace` or `restore` did, or would do: printed, a table each of what there is.
-
-    `changed` and `skipped` are layers; `fused` and `not_fused`, the latter with the reason, are patterns.
-    """
-
-    changed: tuple[Change, ...]
-    skipped: tuple[Skip, ...]
-    dry_run: bool = False  # nothing was changed
-    fused: tuple[Fusion, ...] = ()
-    not_fused: tuple[Skip, ...] = ()
-
-    def __str__(self):
-        would_be = "would be " * self.dry_run
-        rows = [(change.name, change.was, change.now) for change in self.changed]
-        lines = [f"{counted(rows)} {would_be}changed"]
-        if rows:
-            lines += table([("name", "was", "would be" if self.dry_run else "is"), *rows])
-        for rows, what, header in (
-            ([(f.name, f.what) for f in self.fused], f"{would_be}fused", ("in", "what")),
-            ([(s.name, s.kind, s.reason) for s in self.not_fused], "not fused", ("in", "what", "why")),
-        ):
-            if rows:
-                lines += ["", f"{counted(rows, 'pattern')} {what}", *table([header, *rows])]
-        if self.skipped:
-            lines += ["", f"{counted(self.skipped)} left alone"]
-            lines += table([("name", "class", "why"), *((s.name, s.kind, s.reason) for s in self.skipped)])
-        return "\n".join(lines)
-
-
-def counted(rows, what="layer"):
-    return f"{len(rows)} {what}{'' if len(rows) == 1 else 's'}"
-
-
-def table(rows):
-    widths = [max(map(len, column)) for column in zip(*rows)]
-    rows = [rows[0], tuple("-" * width for width in widths), *rows[1:]]
-    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows]
-
-
-def class_name(cls):
-    library = "torch.nn" if cls.__module__.startswith("torch.nn.") else cls.__module__.split(".")[0]
-    return f"{library}.{cls.__name__}"
 
 
 def check_is_module(model):
@@ -110,8 +48,24 @@ def check_is_module(model):
 
 
 def replaceable(module):
-    """Whether `replace` changes this module: an exact type whose forward is not the instance's own."""
-    return counterpart(type(module)) is not None and "forward" not in vars(module)
+    """Whether `replace` changes this module: an exact type that computes what its class is known for."""
+    return counterpart(type(module)) is not None and _why_changed_by_others(module) is None
+
+
+def _why_changed_by_others(module):
+    """What a tool that patches models did to this layer, or None."""
+    cls = type(module)
+    if "forward" in vars(module):
+        return OVERRIDDEN
+    if _library(cls.forward) not in map(_library, cls.__mro__):
+        return f"{cls.__name__}.forward was replaced by {_library(cls.forward)}"
+    if getattr(module, "qconfig", None) is not None:
+        return "it is prepared for quantisation, which knows torch's classes only"
+    return None
+
+
+def _library(thing):
+    return (getattr(thing, "__module__", None) or "an unknown module").split(".")[0]
 
 
 def counterpart(cls):
@@ -132,9 +86,7 @@ def _plan_changes(model, class_for, why_left):
     for name, module in model.named_modules():
         name, cls = name or ROOT, type(module)
         becomes = class_for(cls)
-        if "forward" in vars(module) and becomes:
-            skipped.append(Skip(name, class_name(cls), "its forward is overridden on the instance"))
-        elif reason := why_left(name, module):
+        if (becomes and (reason := _why_changed_by_others(module))) or (reason := why_left(name, module)):
             skipped.append(Skip(name, class_name(cls), reason))
         elif becomes:
             changes.append((name, module, becomes))
@@ -154,9 +106,35 @@ def _carry_out(changes):
         raise
 
 
-def _report(changes, skipped, **options):
+def _report(model, changes, skipped, **options):
     changed = (Change(name, class_name(type(module)), class_name(cls)) for name, module, cls in changes)
-    return Report(tuple(changed), tuple(skipped), **options)
+    inside = (p for _, module, _ in changes for p in module.parameters(recurse=False))
+    counts = _elements(inside), _elements(model.parameters())
+    return Report(tuple(changed), tuple(skipped), parameters=counts, **options)
+
+
+def _elements(parameters):
+    """Of all that exist, shared ones counted once."""
+    return sum(p.numel() for p in {*parameters} if not is_lazy(p))
+
+
+def _notes(model, changes):
+    """What a caller would not expect of some modules around those that change."""
+    changed = {module for _, module, _ in changes}
+    bypassing = [
+        module
+        for module in model.modules()
+        if isinstance(module, torch.nn.TransformerEncoderLayer)
+        and type(module).forward is torch.nn.TransformerEncoderLayer.forward
+        and not changed.isdisjoint(module.children())
+    ]
+    if not bypassing:
+        return ()
+    layers = counted(bypassing, "torch.nn.TransformerEncoderLayer")
+    return (
+        f"{layers}: in evaluation and without gradients, torch's fast path computes what is inside, changed "
+        f"layers too; torch.backends.mha.set_fastpath_enabled(False) stops that",
+    )
 
 
 def _plan_fusions(model, changes, functions_too):
@@ -190,13 +168,20 @@ def _plan_fusions(model, changes, functions_too):
 
 
 def _why_not_replaced(module):
-    if type(module) in OURS or original(type(module)) or counterpart(type(module)):
+    if counterpart(type(module)):
+        return _why_changed_by_others(module)
+    if type(module) in OURS or original(type(module)):
         return None
     for known in COUNTERPARTS:
         if isinstance(module, known):
             return f"a subclass of {class_name(known)} may compute something else"
     if isinstance(module, FAMILIES):
         return "normreg has no counterpart"
+    if isinstance(module, torch.jit.ScriptModule):
+        return "compiled by torch.jit: replace before" if LAYER_NAMES.search(module.original_name) else None
+    if not module._modules and LAYER_NAMES.search(type(module).__name__):
+        theirs = type(module).__module__.startswith("torch.")
+        return "normreg has no counterpart" if theirs else "an unknown class: see normreg.register_layer"
     return None
 
 
@@ -257,7 +242,7 @@ def replace(model, include=None, exclude=None, fuse=False, dry_run=False):
     changes, skipped = _plan_changes(model, counterpart, why_left)
     rewritten, fusions = _plan_fusions(model, changes, functions_too) if fuse else ([], {})
     changes += rewritten
-    report = _report(changes, skipped, dry_run=dry_run, **fusions)
+    report = _report(model, changes, skipped, dry_run=dry_run, notes=_notes(model, changes), **fusions)
     if not dry_run:
         _carry_out(changes)
     return report
@@ -277,6 +262,6 @@ def restore(model):
     Returns a `Report`. Raises TypeError where `model` is not a module.
     """
     changes, skipped = _plan_changes(model, original, _why_not_restored)
-    report = _report(changes, skipped)
+    report = _report(model, changes, skipped)
     _carry_out(changes)
     return report

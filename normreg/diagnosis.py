@@ -7,8 +7,8 @@ from pathlib import Path
 import torch
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from normreg.convert import counted, table
 from normreg.measurement import Recorder, Statistics, measurable
+from normreg.report import counted, table
 from normreg.unchanged import check_runs, unchanged
 
 ROUNDING = 1e-6  # of the root mean square: a smaller mean is not drawn

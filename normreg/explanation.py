@@ -9,8 +9,9 @@ import torch
 from torch.utils._pytree import tree_map_only
 
 from normreg import dispatch, foreign, functional, nn
-from normreg.convert import ROOT, Skip, class_name, counted, replaceable, table
+from normreg.convert import replaceable
 from normreg.fusion import blocks
+from normreg.report import ROOT, Skip, class_name, counted, percentage, table
 from normreg.unchanged import check_runs, unchanged
 
 LAYERS = (foreign.Derived, *(getattr(nn, name) for name in nn.__all__))
@@ -48,8 +49,10 @@ class Explanation:
 
     def __str__(self):
         paths = [call.path for call in self.calls]
-        counts = ", ".join(f"{paths.count(path)} {path}" for path in ("kernel", "torch", "nothing"))
-        lines = [f"{counted(paths, 'call')}: {counts}" if paths else "0 calls"]
+        counts = [f"{paths.count(path)} {path}" for path in ("kernel", "torch", "nothing")]
+        if paths:
+            counts[0] += f" ({percentage(paths.count('kernel'), len(paths))})"
+        lines = [f"{counted(paths, 'call')}: {', '.join(counts)}" if paths else "0 calls"]
         if self.calls:
             rows = [(call.name, call.layer, call.input, call.path, call.why) for call in self.calls]
             lines += table([("name", "layer", "input", "path", "why"), *rows])

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 import torch
 from torch.nn import init
 
-from normreg.convert import ROOT, Skip, check_is_module, class_name, counted, table
+from normreg.convert import check_is_module
 from normreg.parameter_groups import is_norm
+from normreg.report import ROOT, Skip, class_name, counted, table
 
 __all__ = ["kaiming_", "truncated_normal_", "xavier_", "zero_residual_"]
 

@@ -9,8 +9,8 @@ import torch
 from torch.utils._pytree import keystr, tree_flatten_with_path
 
 from normreg import nn
-from normreg.convert import ROOT, class_name
 from normreg.ops.batch_norm import BatchNormFunction
+from normreg.report import ROOT, class_name
 
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 CHUNK = 2**22  # elements that are float64 at a time, 32 MiB

@@ -8,7 +8,8 @@ from collections import OrderedDict
 
 import torch
 
-from normreg.convert import ROOT, check_is_module, class_name
+from normreg.convert import check_is_module
+from normreg.report import ROOT, class_name
 
 _ONE_AT_A_TIME = threading.RLock()
 

@@ -13,6 +13,7 @@ from torch.nn.utils import parametrize
 
 import normreg
 from normreg import convert
+from normreg.report import Change, Report, Skip
 
 # kind: (arguments of its constructor, shape of an input, what its kernels' names start with)
 KINDS = {
@@ -162,17 +163,17 @@ def test_exact_types_everywhere_and_nothing_else(device):
     report = normreg.replace(model)
     now = {name: getattr(normreg, NESTED[name]) if name in NESTED else cls for name, cls in was.items()}
     assert types(model) == now
-    assert report == convert.Report(
-        tuple(convert.Change(name, f"torch.nn.{kind}", f"normreg.{kind}") for name, kind in NESTED.items()),
+    assert outcome(report) == (
+        tuple(Change(name, f"torch.nn.{kind}", f"normreg.{kind}") for name, kind in NESTED.items()),
         (
-            convert.Skip("heads.b.1", "test_convert.PlainNorm", "normreg has no counterpart"),
-            convert.Skip("last", "test_convert.PlainNorm", "normreg has no counterpart"),
+            Skip("heads.b.1", "test_convert.PlainNorm", "normreg has no counterpart"),
+            Skip("last", "test_convert.PlainNorm", "normreg has no counterpart"),
         ),
     )
     report = normreg.restore(model)
     assert types(model) == was
-    assert report == convert.Report(
-        tuple(convert.Change(name, f"normreg.{kind}", f"torch.nn.{kind}") for name, kind in NESTED.items()),
+    assert outcome(report) == (
+        tuple(Change(name, f"normreg.{kind}", f"torch.nn.{kind}") for name, kind in NESTED.items()),
         (),
     )
 
@@ -219,19 +220,23 @@ def test_the_root_itself(device, kind):
     module, _ = layer(kind, device)
     report = normreg.replace(module)
     assert [change.name for change in report.changed] == ["(the model itself)"]
-    assert type(normreg.restore(module)) is convert.Report
+    assert type(normreg.restore(module)) is Report
     assert type(module) is getattr(nn, kind)
+
+
+def outcome(report):
+    return report.changed, report.skipped
 
 
 def test_idempotent(device):
     model = nested(device)
-    assert normreg.restore(model) == convert.Report((), ())
+    assert outcome(normreg.restore(model)) == ((), ())
     first = normreg.replace(model)
     now = types(model)
-    assert normreg.replace(model) == convert.Report((), first.skipped)
+    assert outcome(normreg.replace(model)) == ((), first.skipped)
     assert types(model) == now
     normreg.restore(model)
-    assert normreg.restore(model) == convert.Report((), ())
+    assert outcome(normreg.restore(model)) == ((), ())
     assert normreg.replace(model) == first
     assert types(model) == now
 
@@ -379,7 +384,38 @@ def parametrized():
 
 
 A_SUBCLASS = "a subclass of torch.nn.{} may compute something else"
+
+
+def prepared():
+    layer = nn.LayerNorm(6)
+    layer.qconfig = torch.ao.quantization.default_qconfig
+    return layer
+
+
+def scripted():
+    return torch.jit.script(nn.LayerNorm(6))
+
+
+class LigerRMSNorm(nn.Module):
+    """Of no class that is known, by a name that says what it is."""
+
+    def forward(self, x):
+        return x / 2
+
+
+class NormedHead(nn.Sequential):
+    """A container is none."""
+
+
 LEFT_ALONE = {
+    "prepared for quantisation": (
+        prepared, "torch.nn.LayerNorm", "it is prepared for quantisation, which knows torch's classes only",
+    ),
+    "unknown": (
+        LigerRMSNorm, "test_convert.LigerRMSNorm",
+        "an unknown class: see normreg.register_layer",
+    ),
+    "scripted": (scripted, "torch.RecursiveScriptModule", "compiled by torch.jit: replace before"),
     "subclass": (
         lambda: TunedLayerNorm(6), "test_convert.TunedLayerNorm", A_SUBCLASS.format("LayerNorm"),
     ),
@@ -392,18 +428,34 @@ LEFT_ALONE = {
 }  # fmt: skip
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")
 @pytest.mark.parametrize(("make", "kind", "reason"), LEFT_ALONE.values(), ids=LEFT_ALONE)
 def test_left_alone_and_named(device, launches, make, kind, reason):
     model = nn.Sequential(make()).to(device)
     cls, objects = type(model[0]), list(contents(model))
     twin = nn.Sequential(make()).to(device)
     report = normreg.replace(model)
-    assert report == convert.Report((), (convert.Skip("0", kind, reason),))
+    assert outcome(report) == ((), (Skip("0", kind, reason),))
     assert type(model[0]) is cls
     assert all(a is b for (_, a), (_, b) in zip(contents(model), objects, strict=True))
     x = torch.randn(4, 6, device=device)
     assert torch.equal(model(x), twin(x))
     assert launches == []
+
+
+def test_a_forward_that_a_tool_replaced_in_the_class(device, monkeypatch):
+    model = nn.Sequential(nn.LayerNorm(6), nn.RMSNorm(6)).to(device)
+    monkeypatch.setattr(nn.LayerNorm, "forward", lambda self, x: x * 3)
+    report = normreg.replace(model)
+    assert [change.name for change in report.changed] == ["1"]
+    assert report.skipped == (
+        Skip("0", "torch.nn.LayerNorm", f"LayerNorm.forward was replaced by {__name__}"),
+    )
+    assert torch.equal(model[0](torch.ones(6, device=device)), torch.full((6,), 3.0, device=device))
+
+
+def test_containers_are_not_named():
+    assert normreg.replace(NormedHead(nn.Linear(2, 2))).skipped == ()
 
 
 @pytest.mark.filterwarnings("ignore:Lazy modules are a new feature:UserWarning")
@@ -437,9 +489,9 @@ def test_relatives_are_left_alone(relative):
     report = normreg.replace(model)
     assert [change.name for change in report.changed] == ["1"]
     assert type(relative) is cls
-    named = isinstance(relative, convert.FAMILIES)
+    named = cls.__name__.startswith(("Plain", "Block", "LocalResponse"))
     assert [skip.name for skip in report.skipped] == ["0"] * named
-    assert named == cls.__name__.startswith(("Plain", "Block"))
+    assert all(skip.reason == "normreg has no counterpart" for skip in report.skipped)
     assert all(vars(relative)[name] is value for name, value in objects.items())
 
 
@@ -650,7 +702,7 @@ def test_transformer_in_eval_takes_torchs_fast_path(device, launches, padded):
 
 
 GOLDEN = """\
-2 layers changed
+2 layers changed, with 5.71 % of 140 parameters
 name        was                   is
 ----------  --------------------  -------------------
 body.norm   torch.nn.BatchNorm2d  normreg.BatchNorm2d
@@ -719,10 +771,35 @@ def test_a_dry_run_changes_nothing_and_says_what_would_be(device):
     assert types(model) == was
     assert all(a is b for (_, a), (_, b) in zip(contents(model), objects, strict=True))
     lines = str(would).splitlines()
-    assert lines[0] == "2 layers would be changed"
+    assert lines[0].startswith("2 layers would be changed, with ")
     assert lines[1].split() == ["name", "was", "would", "be"]
     did = normreg.replace(model, include="stem.*")
     assert (would.changed, would.skipped) == (did.changed, did.skipped)
+
+
+def test_the_share_of_parameters():
+    """Shared ones count once; lazy ones do not exist; those of the meta device do."""
+    norm = nn.LayerNorm(4, device="meta")
+    model = nn.Sequential(norm, norm, nn.LazyLinear(3), nn.Linear(4, 4, bias=False), nn.LayerNorm(4))
+    model[4].weight = norm.weight
+    assert normreg.replace(model, include="0").parameters == (8, 8 + 16 + 4)
+    assert normreg.replace(model).parameters == (8, 8 + 16 + 4)
+    assert str(normreg.replace(nn.Dropout())).startswith("1 layer changed\n")
+    assert normreg.restore(model).parameters == (12, 8 + 16 + 4)
+
+
+def test_the_fast_path_is_noted():
+    model = nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 8, batch_first=True), 2)
+    report = normreg.replace(model)
+    note = (
+        "2 torch.nn.TransformerEncoderLayers: in evaluation and without gradients, torch's fast path "
+        "computes what is inside, changed layers too; torch.backends.mha.set_fastpath_enabled(False) "
+        "stops that"
+    )
+    assert report.notes == (note,)
+    assert str(report).endswith(f"\n\n{note}")
+    assert normreg.replace(model).notes == ()
+    assert normreg.replace(nn.TransformerDecoderLayer(8, 2, 8)).notes == ()
 
 
 @pytest.mark.parametrize("argument", ["include", "exclude"])

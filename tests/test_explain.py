@@ -11,7 +11,7 @@ from torch import nn
 
 import normreg
 from normreg import dispatch, explanation
-from normreg.convert import Skip
+from normreg.report import Skip
 
 
 def rows(report):
@@ -345,7 +345,7 @@ def test_wrong_arguments(device):
 
 
 GOLDEN = """\
-3 calls: 1 kernel, 1 torch, 1 nothing
+3 calls: 1 kernel (33.3 %), 1 torch, 1 nothing
 name  layer              input              path     why
 ----  -----------------  -----------------  -------  --------------------
 0     normreg.LayerNorm  float32 [3, 4] {0}  kernel

@@ -21,6 +21,8 @@ def at(path):
 
     def place(cls):
         cls.__module__, _, cls.__qualname__ = path.rpartition(".")
+        if "forward" in vars(cls):
+            cls.forward.__module__ = cls.__module__
         return cls
 
     return place

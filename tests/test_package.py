@@ -17,7 +17,7 @@ MAX_LINES = 450
 READERS = ("functional", "fused_batch_norm", "fused_dropout", "synchronized", "l2_penalty", "explanation")
 ORDER = (
     "kernels", "ops", "fused_batch_norm", "fused_dropout", "synchronized", "sharding", "functional",
-    "dropout_mask", "l2_penalty", "nn", "selection", "foreign", "fusion", "convert", "unchanged",
+    "dropout_mask", "l2_penalty", "nn", "report", "selection", "foreign", "fusion", "convert", "unchanged",
     "explanation", "measurement", "diagnosis", "parameter_groups", "init", "running_statistics",
 )  # fmt: skip
 
