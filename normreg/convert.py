@@ -179,10 +179,11 @@ def _why_not_replaced(module):
         return "normreg has no counterpart"
     if isinstance(module, torch.jit.ScriptModule):
         return "compiled by torch.jit: replace before" if LAYER_NAMES.search(module.original_name) else None
-    if not module._modules and LAYER_NAMES.search(type(module).__name__):
-        theirs = type(module).__module__.startswith("torch.")
-        return "normreg has no counterpart" if theirs else "an unknown class: see normreg.register_layer"
-    return None
+    home = type(module).__module__
+    if module._modules or home.startswith("torch.nn.utils") or not LAYER_NAMES.search(type(module).__name__):
+        return None
+    theirs = home.startswith("torch.")
+    return "normreg has no counterpart" if theirs else "an unknown class: see normreg.register_layer"
 
 
 def _why_not_chosen(model, include, exclude):
