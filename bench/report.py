@@ -9,7 +9,7 @@ import statistics
 import sys
 from pathlib import Path
 
-from . import compare, ledger, models, tables
+from . import classes, compare, ledger, models, tables
 from .operations import OPERATIONS
 
 ROOT = Path(__file__).parent.parent
@@ -126,13 +126,13 @@ def readme_section(results):
     return "\n".join(lines)
 
 
-def fill(readme, section):
-    """README with the text between its two marks replaced."""
+def fill(readme, section, begin=BEGIN, end=END):
+    """README with the text between two marks replaced."""
     text = readme.read_text()
-    if text.count(BEGIN) != 1 or text.count(END) != 1:
-        sys.exit(f"{readme}: expected the lines {BEGIN!r} and {END!r}, once each; put them where results go")
-    before, rest = text.split(BEGIN)
-    readme.write_text(f"{before}{BEGIN}\n{section}{END}{rest.split(END)[1]}")
+    if text.count(begin) != 1 or text.count(end) != 1:
+        sys.exit(f"{readme}: expected the lines {begin!r} and {end!r}, once each; put them where results go")
+    before, rest = text.split(begin)
+    readme.write_text(f"{before}{begin}\n{section}{end}{rest.split(end)[1]}")
 
 
 def plot(folder, operation, found, copies):
@@ -202,5 +202,6 @@ def run(arguments):
         if (machine / "speed").is_dir():
             print(f"written: {write_machine_report(machine)}")
     fill(arguments.readme, readme_section(arguments.results))
+    fill(arguments.readme, classes.section(), classes.BEGIN, classes.END)
     print(f"written: {arguments.readme}")
     return 0

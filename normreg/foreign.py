@@ -193,7 +193,7 @@ def _share_dtype(x, *tensors):
 
 @register_layer(*_paths(TRANSFORMERS, LIKE_LLAMA))
 def llama_rms_norm(module, hidden_states):
-    """weight * x / sqrt(E[x^2] + eps), rounded once, where the original rounds before the weight, too."""
+    """RMS normalisation, rounded once, where the original rounds before the weight, too."""
     if not _share_dtype(hidden_states, module.weight):
         return as_before(module, hidden_states)
     weight = module.weight
@@ -202,7 +202,7 @@ def llama_rms_norm(module, hidden_states):
 
 @register_layer(*_paths(TRANSFORMERS, LIKE_GEMMA))
 def gemma_rms_norm(module, x):
-    """(1 + weight) * x / sqrt(E[x^2] + eps)"""
+    """RMS normalisation with the weight 1 + weight."""
     if x.dtype.itemsize > 4:
         return as_before(module, x)
     weight = 1.0 + module.weight.float()
@@ -211,6 +211,7 @@ def gemma_rms_norm(module, x):
 
 @register_layer(*_paths(TRANSFORMERS, LIKE_CONVNEXT))
 def convnext_layer_norm(module, features):
+    """Layer normalisation of the last dimension or, where the layer says so, of the channels."""
     if module.data_format == "channels_first":
         return functional.layer_norm_channels(features, module.weight, module.bias, module.eps)
     return functional.layer_norm(features, module.normalized_shape, module.weight, module.bias, module.eps)
@@ -221,6 +222,7 @@ def convnext_layer_norm(module, features):
     "torchvision.ops.misc.FrozenBatchNorm2d",
 )
 def frozen_batch_norm(module, x):
+    """Batch normalisation with statistics that are never updated."""
     vectors = (module.running_mean, module.running_var, module.weight, module.bias)
     if not _share_dtype(x, *vectors):
         return as_before(module, x)
@@ -229,11 +231,13 @@ def frozen_batch_norm(module, x):
 
 @register_layer("torchvision.models.convnext.LayerNorm2d")
 def torchvision_layer_norm_2d(module, x):
+    """Layer normalisation of the channels."""
     return functional.layer_norm_channels(x, module.weight, module.bias, module.eps)
 
 
 @register_layer("torchvision.ops.stochastic_depth.StochasticDepth")
 def stochastic_depth(module, input):
+    """Drop path, where it drops whole samples."""
     if module.mode != "row":
         return as_before(module, input)
     return functional.drop_path(input, module.p, module.training)
@@ -246,6 +250,7 @@ def _is_fast(module):
 
 @register_layer("timm.layers.norm.LayerNorm", "timm.layers.norm.LayerNormFp32")
 def timm_layer_norm(module, x):
+    """Layer normalisation, unless timm's fast norms are on."""
     if _is_fast(module):
         return as_before(module, x)
     return functional.layer_norm(x, module.normalized_shape, module.weight, module.bias, module.eps)
@@ -253,6 +258,7 @@ def timm_layer_norm(module, x):
 
 @register_layer("timm.layers.norm.LayerNorm2d", "timm.layers.norm.LayerNorm2dFp32")
 def timm_layer_norm_2d(module, x):
+    """Layer normalisation of the channels, unless timm's fast norms are on."""
     if _is_fast(module):
         return as_before(module, x)
     return functional.layer_norm_channels(x, module.weight, module.bias, module.eps)
@@ -260,6 +266,7 @@ def timm_layer_norm_2d(module, x):
 
 @register_layer("timm.layers.norm.GroupNorm", "timm.layers.norm.GroupNorm1")
 def timm_group_norm(module, x):
+    """Group normalisation, unless timm's fast norms are on."""
     if _is_fast(module):
         return as_before(module, x)
     return functional.group_norm(x, module.num_groups, module.weight, module.bias, module.eps)
@@ -267,6 +274,7 @@ def timm_group_norm(module, x):
 
 @register_layer("timm.layers.norm.RmsNorm")
 def timm_rms_norm(module, x):
+    """RMS normalisation, unless timm's fast norms are on."""
     if _is_fast(module) or not _share_dtype(x, module.weight):
         return as_before(module, x)
     return functional.rms_norm(x, module.normalized_shape, module.weight, module.eps)
@@ -274,6 +282,7 @@ def timm_rms_norm(module, x):
 
 @register_layer("timm.layers.norm_act.BatchNormAct2d")
 def timm_batch_norm_act_2d(module, x):
+    """Batch normalisation and the activation behind it in one, where it is one of torch.nn's."""
     act, called = activation_of(module.act), why_not_bypassed(module.drop) or why_not_bypassed(module.act)
     if act is None or called or has_global_hooks() or type(module.drop) is not torch.nn.Identity:
         return module.act(module.drop(call_batch_norm(module, functional.batch_norm, x)))
@@ -283,4 +292,5 @@ def timm_batch_norm_act_2d(module, x):
 
 @register_layer("timm.layers.drop.DropPath")
 def timm_drop_path(module, x):
+    """Drop path."""
     return functional.drop_path(x, module.drop_prob, module.training, module.scale_by_keep)

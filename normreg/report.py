@@ -49,12 +49,12 @@ class Report:
         lines = [f"{counted(rows)} {would_be}changed{share}"]
         if rows:
             lines += table([("name", "was", "would be" if self.dry_run else "is"), *rows])
-        for rows, what, header in (
-            ([(f.name, f.what) for f in self.fused], f"{would_be}fused", ("in", "what")),
-            ([(s.name, s.kind, s.reason) for s in self.not_fused], "not fused", ("in", "what", "why")),
-        ):
-            if rows:
-                lines += ["", f"{counted(rows, 'pattern')} {what}", *table([header, *rows])]
+        if self.fused:
+            lines += ["", f"{counted(self.fused, 'pattern')} {would_be}fused"]
+            lines += table([("in", "what"), *((f.name, f.what) for f in self.fused)])
+        if self.not_fused:
+            lines += ["", f"{len(self.not_fused)} not fused"]
+            lines += table([("in", "what", "why"), *((s.name, s.kind, s.reason) for s in self.not_fused)])
         if self.skipped:
             lines += ["", f"{counted(self.skipped)} left alone"]
             lines += table([("name", "class", "why"), *((s.name, s.kind, s.reason) for s in self.skipped)])

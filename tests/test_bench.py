@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import normreg
-from bench import __main__, compare, harness, ledger, peers, report, speed, tables, timing
+from bench import __main__, classes, compare, harness, ledger, peers, report, speed, tables, timing
 from bench.operations import OPERATIONS, Case, cases
 from bench.operations.case import DTYPES
 from bench.peers import PEERS, Peer
@@ -439,7 +439,8 @@ def results(tmp_path, monkeypatch):
     harness.write(folder / "SOME-GPU", "models", STEPS, [], environment)
     copies = [dict(operation="copy", case="copy", bytes=2**21, gb_per_s=[4000.0, 4001.0])]
     harness.write(folder / "SOME-GPU", "speed", copies, [], environment)
-    (tmp_path / "README.md").write_text(f"# Title\n{report.BEGIN}\nold\n{report.END}\nrest\n")
+    marks = report.BEGIN, report.END, classes.BEGIN, classes.END
+    (tmp_path / "README.md").write_text("# Title\n{}\nold\n{}\n{}\nold\n{}\nrest\n".format(*marks))
     return folder
 
 
@@ -462,7 +463,7 @@ def test_a_report_of_recorded_results(results, tmp_path):
 
     readme = (tmp_path / "README.md").read_text()
     assert readme.startswith("# Title\n")
-    assert readme.endswith(f"{report.END}\nrest\n")
+    assert readme.endswith(f"{classes.END}\nrest\n")
     assert "old" not in readme
     (layer_norm,) = [line for line in readme.splitlines() if line.startswith("| SOME GPU | layer_norm")]
     cells = [cell.strip() for cell in layer_norm.strip("|").split("|")]
@@ -492,6 +493,7 @@ def test_the_section_of_readme_is_what_report_writes():
     text = (ROOT / "README.md").read_text()
     section = text.split(report.BEGIN + "\n")[1].split(report.END)[0]
     assert section == report.readme_section(ROOT / "bench/results")
+    assert text.split(classes.BEGIN + "\n")[1].split(classes.END)[0] == classes.section()
 
 
 def test_the_committed_ledger_is_what_the_kernels_move():

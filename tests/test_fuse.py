@@ -192,7 +192,7 @@ def test_the_report_in_words(device):
     model[0].relu.register_forward_hook(lambda *_: None)
     text = str(normreg.replace(nn.Sequential(BasicBlock(3), model), fuse=True, dry_run=True))
     assert "2 patterns would be fused\nin  what\n--  ----------------\n0   bn1 -> relu\n" in text
-    assert "2 patterns not fused" in text
+    assert "2 not fused" in text
     assert "1.0  bn2 -> + -> relu  a hook sits on it: relu" in text
 
 

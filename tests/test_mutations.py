@@ -1015,6 +1015,18 @@ MUTATIONS = {
         "    if act is None or has_global_hooks() or ",
         "test_foreign.py -k 'timms_activation and hook'",
     ),
+    "a forward that a tool put into the class is lost": Mutation(
+        "normreg/convert.py",
+        "    if _library(cls.forward) not in map(_library, cls.__mro__):\n",
+        "    if False:\n",
+        "test_convert.py -k tool_replaced",
+    ),
+    "shared parameters count twice": Mutation(
+        "normreg/convert.py",
+        "for p in {*parameters} if",
+        "for p in [*parameters] if",
+        "test_convert.py -k share_of",
+    ),
     # normreg/fusion
     "whatever a module returns is new memory": Mutation(
         "normreg/fusion/patterns.py",

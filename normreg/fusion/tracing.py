@@ -211,7 +211,7 @@ def _trace(module, signature, training, options=()):
         except Untraceable:
             raise
         except Exception as error:
-            line = (str(error).strip() or type(error).__name__).splitlines()[0]
+            line = (str(error).strip() or type(error).__name__).splitlines()[0].split(". ")[0]
             raise Untraceable(f"torch.fx cannot trace its forward: {line}") from error
 
 
