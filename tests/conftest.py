@@ -18,7 +18,7 @@ from bench.meter import Meter
 from normreg.kernels import launch
 
 if launch.INTERPRET:
-    interpreter.patch_language_once()
+    interpreter.speed_up()
 # `with torch.device(...)` remembers the functions that allocate; before torch.empty is guarded
 _device_constructors()
 
