@@ -89,7 +89,7 @@ def add_arguments(parser):
 def run(arguments, budget):
     torch.manual_seed(0)
     torch.set_num_threads(1)
-    interpreter.patch_language_once()
+    interpreter.speed_up()
     # of lanes without an element: numpy warns where a GPU gives nan in silence
     warnings.filterwarnings("ignore", module="triton.runtime.interpreter")
     for case in budget.within(cases("ledger", arguments.operations)):

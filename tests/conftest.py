@@ -6,6 +6,7 @@ import torch
 
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # before the first @triton.jit is seen
+    torch.set_num_threads(1)  # tensors are small, and the processes share the cores
 
 import guards
 import pytest
@@ -18,7 +19,7 @@ from bench.meter import Meter
 from normreg.kernels import launch
 
 if launch.INTERPRET:
-    interpreter.patch_language_once()
+    interpreter.speed_up()
 # `with torch.device(...)` remembers the functions that allocate; before torch.empty is guarded
 _device_constructors()
 

@@ -4,6 +4,7 @@ A mutation is a line of the library and what it is replaced by, in a copy of the
 exactly once, so that a mutation cannot outlive the code that it mutates.
 """
 
+import contextlib
 import shutil
 from pathlib import Path
 from typing import NamedTuple
@@ -1164,26 +1165,57 @@ MUTATIONS = {
 }
 
 
-@pytest.mark.parametrize("mutation", MUTATIONS.values(), ids=MUTATIONS)
-def test_a_planted_bug_is_found(tmp_path, mutation):
-    if mutation.tests.startswith("test_far_offsets") and not INTERPRET:
-        pytest.skip("found by a test that runs one program in the interpreter")
-    for folder in ("kernels", "normreg", "tests", "bench"):
-        shutil.copytree(ROOT / folder, tmp_path / folder, symlinks=True)
-    shutil.copy(ROOT / "pyproject.toml", tmp_path)
-    path = tmp_path / mutation.file
+# compiled files are of a copy; plugins are of whatever is installed beside what the tests need
+RUN = """
+import os, sys
+import pytest
+os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
+sys.dont_write_bytecode = False
+raise SystemExit(pytest.main({arguments}))
+"""
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory):
+    """A copy of the checkout, in which what Python has compiled for one bug is there for the next."""
+    folder = tmp_path_factory.mktemp("checkout")
+    for room in ("kernels", "normreg", "tests", "bench"):
+        shutil.copytree(ROOT / room, folder / room, symlinks=True)
+    shutil.copy(ROOT / "pyproject.toml", folder)
+    return folder
+
+
+@contextlib.contextmanager
+def planted(mutation, checkout):
+    path = checkout / mutation.file
     source = path.read_text()
     assert source.count(mutation.was) == 1, f"{mutation.was!r} is not once in {mutation.file}"
-    path.write_text(source.replace(mutation.was, mutation.now))
-    for compiled in (path.parent / "__pycache__").glob(f"{path.stem}.*"):
-        compiled.unlink()
 
+    def write(text):
+        path.write_text(text)
+        # Python tells a file from another by its size and by the second in which it was written
+        for compiled in (path.parent / "__pycache__").glob(f"{path.stem}.*"):
+            compiled.unlink()
+
+    write(source.replace(mutation.was, mutation.now))
+    try:
+        yield
+    finally:
+        write(source)
+
+
+@pytest.mark.parametrize("mutation", MUTATIONS.values(), ids=MUTATIONS)
+def test_a_planted_bug_is_found(checkout, tmp_path, mutation):
+    if mutation.tests.startswith("test_far_offsets") and not INTERPRET:
+        pytest.skip("found by a test that runs one program in the interpreter")
     name, *selection = mutation.tests.split(" -k ")
     # what would collect garbage at the end, at length
     plugins = ["-p", "no:cacheprovider", "-p", "no:unraisableexception", "-p", "no:threadexception"]
-    arguments = ["-x", "-q", *plugins, f"tests/{name}"]
+    # the traceback as Python has it, because pytest's own parses each file that it goes through
+    arguments = ["-x", "-q", "--tb=native", *plugins, f"tests/{name}"]
     arguments += [word for expression in selection for word in ("-k", expression.strip("'"))]
-    source = f"import pytest; raise SystemExit(pytest.main({arguments}))"
-    status = exit_status(source, tmp_path, tmp_path / "log")
+    source = RUN.format(arguments=arguments)
+    with planted(mutation, checkout):
+        status = exit_status(source, checkout, tmp_path / "log")
     # or ended by a signal: an address outside the process or a broken heap is as good as a failed test
     assert status == pytest.ExitCode.TESTS_FAILED or status < 0, (tmp_path / "log").read_text()
