@@ -257,7 +257,10 @@ def fuse(module, becomes, functions=True):
 
     Raises `tracing.Untraceable` where nothing is known of its forward.
     """
-    if type(module).__module__.startswith("torch.") and type(module) is not torch.nn.Sequential:
+    home = type(module).__module__
+    if home.startswith("torch.distributed.fsdp"):
+        raise tracing.Untraceable("fully_shard derived its class: fuse before")
+    if home.startswith("torch.") and type(module) is not torch.nn.Sequential:
         raise tracing.Untraceable("a forward of torch's own is not rewritten")
     if "forward" in vars(module):
         raise tracing.Untraceable("its forward is overridden on the instance")
