@@ -148,7 +148,10 @@ class RowTile(NamedTuple):
 
 
 # 32-bit words of a row that its program holds in registers; an element of float64 is two.
-HELD_WORDS_FORWARD = 16384  # 32 warps x 16 words: 51 registers
+HELD_WORDS_FORWARD = 16384  # 32 warps x 16 words: 51 registers; 32 words spill 8 to 24 bytes
+HELD_16_BITS = (
+    2  # times as many elements of 16 bits, which stay packed: 64 registers; 4 spill 104 to 208 bytes
+)
 HELD_WORDS_BACKWARD = 8192  # 16 warps x 16 words: 128 registers, with both column sums
 CHUNK_WORDS = 4096  # of a wider row: 8 warps x 16 words
 WARP_TILE = 1024  # words of one warp in the forward: its reductions need no barrier
@@ -182,12 +185,14 @@ def _channels_first_tile(rows, compute_dtype, held_words):
     return RowTile(block_rows, block_cols, num_warps)
 
 
-def layer_norm_forward_tile(rows, compute_dtype):
+def layer_norm_forward_tile(rows, compute_dtype, all_16_bits=False):
+    """all_16_bits: x and parameters are; parameters of 32 bits beside 32768 columns spill 8 to 208 bytes."""
     if rows.channels_first:
         return _channels_first_tile(rows, compute_dtype, HELD_WORDS_FORWARD)
+    held_words = HELD_WORDS_FORWARD * (HELD_16_BITS if all_16_bits else 1)
     # 32 words a thread spill on sm_80 where the row has 16384
     words_per_thread = 32 if rows.cols * _words(compute_dtype) <= 8192 else 16
-    return _row_tile(rows, compute_dtype, HELD_WORDS_FORWARD, words_per_thread)
+    return _row_tile(rows, compute_dtype, held_words, words_per_thread)
 
 
 def layer_norm_backward_tile(rows, compute_dtype):

@@ -150,7 +150,7 @@ def test_a_launch_of_a_kept_plan_is_tritons_own():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-@pytest.mark.parametrize("cols", [1, 3, 32, 33, 500, 1024, 1025, 8192, 16384, 16385, 10**6])
+@pytest.mark.parametrize("cols", [1, 3, 32, 33, 500, 1024, 1025, 8192, 16384, 16385, 32768, 32769, 10**6])
 def test_row_tiles(cols, dtype):
     words, rows = dtype.itemsize // 4, Rows(1, 7, cols, channels_first=False)
     forward, backward = (
@@ -161,7 +161,10 @@ def test_row_tiles(cols, dtype):
         assert (tile.cols >= cols) == (cols * words <= held)
         assert tile.rows & (tile.rows - 1) == 0
         assert 1 <= tile.num_warps <= 32
-    assert forward.rows * forward.cols * words <= 32 * 32 * forward.num_warps
+    twice = launch.layer_norm_forward_tile(rows, dtype, all_16_bits=True)
+    assert (twice.cols >= cols) == (cols * words <= 2 * launch.HELD_WORDS_FORWARD)
+    for tile in (forward, twice):
+        assert tile.rows * tile.cols * words <= 32 * 32 * tile.num_warps
     assert backward.rows * backward.cols * words <= 16 * 32 * backward.num_warps
 
 

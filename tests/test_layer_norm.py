@@ -68,6 +68,28 @@ def test_rows_too_wide_to_be_held(norm, device, cols):
     assert_agrees(*norm.functions((cols,)), norm.inputs((3, cols), (cols,), torch.float32, device))
 
 
+@pytest.mark.filterwarnings("ignore:Mismatch dtype between input and weight:UserWarning")
+@pytest.mark.parametrize(
+    ("dtype", "parameter_dtype", "held"),
+    [
+        (torch.bfloat16, torch.bfloat16, True),
+        (torch.float16, torch.float16, True),
+        (torch.bfloat16, torch.float32, False),
+        (torch.float32, torch.float32, False),
+    ],
+    ids=str,
+)
+def test_16_bits_hold_twice_the_columns(norm, device, launches, monkeypatch, dtype, parameter_dtype, held):
+    """That is, without spills, where the parameters have 16 bits as well."""
+    for name in ("HELD_WORDS_FORWARD", "CHUNK_WORDS"):
+        monkeypatch.setattr(launch, name, 64)
+    x, *parameters = norm.inputs((3, 128), (128,), dtype, device)
+    inputs = [x, *(p.detach().to(parameter_dtype).requires_grad_() for p in parameters)]
+    assert_agrees(*norm.functions((128,)), inputs)
+    assert ("layer_norm_forward_kernel" in launches) == held
+    assert ("layer_norm_forward_chunked_kernel" in launches) != held
+
+
 @pytest.mark.parametrize("rows", [1, 15, 16, 17, 131])
 def test_rows_beside_a_tile(norm, device, guarded_memory, rows):
     """cols = 64 makes tiles of 16 rows, and 131 rows two programs of the backward."""

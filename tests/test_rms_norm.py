@@ -6,6 +6,9 @@ import torch.nn.functional as F
 from reference import DTYPES, WIDE, assert_accurate, assert_agrees, copies, error, run, unit
 from test_layer_norm import RowNorm
 from test_layer_norm import (
+    test_16_bits_hold_twice_the_columns as test_16_bits_hold_twice_the_columns,
+)
+from test_layer_norm import (
     test_a_row_does_not_depend_on_the_others as test_a_row_does_not_depend_on_the_others,
 )
 from test_layer_norm import test_absent_parameters as test_absent_parameters
