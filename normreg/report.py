@@ -1,5 +1,6 @@
 """What `replace`, `restore` and `explain` report, and how it is printed."""
 
+import textwrap
 from dataclasses import dataclass
 
 ROOT = "(the model itself)"
@@ -58,7 +59,7 @@ class Report:
         if self.skipped:
             lines += ["", f"{counted(self.skipped)} left alone"]
             lines += table([("name", "class", "why"), *((s.name, s.kind, s.reason) for s in self.skipped)])
-        return "\n".join([*lines, *(f"\n{note}" for note in self.notes)])
+        return "\n".join([*lines, *("\n" + textwrap.fill(note, 100) for note in self.notes)])
 
 
 def percentage(part, whole):
