@@ -1037,8 +1037,8 @@ MUTATIONS = {
     # normreg/fusion
     "whatever a module returns is new memory": Mutation(
         "normreg/fusion/patterns.py",
-        "            self.becomes(module) in ALLOCATING\n            and blocks",
-        "            module is not None\n            and blocks",
+        "self.becomes(module) in ALLOCATING and why_not",
+        "module is not None and why_not",
         "test_fuse.py -k 'left_alone and passes'",
     ),
     "a sum in place is another value": Mutation(
