@@ -56,7 +56,6 @@ class MachineCode:
     access_bytes: list[int]  # of each access of global memory, a thread
     barriers: int
     instructions: int
-    prefetches: int  # copies to shared memory that the program does not wait for, of NVIDIA's
 
 
 def launches(case):
@@ -116,8 +115,7 @@ def nvidia_machine_code(compiled):
     accesses = re.findall(r"(?:ld|st)\.global[\w.:]*?(?:\.v(\d))?\.[bufs](\d+)\b", ptx)
     widths = [int(vector or 1) * int(bits) // 8 for vector, bits in accesses]
     barriers = len(re.findall(r"\bbar(?:rier)?\.sync", ptx))
-    prefetches = len(re.findall(r"\bcp\.async\.c[ag]\b", ptx))
-    return MachineCode(registers, stack, widths, barriers, _instructions(compiled.asm["cubin"]), prefetches)
+    return MachineCode(registers, stack, widths, barriers, _instructions(compiled.asm["cubin"]))
 
 
 def amd_machine_code(compiled):
@@ -134,7 +132,6 @@ def amd_machine_code(compiled):
         access_bytes=[AMD_WIDTHS[name] for name in accesses],
         barriers=operations.count("s_barrier"),
         instructions=len(operations),
-        prefetches=0,
     )
 
 
@@ -160,7 +157,6 @@ def describe(case, noted, target_name):
         widest_access_bytes=max(code.access_bytes),
         narrowest_access_bytes=min(code.access_bytes),
         barriers=code.barriers,
-        prefetches=code.prefetches,
         instructions_per_element=round(code.instructions * threads / tile_elements(compiled), 1),
     )
 
@@ -193,7 +189,7 @@ def table(records):
         groups.setdefault((record["kernel"], record["target"]), []).append(record)
     headers = (
         "kernel", "target", "variants", "registers", "spill B", "shared B", "access B", "barriers",
-        "prefetches", "instr./element",
+        "instr./element",
     )  # fmt: skip
     rows = []
     for (kernel, target), group in sorted(groups.items()):
@@ -208,14 +204,10 @@ def table(records):
                 max(column["shared_bytes"]),
                 min(column["widest_access_bytes"]),
                 max(column["barriers"]),
-                min(column["prefetches"]),
                 max(column["instructions_per_element"]),
             )
         )
     return tables.markdown(headers, rows)
 
 
-CAPTION = (
-    "compiled ahead of time, not run; the worst over the cases; access: the widest, a thread; prefetches: "
-    "asynchronous copies"
-)
+CAPTION = "compiled ahead of time, not run; the worst over the cases; access: the widest, a thread"

@@ -239,15 +239,6 @@ def layer_norm_backward_programs(tiles, col_blocks, device):
     return max(1, min(side_by_side, triton.cdiv(tiles, 8)))
 
 
-def layer_norm_backward_stages(channels_first, dtype):
-    """2: the next tile of rows is on its way to shared memory, 4 bytes an element, while one is computed.
-
-    No more registers than before, but for blocks of columns (96 to 127). Channels first spill 12 to 48 bytes,
-    32 bits 16 on sm_80. On AMD the next tile is in registers (78 to 92).
-    """
-    return 2 if dtype.itemsize == 2 and not channels_first else 1
-
-
 def layer_norm_backward_finish_tile():
     return RowTile(32, 64, 4)  # 256 bytes of each partial row; few partials, so latency decides
 

@@ -143,7 +143,7 @@ def layer_norm_backward_kernel(
     dweight_partial_ptr, dbias_partial_ptr,       # [programs, cols] or None
     rows, cols, tiles,                            # the contiguous one of the first two in vectors
     COMPUTE_DTYPE: tl.constexpr, VECTOR: tl.constexpr, CHANNELS_FIRST: tl.constexpr,
-    BLOCK_ROWS: tl.constexpr, BLOCK_COLS: tl.constexpr, STAGES: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr, BLOCK_COLS: tl.constexpr,
 ):  # fmt: skip
     """Every tile of rows of a block of columns in turn."""
     rows, cols, stride_row, stride_col = row_strides(rows, cols, VECTOR, CHANNELS_FIRST)
@@ -154,7 +154,7 @@ def layer_norm_backward_kernel(
     if dx_ptr is not None and weight_ptr is not None:
         weight = load_parameter(weight_ptr, col, cols, COMPUTE_DTYPE)
 
-    for tile in tl.range(tl.program_id(0), tiles, tl.num_programs(0), num_stages=STAGES):
+    for tile in range(tl.program_id(0), tiles, tl.num_programs(0)):
         first_row, left, base = row_tile(tile, rows, cols, stride_row, CHANNELS_FIRST, BLOCK_ROWS)
         row_mask = row < left
         mask = row_mask[:, None] & (col < cols)[None, :]
@@ -300,8 +300,7 @@ def backward_launches(rows, dtype, device):
     programs = launch.layer_norm_backward_programs(tiles, col_blocks, device)
     main = launch.Launch(
         layer_norm_backward_kernel, (programs, col_blocks), device, *sizes, tiles,
-        BLOCK_ROWS=tile.rows, BLOCK_COLS=tile.cols, num_warps=tile.num_warps,
-        STAGES=launch.layer_norm_backward_stages(rows.channels_first, dtype), **constants,
+        BLOCK_ROWS=tile.rows, BLOCK_COLS=tile.cols, num_warps=tile.num_warps, **constants,
     )  # fmt: skip
     return Backward(sums, main)
 
