@@ -11,10 +11,10 @@ The mean is computed, saved and subtracted relative to the row's first element, 
 round a mean of 10^6 by a thirtieth of a standard deviation of 1. Rows that are not centred have no mean,
 and there m2 is the sum of x^2: that is RMSNorm (`rms_norm`).
 
-Rows of up to `launch.HELD_WORDS_*` words, in the forward twice as many elements of 16 bits, are held in
-registers and read once. Wider rows are read twice: in chunks, or in the backward by a launch that finds c1
-and c2, and by one over blocks of columns. Column sums are partial sums a program, added in a fixed order by
-a last small launch.
+Rows of up to `launch.HELD_WORDS_*` words, in the forward twice as many elements of 16 bits where these are a
+multiple of 8, are held in registers and read once. Wider rows are read twice: in chunks, or in the backward
+by a launch that finds c1 and c2, and by one over blocks of columns. Column sums are partial sums a program,
+added in a fixed order by a last small launch.
 """
 
 from typing import NamedTuple
@@ -274,7 +274,7 @@ def layer_norm_forward(
     if save_statistics:
         rstd = torch.empty(rows.count, dtype=launch.compute_dtype(x.dtype), device=x.device)
         mean = torch.empty_like(rstd) if centered else None
-    wide = cols > launch.HELD_WORDS_FORWARD
+    wide = cols > launch.HELD_WORDS_FORWARD and launch.vector(cols) == 8  # others spill 48 to 152 bytes
     all_16_bits = wide and all(t is None or t.dtype.itemsize == 2 for t in (x, weight, bias))
     plan = forward_launch(rows, x.dtype, all_16_bits, eps, centered, x.device)
     launch.launch(plan, x, y, weight, bias, mean, rstd)

@@ -70,22 +70,25 @@ def test_rows_too_wide_to_be_held(norm, device, cols):
 
 @pytest.mark.filterwarnings("ignore:Mismatch dtype between input and weight:UserWarning")
 @pytest.mark.parametrize(
-    ("dtype", "parameter_dtype", "held"),
+    ("dtype", "parameter_dtype", "cols", "held"),
     [
-        (torch.bfloat16, torch.bfloat16, True),
-        (torch.float16, torch.float16, True),
-        (torch.bfloat16, torch.float32, False),
-        (torch.float32, torch.float32, False),
+        (torch.bfloat16, torch.bfloat16, 128, True),
+        (torch.float16, torch.float16, 128, True),
+        (torch.bfloat16, torch.bfloat16, 127, False),
+        (torch.bfloat16, torch.float32, 128, False),
+        (torch.float32, torch.float32, 128, False),
     ],
     ids=str,
 )
-def test_16_bits_hold_twice_the_columns(norm, device, launches, monkeypatch, dtype, parameter_dtype, held):
-    """That is, without spills, where the parameters have 16 bits as well."""
+def test_16_bits_hold_twice_the_columns(
+    norm, device, launches, monkeypatch, dtype, parameter_dtype, cols, held
+):
+    """That is, without spills: where the parameters have 16 bits as well, and rows start at 16 bytes."""
     for name in ("HELD_WORDS_FORWARD", "CHUNK_WORDS"):
         monkeypatch.setattr(launch, name, 64)
-    x, *parameters = norm.inputs((3, 128), (128,), dtype, device)
+    x, *parameters = norm.inputs((3, cols), (cols,), dtype, device)
     inputs = [x, *(p.detach().to(parameter_dtype).requires_grad_() for p in parameters)]
-    assert_agrees(*norm.functions((128,)), inputs)
+    assert_agrees(*norm.functions((cols,)), inputs)
     assert ("layer_norm_forward_kernel" in launches) == held
     assert ("layer_norm_forward_chunked_kernel" in launches) != held
 

@@ -121,6 +121,12 @@ MUTATIONS = {
         "x.dtype.itemsize == 2",
         "test_layer_norm.py -k 'twice_the_columns'",
     ),
+    "wide rows that start anywhere are held": Mutation(
+        "kernels/layer_norm.py",
+        "    wide = cols > launch.HELD_WORDS_FORWARD and launch.vector(cols) == 8",
+        "    wide = cols > launch.HELD_WORDS_FORWARD",
+        "test_layer_norm.py -k 'twice_the_columns'",
+    ),
     # kernels/rows.py
     "channels-first tiles stay in the first sample": Mutation(
         "kernels/rows.py",
