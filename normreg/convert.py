@@ -86,7 +86,9 @@ def _plan_changes(model, class_for, why_left):
     for name, module in model.named_modules():
         name, cls = name or ROOT, type(module)
         becomes = class_for(cls)
-        if (becomes and (reason := _why_changed_by_others(module))) or (reason := why_left(name, module)):
+        if becomes and "forward" in vars(module):
+            skipped.append(Skip(name, class_name(cls), OVERRIDDEN))
+        elif reason := why_left(name, module):
             skipped.append(Skip(name, class_name(cls), reason))
         elif becomes:
             changes.append((name, module, becomes))

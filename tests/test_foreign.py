@@ -431,6 +431,25 @@ def test_register_by_import_path(monkeypatch):
     assert set(foreign.FORWARDS) == {"somewhere.norms.Norm", f"{__name__}.ScaleNorm"}
 
 
+def test_restored_whatever_happened_since(device, monkeypatch):
+    """A forward from another module than the class's, as users register it, and settings of other tools."""
+    monkeypatch.setattr(foreign, "FORWARDS", dict(foreign.FORWARDS))
+
+    def theirs(module, x):
+        return normreg.functional.rms_norm(x, module.weight.shape, module.weight, module.variance_epsilon)
+
+    theirs.__module__ = "somebodys_script"
+    normreg.register_layer("transformers.models.llama.modeling_llama.LlamaRMSNorm")(theirs)
+    model = nn.Sequential(LlamaRMSNorm(8), nn.LayerNorm(8)).to(device)
+    was = [type(module) for module in model]
+    normreg.replace(model)
+    assert type(model[0]).forward is theirs
+    model[1].qconfig = torch.ao.quantization.default_qconfig
+    report = normreg.restore(model)
+    assert [type(module) for module in model] == was
+    assert report.skipped == ()
+
+
 @pytest.mark.parametrize(
     ("classes", "message"),
     [

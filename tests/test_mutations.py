@@ -1034,6 +1034,12 @@ MUTATIONS = {
         "    if False:\n",
         "test_convert.py -k tool_replaced",
     ),
+    "restore leaves what another tool has touched": Mutation(
+        "normreg/convert.py",
+        "        elif reason := why_left(name, module):\n",
+        "        elif reason := _why_changed_by_others(module) or why_left(name, module):\n",
+        "test_foreign.py -k restored_whatever",
+    ),
     "shared parameters count twice": Mutation(
         "normreg/convert.py",
         "for p in {*parameters} if",
