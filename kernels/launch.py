@@ -149,9 +149,7 @@ class RowTile(NamedTuple):
 
 # 32-bit words of a row that its program holds in registers; an element of float64 is two.
 HELD_WORDS_FORWARD = 16384  # 32 warps x 16 words: 51 registers; 32 words spill 8 to 24 bytes
-HELD_16_BITS = (
-    2  # times as many elements of 16 bits, which stay packed: 64 registers; 4 spill 104 to 208 bytes
-)
+HELD_16_BITS = 2  # times as many of 16 bits, which stay packed: 64 registers; 4 times spill 104 to 208 bytes
 HELD_WORDS_BACKWARD = 8192  # 16 warps x 16 words: 128 registers, with both column sums
 CHUNK_WORDS = 4096  # of a wider row: 8 warps x 16 words
 WARP_TILE = 1024  # words of one warp in the forward: its reductions need no barrier

@@ -13,7 +13,7 @@ from torch.nn import init
 
 from normreg.convert import check_is_module
 from normreg.parameter_groups import is_norm
-from normreg.report import ROOT, Skip, class_name, counted, table
+from normreg.report import ROOT, Skip, class_name, counted, sections
 
 __all__ = ["kaiming_", "truncated_normal_", "xavier_", "zero_residual_"]
 
@@ -39,12 +39,14 @@ class Report:
     skipped: tuple[Skip, ...]
 
     def __str__(self):
-        lines = [f"{counted(self.changed, 'parameter')} initialised"]
-        for rows, heading, last in ((self.changed, None, "with"), (self.skipped, "left alone", "why")):
-            if rows:
-                lines += ["", f"{counted(rows)} {heading}"] if heading else []
-                cells = [tuple(vars(row).values()) for row in rows]
-                lines += table([("name", "class", last), *cells])
+        lines = sections(
+            (
+                f"{counted(self.changed, 'parameter')} initialised",
+                ("name", "class", "with"),
+                self.changed,
+            ),
+            (f"{counted(self.skipped)} left alone", ("name", "class", "why"), self.skipped),
+        )
         return "\n".join(lines)
 
 

@@ -1,7 +1,7 @@
 """What `replace`, `restore` and `explain` report, and how it is printed."""
 
 import textwrap
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 
 ROOT = "(the model itself)"
 
@@ -44,21 +44,17 @@ class Report:
 
     def __str__(self):
         would_be = "would be " * self.dry_run
-        rows = [(change.name, change.was, change.now) for change in self.changed]
         inside, total = self.parameters
-        share = f", with {percentage(inside, total)} of {total:,} parameters" if rows and total else ""
-        lines = [f"{counted(rows)} {would_be}changed{share}"]
-        if rows:
-            lines += table([("name", "was", "would be" if self.dry_run else "is"), *rows])
-        if self.fused:
-            lines += ["", f"{counted(self.fused, 'pattern')} {would_be}fused"]
-            lines += table([("in", "what"), *((f.name, f.what) for f in self.fused)])
-        if self.not_fused:
-            lines += ["", f"{len(self.not_fused)} not fused"]
-            lines += table([("in", "what", "why"), *((s.name, s.kind, s.reason) for s in self.not_fused)])
-        if self.skipped:
-            lines += ["", f"{counted(self.skipped)} left alone"]
-            lines += table([("name", "class", "why"), *((s.name, s.kind, s.reason) for s in self.skipped)])
+        share = (
+            f", with {percentage(inside, total)} of {total:,} parameters" if self.changed and total else ""
+        )
+        now = "would be" if self.dry_run else "is"
+        lines = sections(
+            (f"{counted(self.changed)} {would_be}changed{share}", ("name", "was", now), self.changed),
+            (f"{counted(self.fused, 'pattern')} {would_be}fused", ("in", "what"), self.fused),
+            (f"{len(self.not_fused)} not fused", ("in", "what", "why"), self.not_fused),
+            (f"{counted(self.skipped)} left alone", ("name", "class", "why"), self.skipped),
+        )
         return "\n".join([*lines, *("\n" + textwrap.fill(note, 100) for note in self.notes)])
 
 
@@ -68,6 +64,14 @@ def percentage(part, whole):
 
 def counted(rows, what="layer"):
     return f"{len(rows)} {what}{'' if len(rows) == 1 else 's'}"
+
+
+def sections(first, *others):
+    """Lines of tables of dataclasses: (heading, header, rows) each, of the others those that have rows."""
+    lines = []
+    for heading, header, rows in (first, *(other for other in others if other[-1])):
+        lines += ["", heading, *(table([header, *map(astuple, rows)]) if rows else [])]
+    return lines[1:]
 
 
 def table(rows):

@@ -1,12 +1,12 @@
 import copy
 import io
-import pickle
 import re
 import time
 from collections import OrderedDict
 
 import pytest
 import torch
+from duplicates import every_duplicate
 from reference import error, unit
 from torch import nn
 from torch.nn.utils import parametrize
@@ -283,18 +283,7 @@ def test_checkpoint_from_before_num_batches_tracked(device):
     assert_states_equal(module.state_dict(), {**state, "num_batches_tracked": torch.tensor(3, device=device)})
 
 
-def saved_and_loaded(model):
-    file = io.BytesIO()
-    torch.save(model, file)
-    file.seek(0)
-    return torch.load(file, weights_only=False)
-
-
-@pytest.mark.parametrize(
-    "duplicate",
-    [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model)), saved_and_loaded],
-    ids=["deepcopy", "pickle", "torch.save"],
-)
+@every_duplicate
 def test_copies(device, launches, duplicate):
     model = nn.Sequential(*(layer(kind, device)[0] for kind in KINDS))
     normreg.replace(model)

@@ -1,7 +1,6 @@
 """Layers of other libraries, by stand-ins: classes of the same import path, attributes and formula."""
 
 import copy
-import io
 import pickle
 from collections import Counter
 from pathlib import Path
@@ -9,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from duplicates import saved_and_loaded
 from reference import GRADIENT_UNITS, assert_accurate
 from torch import nn
 
@@ -370,10 +370,7 @@ def test_copies(device, launches, scale_norm, how):
             pickle.loads(pickle.dumps(model, protocol)) for protocol in range(pickle.HIGHEST_PROTOCOL + 1)
         ]
     elif how is torch.save:
-        file = io.BytesIO()
-        torch.save(model, file)
-        file.seek(0)
-        twins = [torch.load(file, weights_only=False)]
+        twins = [saved_and_loaded(model)]
     else:
         twins = [how(model)]
     x = torch.randn(2, 8, device=device)

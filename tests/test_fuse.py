@@ -1,12 +1,11 @@
 """`replace(fuse=True)`: the same results, undone by `restore`, and refused where it could be wrong."""
 
 import copy
-import io
-import pickle
 import random
 
 import pytest
 import torch
+from duplicates import every_duplicate
 from fusible import BLOCKS, BasicBlock, Functional, PostNorm, PreNorm, convolutional
 from torch import nn
 
@@ -114,18 +113,7 @@ def test_dropout_drops(device, norm):
     assert torch.equal(pre.eval()(x), pre(x))
 
 
-def saved_and_loaded(model):
-    file = io.BytesIO()
-    torch.save(model, file)
-    file.seek(0)
-    return torch.load(file, weights_only=False)
-
-
-@pytest.mark.parametrize(
-    "duplicate",
-    [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model)), saved_and_loaded],
-    ids=["deepcopy", "pickle", "torch.save"],
-)
+@every_duplicate
 @pytest.mark.parametrize("block", ["with downsample", "post-norm", "Sequential"])
 def test_copies(device, launches, block, duplicate):
     model, _, x, _ = made(block, device)
@@ -493,7 +481,7 @@ def test_forwards_left_alone(device, forward, reason):
     assert model._modules == entries
     assert report.fused == ()
     (skip,) = report.not_fused
-    assert (skip.name, skip.kind) == ("(the model itself)", "fusible.Twice".replace("fusible", "test_fuse"))
+    assert (skip.name, skip.kind) == ("(the model itself)", "test_fuse.Twice")
     assert skip.reason.startswith(reason)
     assert type(model) is Twice
 

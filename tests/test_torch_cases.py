@@ -320,7 +320,6 @@ def test_every_function_has_cases():
     assert {name for name in normreg.functional.__all__ if hasattr(F, name)} - covered == {"dropout1d"}
 
 
-# once in a process
 @pytest.fixture
 def two_threads():
     """Where two elements cancel, torch's error, by which ours is judged, depends on its threads."""
@@ -330,6 +329,7 @@ def two_threads():
     torch.set_num_threads(threads)
 
 
+# once in a process
 @pytest.mark.filterwarnings("ignore:dropout2d:UserWarning")
 @every_op
 def test_function_samples(device, two_threads, info):

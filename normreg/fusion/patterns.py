@@ -253,7 +253,7 @@ def fuse(module, becomes, functions=True):
     """What `replace(fuse=True)` makes of one module: its new class or None, what is fused, (what, why not).
 
     becomes: of a module inside, the class that `replace` leaves it with.
-    functions: whether an activation is fused with a dropout that is a function, not a module.
+    functions: whether dropout that is a function, not a module, is fused with an activation or a sum.
 
     Raises `tracing.Untraceable` where nothing is known of its forward.
     """
