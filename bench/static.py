@@ -3,7 +3,7 @@
 Every layer runs forward and backward as on a GPU, with the launches noted instead of made. Each noted launch
 is compiled ahead of time for every target, with the specialisation a GPU run would get for tensors that
 start at a multiple of 16 bytes. `instructions an element` are those of the whole kernel, each counted once,
-of all threads of a program, over the elements of its largest load or store.
+of all threads of a program, over the elements of its largest load or store, or of all parts of a row.
 """
 
 import os
@@ -23,6 +23,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 import normreg
+from normreg.kernels import launch
 
 from . import tables
 from .operations import OPERATIONS, cases
@@ -88,9 +89,8 @@ def compile_launch(noted, target):
         if isinstance(value, torch.Tensor)
     }
     source = ASTSource(noted.kernel, signature, constants, aligned)
-    return triton.compile(
-        source, target=target, options={"num_warps": noted.num_warps, "enable_fp_fusion": True}
-    )
+    num_warps = launch.warps_of(noted.num_warps, target.warp_size)
+    return triton.compile(source, target=target, options={"num_warps": num_warps, "enable_fp_fusion": True})
 
 
 def _instructions(cubin):
@@ -143,9 +143,9 @@ def tile_elements(compiled):
 
 def describe(case, noted, target_name):
     target = TARGETS[target_name]
-    compiled = compile_launch(noted, target)
+    compiled, parts = compile_launch(noted, target), noted.arguments.get("PARTS", 1)
     code = (nvidia_machine_code if target.backend == "cuda" else amd_machine_code)(compiled)
-    threads = noted.num_warps * target.warp_size
+    threads = compiled.metadata.num_warps * target.warp_size
     return dict(
         operation=case.operation,
         case=str(case),
@@ -157,7 +157,7 @@ def describe(case, noted, target_name):
         widest_access_bytes=max(code.access_bytes),
         narrowest_access_bytes=min(code.access_bytes),
         barriers=code.barriers,
-        instructions_per_element=round(code.instructions * threads / tile_elements(compiled), 1),
+        instructions_per_element=round(code.instructions * threads / (tile_elements(compiled) * parts), 1),
     )
 
 

@@ -103,7 +103,7 @@ def backward_launch(rows, cols, dtype, rule, act, negative_slope, sums, device):
     tile = launch.elements_tile(rows, cols)
     scalars, constants = element_constants(rule, rows, cols, 1, launch.compute_dtype(dtype), tile)
     col_blocks, tiles = triton.cdiv(cols, tile.cols), triton.cdiv(rows, tile.rows)
-    programs = launch.layer_norm_backward_programs(tiles, col_blocks, device) if sums else tiles
+    programs = launch.layer_norm_backward_programs(tile, tiles, col_blocks, device) if sums else tiles
     return launch.Launch(
         bias_act_dropout_backward_kernel, (programs, col_blocks), device, *scalars, negative_slope,
         ACT=act, **constants,

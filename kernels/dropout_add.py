@@ -108,7 +108,7 @@ def backward_launch(rows, cols, samples, compute_dtype, rule, device):
     tile = launch.elements_tile(rows, cols)
     scalars, constants = element_constants(rule, rows, cols, samples, compute_dtype, tile)
     col_blocks = triton.cdiv(cols, tile.cols)
-    programs = launch.layer_norm_backward_programs(triton.cdiv(rows, tile.rows), col_blocks, device)
+    programs = launch.layer_norm_backward_programs(tile, triton.cdiv(rows, tile.rows), col_blocks, device)
     return launch.Launch(dropout_add_backward_kernel, (programs, col_blocks), device, *scalars, **constants)
 
 

@@ -10,7 +10,7 @@
 z is rounded to its dtype before it is normalised, and is what is kept for the backward, which draws the mask
 again. Bytes in 16 bits: x, residual, z and y, 8; dy, z, dx and dresidual, 8, and 2 more for a gradient that z
 has from elsewhere, and for x where there is a layer scale. dx and dresidual are one where nothing is
-dropped or scaled. Rows are held, or read in chunks, as `layer_norm`'s.
+dropped or scaled. Rows are held, or z is read again by `layer_norm`.
 """
 
 import torch
@@ -204,7 +204,7 @@ def backward_launches(rows, samples, dtype, rule, device):
         tile = launch.dropout_add_norm_backward_parameters_tile()
     scalars, constants = norm_constants(rule, rows, samples, dtype, tile)
     col_blocks, tiles = triton.cdiv(rows.cols, tile.cols), rows.tiles(tile)
-    programs = launch.layer_norm_backward_programs(tiles, col_blocks, device)
+    programs = launch.layer_norm_backward_programs(tile, tiles, col_blocks, device)
     main = launch.Launch(
         dropout_add_norm_backward_kernel, (programs, col_blocks), device, *scalars, tiles, **constants
     )

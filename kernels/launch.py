@@ -62,7 +62,8 @@ class Launch:
     def first(self, tensors, numbers):
         """Triton's own way to launch, which compiles, and returns what it has compiled."""
         # stated, because Triton's default changes with its release and results must not
-        options = dict(num_warps=self.num_warps, enable_fp_fusion=True, **self.constants)
+        num_warps = warps_of(self.num_warps, lanes(self.device))
+        options = dict(num_warps=num_warps, enable_fp_fusion=True, **self.constants)
         return self.kernel[self.grid](*tensors, *numbers, *self.numbers, **options)
 
     def again(self, tensors, numbers):
@@ -137,6 +138,17 @@ def multiprocessors(device):
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
 
 
+@functools.cache
+def lanes(device):
+    """Of a warp."""
+    return torch.cuda.get_device_properties(device).warp_size if device.type == "cuda" else 32
+
+
+def warps_of(num_warps, lanes):
+    """Warps are counted as if they had 32 lanes; AMD's have 64, and a program 1024 at most."""
+    return max(1, num_warps * 32 // lanes)
+
+
 def tile_scale():
     return INTERPRETER_TILE_SCALE if INTERPRET else 1
 
@@ -145,13 +157,24 @@ class RowTile(NamedTuple):
     rows: int
     cols: int
     num_warps: int
+    parts: int = 1  # so many that are held beside each other, each of cols
+    packed: bool = False  # held two elements of 16 bits in a word
+
+    def holds(self, rows):
+        return self.parts * self.cols >= rows.cols
 
 
 # 32-bit words of a row that its program holds in registers; an element of float64 is two.
-HELD_WORDS_FORWARD = 16384  # 32 warps x 16 words: 51 registers; 32 words spill 8 to 24 bytes
-HELD_16_BITS = 2  # times as many of 16 bits, which stay packed: 64 registers; 4 times spill 104 to 208 bytes
+HELD_WORDS_FORWARD = 16384  # 32 warps x 16 words: 51 registers
 HELD_WORDS_BACKWARD = 8192  # 16 warps x 16 words: 128 registers, with both column sums
 CHUNK_WORDS = 4096  # of a wider row: 8 warps x 16 words
+# Of one row that is held in parts, by the forward its bytes: 32 words a thread, of 64 registers at 32 warps.
+HELD_BYTES_FORWARD = 131072
+# By the backward the bytes of x, dy and the column sums: 72 registers a thread, of its 128; 80 spill.
+HELD_BYTES_BACKWARD, HELD_WARPS_BACKWARD = 147456, 16
+# Elements of 16 bits beyond which those of the row stay packed.
+HELD_UNPACKED_FORWARD, HELD_UNPACKED_BACKWARD = 32768, 8192
+PART = 8  # elements a thread of a part: 16 bytes in 16 bits
 WARP_TILE = 1024  # words of one warp in the forward: its reductions need no barrier
 MOST_POSITIONS = 64  # of a channels-first tile: 128 bytes in 16 bits
 FEWEST_POSITIONS = 8  # 16 bytes in 16 bits: an access of one thread
@@ -165,11 +188,26 @@ def _row_tile(rows, compute_dtype, held_words, words_per_thread):
     """Several rows of one warp each where a row is short, one row over several warps where not."""
     words = _words(compute_dtype)
     if rows.cols * words > held_words:
-        return RowTile(1, CHUNK_WORDS // words, 8)
+        return layer_norm_chunk_tile(rows, compute_dtype)
     block_cols = triton.next_power_of_2(rows.cols)
     block_rows = max(1, WARP_TILE // (block_cols * words)) * tile_scale()
     num_warps = min(32, max(1, block_rows * block_cols * words // (32 * words_per_thread)))
     return RowTile(block_rows, block_cols, num_warps)
+
+
+def layer_norm_chunk_tile(rows, compute_dtype):
+    """Of rows too wide to be held."""
+    elements = CHUNK_WORDS // _words(compute_dtype)
+    return RowTile(32, elements // 32, 8) if rows.channels_first else RowTile(1, elements, 8)
+
+
+def _row_in_parts_tile(rows, dtype, num_warps, unpacked):
+    """None for float64, and where loads cannot be as wide as can be: such rows spill."""
+    if dtype.itemsize > 4 or vector(rows.cols) * dtype.itemsize < 16:
+        return None
+    cols = num_warps * 32 * PART
+    packed = dtype.itemsize == 2 and rows.cols > unpacked
+    return RowTile(1, cols, num_warps, triton.cdiv(rows.cols, cols), packed)
 
 
 def _channels_first_tile(rows, compute_dtype, held_words):
@@ -178,30 +216,41 @@ def _channels_first_tile(rows, compute_dtype, held_words):
     block_cols = triton.next_power_of_2(rows.cols)
     block_rows = min(MOST_POSITIONS, held_words // words // block_cols, triton.next_power_of_2(rows.rows))
     if block_rows < min(FEWEST_POSITIONS, rows.rows):
-        return RowTile(32, CHUNK_WORDS // words // 32, 8)
+        return layer_norm_chunk_tile(rows, compute_dtype)
     num_warps = min(32, max(1, block_rows * block_cols * words // (32 * 16)))  # 16 words a thread
     return RowTile(block_rows, block_cols, num_warps)
 
 
-def layer_norm_forward_tile(rows, compute_dtype, all_16_bits=False):
-    """all_16_bits: x and parameters are; parameters of 32 bits beside 32768 columns spill 8 to 208 bytes."""
+def layer_norm_forward_tile(rows, dtype):
+    held_as = compute_dtype(dtype)
     if rows.channels_first:
-        return _channels_first_tile(rows, compute_dtype, HELD_WORDS_FORWARD)
-    held_words = HELD_WORDS_FORWARD * (HELD_16_BITS if all_16_bits else 1)
+        return _channels_first_tile(rows, held_as, HELD_WORDS_FORWARD)
     # 32 words a thread spill on sm_80 where the row has 16384
-    words_per_thread = 32 if rows.cols * _words(compute_dtype) <= 8192 else 16
-    return _row_tile(rows, compute_dtype, held_words, words_per_thread)
+    words_per_thread = 32 if rows.cols * _words(held_as) <= 8192 else 16
+    tile = _row_tile(rows, held_as, HELD_WORDS_FORWARD, words_per_thread)
+    if tile.rows > 1 or rows.cols * dtype.itemsize > HELD_BYTES_FORWARD:
+        return tile
+    # 1024 to 2047 elements a warp, in parts of 256: LayerNorm of 5120 in 16 bits takes 18 instructions an
+    # element, and 30 in one tile of 8192
+    num_warps = 1 << min(5, max(0, rows.cols.bit_length() - 11))
+    return _row_in_parts_tile(rows, dtype, num_warps, HELD_UNPACKED_FORWARD) or tile
 
 
-def layer_norm_backward_tile(rows, compute_dtype):
+def layer_norm_backward_tile(rows, dtype, centered=True):
     # two tiles are loaded and two accumulated: half the words a thread of the forward, and a quarter where
     # there are rows to sum over at the end, or temporaries of float64
-    held_words = HELD_WORDS_BACKWARD // _words(compute_dtype)
+    held_as = compute_dtype(dtype)
+    held_words = HELD_WORDS_BACKWARD // _words(held_as)
     if rows.channels_first:
-        return _channels_first_tile(rows, compute_dtype, held_words)
+        return _channels_first_tile(rows, held_as, held_words)
     several_rows = triton.next_power_of_2(rows.cols) < WARP_TILE
-    words_per_thread = 8 if several_rows or compute_dtype == torch.float64 else 16
-    return _row_tile(rows, compute_dtype, held_words, words_per_thread)
+    words_per_thread = 8 if several_rows or dtype == torch.float64 else 16
+    tile = _row_tile(rows, held_as, held_words, words_per_thread)
+    if tile.holds(rows):
+        return tile
+    parts = _row_in_parts_tile(rows, dtype, HELD_WARPS_BACKWARD, HELD_UNPACKED_BACKWARD)
+    bytes_held = 2 * dtype.itemsize + (8 if centered else 4)  # a column
+    return parts if parts and parts.parts * parts.cols * bytes_held <= HELD_BYTES_BACKWARD else tile
 
 
 def dropout_add_norm_forward_tile(rows, compute_dtype):
@@ -228,13 +277,15 @@ def layer_norm_backward_parameters_tile(channels_first):
     return RowTile(64, 32, 4) if channels_first else RowTile(16, 128, 4)
 
 
-def layer_norm_backward_programs(tiles, col_blocks, device):
-    """Rows of partial sums: four programs a multiprocessor, and at least eight tiles for each.
+def layer_norm_backward_programs(tile, tiles, col_blocks, device):
+    """Rows of partial sums: as many programs as run at a time, four a multiprocessor at most, and at least
+    eight tiles for each.
 
-    A partial sum is 8 bytes written and 8 read for every 6 x 8 x tile.rows bytes of the tiles.
+    128 registers a thread leave room for 16 warps a multiprocessor. A partial sum is 8 bytes written and 8
+    read for every 6 x 8 x tile.rows bytes of the tiles.
     """
-    side_by_side = triton.cdiv(4 * multiprocessors(device), col_blocks)
-    return max(1, min(side_by_side, triton.cdiv(tiles, 8)))
+    at_a_time = min(4, max(1, 16 // tile.num_warps)) * multiprocessors(device)
+    return max(1, min(triton.cdiv(at_a_time, col_blocks), triton.cdiv(tiles, 8)))
 
 
 def layer_norm_backward_finish_tile():

@@ -11,10 +11,10 @@ The mean is computed, saved and subtracted relative to the row's first element, 
 round a mean of 10^6 by a thirtieth of a standard deviation of 1. Rows that are not centred have no mean,
 and there m2 is the sum of x^2: that is RMSNorm (`rms_norm`).
 
-Rows of up to `launch.HELD_WORDS_*` words, in the forward twice as many elements of 16 bits where these are a
-multiple of 8, are held in registers and read once. Wider rows are read twice: in chunks, or in the backward
-by a launch that finds c1 and c2, and by one over blocks of columns. Column sums are partial sums a program,
-added in a fixed order by a last small launch.
+Rows of up to `launch.HELD_WORDS_*` words are held in registers and read once, by the forward some wider ones,
+too, in parts (`layer_norm_parts`). The widest are read twice: in chunks, or in the backward by a launch that
+finds c1 and c2, and by one over blocks of columns. Column sums are partial sums a program, added in a fixed
+order by a last small launch.
 """
 
 from typing import NamedTuple
@@ -24,6 +24,7 @@ import triton
 import triton.language as tl
 
 from . import launch
+from .layer_norm_parts import layer_norm_backward_parts_kernel, layer_norm_forward_parts_kernel
 from .rows import (
     column_sums,
     load_normalized,
@@ -247,16 +248,24 @@ def layer_norm_backward_finish_kernel(
         tl.store(dbias_ptr + col, dbias.to(dbias_ptr.dtype.element_ty), mask=col < cols)
 
 
+def in_parts(tile, vector):
+    """The constants of the kernels of `layer_norm_parts`."""
+    return dict(VECTOR=vector, PACKED=tile.packed, PARTS=tile.parts, BLOCK_COLS=tile.cols)
+
+
 @launch.planned
-def forward_launch(rows, dtype, all_16_bits, eps, centered, device):
-    compute_dtype = launch.compute_dtype(dtype)
-    tile = launch.layer_norm_forward_tile(rows, compute_dtype, all_16_bits)
-    kernel = layer_norm_forward_kernel if tile.cols >= rows.cols else layer_norm_forward_chunked_kernel
+def forward_launch(rows, dtype, eps, centered, device):
+    tile = launch.layer_norm_forward_tile(rows, dtype)
     sizes, constants = rows.sizes()
+    if tile.parts > 1:
+        kernel, constants = layer_norm_forward_parts_kernel, in_parts(tile, constants["VECTOR"])
+    else:
+        kernel = layer_norm_forward_kernel if tile.holds(rows) else layer_norm_forward_chunked_kernel
+        constants |= dict(BLOCK_ROWS=tile.rows, BLOCK_COLS=tile.cols)
     return launch.Launch(
         kernel, (rows.tiles(tile),), device, *sizes, eps,
-        COMPUTE_DTYPE=launch.triton_dtype(compute_dtype), CENTERED=centered,
-        BLOCK_ROWS=tile.rows, BLOCK_COLS=tile.cols, num_warps=tile.num_warps, **constants,
+        COMPUTE_DTYPE=launch.triton_dtype(launch.compute_dtype(dtype)), CENTERED=centered,
+        num_warps=tile.num_warps, **constants,
     )  # fmt: skip
 
 
@@ -274,42 +283,44 @@ def layer_norm_forward(
     if save_statistics:
         rstd = torch.empty(rows.count, dtype=launch.compute_dtype(x.dtype), device=x.device)
         mean = torch.empty_like(rstd) if centered else None
-    wide = cols > launch.HELD_WORDS_FORWARD and launch.vector(cols) == 8  # others spill 48 to 152 bytes
-    all_16_bits = wide and all(t is None or t.dtype.itemsize == 2 for t in (x, weight, bias))
-    plan = forward_launch(rows, x.dtype, all_16_bits, eps, centered, x.device)
-    launch.launch(plan, x, y, weight, bias, mean, rstd)
+    launch.launch(forward_launch(rows, x.dtype, eps, centered, x.device), x, y, weight, bias, mean, rstd)
     return y, mean, rstd
 
 
 class Backward(NamedTuple):
     sums: launch.Launch | None  # of c1 and c2, where the row is too wide to be held
     main: launch.Launch
+    in_parts: bool = False
 
 
 @launch.planned
-def backward_launches(rows, dtype, device):
+def backward_launches(rows, dtype, centered, device):
     compute_dtype = launch.compute_dtype(dtype)
     sizes, constants = rows.sizes()
-    constants |= dict(COMPUTE_DTYPE=launch.triton_dtype(compute_dtype))
-    tile = launch.layer_norm_backward_tile(rows, compute_dtype)
-    sums = None
-    if tile.cols < rows.cols:
-        sums = sums_launch(rows, dtype, device)
-        tile = launch.layer_norm_backward_parameters_tile(rows.channels_first)
-    col_blocks, tiles = triton.cdiv(rows.cols, tile.cols), rows.tiles(tile)
-    programs = launch.layer_norm_backward_programs(tiles, col_blocks, device)
+    tile = launch.layer_norm_backward_tile(rows, dtype, centered)
+    kernel, sums, col_blocks = layer_norm_backward_kernel, None, 1
+    if tile.parts > 1:
+        kernel, constants = layer_norm_backward_parts_kernel, in_parts(tile, constants["VECTOR"])
+    else:
+        if not tile.holds(rows):
+            sums = sums_launch(rows, dtype, device)
+            tile = launch.layer_norm_backward_parameters_tile(rows.channels_first)
+            col_blocks = triton.cdiv(rows.cols, tile.cols)
+        sizes = (*sizes, rows.tiles(tile))
+        constants |= dict(BLOCK_ROWS=tile.rows, BLOCK_COLS=tile.cols)
+    programs = launch.layer_norm_backward_programs(tile, rows.tiles(tile), col_blocks, device)
     main = launch.Launch(
-        layer_norm_backward_kernel, (programs, col_blocks), device, *sizes, tiles,
-        BLOCK_ROWS=tile.rows, BLOCK_COLS=tile.cols, num_warps=tile.num_warps, **constants,
+        kernel, (programs, col_blocks), device, *sizes,
+        COMPUTE_DTYPE=launch.triton_dtype(compute_dtype), num_warps=tile.num_warps, **constants,
     )  # fmt: skip
-    return Backward(sums, main)
+    return Backward(sums, main, tile.parts > 1)
 
 
 @launch.planned
 def sums_launch(rows, dtype, device):
     compute_dtype = launch.compute_dtype(dtype)
     sizes, constants = rows.sizes()
-    tile = launch.layer_norm_backward_tile(rows, compute_dtype)
+    tile = launch.layer_norm_chunk_tile(rows, compute_dtype)
     return launch.Launch(
         layer_norm_backward_sums_kernel, (rows.tiles(tile),), device, *sizes,
         COMPUTE_DTYPE=launch.triton_dtype(compute_dtype), BLOCK_ROWS=tile.rows, BLOCK_COLS=tile.cols,
@@ -352,12 +363,15 @@ def layer_norm_backward(dy, x, weight, mean, rstd, cols, parameter_dtype, wanted
     """The wanted ones of dx, dweight and dbias (flat), None for the others. mean: None where not centred."""
     want_dx, *want_parameters = wanted
     dy, x, weight = launch.contiguous(dy, x, weight)
-    launches = backward_launches(rows_of(x, cols, channels_first), x.dtype, x.device)
+    launches = backward_launches(rows_of(x, cols, channels_first), x.dtype, mean is not None, x.device)
     dx = torch.empty_like(x, memory_format=torch.contiguous_format) if want_dx else None
     row_sums = row_sums_of(launches.sums if want_dx else None, dy, x, weight, mean, rstd)
     partials = [
         torch.empty((launches.main.grid[0], cols), dtype=rstd.dtype, device=x.device) if want else None
         for want in want_parameters
     ]
-    launch.launch(launches.main, dy, x, dx, weight, mean, rstd, *row_sums, *partials)
+    tensors = (
+        (dy, x, dx, weight, mean, rstd) if launches.in_parts else (dy, x, dx, weight, mean, rstd, *row_sums)
+    )
+    launch.launch(launches.main, *tensors, *partials)
     return dx, *finish(partials, want_parameters, parameter_dtype)

@@ -12,7 +12,7 @@ if not torch.cuda.is_available():
 import guards
 import pytest
 import triton
-from reference import WIDE
+from reference import IN_PARTS, WIDE
 from torch.utils._device import _device_constructors
 
 from bench import interpreter
@@ -49,10 +49,17 @@ def gpu_tiles(monkeypatch):
 
 @pytest.fixture(autouse=True)
 def held_words(request, gpu_tiles, monkeypatch):
-    """A test of rows of WIDE columns holds fewer."""
-    if getattr(request.node, "callspec", None) and request.node.callspec.params.get("cols") == WIDE:
-        for name in ("HELD_WORDS_FORWARD", "HELD_WORDS_BACKWARD", "CHUNK_WORDS"):
-            monkeypatch.setattr(launch, name, 64)
+    """Rows of WIDE columns are too wide to be held, those of IN_PARTS to be held in one tile or unpacked."""
+    cols = request.node.callspec.params.get("cols") if hasattr(request.node, "callspec") else None
+    numbers = {}
+    if cols == WIDE:
+        numbers = dict.fromkeys(("HELD_WORDS_FORWARD", "HELD_WORDS_BACKWARD", "CHUNK_WORDS"), 64)
+        numbers |= dict.fromkeys(("HELD_BYTES_FORWARD", "HELD_BYTES_BACKWARD"), 0)
+    elif cols == IN_PARTS:
+        numbers = dict(HELD_WORDS_BACKWARD=64, CHUNK_WORDS=64, HELD_WARPS_BACKWARD=1)
+        numbers |= dict(HELD_UNPACKED_FORWARD=0, HELD_UNPACKED_BACKWARD=0)
+    for name, number in numbers.items():
+        monkeypatch.setattr(launch, name, number)
 
 
 @pytest.fixture(autouse=True)

@@ -43,6 +43,7 @@ def check(result, expected):
 warnings.simplefilter("ignore")
 ROWS = dict(COMPUTE_DTYPE=tl.float32, VECTOR=8, CHANNELS_FIRST=False, BLOCK_ROWS=4, BLOCK_COLS=1024)
 CHUNKS = ROWS | dict(BLOCK_ROWS=1)
+PARTS = dict(COMPUTE_DTYPE=tl.float32, VECTOR=8, PACKED=True, PARTS=4, BLOCK_COLS=256)
 torch.manual_seed(0)
 rows, cols = 2**21 + 4, 1024
 tile = rows // 4 - 1
@@ -83,6 +84,11 @@ run_program(layer_norm.layer_norm_forward_chunked_kernel, (rows - 1, 0, 0), (row
             x, y, weight, bias, mean, rstd, rows, cols // 8, 1e-5, **CHUNKS, **forward)
 check(y[-1], expected[-1])
 """,
+    "forward_parts": """
+run_program(layer_norm.layer_norm_forward_parts_kernel, (rows - 1, 0, 0), (rows, 1, 1),
+            x, y, weight, bias, mean, rstd, rows, cols // 8, 1e-5, **PARTS, **forward)
+check(y[-1], expected[-1])
+""",
     "backward": """
 dy = reserved(rows, cols)
 dy[-4:] = torch.randn(4, cols)
@@ -90,6 +96,14 @@ dy[-4:] = torch.randn(4, cols)
 run_program(layer_norm.layer_norm_backward_kernel, (tile, 0, 0), (rows // 4, 1, 1),
             dy, x, y, weight, mean, rstd, None, None, None, None, rows, cols // 8, rows // 4, **ROWS)
 check(y[-4:], dx)
+""",
+    "backward_parts": """
+dy = reserved(rows, cols)
+dy[-1] = torch.randn(cols)
+(dx,) = torch.autograd.grad(expected[-1], last, dy[-1].float())
+run_program(layer_norm.layer_norm_backward_parts_kernel, (rows - 1, 0, 0), (rows, 1, 1),
+            dy, x, y, weight, mean, rstd, None, None, rows, cols // 8, **PARTS)
+check(y[-1], dx[-1])
 """,
     "backward_of_wide_rows": """
 dy = reserved(rows, cols)

@@ -9,11 +9,12 @@ import pytest
 import torch
 
 import normreg
-from normreg.kernels import launch
+from normreg.kernels import launch, layer_norm
 from normreg.kernels.channels import plan
 from normreg.kernels.rows import Rows
 
 ROOT = Path(__file__).parent.parent
+BF16, FP16, FP32, FP64 = torch.bfloat16, torch.float16, torch.float32, torch.float64
 
 SWEEP = """
 import torch
@@ -28,7 +29,7 @@ def launch_all(batch):
         return torch.zeros(shape, dtype=dtype)
 
     all_three = (True, True, True)
-    for cols in (64, 768, 20000):
+    for cols in (64, 768, 12000, 20000, 70000):
         x, w, s = tensor(batch, cols), tensor(cols), tensor(batch, dtype=torch.float32)
         layer_norm.layer_norm_forward(x, w, w, cols, 1e-5, x.dtype, True)
         layer_norm.layer_norm_backward(x, x, w, s, s, cols, x.dtype, all_three)
@@ -58,7 +59,7 @@ record = stub_driver.install()
 launch_all(2)
 compiled, launched = len(record.compiled), len(record.launched)
 assert set(record.compiled) == {name for name, _ in record.launched}
-assert launched == 2 * (3 * 3 + 1) + 4 * 5 + (5 * 3 + 2 + 4) + 1 + 5, launched
+assert launched == 2 * (5 * 3 + 2) + 4 * 5 + (5 * 3 + 2 + 4) + 1 + 5, launched
 for batch in (1, 3, 16, 17, 32, 1000):
     launch_all(batch)
 assert len(record.launched) == 7 * launched
@@ -149,23 +150,60 @@ def test_a_launch_of_a_kept_plan_is_tritons_own():
     assert int(done.stdout) >= 8
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-@pytest.mark.parametrize("cols", [1, 3, 32, 33, 500, 1024, 1025, 8192, 16384, 16385, 32768, 32769, 10**6])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("cols", [1, 3, 32, 33, 500, 1025, 8191, 16383, 16385, 10**6])
 def test_row_tiles(cols, dtype):
-    words, rows = dtype.itemsize // 4, Rows(1, 7, cols, channels_first=False)
+    """Of rows that are not held in parts."""
+    rows, words = Rows(1, 7, cols, channels_first=False), launch.compute_dtype(dtype).itemsize // 4
     forward, backward = (
         launch.layer_norm_forward_tile(rows, dtype),
         launch.layer_norm_backward_tile(rows, dtype),
     )
     for tile, held in ((forward, launch.HELD_WORDS_FORWARD), (backward, launch.HELD_WORDS_BACKWARD // words)):
-        assert (tile.cols >= cols) == (cols * words <= held)
+        assert tile.parts == 1
+        assert tile.holds(rows) == (cols * words <= held)
         assert tile.rows & (tile.rows - 1) == 0
         assert 1 <= tile.num_warps <= 32
-    twice = launch.layer_norm_forward_tile(rows, dtype, all_16_bits=True)
-    assert (twice.cols >= cols) == (cols * words <= 2 * launch.HELD_WORDS_FORWARD)
-    for tile in (forward, twice):
-        assert tile.rows * tile.cols * words <= 32 * 32 * tile.num_warps
+    assert forward.rows * forward.cols * words <= 32 * 32 * forward.num_warps
     assert backward.rows * backward.cols * words <= 16 * 32 * backward.num_warps
+
+
+@pytest.mark.parametrize(("dtype", "cols", "parts", "num_warps", "packed"), [
+    (BF16, 512, 1, 1, False), (BF16, 520, 3, 1, False), (FP16, 1024, 4, 1, False),
+    (BF16, 5120, 5, 4, False), (BF16, 12288, 6, 8, False), (FP16, 16392, 5, 16, False),
+    (FP16, 32768, 4, 32, False), (FP16, 32776, 5, 32, True), (BF16, 65536, 8, 32, True),
+    (BF16, 65544, 1, 8, False), (BF16, 8188, 1, 8, False),
+    (FP32, 772, 4, 1, False), (FP32, 32768, 4, 32, False),
+    (FP32, 770, 1, 1, False), (FP32, 32772, 1, 8, False), (FP64, 4096, 1, 8, False),
+])  # fmt: skip
+def test_parts_of_a_row(dtype, cols, parts, num_warps, packed):
+    """At most 64 elements a thread, of rows whose loads are as wide as can be; none of the parts is empty."""
+    tile = launch.layer_norm_forward_tile(Rows(1, 7, cols, channels_first=False), dtype)
+    assert (tile.parts, tile.num_warps, tile.packed) == (parts, num_warps, packed)
+    if parts > 1:
+        assert tile.rows == 1
+        assert (parts - 1) * tile.cols < cols <= parts * tile.cols <= 64 * 32 * num_warps
+
+
+@pytest.mark.parametrize(("dtype", "cols", "centered", "parts"), [
+    (BF16, 8192, True, 1), (BF16, 8200, True, 3), (FP16, 12288, True, 3),
+    (BF16, 12296, True, 0), (BF16, 12296, False, 4), (FP16, 16384, False, 4),
+    (BF16, 16392, False, 0), (BF16, 8196, True, 0), (FP32, 8196, True, 0),
+    (FP32, 8196, False, 3), (FP32, 12288, False, 3), (FP32, 12292, False, 0),
+    (FP64, 2048, False, 1), (FP64, 2050, False, 0),
+])  # fmt: skip
+def test_parts_of_the_backward(dtype, cols, centered, parts):
+    """0: not held. Column sums of dy, which centred rows have, take registers of their own."""
+    rows = Rows(1, 7, cols, channels_first=False)
+    tile = launch.layer_norm_backward_tile(rows, dtype, centered)
+    assert tile.holds(rows) == (parts > 0)
+    assert tile.parts == max(1, parts)
+    assert tile.packed == (parts > 1 and dtype.itemsize == 2)
+
+
+def test_warps_of_64_lanes():
+    assert [launch.warps_of(warps, 64) for warps in (1, 2, 8, 32)] == [1, 1, 4, 16]
+    assert [launch.warps_of(warps, 32) for warps in (1, 2, 8, 32)] == [1, 2, 8, 32]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
@@ -188,12 +226,14 @@ def test_channels_first_tiles(channels, positions, dtype):
 
 
 @pytest.mark.parametrize("rows", [1, 7, 128, 10**6])
-def test_partial_sums_stay_few(rows, device):
-    tile = launch.layer_norm_backward_tile(Rows(1, rows, 512, channels_first=False), torch.float32)
-    tiles = -(-rows // tile.rows)
-    programs = launch.layer_norm_backward_programs(tiles, 1, device)
-    assert 1 <= programs <= max(1, tiles)
-    assert programs <= 4 * launch.multiprocessors(device)
+@pytest.mark.parametrize(("cols", "most"), [(512, 4), (8192, 1), (12288, 1), (65536, 4)])
+def test_partial_sums_stay_few(rows, cols, most, device, monkeypatch):
+    """At most as many programs as a multiprocessor's registers have room for."""
+    monkeypatch.setattr(launch, "multiprocessors", lambda device: 132)
+    plan = layer_norm.backward_launches(Rows(1, rows, cols, False), torch.bfloat16, True, device)
+    programs = plan.main.grid[0]
+    assert 1 <= programs <= rows
+    assert math.prod(plan.main.grid) <= most * 132 + plan.main.grid[1]
 
 
 @pytest.mark.parametrize("tiles", [1, 2, 63, 64, 65, 1000, 10**6])

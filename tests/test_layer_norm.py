@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from reference import (
     DTYPES,
+    IN_PARTS,
     RAGGED,
     WIDE,
     assert_accurate,
@@ -22,8 +23,8 @@ import normreg
 from normreg.kernels import launch
 from normreg.kernels.rows import Rows
 
-# the row held by one warp, by several, chunked forward and backward
-WIDTHS = (*RAGGED, 64, 1024, 4097, WIDE)
+# the row held by one warp, by several, in parts in the forward, chunked forward and backward
+WIDTHS = (*RAGGED, 64, 1024, 4097, IN_PARTS, WIDE)
 
 
 class RowNorm(NamedTuple):
@@ -68,31 +69,6 @@ def test_rows_too_wide_to_be_held(norm, device, cols):
     assert_agrees(*norm.functions((cols,)), norm.inputs((3, cols), (cols,), torch.float32, device))
 
 
-@pytest.mark.filterwarnings("ignore:Mismatch dtype between input and weight:UserWarning")
-@pytest.mark.parametrize(
-    ("dtype", "parameter_dtype", "cols", "held"),
-    [
-        (torch.bfloat16, torch.bfloat16, 128, True),
-        (torch.float16, torch.float16, 128, True),
-        (torch.bfloat16, torch.bfloat16, 127, False),
-        (torch.bfloat16, torch.float32, 128, False),
-        (torch.float32, torch.float32, 128, False),
-    ],
-    ids=str,
-)
-def test_16_bits_hold_twice_the_columns(
-    norm, device, launches, monkeypatch, dtype, parameter_dtype, cols, held
-):
-    """That is, without spills: where the parameters have 16 bits as well, and rows start at 16 bytes."""
-    for name in ("HELD_WORDS_FORWARD", "CHUNK_WORDS"):
-        monkeypatch.setattr(launch, name, 64)
-    x, *parameters = norm.inputs((3, cols), (cols,), dtype, device)
-    inputs = [x, *(p.detach().to(parameter_dtype).requires_grad_() for p in parameters)]
-    assert_agrees(*norm.functions((cols,)), inputs)
-    assert ("layer_norm_forward_kernel" in launches) == held
-    assert ("layer_norm_forward_chunked_kernel" in launches) != held
-
-
 @pytest.mark.parametrize("rows", [1, 15, 16, 17, 131])
 def test_rows_beside_a_tile(norm, device, guarded_memory, rows):
     """cols = 64 makes tiles of 16 rows, and 131 rows two programs of the backward."""
@@ -101,7 +77,29 @@ def test_rows_beside_a_tile(norm, device, guarded_memory, rows):
     assert_agrees(*norm.functions((64,)), inputs)
 
 
-@pytest.mark.parametrize("cols", [24, WIDE])
+@pytest.mark.parametrize(("cols", "dtype", "kernels"), [
+    (5120, torch.bfloat16, ("forward_parts", "backward")),
+    (16384, torch.float32, ("forward_parts", "backward_sums", "backward")),
+    (12288, torch.float16, ("forward_parts", "backward_parts")),
+    (65536, torch.bfloat16, ("forward_parts", "backward_sums", "backward")),
+    (65544, torch.bfloat16, ("forward_chunked", "backward_sums", "backward")),
+    (32772, torch.float32, ("forward_chunked", "backward_sums", "backward")),
+    (8193, torch.bfloat16, ("forward", "backward_sums", "backward")),
+], ids=str)  # fmt: skip
+def test_wide_rows(norm, device, launches, cols, dtype, kernels):
+    assert_agrees(*norm.functions((cols,)), norm.inputs((2, cols), (cols,), dtype, device))
+    assert launches == [f"layer_norm_{kernel}_kernel" for kernel in (*kernels, "backward_finish")]
+
+
+@pytest.mark.filterwarnings("ignore:Mismatch dtype between input and weight:UserWarning")
+@pytest.mark.parametrize("cols", [5120, IN_PARTS])
+def test_parts_beside_parameters_of_32_bits(norm, device, cols):
+    x, *parameters = norm.inputs((3, cols), (cols,), torch.bfloat16, device)
+    inputs = [x, *(p.detach().float().requires_grad_() for p in parameters)]
+    assert_agrees(*norm.functions((cols,)), inputs)
+
+
+@pytest.mark.parametrize("cols", [24, IN_PARTS, WIDE])
 def test_absent_parameters(norm, device, cols):
     for present in itertools.product([True, False], repeat=norm.parameters):
         print(present)
@@ -109,7 +107,7 @@ def test_absent_parameters(norm, device, cols):
         assert_agrees(*norm.functions((cols,)), inputs)
 
 
-@pytest.mark.parametrize("cols", [24, WIDE])
+@pytest.mark.parametrize("cols", [24, IN_PARTS, WIDE])
 def test_gradient_of_any_subset(norm, device, cols):
     inputs = norm.inputs((33 if cols == 24 else 5, cols), (cols,), torch.float32, device)
     for wanted in itertools.product([True, False], repeat=len(inputs)):
@@ -142,7 +140,7 @@ def test_input_strides(norm, device, view):
     assert_agrees(*norm.functions((cols,)), [x, *parameters])
 
 
-@pytest.mark.parametrize("cols", [100, WIDE])
+@pytest.mark.parametrize("cols", [100, IN_PARTS, WIDE])
 @pytest.mark.parametrize(("mean", "std", "dtype"), [
     (1e2, 1.0, torch.float16), (1e4, 1.0, torch.float32), (1e6, 1.0, torch.float32),
     (1e4, 1e-3, torch.float32), (0.0, 1e-3, torch.float32), (1e6, 1e-3, torch.float64),
@@ -152,7 +150,7 @@ def test_large_means(norm, device, cols, mean, std, dtype):
     assert_agrees(*norm.functions((cols,)), inputs)
 
 
-@pytest.mark.parametrize("cols", [100, WIDE])
+@pytest.mark.parametrize("cols", [100, IN_PARTS, WIDE])
 def test_an_outlier_in_front_does_not_hurt(norm, device, cols):
     """Rows are shifted by their first element, which need not be near the others."""
     x = torch.randn(3, cols, device=device) + 1e4
@@ -160,7 +158,7 @@ def test_an_outlier_in_front_does_not_hurt(norm, device, cols):
     assert_agrees(*norm.functions((cols,)), [x.requires_grad_(), None, None])
 
 
-@pytest.mark.parametrize("cols", [100, WIDE])
+@pytest.mark.parametrize("cols", [100, IN_PARTS, WIDE])
 def test_a_large_mean_costs_nothing(norm, device, cols):
     """Where torch's float32 mean is off by a thirtieth of a standard deviation, ours is exact."""
     inputs = norm.inputs((2, cols), (cols,), torch.float32, device, mean=1e6)
@@ -173,7 +171,7 @@ def test_a_large_mean_costs_nothing(norm, device, cols):
 
 
 @pytest.mark.parametrize("value", [0.0, 1e-30, 3.0, 1e6, 3e38])
-@pytest.mark.parametrize("cols", [1, 3, 100, WIDE])
+@pytest.mark.parametrize("cols", [1, 3, 100, IN_PARTS, WIDE])
 def test_constant_rows_give_the_bias(device, cols, value):
     x = torch.full((3, cols), value, device=device, requires_grad=True)
     weight, bias = torch.randn(2, cols, device=device)
@@ -220,7 +218,7 @@ def test_many_partial_sums(norm, device, monkeypatch):
     monkeypatch.setattr(launch, "multiprocessors", lambda device: 64)
     rows = 16 * 8 * 33
     tile = launch.layer_norm_backward_tile(Rows(1, rows, 64, False), torch.float32)
-    programs = launch.layer_norm_backward_programs(-(-rows // tile.rows), 1, device)
+    programs = launch.layer_norm_backward_programs(tile, -(-rows // tile.rows), 1, device)
     assert programs > launch.layer_norm_backward_finish_tile().rows
     assert_agrees(*norm.functions((64,)), norm.inputs((rows, 64), (64,), torch.float32, device))
 

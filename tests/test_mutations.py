@@ -115,17 +115,96 @@ MUTATIONS = {
         "        dbias = dy\n",
         "test_layer_norm.py::test_rows_beside_a_tile",
     ),
-    "32 bits beside a wide row of 16 are held": Mutation(
-        "kernels/layer_norm.py",
-        "all(t is None or t.dtype.itemsize == 2 for t in (x, weight, bias))",
-        "x.dtype.itemsize == 2",
-        "test_layer_norm.py -k 'twice_the_columns'",
+    # kernels/parts.py, kernels/layer_norm_parts.py
+    "a part is not masked": Mutation(
+        "kernels/layer_norm_parts.py",
+        "            total += within(deviation, i, cols, PARTS)\n",
+        "            total += deviation\n",
+        "test_layer_norm.py -k 'agrees_with_torch and 1000-'",
     ),
-    "wide rows that start anywhere are held": Mutation(
-        "kernels/layer_norm.py",
-        "    wide = cols > launch.HELD_WORDS_FORWARD and launch.vector(cols) == 8",
-        "    wide = cols > launch.HELD_WORDS_FORWARD",
-        "test_layer_norm.py -k 'twice_the_columns'",
+    "squares of a part's padding are added": Mutation(
+        "kernels/layer_norm_parts.py",
+        "            deviation = within(deviation, i, cols, PARTS)\n",
+        "",
+        "test_layer_norm.py -k 'agrees_with_torch and 1000-'",
+    ),
+    "squares of the last part alone": Mutation(
+        "kernels/layer_norm_parts.py",
+        "            total += deviation * deviation\n",
+        "            total = deviation * deviation\n",
+        "test_layer_norm.py -k 'agrees_with_torch and 1000-'",
+    ),
+    "the mean square is that of the last part": Mutation(
+        "kernels/layer_norm_parts.py",
+        "            total += part * part\n",
+        "            total = part * part\n",
+        "test_rms_norm.py -k 'agrees_with_torch and 1000-'",
+    ),
+    "parts are not shifted": Mutation(
+        "kernels/layer_norm_parts.py",
+        "        shift = tl.load(x_ptr).to(COMPUTE_DTYPE)\n",
+        "        shift = tl.load(x_ptr).to(COMPUTE_DTYPE) * 0.0\n",
+        "test_layer_norm.py -k 'a_large_mean_costs_nothing and 760'",
+    ),
+    "a packed element takes its neighbour's sign": Mutation(
+        "kernels/parts.py",
+        "    return (low.to(tl.int32) & 0xFFFF) |",
+        "    return low.to(tl.int32) |",
+        "test_layer_norm.py -k 'agrees_with_torch and 760-'",
+    ),
+    "every part has the first part's parameters": Mutation(
+        "kernels/parts.py",
+        "        part = tl.load(ptr + col)\n",
+        "        part = tl.load(ptr + col % BLOCK_COLS)\n",
+        "test_layer_norm.py -k 'agrees_with_torch and 1000-'",
+    ),
+    "rows of parts in 32 bits": Mutation(
+        "kernels/layer_norm_parts.py",
+        "    row = tl.program_id(0).to(tl.int64)\n",
+        "    row = tl.program_id(0)\n",
+        "test_far_offsets.py -k layer_norm_forward_parts",
+    ),
+    "x_hat of padding is not a number": Mutation(
+        "kernels/layer_norm_parts.py",
+        "        x_hat = within(x_hat - shift - mean, i, cols, PARTS)\n",
+        "        x_hat = x_hat - shift - mean\n",
+        "test_layer_norm.py -k 'constant_rows and 760'",
+    ),
+    "dweight of the last row alone": Mutation(
+        "kernels/layer_norm_parts.py",
+        "            next_dweight += (dweight[i] + wdy * x_hat,)\n",
+        "            next_dweight += (wdy * x_hat,)\n",
+        "test_layer_norm.py -k 'agrees_with_torch and 760-'",
+    ),
+    "dbias is scaled by rstd": Mutation(
+        "kernels/layer_norm_parts.py",
+        "            next_dbias += (dbias[i] + wdy,)\n",
+        "            next_dbias += (dbias[i] + wdy * rstd,)\n",
+        "test_layer_norm.py -k 'agrees_with_torch and 760-'",
+    ),
+    "c1 of the last part": Mutation(
+        "kernels/layer_norm_parts.py",
+        "                x_hat_wdy += x_hat * wdy\n",
+        "                x_hat_wdy = x_hat * wdy\n",
+        "test_layer_norm.py -k 'agrees_with_torch and 760-'",
+    ),
+    "c2 of the last part": Mutation(
+        "kernels/layer_norm_parts.py",
+        "                wdys += wdy\n",
+        "                wdys = wdy\n",
+        "test_layer_norm.py -k 'agrees_with_torch and 760-'",
+    ),
+    "rows of the backward's parts in 32 bits": Mutation(
+        "kernels/layer_norm_parts.py",
+        "        base = cols.to(tl.int64) * row\n",
+        "        base = cols * row\n",
+        "test_far_offsets.py -k layer_norm_backward_parts",
+    ),
+    "sums of dy are not counted among what is held": Mutation(
+        "kernels/launch.py",
+        "    bytes_held = 2 * dtype.itemsize + (8 if centered else 4)",
+        "    bytes_held = 2 * dtype.itemsize + 4",
+        "test_launch.py -k parts_of_the_backward",
     ),
     # kernels/rows.py
     "channels-first tiles stay in the first sample": Mutation(

@@ -3,11 +3,8 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from reference import DTYPES, WIDE, assert_accurate, assert_agrees, copies, error, run, unit
+from reference import DTYPES, IN_PARTS, WIDE, assert_accurate, assert_agrees, copies, error, run, unit
 from test_layer_norm import RowNorm
-from test_layer_norm import (
-    test_16_bits_hold_twice_the_columns as test_16_bits_hold_twice_the_columns,
-)
 from test_layer_norm import (
     test_a_row_does_not_depend_on_the_others as test_a_row_does_not_depend_on_the_others,
 )
@@ -20,11 +17,15 @@ from test_layer_norm import test_gradient_of_any_subset as test_gradient_of_any_
 from test_layer_norm import test_input_strides as test_input_strides
 from test_layer_norm import test_large_means as test_large_means
 from test_layer_norm import test_many_partial_sums as test_many_partial_sums
+from test_layer_norm import (
+    test_parts_beside_parameters_of_32_bits as test_parts_beside_parameters_of_32_bits,
+)
 from test_layer_norm import test_ranks as test_ranks
 from test_layer_norm import test_rows_beside_a_tile as test_rows_beside_a_tile
 from test_layer_norm import test_rows_too_wide_to_be_held as test_rows_too_wide_to_be_held
 from test_layer_norm import test_statistics_are_saved_in_float32 as test_statistics_are_saved_in_float32
 from test_layer_norm import test_two_backward_passes_are_equal as test_two_backward_passes_are_equal
+from test_layer_norm import test_wide_rows as test_wide_rows
 from test_layer_norm import test_without_gradients_nothing_is_saved as test_without_gradients_nothing_is_saved
 
 import normreg
@@ -33,7 +34,7 @@ from normreg.kernels import launch
 from normreg.ops import autocast
 from normreg.ops.rms_norm import rms_norm as rms_norm_to
 
-HELD_AND_CHUNKED = pytest.mark.parametrize("cols", [1, 3, 100, WIDE])
+HELD_AND_CHUNKED = pytest.mark.parametrize("cols", [1, 3, 100, IN_PARTS, WIDE])
 
 
 @pytest.fixture

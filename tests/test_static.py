@@ -36,8 +36,10 @@ def test_compiles_without_spills_and_with_16_byte_accesses(dtype):
     assert {row["target"] for row in rows} == {"sm_80", "sm_90", "sm_100", "gfx942"}
     assert {row["kernel"] for row in rows} == {
         "layer_norm_forward_kernel",
+        "layer_norm_forward_parts_kernel",
         "layer_norm_forward_chunked_kernel",
         "layer_norm_backward_kernel",
+        "layer_norm_backward_parts_kernel",
         "layer_norm_backward_sums_kernel",
         "layer_norm_backward_finish_kernel",
         "batch_norm_statistics_kernel",
@@ -69,7 +71,8 @@ def test_compiles_without_spills_and_with_16_byte_accesses(dtype):
         if merges(row):
             widest = 8
         assert row["widest_access_bytes"] >= widest, row
-        assert row["registers"] <= 128, row  # two programs of 256 threads a multiprocessor
+        # two programs of 256 threads a multiprocessor, of which AMD's has twice the registers
+        assert row["registers"] <= (256 if row["target"] == "gfx942" else 128), row
         assert row["shared_bytes"] <= 48 * 1024, row
     alone = ("dropout_kernel", "dropout_grouped_kernel")
     assert all(row["narrowest_access_bytes"] == 16 for row in rows if row["kernel"] in alone)
