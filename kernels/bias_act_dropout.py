@@ -12,7 +12,7 @@ import torch
 import triton
 import triton.language as tl
 
-from . import launch
+from . import launch, tiling
 from .activations import activate, activation_backward
 from .branch import branch, decisions
 from .dropout_add import element_constants
@@ -90,7 +90,7 @@ def bias_act_dropout_backward_kernel(
 
 @launch.planned
 def forward_launch(rows, cols, dtype, rule, act, negative_slope, device):
-    tile = launch.elements_tile(rows, cols)
+    tile = tiling.elements_tile(rows, cols)
     scalars, constants = element_constants(rule, rows, cols, 1, launch.compute_dtype(dtype), tile)
     blocks = triton.cdiv(rows, tile.rows) * triton.cdiv(cols, tile.cols)
     return launch.Launch(
@@ -100,10 +100,10 @@ def forward_launch(rows, cols, dtype, rule, act, negative_slope, device):
 
 @launch.planned
 def backward_launch(rows, cols, dtype, rule, act, negative_slope, sums, device):
-    tile = launch.elements_tile(rows, cols)
+    tile = tiling.elements_tile(rows, cols)
     scalars, constants = element_constants(rule, rows, cols, 1, launch.compute_dtype(dtype), tile)
     col_blocks, tiles = triton.cdiv(cols, tile.cols), triton.cdiv(rows, tile.rows)
-    programs = launch.layer_norm_backward_programs(tile, tiles, col_blocks, device) if sums else tiles
+    programs = tiling.layer_norm_backward_programs(tile, tiles, col_blocks, device) if sums else tiles
     return launch.Launch(
         bias_act_dropout_backward_kernel, (programs, col_blocks), device, *scalars, negative_slope,
         ACT=act, **constants,

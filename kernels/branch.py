@@ -13,7 +13,7 @@ from typing import NamedTuple
 import triton
 import triton.language as tl
 
-from . import dropout, launch
+from . import dropout, tiling
 from .random import GROUP_BITS, keep_at, keep_in_rows
 
 
@@ -66,7 +66,7 @@ class Branch(NamedTuple):
 
 def of_elements(p, dtype):
     """Dropout of a tensor of the dtype."""
-    return Branch(p, launch.dropout_bits(dtype, p) if p else 0)
+    return Branch(p, tiling.dropout_bits(dtype, p) if p else 0)
 
 
 def of_samples(p, scaled):

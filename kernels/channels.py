@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 from torch._prims_common import suggest_memory_format
 
-from . import launch
+from . import launch, tiling
 from .statistics import merge_moments, merge_partials
 
 
@@ -263,7 +263,7 @@ def layout(x):
 @launch.planned
 def _plan(layout, dtype, device, split):
     samples, channels, spatial, channels_last = layout
-    tile = launch.batch_norm_tile(channels, spatial, channels_last)
+    tile = tiling.batch_norm_tile(channels, spatial, channels_last)
     tiles = triton.cdiv(samples, tile.samples) * triton.cdiv(spatial, tile.spatial)
     channel_blocks = triton.cdiv(channels, tile.channels)
     splits, tiles_per_split = split(tiles, tile.samples * tile.spatial, channel_blocks, device)
@@ -272,19 +272,19 @@ def _plan(layout, dtype, device, split):
         grid=(channel_blocks, splits),
         sizes=(*sizes, tiles, tiles_per_split),
         constants=constants,
-        merged_splits=launch.batch_norm_merged_splits(tile.channels),
+        merged_splits=tiling.batch_norm_merged_splits(tile.channels),
         count=samples * spatial,
     )
 
 
-def plan(x, split=launch.batch_norm_splits):
+def plan(x, split=tiling.batch_norm_splits):
     """The plan for x as `dense` returns it."""
     return _plan(layout(x), x.dtype, x.device, split)
 
 
 @launch.planned
 def _held_plan(layout, dtype, tile_name, *details):
-    tile = getattr(launch, tile_name)(*layout, launch.compute_dtype(dtype), *details)
+    tile = getattr(tiling, tile_name)(*layout, launch.compute_dtype(dtype), *details)
     if tile is None:
         return None
     return (triton.cdiv(layout.channels, tile.channels),), *layout.sizes_and_constants(dtype, tile)

@@ -20,7 +20,7 @@ import torch
 import triton
 import triton.language as tl
 
-from . import launch
+from . import launch, tiling
 from .random import GROUP_BITS, keep_at, keep_mask, seed_arguments
 
 ALPHA = -1.7580993408473766  # SELU's value at minus infinity
@@ -112,13 +112,13 @@ def layer_constants(p, bits, constants, linear):
 
 @launch.planned
 def elementwise_launch(elements, dtype, p, constants, linear, device):
-    bits, calls = launch.dropout_bits(dtype, p), launch.dropout_calls()
+    bits, calls = tiling.dropout_bits(dtype, p), tiling.dropout_calls()
     vector = launch.vector(elements)
     return launch.Launch(
         dropout_kernel, (triton.cdiv(elements, calls * (128 // bits)),), device,
         elements // vector, *layer_constants(p, bits, constants, linear),
         COMPUTE_DTYPE=launch.triton_dtype(launch.compute_dtype(dtype)), VECTOR=vector, BITS=bits, CALLS=calls,
-        num_warps=launch.DROPOUT_NUM_WARPS,
+        num_warps=tiling.DROPOUT_NUM_WARPS,
     )  # fmt: skip
 
 
@@ -126,14 +126,14 @@ def elementwise_launch(elements, dtype, p, constants, linear, device):
 def grouped_launch(samples, groups, positions, groups_last, dtype, p, constants, linear, device):
     vector = launch.vector(groups if groups_last else positions)
     in_vectors = (groups // vector, positions) if groups_last else (groups, positions // vector)
-    tile = launch.dropout_grouped_tile(groups, positions, groups_last)
+    tile = tiling.dropout_grouped_tile(groups, positions, groups_last)
     blocks = triton.cdiv(groups, tile.groups) * triton.cdiv(positions, tile.positions)
     return launch.Launch(
         dropout_grouped_kernel, (samples * blocks,), device,
         *in_vectors, *layer_constants(p, GROUP_BITS, constants, linear),
         COMPUTE_DTYPE=launch.triton_dtype(launch.compute_dtype(dtype)), GROUPS_LAST=groups_last,
         VECTOR=vector, BLOCK_GROUPS=tile.groups, BLOCK_POSITIONS=tile.positions,
-        num_warps=launch.DROPOUT_NUM_WARPS,
+        num_warps=tiling.DROPOUT_NUM_WARPS,
     )  # fmt: skip
 
 

@@ -14,7 +14,7 @@ import torch
 import triton
 import triton.language as tl
 
-from . import launch
+from . import launch, tiling
 from .branch import branch, decisions, samples_of
 from .layer_norm import finish
 from .random import seed_arguments
@@ -97,7 +97,7 @@ def element_constants(rule, rows, cols, samples, compute_dtype, tile):
 
 @launch.planned
 def forward_launch(rows, cols, samples, compute_dtype, rule, device):
-    tile = launch.elements_tile(rows, cols)
+    tile = tiling.elements_tile(rows, cols)
     scalars, constants = element_constants(rule, rows, cols, samples, compute_dtype, tile)
     blocks = triton.cdiv(rows, tile.rows) * triton.cdiv(cols, tile.cols)
     return launch.Launch(dropout_add_kernel, (blocks,), device, *scalars, **constants)
@@ -105,10 +105,10 @@ def forward_launch(rows, cols, samples, compute_dtype, rule, device):
 
 @launch.planned
 def backward_launch(rows, cols, samples, compute_dtype, rule, device):
-    tile = launch.elements_tile(rows, cols)
+    tile = tiling.elements_tile(rows, cols)
     scalars, constants = element_constants(rule, rows, cols, samples, compute_dtype, tile)
     col_blocks = triton.cdiv(cols, tile.cols)
-    programs = launch.layer_norm_backward_programs(tile, triton.cdiv(rows, tile.rows), col_blocks, device)
+    programs = tiling.layer_norm_backward_programs(tile, triton.cdiv(rows, tile.rows), col_blocks, device)
     return launch.Launch(dropout_add_backward_kernel, (programs, col_blocks), device, *scalars, **constants)
 
 

@@ -17,7 +17,7 @@ import torch
 import triton
 import triton.language as tl
 
-from . import launch, layer_norm
+from . import launch, layer_norm, tiling
 from .branch import branch, decisions, samples_of
 from .dropout_add import dropout_add
 from .random import seed_arguments
@@ -185,7 +185,7 @@ def norm_constants(rule, rows, samples, dtype, tile):
 @launch.planned
 def forward_launch(rows, samples, dtype, rule, eps, centered, device):
     """None where a row is too wide to be held."""
-    tile = launch.dropout_add_norm_forward_tile(rows, launch.compute_dtype(dtype))
+    tile = tiling.dropout_add_norm_forward_tile(rows, launch.compute_dtype(dtype))
     if tile.cols < rows.cols:
         return None
     scalars, constants = norm_constants(rule, rows, samples, dtype, tile)
@@ -197,14 +197,14 @@ def forward_launch(rows, samples, dtype, rule, eps, centered, device):
 
 @launch.planned
 def backward_launches(rows, samples, dtype, rule, device):
-    tile = launch.dropout_add_norm_backward_tile(rows, launch.compute_dtype(dtype))
+    tile = tiling.dropout_add_norm_backward_tile(rows, launch.compute_dtype(dtype))
     sums = None
     if tile.cols < rows.cols:
         sums = layer_norm.sums_launch(rows, dtype, device)
-        tile = launch.dropout_add_norm_backward_parameters_tile()
+        tile = tiling.dropout_add_norm_backward_parameters_tile()
     scalars, constants = norm_constants(rule, rows, samples, dtype, tile)
     col_blocks, tiles = triton.cdiv(rows.cols, tile.cols), rows.tiles(tile)
-    programs = launch.layer_norm_backward_programs(tile, tiles, col_blocks, device)
+    programs = tiling.layer_norm_backward_programs(tile, tiles, col_blocks, device)
     main = launch.Launch(
         dropout_add_norm_backward_kernel, (programs, col_blocks), device, *scalars, tiles, **constants
     )

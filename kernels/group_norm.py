@@ -12,7 +12,7 @@
 The mean is computed, saved and subtracted relative to the group's first element, `shift`, as in
 `layer_norm`. With one channel a group this is instance normalisation.
 
-A group is contiguous. One of up to `launch.HELD_WORDS_*` words, its channels and positions padded to powers
+A group is contiguous. One of up to `tiling.HELD_WORDS_*` words, its channels and positions padded to powers
 of two, is held in registers and read once: 4 bytes an element forward and 6 backward in 16 bits. Those of
 larger groups are in `group_norm_split`. dweight and dbias are partial sums a program, added in a fixed
 order by the last launch, which is `layer_norm`'s.
@@ -22,7 +22,7 @@ import torch
 import triton
 import triton.language as tl
 
-from . import group_norm_split, launch
+from . import group_norm_split, launch, tiling
 from .layer_norm import finish
 from .rows import load_x_hat
 from .statistics import moments
@@ -183,7 +183,7 @@ def group_norm_backward_kernel(
 @launch.planned
 def forward_launch(samples, groups, channels, spatial, dtype, eps, device):
     """None where a group of `channels` times `spatial` is too large to be held."""
-    tile = launch.group_norm_forward_tile(groups, channels, spatial, launch.compute_dtype(dtype))
+    tile = tiling.group_norm_forward_tile(groups, channels, spatial, launch.compute_dtype(dtype))
     if tile is None:
         return None
     sizes, constants = sizes_and_constants(samples, groups, channels, spatial, dtype, tile)
@@ -194,12 +194,12 @@ def forward_launch(samples, groups, channels, spatial, dtype, eps, device):
 @launch.planned
 def backward_launch(samples, groups, channels, spatial, dtype, eps, device):
     """None where a group is too large; its grid is (group blocks, partial sums)."""
-    tile = launch.group_norm_backward_tile(groups, channels, spatial, launch.compute_dtype(dtype))
+    tile = tiling.group_norm_backward_tile(groups, channels, spatial, launch.compute_dtype(dtype))
     if tile is None:
         return None
     sizes, constants = sizes_and_constants(samples, groups, channels, spatial, dtype, tile)
     group_blocks = triton.cdiv(groups, tile.groups)
-    partials = launch.group_norm_backward_programs(samples, spatial, tile, group_blocks, device)
+    partials = tiling.group_norm_backward_programs(samples, spatial, tile, group_blocks, device)
     grid = (group_blocks, partials)
     return launch.Launch(group_norm_backward_kernel, grid, device, *sizes, eps, **constants)
 

@@ -9,7 +9,7 @@ import torch
 import triton
 import triton.language as tl
 
-from . import launch
+from . import launch, tiling
 from .batch_norm_split import batch_norm_statistics_kernel, normalize_tiles
 from .channels import (
     channel_values,
@@ -174,7 +174,7 @@ def forward(x, y, weight, bias, mean, var, groups, eps):
     """Fills y, and mean and var where they are given; x is contiguous."""
     samples, channels = x.shape[:2]
     whole = x.view(1, samples * groups, -1)
-    grid, sizes, constants, _, _ = plan(whole, launch.group_norm_splits)
+    grid, sizes, constants, _, _ = plan(whole, tiling.group_norm_splits)
     splits = grid[1]
     partial = channel_values(whole, 3, splits)
     statistics = launch.kept_launch(batch_norm_statistics_kernel, grid, x.device, *sizes, **constants)
@@ -199,7 +199,7 @@ def backward(dy, x, dx, weight, mean, var, dweight_partial, dbias_partial, group
     )
     launch.launch(sums, dy, x, mean, var, partial)
     c1, c2 = (torch.empty(samples * groups, dtype=mean.dtype, device=device) for _ in range(2))
-    tile = launch.group_norm_merge_tile()
+    tile = tiling.group_norm_merge_tile()
     merge = launch.kept_launch(
         group_norm_backward_merge_kernel, (samples * groups,), device,
         rows.shape[1], grid[1], group_channels, channels, rows.shape[2],

@@ -11,7 +11,7 @@ with n positions. Inference from running statistics is `batch_norm`'s.
 import triton
 import triton.language as tl
 
-from . import launch
+from . import launch, tiling
 from .channels import update_running
 
 
@@ -46,7 +46,7 @@ def instance_norm_running_kernel(
 
 @launch.planned
 def running_launch(samples, channels, spatial, stride_sample, stride_channel, momentum, device):
-    tile = launch.instance_norm_running_tile()
+    tile = tiling.instance_norm_running_tile()
     return launch.Launch(
         instance_norm_running_kernel, (triton.cdiv(channels, tile.cols),), device,
         samples, channels, spatial, stride_sample, stride_channel, momentum,

@@ -11,10 +11,10 @@ The mean is computed, saved and subtracted relative to the row's first element, 
 round a mean of 10^6 by a thirtieth of a standard deviation of 1. Rows that are not centred have no mean,
 and there m2 is the sum of x^2: that is RMSNorm (`rms_norm`).
 
-Rows of up to `launch.HELD_WORDS_*` words are held in registers and read once, by the forward some wider ones,
-too, in parts (`layer_norm_parts`). The widest are read twice: in chunks, or in the backward by a launch that
-finds c1 and c2, and by one over blocks of columns. Column sums are partial sums a program, added in a fixed
-order by a last small launch.
+Rows that `tiling` can hold are read once: several in a tile, one in a tile, or one in parts
+(`layer_norm_parts`). Wider rows are read twice: in chunks, or in the backward by a launch that finds c1 and
+c2, and by one over blocks of columns. Column sums are partial sums a program, added in a fixed order by a
+last small launch.
 """
 
 from typing import NamedTuple
@@ -23,7 +23,7 @@ import torch
 import triton
 import triton.language as tl
 
-from . import launch
+from . import launch, tiling
 from .layer_norm_parts import layer_norm_backward_parts_kernel, layer_norm_forward_parts_kernel
 from .rows import (
     column_sums,
@@ -255,7 +255,7 @@ def in_parts(tile, vector):
 
 @launch.planned
 def forward_launch(rows, dtype, eps, centered, device):
-    tile = launch.layer_norm_forward_tile(rows, dtype)
+    tile = tiling.layer_norm_forward_tile(rows, dtype)
     sizes, constants = rows.sizes()
     if tile.parts > 1:
         kernel, constants = layer_norm_forward_parts_kernel, in_parts(tile, constants["VECTOR"])
@@ -297,18 +297,18 @@ class Backward(NamedTuple):
 def backward_launches(rows, dtype, centered, device):
     compute_dtype = launch.compute_dtype(dtype)
     sizes, constants = rows.sizes()
-    tile = launch.layer_norm_backward_tile(rows, dtype, centered)
+    tile = tiling.layer_norm_backward_tile(rows, dtype, centered)
     kernel, sums, col_blocks = layer_norm_backward_kernel, None, 1
     if tile.parts > 1:
         kernel, constants = layer_norm_backward_parts_kernel, in_parts(tile, constants["VECTOR"])
     else:
         if not tile.holds(rows):
             sums = sums_launch(rows, dtype, device)
-            tile = launch.layer_norm_backward_parameters_tile(rows.channels_first)
+            tile = tiling.layer_norm_backward_parameters_tile(rows.channels_first)
             col_blocks = triton.cdiv(rows.cols, tile.cols)
         sizes = (*sizes, rows.tiles(tile))
         constants |= dict(BLOCK_ROWS=tile.rows, BLOCK_COLS=tile.cols)
-    programs = launch.layer_norm_backward_programs(tile, rows.tiles(tile), col_blocks, device)
+    programs = tiling.layer_norm_backward_programs(tile, rows.tiles(tile), col_blocks, device)
     main = launch.Launch(
         kernel, (programs, col_blocks), device, *sizes,
         COMPUTE_DTYPE=launch.triton_dtype(compute_dtype), num_warps=tile.num_warps, **constants,
@@ -320,7 +320,7 @@ def backward_launches(rows, dtype, centered, device):
 def sums_launch(rows, dtype, device):
     compute_dtype = launch.compute_dtype(dtype)
     sizes, constants = rows.sizes()
-    tile = launch.layer_norm_chunk_tile(rows, compute_dtype)
+    tile = tiling.layer_norm_chunk_tile(rows, compute_dtype)
     return launch.Launch(
         layer_norm_backward_sums_kernel, (rows.tiles(tile),), device, *sizes,
         COMPUTE_DTYPE=launch.triton_dtype(compute_dtype), BLOCK_ROWS=tile.rows, BLOCK_COLS=tile.cols,
@@ -340,7 +340,7 @@ def row_sums_of(plan, dy, x, weight, mean, rstd):
 
 @launch.planned
 def finish_launch(partials, cols, device):
-    tile, vector = launch.layer_norm_backward_finish_tile(), launch.vector(cols)
+    tile, vector = tiling.layer_norm_backward_finish_tile(), launch.vector(cols)
     return launch.Launch(
         layer_norm_backward_finish_kernel, (triton.cdiv(cols, tile.cols),), device, partials, cols // vector,
         VECTOR=vector, BLOCK_ROWS=tile.rows, BLOCK_COLS=tile.cols, num_warps=tile.num_warps,

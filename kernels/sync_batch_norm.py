@@ -18,7 +18,7 @@ import torch
 import triton
 import triton.language as tl
 
-from . import launch
+from . import launch, tiling
 from .batch_norm import batch_norm_inference_kernel
 from .batch_norm_split import backward_of_sums, backward_sums, of_dz, statistics
 from .channels import (
@@ -142,7 +142,7 @@ def sync_batch_norm_backward_pack_kernel(
 
 def _launch(kernel, x, numbers, tensors, blocks):
     channels = x.shape[1]
-    tile = launch.sync_batch_norm_tile(channels)
+    tile = tiling.sync_batch_norm_tile(channels)
     constants = {blocks: tile.rows, "BLOCK_CHANNELS": tile.cols, "num_warps": tile.num_warps}
     grid = (triton.cdiv(channels, tile.cols),)
     first, *rest = numbers

@@ -17,7 +17,7 @@ from torch.utils._device import _device_constructors
 
 from bench import interpreter
 from bench.meter import Meter
-from normreg.kernels import launch
+from normreg.kernels import launch, tiling
 
 if launch.INTERPRET:
     interpreter.speed_up()
@@ -44,7 +44,7 @@ def seed():
 def gpu_tiles(monkeypatch):
     """The interpreter takes the tiles of a GPU, so that they are what is tested."""
     launch.forget_plans()
-    monkeypatch.setattr(launch, "INTERPRETER_TILE_SCALE", 1)
+    monkeypatch.setattr(tiling, "INTERPRETER_TILE_SCALE", 1)
 
 
 @pytest.fixture(autouse=True)
@@ -59,7 +59,7 @@ def held_words(request, gpu_tiles, monkeypatch):
         numbers = dict(HELD_WORDS_BACKWARD=64, CHUNK_WORDS=64, HELD_WARPS_BACKWARD=1)
         numbers |= dict(HELD_UNPACKED_FORWARD=0, HELD_UNPACKED_BACKWARD=0)
     for name, number in numbers.items():
-        monkeypatch.setattr(launch, name, number)
+        monkeypatch.setattr(tiling, name, number)
 
 
 @pytest.fixture(autouse=True)

@@ -16,7 +16,7 @@ from reference import (
 )
 
 import normreg
-from normreg.kernels import channels, launch
+from normreg.kernels import channels, launch, tiling
 
 LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 
@@ -87,7 +87,7 @@ def regime(request, monkeypatch):
     """Channels of a few thousand elements are held by a program each; here they are split as well."""
     if request.param == "split":
         for direction in ("forward", "backward"):
-            monkeypatch.setattr(launch, f"batch_norm_held_{direction}_tile", lambda *_: None)
+            monkeypatch.setattr(tiling, f"batch_norm_held_{direction}_tile", lambda *_: None)
     return request.param
 
 

@@ -10,7 +10,7 @@ from test_saved_bytes import bytes_beside, saved_by
 
 import normreg
 from normreg import dispatch
-from normreg.kernels import launch
+from normreg.kernels import tiling
 from normreg.kernels.activations import LINES, NAMES
 
 TORCHS = {
@@ -83,7 +83,7 @@ def test_bits_of_every_layout(device, guarded_memory, shape, channels_last, trai
 @pytest.mark.parametrize("channels_last", [False, True], ids=["contiguous", "channels_last"])
 @pytest.mark.parametrize("split", ["forward", "backward"])
 def test_both_regimes_agree_on_the_bits(device, monkeypatch, split, channels_last):
-    monkeypatch.setattr(launch, f"batch_norm_held_{split}_tile", lambda *_: None)
+    monkeypatch.setattr(tiling, f"batch_norm_held_{split}_tile", lambda *_: None)
     inputs = inputs_for((5, 17, 7, 7), device, channels_last=channels_last)
     assert_agrees(*functions("relu", True, running_for(17, device)), inputs)
 

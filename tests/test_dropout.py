@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 import normreg
 from normreg.kernels import dropout as kernels
-from normreg.kernels import launch
+from normreg.kernels import launch, tiling
 from normreg.kernels.random import keep_mask
 from normreg.ops import seed
 
@@ -85,7 +85,7 @@ def test_philox_matches_its_published_vector(device):
 def test_tiles_do_not_change_the_mask(device, dtype, monkeypatch):
     masks = []
     for calls in (32, 256, 1024):
-        monkeypatch.setattr(launch, "dropout_calls", lambda calls=calls: calls)
+        monkeypatch.setattr(tiling, "dropout_calls", lambda calls=calls: calls)
         launch.forget_plans()
         masks.append(mask(5000, 0.3, 7, device, dtype))
     assert torch.equal(masks[0], masks[1])
@@ -139,7 +139,7 @@ def test_nothing_is_repeated(device, monkeypatch):
     All bytes are as frequent, and runs of one decision are halved in number by each element more.
     """
     if launch.INTERPRET:
-        monkeypatch.setattr(launch, "dropout_calls", lambda: 2**17)
+        monkeypatch.setattr(tiling, "dropout_calls", lambda: 2**17)
     kept = mask(2**25, 0.5, 31, device)
     assert_rate(kept, 0.5)
     octets = np.packbits(kept.cpu().numpy())

@@ -9,7 +9,7 @@ from test_saved_bytes import bytes_beside, saved_by
 
 import normreg
 from normreg import dropout_mask, functional
-from normreg.kernels import launch
+from normreg.kernels import tiling
 from normreg.kernels.dropout import layer_constants, scaled
 
 
@@ -25,7 +25,7 @@ def factors(function, x, *arguments, scaled_for=0.3, bits=None, **options):
     """1 / keep where an element is kept, else 0."""
     keep = dropout_mask(function, x, *arguments, generator=generator(x.device), **options)
     _, scale, *_ = layer_constants(
-        scaled_for, bits or launch.dropout_bits(x.dtype, scaled_for), scaled, linear=True
+        scaled_for, bits or tiling.dropout_bits(x.dtype, scaled_for), scaled, linear=True
     )
     return keep, scale
 

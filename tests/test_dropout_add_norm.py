@@ -11,7 +11,7 @@ from test_saved_bytes import bytes_beside, saved_by
 
 import normreg
 from normreg import dropout_mask, functional
-from normreg.kernels import dropout_add_norm, launch
+from normreg.kernels import dropout_add_norm, launch, tiling
 from normreg.kernels.dropout import layer_constants, scaled
 from normreg.kernels.launch import compute_dtype
 
@@ -44,7 +44,7 @@ def both(norm, x, p=0.3, prenorm=True, row_scale=None, with_layer_scale=False, *
     fused, torchs = NORMS[norm]
     shape, dtype = x.shape[-1:], x.dtype
     keep = dropout_mask(fused, x, None, shape, p=p, generator=generator(x.device))
-    bits = launch.dropout_bits(x.dtype, p)
+    bits = tiling.dropout_bits(x.dtype, p)
     _, scale, *_ = layer_constants(p, bits, scaled, linear=True) if p else (None, 1.0)
 
     def split(rest):

@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 import normreg
 from normreg import dispatch
 from normreg.kernels import dropout as kernels
-from normreg.kernels import launch
+from normreg.kernels import launch, tiling
 from normreg.ops import seed
 
 P = 0.25  # a multiple of 2^-16, so that nothing is rounded
@@ -221,7 +221,7 @@ def test_groups_are_kept_or_dropped_whole(device, name):
 def test_tiles_do_not_change_the_mask(device, monkeypatch, memory_format, tile):
     x = torch.randn(2, 37, 5, 13, device=device).contiguous(memory_format=memory_format)
     y = FORMS["dropout2d"](x, generator=generator_of(device))
-    monkeypatch.setattr(launch, "dropout_grouped_tile", lambda *_: launch.GroupTile(*tile))
+    monkeypatch.setattr(tiling, "dropout_grouped_tile", lambda *_: tiling.GroupTile(*tile))
     launch.forget_plans()
     assert torch.equal(FORMS["dropout2d"](x, generator=generator_of(device)), y)
 

@@ -18,7 +18,7 @@ from reference import (
 )
 
 import normreg
-from normreg.kernels import channels, launch
+from normreg.kernels import channels, launch, tiling
 from normreg.ops.group_norm import group_norm as group_norm_to
 
 # (shape, groups): groups of ragged sizes, one and several of them a tile, of one and several samples; held,
@@ -72,8 +72,8 @@ def functions(groups, eps=1e-5):
 
 @pytest.fixture
 def nothing_is_held(monkeypatch):
-    monkeypatch.setattr(launch, "HELD_WORDS_FORWARD", 0)
-    monkeypatch.setattr(launch, "HELD_WORDS_BACKWARD", 0)
+    monkeypatch.setattr(tiling, "HELD_WORDS_FORWARD", 0)
+    monkeypatch.setattr(tiling, "HELD_WORDS_BACKWARD", 0)
 
 
 @pytest.fixture
@@ -85,7 +85,7 @@ def case(request):
 
 def tiles(shape, groups):
     sizes = (groups, shape[1] // groups, torch.Size(shape[2:]).numel(), torch.float32)
-    return launch.group_norm_forward_tile(*sizes), launch.group_norm_backward_tile(*sizes)
+    return tiling.group_norm_forward_tile(*sizes), tiling.group_norm_backward_tile(*sizes)
 
 
 def test_shapes_cover_the_tiles():
@@ -297,8 +297,8 @@ def test_many_partial_sums(device, monkeypatch):
     monkeypatch.setattr(launch, "multiprocessors", lambda device: 64)
     shape, groups = (2600, 4, 3), 2
     _, tile = tiles(shape, groups)
-    assert launch.group_norm_backward_programs(2600, 3, tile, 1, device) > (
-        launch.layer_norm_backward_finish_tile().rows
+    assert tiling.group_norm_backward_programs(2600, 3, tile, 1, device) > (
+        tiling.layer_norm_backward_finish_tile().rows
     )
     assert_agrees(*functions(groups), inputs_for(shape, torch.float32, device))
 
@@ -307,11 +307,11 @@ def test_many_partial_sums(device, monkeypatch):
 def test_many_splits(device, monkeypatch, nothing_is_held, shape):
     """More than are merged at a time, and a last one that is shorter."""
     monkeypatch.setattr(launch, "multiprocessors", lambda device: 64)
-    monkeypatch.setattr(launch, "GROUP_NORM_SPLIT_TILES", 1)
+    monkeypatch.setattr(tiling, "GROUP_NORM_SPLIT_TILES", 1)
     x = torch.empty(shape, device=device)
-    rows, group = channels.plan(x), channels.plan(x.view(1, 1, -1), launch.group_norm_splits)
+    rows, group = channels.plan(x), channels.plan(x.view(1, 1, -1), tiling.group_norm_splits)
     assert (group.grid[1] > rows.merged_splits) == (shape[1] > 1)
-    assert (rows.grid[1] > launch.group_norm_merge_tile().rows) == (shape[1] == 1)
+    assert (rows.grid[1] > tiling.group_norm_merge_tile().rows) == (shape[1] == 1)
     assert_agrees(*functions(1), inputs_for(shape, torch.float32, device))
 
 

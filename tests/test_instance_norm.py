@@ -18,7 +18,7 @@ from test_group_norm import VIEWS, inputs_for
 from test_group_norm import nothing_is_held as nothing_is_held
 
 import normreg
-from normreg.kernels import launch
+from normreg.kernels import tiling
 
 SHAPES = [(2, 3, 7), (1, 2, 3), (33, 5, 17), (3, 70, 5), (2, 6, 5, 25), (2, 65, 3, 3), (1, 2, 3, 3, 5)]
 SHAPES += [(1, 2, 129, 131)]
@@ -248,6 +248,6 @@ def test_autocast_leaves_the_dtype(device, launches):
 
 def test_held_and_split_instances_are_tested():
     positions = [torch.Size(shape[2:]).numel() for shape in SHAPES]
-    tiles = [launch.group_norm_forward_tile(1, 1, spatial, torch.float32) for spatial in positions]
+    tiles = [tiling.group_norm_forward_tile(1, 1, spatial, torch.float32) for spatial in positions]
     assert None in tiles
     assert any(tiles)

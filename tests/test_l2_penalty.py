@@ -12,11 +12,11 @@ from torch.autograd import gradcheck, gradgradcheck
 import normreg
 from bench.meter import OutOfBounds
 from normreg.kernels import l2_penalty as kernels
-from normreg.kernels import launch
+from normreg.kernels import launch, tiling
 from normreg.ops import l2_penalty as ops
 
 ROOT = Path(__file__).parent.parent
-CHUNK, BLOCK = launch.L2_PENALTY_CHUNK, 2048
+CHUNK, BLOCK = tiling.L2_PENALTY_CHUNK, 2048
 # next to a tile and to a chunk, and below one vector
 SIZES = (1, 3, 17, 129, 1000, BLOCK - 1, BLOCK, BLOCK + 1, CHUNK - 1, CHUNK, CHUNK + 1, 2 * CHUNK + 5)
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -67,14 +67,14 @@ def test_penalty_of_mixed_dtypes(device, dtypes):
 
 
 def test_more_tensors_than_are_searched_at_a_time(device, monkeypatch):
-    monkeypatch.setattr(launch, "L2_PENALTY_TENSORS", 16)
-    sizes = [1 + i % 3 for i in range(2 * launch.L2_PENALTY_TENSORS + 3)]
+    monkeypatch.setattr(tiling, "L2_PENALTY_TENSORS", 16)
+    sizes = [1 + i % 3 for i in range(2 * tiling.L2_PENALTY_TENSORS + 3)]
     assert_is_penalty(parameters(device, torch.float32, sizes=sizes))
 
 
 def test_more_sums_than_are_merged_at_a_time(device, monkeypatch):
-    tile = launch.RowTile(1, 4, 1)
-    monkeypatch.setattr(launch, "l2_penalty_merge_tile", lambda: tile)
+    tile = tiling.RowTile(1, 4, 1)
+    monkeypatch.setattr(tiling, "l2_penalty_merge_tile", lambda: tile)
     assert_is_penalty(parameters(device, torch.float32))
 
 

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from reference import GRADIENT_UNITS, assert_accurate, copies, error, nudged, run
 
 import normreg
-from normreg.kernels import launch
+from normreg.kernels import launch, tiling
 
 MILLION, MORE_THAN_FLOAT32_COUNTS = 10**6, 2**24 + 16
 
@@ -22,10 +22,10 @@ CASES = {
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 def test_large_reductions(device, monkeypatch, case):
     """float32, of mean 3: no error that grows with the number of elements."""
-    monkeypatch.setattr(launch, "INTERPRETER_TILE_SCALE", 64)  # as users of the interpreter have it
+    monkeypatch.setattr(tiling, "INTERPRETER_TILE_SCALE", 64)  # as users of the interpreter have it
     if launch.INTERPRET:  # the kernel that adds over rows, which are few here, takes more columns at once
-        tile = launch.RowTile(4, 8192, num_warps=4)
-        monkeypatch.setattr(launch, "layer_norm_backward_parameters_tile", lambda channels_first: tile)
+        tile = tiling.RowTile(4, 8192, num_warps=4)
+        monkeypatch.setattr(tiling, "layer_norm_backward_parameters_tile", lambda channels_first: tile)
     operation, shape, *parameters = case
     inputs = [
         torch.randn(shape, device=device) + 3,

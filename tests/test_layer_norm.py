@@ -20,7 +20,7 @@ from reference import (
 )
 
 import normreg
-from normreg.kernels import launch
+from normreg.kernels import launch, tiling
 from normreg.kernels.rows import Rows
 
 # the row held by one warp, by several, in parts in the forward, chunked forward and backward
@@ -64,7 +64,7 @@ def test_agrees_with_torch(norm, device, guarded_memory, cols, dtype):
     assert_agrees(*norm.functions((cols,)), inputs)
 
 
-@pytest.mark.parametrize("cols", [launch.HELD_WORDS_BACKWARD + 8, launch.HELD_WORDS_FORWARD + 1])
+@pytest.mark.parametrize("cols", [tiling.HELD_WORDS_BACKWARD + 8, tiling.HELD_WORDS_FORWARD + 1])
 def test_rows_too_wide_to_be_held(norm, device, cols):
     assert_agrees(*norm.functions((cols,)), norm.inputs((3, cols), (cols,), torch.float32, device))
 
@@ -72,7 +72,7 @@ def test_rows_too_wide_to_be_held(norm, device, cols):
 @pytest.mark.parametrize("rows", [1, 15, 16, 17, 131])
 def test_rows_beside_a_tile(norm, device, guarded_memory, rows):
     """cols = 64 makes tiles of 16 rows, and 131 rows two programs of the backward."""
-    assert launch.layer_norm_forward_tile(Rows(1, 99, 64, False), torch.float32).rows == 16
+    assert tiling.layer_norm_forward_tile(Rows(1, 99, 64, False), torch.float32).rows == 16
     inputs = [guarded_memory.place(t) for t in norm.inputs((rows, 64), (64,), torch.float32, device)]
     assert_agrees(*norm.functions((64,)), inputs)
 
@@ -217,9 +217,9 @@ def test_many_partial_sums(norm, device, monkeypatch):
     """As many programs as a large GPU runs: more partial sums than the finish adds at a time."""
     monkeypatch.setattr(launch, "multiprocessors", lambda device: 64)
     rows = 16 * 8 * 33
-    tile = launch.layer_norm_backward_tile(Rows(1, rows, 64, False), torch.float32)
-    programs = launch.layer_norm_backward_programs(tile, -(-rows // tile.rows), 1, device)
-    assert programs > launch.layer_norm_backward_finish_tile().rows
+    tile = tiling.layer_norm_backward_tile(Rows(1, rows, 64, False), torch.float32)
+    programs = tiling.layer_norm_backward_programs(tile, -(-rows // tile.rows), 1, device)
+    assert programs > tiling.layer_norm_backward_finish_tile().rows
     assert_agrees(*norm.functions((64,)), norm.inputs((rows, 64), (64,), torch.float32, device))
 
 

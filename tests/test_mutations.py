@@ -201,10 +201,10 @@ MUTATIONS = {
         "test_far_offsets.py -k layer_norm_backward_parts",
     ),
     "sums of dy are not counted among what is held": Mutation(
-        "kernels/launch.py",
+        "kernels/tiling.py",
         "    bytes_held = 2 * dtype.itemsize + (8 if centered else 4)",
         "    bytes_held = 2 * dtype.itemsize + 4",
-        "test_launch.py -k parts_of_the_backward",
+        "test_tiling.py -k parts_of_the_backward",
     ),
     # kernels/rows.py
     "channels-first tiles stay in the first sample": Mutation(

@@ -22,10 +22,10 @@ def _rank(module, names, rank, size, folder, path):
 
     torch.set_num_threads(1)
     from bench import interpreter
-    from normreg.kernels import launch
+    from normreg.kernels import tiling
 
     interpreter.speed_up()
-    launch.INTERPRETER_TILE_SCALE = 1
+    tiling.INTERPRETER_TILE_SCALE = 1
     dist.init_process_group(
         "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=size,
         timeout=datetime.timedelta(seconds=TIMEOUT),
