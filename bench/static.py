@@ -57,6 +57,7 @@ class MachineCode:
     access_bytes: list[int]  # of each access of global memory, a thread
     barriers: int
     instructions: int
+    copies_in_flight: int  # to shared memory, a thread, where it waits for others
 
 
 def launches(case):
@@ -115,7 +116,9 @@ def nvidia_machine_code(compiled):
     accesses = re.findall(r"(?:ld|st)\.global[\w.:]*?(?:\.v(\d))?\.[bufs](\d+)\b", ptx)
     widths = [int(vector or 1) * int(bits) // 8 for vector, bits in accesses]
     barriers = len(re.findall(r"\bbar(?:rier)?\.sync", ptx))
-    return MachineCode(registers, stack, widths, barriers, _instructions(compiled.asm["cubin"]))
+    waits = re.findall(r"cp\.async\.wait_group\s+(\d+)", ptx)
+    in_flight = max(map(int, waits), default=0)
+    return MachineCode(registers, stack, widths, barriers, _instructions(compiled.asm["cubin"]), in_flight)
 
 
 def amd_machine_code(compiled):
@@ -132,6 +135,7 @@ def amd_machine_code(compiled):
         access_bytes=[AMD_WIDTHS[name] for name in accesses],
         barriers=operations.count("s_barrier"),
         instructions=len(operations),
+        copies_in_flight=0,
     )
 
 
@@ -156,6 +160,7 @@ def describe(case, noted, target_name):
         shared_bytes=compiled.metadata.shared,
         widest_access_bytes=max(code.access_bytes),
         narrowest_access_bytes=min(code.access_bytes),
+        copies_in_flight=code.copies_in_flight,
         barriers=code.barriers,
         instructions_per_element=round(code.instructions * threads / (tile_elements(compiled) * parts), 1),
     )

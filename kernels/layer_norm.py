@@ -144,7 +144,7 @@ def layer_norm_backward_kernel(
     dweight_partial_ptr, dbias_partial_ptr,       # [programs, cols] or None
     rows, cols, tiles,                            # the contiguous one of the first two in vectors
     COMPUTE_DTYPE: tl.constexpr, VECTOR: tl.constexpr, CHANNELS_FIRST: tl.constexpr,
-    BLOCK_ROWS: tl.constexpr, BLOCK_COLS: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr, BLOCK_COLS: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """Every tile of rows of a block of columns in turn."""
     rows, cols, stride_row, stride_col = row_strides(rows, cols, VECTOR, CHANNELS_FIRST)
@@ -155,7 +155,7 @@ def layer_norm_backward_kernel(
     if dx_ptr is not None and weight_ptr is not None:
         weight = load_parameter(weight_ptr, col, cols, COMPUTE_DTYPE)
 
-    for tile in range(tl.program_id(0), tiles, tl.num_programs(0)):
+    for tile in tl.range(tl.program_id(0), tiles, tl.num_programs(0), num_stages=STAGES):
         first_row, left, base = row_tile(tile, rows, cols, stride_row, CHANNELS_FIRST, BLOCK_ROWS)
         row_mask = row < left
         mask = row_mask[:, None] & (col < cols)[None, :]
@@ -304,10 +304,10 @@ def backward_launches(rows, dtype, centered, device):
     else:
         if not tile.holds(rows):
             sums = sums_launch(rows, dtype, device)
-            tile = tiling.layer_norm_backward_parameters_tile(rows.channels_first)
+            tile = tiling.layer_norm_backward_parameters_tile(rows, dtype)
             col_blocks = triton.cdiv(rows.cols, tile.cols)
         sizes = (*sizes, rows.tiles(tile))
-        constants |= dict(BLOCK_ROWS=tile.rows, BLOCK_COLS=tile.cols)
+        constants |= dict(BLOCK_ROWS=tile.rows, BLOCK_COLS=tile.cols, STAGES=tile.stages)
     programs = tiling.layer_norm_backward_programs(tile, rows.tiles(tile), col_blocks, device)
     main = launch.Launch(
         kernel, (programs, col_blocks), device, *sizes,

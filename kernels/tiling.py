@@ -28,6 +28,7 @@ class RowTile(NamedTuple):
     num_warps: int
     parts: int = 1  # so many that are held beside each other, each of cols
     packed: bool = False  # held two elements of 16 bits in a word
+    stages: int = 1  # of a loop over tiles: with 3 the next tile is being copied while one is computed
 
     def holds(self, rows):
         return self.parts * self.cols >= rows.cols
@@ -70,9 +71,14 @@ def layer_norm_chunk_tile(rows, compute_dtype):
     return RowTile(32, elements // 32, 8) if rows.channels_first else RowTile(1, elements, 8)
 
 
+def _at_16_bytes(rows, dtype):
+    """Whether every row starts at a multiple of as many."""
+    return launch.vector(rows.cols) * dtype.itemsize >= 16
+
+
 def _row_in_parts_tile(rows, dtype, num_warps, unpacked):
     """None for float64, and where loads cannot be as wide as can be: such rows spill."""
-    if dtype.itemsize > 4 or launch.vector(rows.cols) * dtype.itemsize < 16:
+    if dtype.itemsize > 4 or not _at_16_bytes(rows, dtype):
         return None
     cols = num_warps * 32 * PART
     packed = dtype.itemsize == 2 and rows.cols > unpacked
@@ -116,10 +122,17 @@ def layer_norm_backward_tile(rows, dtype, centered=True):
     words_per_thread = 8 if several_rows or dtype == torch.float64 else 16
     tile = _row_tile(rows, held_as, held_words, words_per_thread)
     if tile.holds(rows):
-        return tile
+        return tile._replace(stages=_backward_stages(rows, dtype))
     parts = _row_in_parts_tile(rows, dtype, HELD_WARPS_BACKWARD, HELD_UNPACKED_BACKWARD)
     bytes_held = 2 * dtype.itemsize + (8 if centered else 4)  # a column
     return parts if parts and parts.parts * parts.cols * bytes_held <= HELD_BYTES_BACKWARD else tile
+
+
+def _backward_stages(rows, dtype):
+    # The second of 2 stages would only wait for the copy that ends the first. 3 stages of 16 bits take 128
+    # registers, all there are for 16 warps, and 65 KiB of shared memory at most; of float32 they take 153 or
+    # spill, as do rows that cannot be copied 4 bytes at a time.
+    return 3 if dtype.itemsize == 2 and _at_16_bytes(rows, dtype) else 1
 
 
 def dropout_add_norm_forward_tile(rows, compute_dtype):
@@ -141,9 +154,11 @@ def _at_least_a_call(tile):
     return tile._replace(rows=max(1, tile.rows * tile.cols // 8), cols=8) if tile.cols < 8 else tile
 
 
-def layer_norm_backward_parameters_tile(channels_first):
+def layer_norm_backward_parameters_tile(rows, dtype):
     # 256 bytes of each row in 16 bits, or 128 bytes of each channel; 16 elements a thread
-    return RowTile(64, 32, 4) if channels_first else RowTile(16, 128, 4)
+    if rows.channels_first:
+        return RowTile(64, 32, 4)
+    return RowTile(16, 128, 4, stages=_backward_stages(rows, dtype))
 
 
 def layer_norm_backward_programs(tile, tiles, col_blocks, device):

@@ -43,6 +43,7 @@ def check(result, expected):
 warnings.simplefilter("ignore")
 ROWS = dict(COMPUTE_DTYPE=tl.float32, VECTOR=8, CHANNELS_FIRST=False, BLOCK_ROWS=4, BLOCK_COLS=1024)
 CHUNKS = ROWS | dict(BLOCK_ROWS=1)
+TILES = ROWS | dict(STAGES=3)
 PARTS = dict(COMPUTE_DTYPE=tl.float32, VECTOR=8, PACKED=True, PARTS=4, BLOCK_COLS=256)
 torch.manual_seed(0)
 rows, cols = 2**21 + 4, 1024
@@ -94,7 +95,7 @@ dy = reserved(rows, cols)
 dy[-4:] = torch.randn(4, cols)
 (dx,) = torch.autograd.grad(expected, last, dy[-4:].float())
 run_program(layer_norm.layer_norm_backward_kernel, (tile, 0, 0), (rows // 4, 1, 1),
-            dy, x, y, weight, mean, rstd, None, None, None, None, rows, cols // 8, rows // 4, **ROWS)
+            dy, x, y, weight, mean, rstd, None, None, None, None, rows, cols // 8, rows // 4, **TILES)
 check(y[-4:], dx)
 """,
     "backward_parts": """
@@ -113,7 +114,7 @@ sums = [reserved(rows, dtype=torch.float32), None if mean is None else reserved(
 run_program(layer_norm.layer_norm_backward_sums_kernel, (rows - 1, 0, 0), (rows, 1, 1),
             dy, x, weight, mean, rstd, *sums, rows, cols // 8, **CHUNKS)
 run_program(layer_norm.layer_norm_backward_kernel, (rows - 1, 0, 0), (rows, 1, 1),
-            dy, x, y, weight, mean, rstd, *sums, None, None, rows, cols // 8, rows, **CHUNKS)
+            dy, x, y, weight, mean, rstd, *sums, None, None, rows, cols // 8, rows, STAGES=3, **CHUNKS)
 check(y[-1], dx[-1])
 """,
 }
@@ -209,14 +210,14 @@ for kernel in (layer_norm.layer_norm_forward_kernel, layer_norm.layer_norm_forwa
     "layer_norm_channels_backward": CHANNELS_FIRST
     + """
 run_program(layer_norm.layer_norm_backward_kernel, *last_program,
-            dy, x, y, weight, mean, rstd, None, None, None, None, *sizes, samples, **constants)
+            dy, x, y, weight, mean, rstd, None, None, None, None, *sizes, samples, STAGES=1, **constants)
 check(y[-1], dx.t())
 y[-1] = 0
 sums = reserved(samples, positions, dtype=torch.float32), reserved(samples, positions, dtype=torch.float32)
 run_program(layer_norm.layer_norm_backward_sums_kernel, *last_program,
             dy, x, weight, mean, rstd, *sums, *sizes, **constants)
 run_program(layer_norm.layer_norm_backward_kernel, *last_program,
-            dy, x, y, weight, mean, rstd, *sums, None, None, *sizes, samples, **constants)
+            dy, x, y, weight, mean, rstd, *sums, None, None, *sizes, samples, STAGES=1, **constants)
 check(y[-1], dx.t())
 """,
     "batch_norm_statistics": PLANES

@@ -115,6 +115,12 @@ MUTATIONS = {
         "        dbias = dy\n",
         "test_layer_norm.py::test_rows_beside_a_tile",
     ),
+    "the backward loads a tile when it needs it": Mutation(
+        "kernels/layer_norm.py",
+        "STAGES=tile.stages,",
+        "STAGES=1,",
+        "test_tiling.py -k stages_of_the_backward",
+    ),
     # kernels/parts.py, kernels/layer_norm_parts.py
     "a part is not masked": Mutation(
         "kernels/layer_norm_parts.py",

@@ -73,7 +73,18 @@ def test_compiles_without_spills_and_with_16_byte_accesses(dtype):
         assert row["widest_access_bytes"] >= widest, row
         # two programs of 256 threads a multiprocessor, of which AMD's has twice the registers
         assert row["registers"] <= (256 if row["target"] == "gfx942" else 128), row
-        assert row["shared_bytes"] <= 48 * 1024, row
+        # a row of 8192 with its copies ahead: registers leave room for one program a multiprocessor anyway
+        shared = 66 if row["kernel"] == "layer_norm_backward_kernel" else 48
+        assert row["shared_bytes"] <= shared * 1024, row
+    # x and dy of the next tile of rows are on their way while one is computed; gfx942 has no such copies
+    in_flight = {
+        row["copies_in_flight"] > 0
+        for row in rows
+        if row["kernel"] == "layer_norm_backward_kernel"
+        and row["operation"] != "layer_norm_channels"
+        and row["target"] != "gfx942"
+    }
+    assert in_flight == {dtype == "bf16"}
     alone = ("dropout_kernel", "dropout_grouped_kernel")
     assert all(row["narrowest_access_bytes"] == 16 for row in rows if row["kernel"] in alone)
 

@@ -61,6 +61,14 @@ def test_parts_of_the_backward(dtype, cols, centered, parts):
     assert tile.packed == (parts > 1 and dtype.itemsize == 2)
 
 
+@pytest.mark.parametrize(("dtype", "cols", "stages"), [
+    (BF16, 64, 3), (FP16, 8192, 3), (BF16, 20000, 3), (BF16, 1001, 1), (FP32, 4096, 1), (FP64, 64, 1),
+])  # fmt: skip
+def test_stages_of_the_backward(dtype, cols, stages):
+    plan = layer_norm.backward_launches(Rows(1, 7, cols, False), dtype, True, torch.device("cpu"))
+    assert plan.main.constants["STAGES"] == stages
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("positions", [1, 7, 49, 3136])
 @pytest.mark.parametrize("channels", [1, 3, 96, 768, 1025, 5000])
