@@ -20,6 +20,7 @@ import triton.language as tl
 from . import launch, layer_norm, tiling
 from .branch import branch, decisions, samples_of
 from .dropout_add import dropout_add
+from .dropout_add_norm_parts import dropout_add_norm_forward_parts_kernel
 from .random import seed_arguments
 from .rows import Rows, load_normalized, load_parameter, row_strides, row_sums, row_tile
 from .statistics import moments
@@ -178,19 +179,20 @@ def norm_constants(rule, rows, samples, dtype, tile):
     del constants["CHANNELS_FIRST"]
     scalars, decided = rule.arguments(rows.rows, samples)
     constants |= dict(COMPUTE_DTYPE=launch.triton_dtype(launch.compute_dtype(dtype)), **decided)
-    constants |= dict(BLOCK_ROWS=tile.rows, BLOCK_COLS=tile.cols, num_warps=tile.num_warps)
+    constants |= dict(num_warps=tile.num_warps, **tile.constants())
     return (*sizes, *scalars), constants
 
 
 @launch.planned
 def forward_launch(rows, samples, dtype, rule, eps, centered, device):
     """None where a row is too wide to be held."""
-    tile = tiling.dropout_add_norm_forward_tile(rows, launch.compute_dtype(dtype))
-    if tile.cols < rows.cols:
+    tile = tiling.dropout_add_norm_forward_tile(rows, dtype)
+    if not tile.holds(rows):
         return None
+    kernel = dropout_add_norm_forward_parts_kernel if tile.parts > 1 else dropout_add_norm_forward_kernel
     scalars, constants = norm_constants(rule, rows, samples, dtype, tile)
     return launch.Launch(
-        dropout_add_norm_forward_kernel, (rows.tiles(tile),), device, *scalars, eps,
+        kernel, (rows.tiles(tile),), device, *scalars, eps,
         Z_DTYPE=launch.triton_dtype(dtype), CENTERED=centered, **constants,
     )  # fmt: skip
 

@@ -248,24 +248,19 @@ def layer_norm_backward_finish_kernel(
         tl.store(dbias_ptr + col, dbias.to(dbias_ptr.dtype.element_ty), mask=col < cols)
 
 
-def in_parts(tile, vector):
-    """The constants of the kernels of `layer_norm_parts`."""
-    return dict(VECTOR=vector, PACKED=tile.packed, PARTS=tile.parts, BLOCK_COLS=tile.cols)
-
-
 @launch.planned
 def forward_launch(rows, dtype, eps, centered, device):
     tile = tiling.layer_norm_forward_tile(rows, dtype)
     sizes, constants = rows.sizes()
     if tile.parts > 1:
-        kernel, constants = layer_norm_forward_parts_kernel, in_parts(tile, constants["VECTOR"])
+        kernel = layer_norm_forward_parts_kernel
+        del constants["CHANNELS_FIRST"]
     else:
         kernel = layer_norm_forward_kernel if tile.holds(rows) else layer_norm_forward_chunked_kernel
-        constants |= dict(BLOCK_ROWS=tile.rows, BLOCK_COLS=tile.cols)
     return launch.Launch(
         kernel, (rows.tiles(tile),), device, *sizes, eps,
         COMPUTE_DTYPE=launch.triton_dtype(launch.compute_dtype(dtype)), CENTERED=centered,
-        num_warps=tile.num_warps, **constants,
+        num_warps=tile.num_warps, **tile.constants(), **constants,
     )  # fmt: skip
 
 
@@ -300,18 +295,19 @@ def backward_launches(rows, dtype, centered, device):
     tile = tiling.layer_norm_backward_tile(rows, dtype, centered)
     kernel, sums, col_blocks = layer_norm_backward_kernel, None, 1
     if tile.parts > 1:
-        kernel, constants = layer_norm_backward_parts_kernel, in_parts(tile, constants["VECTOR"])
+        kernel = layer_norm_backward_parts_kernel
+        del constants["CHANNELS_FIRST"]
     else:
         if not tile.holds(rows):
             sums = sums_launch(rows, dtype, device)
             tile = tiling.layer_norm_backward_parameters_tile(rows, dtype)
             col_blocks = triton.cdiv(rows.cols, tile.cols)
         sizes = (*sizes, rows.tiles(tile))
-        constants |= dict(BLOCK_ROWS=tile.rows, BLOCK_COLS=tile.cols, STAGES=tile.stages)
+        constants |= dict(STAGES=tile.stages)
     programs = tiling.layer_norm_backward_programs(tile, rows.tiles(tile), col_blocks, device)
     main = launch.Launch(
-        kernel, (programs, col_blocks), device, *sizes,
-        COMPUTE_DTYPE=launch.triton_dtype(compute_dtype), num_warps=tile.num_warps, **constants,
+        kernel, (programs, col_blocks), device, *sizes, COMPUTE_DTYPE=launch.triton_dtype(compute_dtype),
+        num_warps=tile.num_warps, **tile.constants(), **constants,
     )  # fmt: skip
     return Backward(sums, main, tile.parts > 1)
 
@@ -365,13 +361,12 @@ def layer_norm_backward(dy, x, weight, mean, rstd, cols, parameter_dtype, wanted
     dy, x, weight = launch.contiguous(dy, x, weight)
     launches = backward_launches(rows_of(x, cols, channels_first), x.dtype, mean is not None, x.device)
     dx = torch.empty_like(x, memory_format=torch.contiguous_format) if want_dx else None
-    row_sums = row_sums_of(launches.sums if want_dx else None, dy, x, weight, mean, rstd)
+    row_sums = ()
+    if not launches.in_parts:
+        row_sums = row_sums_of(launches.sums if want_dx else None, dy, x, weight, mean, rstd)
     partials = [
         torch.empty((launches.main.grid[0], cols), dtype=rstd.dtype, device=x.device) if want else None
         for want in want_parameters
     ]
-    tensors = (
-        (dy, x, dx, weight, mean, rstd) if launches.in_parts else (dy, x, dx, weight, mean, rstd, *row_sums)
-    )
-    launch.launch(launches.main, *tensors, *partials)
+    launch.launch(launches.main, dy, x, dx, weight, mean, rstd, *row_sums, *partials)
     return dx, *finish(partials, want_parameters, parameter_dtype)

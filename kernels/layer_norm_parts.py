@@ -18,27 +18,19 @@ def x_hat_of(
     return x_hat * rstd
 
 
-@triton.jit(do_not_specialize=["rows", "cols"])
-def layer_norm_forward_parts_kernel(
-    x_ptr, y_ptr,                # [rows, cols]
+@triton.jit
+def store_normalized(
+    x, shift,                    # the parts of a row, and what its mean is relative to
+    y_ptr,                       # [rows, cols]
     weight_ptr, bias_ptr,        # [cols] or None
     mean_ptr, rstd_ptr,          # [rows] or None
-    rows, cols,                  # the latter in vectors
-    eps: tl.float64,
-    COMPUTE_DTYPE: tl.constexpr, VECTOR: tl.constexpr, CENTERED: tl.constexpr, PACKED: tl.constexpr,
+    row, cols, eps,
+    DTYPE: tl.constexpr, COMPUTE_DTYPE: tl.constexpr, CENTERED: tl.constexpr, PACKED: tl.constexpr,
     PARTS: tl.constexpr, BLOCK_COLS: tl.constexpr,
 ):  # fmt: skip
-    """A row."""
-    DTYPE: tl.constexpr = x_ptr.dtype.element_ty
-    cols *= VECTOR
-    row = tl.program_id(0).to(tl.int64)
-    x_ptr += row * cols
-    y_ptr += row * cols
-
-    x = load_parts(x_ptr, cols, PACKED, PARTS, BLOCK_COLS)
+    """y, mean and rstd."""
     total = tl.zeros([BLOCK_COLS], COMPUTE_DTYPE)
     if CENTERED:
-        shift = tl.load(x_ptr).to(COMPUTE_DTYPE)
         for i in tl.static_range(PARTS):
             deviation = converted(x[i], cols, cols, DTYPE, COMPUTE_DTYPE, PACKED) - shift
             total += within(deviation, i, cols, PARTS)
@@ -67,7 +59,29 @@ def layer_norm_forward_parts_kernel(
             y *= load_part(weight_ptr, i, cols, PARTS, BLOCK_COLS).to(COMPUTE_DTYPE)
         if bias_ptr is not None:
             y += load_part(bias_ptr, i, cols, PARTS, BLOCK_COLS).to(COMPUTE_DTYPE)
-        store_part(y_ptr, y, i, cols, PARTS)
+        store_part(y_ptr + row * cols, y, i, cols, PARTS)
+
+
+@triton.jit(do_not_specialize=["rows", "cols"])
+def layer_norm_forward_parts_kernel(
+    x_ptr, y_ptr,                # [rows, cols]
+    weight_ptr, bias_ptr,        # [cols] or None
+    mean_ptr, rstd_ptr,          # [rows] or None
+    rows, cols,                  # the latter in vectors
+    eps: tl.float64,
+    COMPUTE_DTYPE: tl.constexpr, VECTOR: tl.constexpr, CENTERED: tl.constexpr, PACKED: tl.constexpr,
+    PARTS: tl.constexpr, BLOCK_COLS: tl.constexpr,
+):  # fmt: skip
+    """A row."""
+    cols *= VECTOR
+    row = tl.program_id(0).to(tl.int64)
+    x_ptr += row * cols
+    x = load_parts(x_ptr, cols, PACKED, PARTS, BLOCK_COLS)
+    shift = tl.load(x_ptr).to(COMPUTE_DTYPE)
+    store_normalized(
+        x, shift, y_ptr, weight_ptr, bias_ptr, mean_ptr, rstd_ptr, row, cols, eps,
+        x_ptr.dtype.element_ty, COMPUTE_DTYPE, CENTERED, PACKED, PARTS, BLOCK_COLS,
+    )  # fmt: skip
 
 
 @triton.jit(do_not_specialize=["rows", "cols"])

@@ -33,6 +33,12 @@ class RowTile(NamedTuple):
     def holds(self, rows):
         return self.parts * self.cols >= rows.cols
 
+    def constants(self):
+        """As kernels take them: of rows in a tile, or of a row in parts."""
+        if self.parts > 1:
+            return dict(PACKED=self.packed, PARTS=self.parts, BLOCK_COLS=self.cols)
+        return dict(BLOCK_ROWS=self.rows, BLOCK_COLS=self.cols)
+
 
 # 32-bit words of a row that its program holds in registers; an element of float64 is two.
 HELD_WORDS_FORWARD = 16384  # 32 warps x 16 words: 51 registers
@@ -102,10 +108,14 @@ def layer_norm_forward_tile(rows, dtype):
         return _channels_first_tile(rows, held_as, HELD_WORDS_FORWARD)
     # 32 words a thread spill on sm_80 where the row has 16384
     words_per_thread = 32 if rows.cols * _words(held_as) <= 8192 else 16
-    tile = _row_tile(rows, held_as, HELD_WORDS_FORWARD, words_per_thread)
+    return _forward_in_parts(_row_tile(rows, held_as, HELD_WORDS_FORWARD, words_per_thread), rows, dtype)
+
+
+def _forward_in_parts(tile, rows, dtype):
+    """Rows that have a program each, where they can be held in parts; else the tile."""
     if tile.rows > 1 or rows.cols * dtype.itemsize > HELD_BYTES_FORWARD:
         return tile
-    # 1024 to 2047 elements a warp, in parts of 256: LayerNorm of 5120 in 16 bits takes 18 instructions an
+    # 1024 to 2047 elements a warp, in parts of 256: LayerNorm of 5120 in 16 bits takes 16 instructions an
     # element, and 30 in one tile of 8192
     num_warps = 1 << min(5, max(0, rows.cols.bit_length() - 11))
     return _row_in_parts_tile(rows, dtype, num_warps, HELD_UNPACKED_FORWARD) or tile
@@ -135,9 +145,10 @@ def _backward_stages(rows, dtype):
     return 3 if dtype.itemsize == 2 and _at_16_bytes(rows, dtype) else 1
 
 
-def dropout_add_norm_forward_tile(rows, compute_dtype):
+def dropout_add_norm_forward_tile(rows, dtype):
     # two tiles are loaded and a mask is drawn: half the words a thread of layer_norm
-    return _at_least_a_call(_row_tile(rows, compute_dtype, HELD_WORDS_FORWARD, 16))
+    tile = _row_tile(rows, launch.compute_dtype(dtype), HELD_WORDS_FORWARD, 16)
+    return _at_least_a_call(_forward_in_parts(tile, rows, dtype))
 
 
 def dropout_add_norm_backward_tile(rows, compute_dtype):

@@ -6,7 +6,7 @@ from unittest import mock
 import pytest
 import torch
 import torch.nn.functional as F
-from reference import DTYPES, RAGGED, WIDE, assert_accurate, assert_agrees, gradient_layouts, run
+from reference import DTYPES, IN_PARTS, RAGGED, WIDE, assert_accurate, assert_agrees, gradient_layouts, run
 from test_saved_bytes import bytes_beside, saved_by
 
 import normreg
@@ -75,7 +75,7 @@ def both(norm, x, p=0.3, prenorm=True, row_scale=None, with_layer_scale=False, *
 
 @every_dtype
 @every_norm
-@pytest.mark.parametrize("cols", [5, 1001])
+@pytest.mark.parametrize("cols", [5, 1000, 1001, IN_PARTS])
 def test_agrees_with_torch(device, norm, dtype, cols):
     x, residual = made(device, dtype, 5, cols), made(device, dtype, 5, cols)
     assert_agrees(*both(norm, x), [x, residual, *parameters(norm, cols, device, dtype)])
@@ -85,7 +85,7 @@ def test_agrees_with_torch(device, norm, dtype, cols):
     ("norm", "dtype"), [("layer_norm", torch.float32), ("rms_norm", torch.bfloat16)], ids=str
 )
 def test_rows_too_wide_to_be_held(device, norm, dtype):
-    cols = 16400
+    cols = 16402
     x, residual = made(device, dtype, 1, cols), made(device, dtype, 1, cols)
     assert_agrees(*both(norm, x), [x, residual, *parameters(norm, cols, device, dtype)])
 
@@ -99,7 +99,12 @@ def test_rows_beside_a_tile(device, cols):
 
 @pytest.mark.parametrize(
     ("norm", "leading", "cols"),
-    [("layer_norm", (3,), 1001), ("rms_norm", (3, 2), 1001), ("layer_norm", (3,), WIDE)],
+    [
+        ("layer_norm", (3,), 1001),
+        ("rms_norm", (3, 2), 1000),
+        ("layer_norm", (3,), IN_PARTS),
+        ("layer_norm", (3,), WIDE),
+    ],
 )
 @pytest.mark.parametrize("p", [0.0, 0.4])
 def test_scales(device, norm, p, leading, cols):
@@ -120,7 +125,7 @@ def test_nothing_and_everything_dropped(device, dtype, p):
 
 
 @every_norm
-@pytest.mark.parametrize("cols", [40, WIDE])
+@pytest.mark.parametrize("cols", [40, IN_PARTS, WIDE])
 def test_without_residual_or_parameters(device, norm, cols):
     x = made(device, torch.float32, 4, cols)
     ours, theirs = both(norm, x)
@@ -214,7 +219,7 @@ def test_float32_parameters_beside_16_bits(device):
     assert_agrees(ours, theirs, inputs)
 
 
-@pytest.mark.parametrize("cols", [64, WIDE])
+@pytest.mark.parametrize("cols", [64, IN_PARTS, WIDE])
 def test_a_large_mean_costs_nothing(device, cols):
     x = (torch.randn(3, cols, device=device) + 1e6).requires_grad_()
     residual = made(device, torch.float32, 3, cols)
@@ -229,7 +234,7 @@ def test_a_row_does_not_depend_on_the_others(device):
     assert torch.equal(ours(x[:4], residual[:4]), ours(x, residual)[:4])
 
 
-@pytest.mark.parametrize("cols", [8, 100, 1024, WIDE])
+@pytest.mark.parametrize("cols", [8, 100, 1024, IN_PARTS, WIDE])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_one_mask(device, cols, dtype):
     """Of forward, backward and `dropout_add`, whatever the tiles; `dropout`'s where rows are whole calls."""
@@ -290,15 +295,15 @@ def test_recomputed_with_the_same_mask(device, use_reentrant):
     assert all(map(torch.equal, *results))
 
 
-@pytest.mark.parametrize("cols", [40, WIDE])
-def test_launches_of_a_call(device, launches, cols):
-    x, residual = made(device, torch.float32, 4, cols), made(device, torch.float32, 4, cols)
-    weights = parameters("layer_norm", cols, device, torch.float32)
+@pytest.mark.parametrize(("cols", "forward", "backward"), [(40, 1, 2), (65536, 1, 3), (WIDE, 2, 3)])
+def test_launches_of_a_call(device, launches, cols, forward, backward):
+    x, residual = made(device, torch.bfloat16, 2, cols), made(device, torch.bfloat16, 2, cols)
+    weights = parameters("layer_norm", cols, device, torch.bfloat16)
     y, z = functional.dropout_add_layer_norm(x, residual, (cols,), *weights, prenorm=True)
-    assert len(launches) == (1 if cols == 40 else 2)
+    assert len(launches) == forward
     launches.clear()
     torch.autograd.grad((y, z), (x, residual, *weights), (y, z))
-    assert len(launches) == (2 if cols == 40 else 3)
+    assert len(launches) == backward
 
 
 class TestBytes:

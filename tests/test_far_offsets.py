@@ -360,6 +360,12 @@ run_program(dropout_add_norm.dropout_add_norm_forward_kernel, *last_rows, x, x, 
             None, rstd, *decided, 1e-5, Z_DTYPE=tl.float16, CENTERED=False, **few)
 check(z[-2:], 1 + 2 * keep)
 check(y[-2:], F.rms_norm(z[-2:].float(), (cols,)))
+z[-1], y[-1] = 0, 0
+run_program(dropout_add_norm.dropout_add_norm_forward_parts_kernel, (rows - 1, 0, 0), (rows, 1, 1),
+            x, x, z, y, None, None, None, None, None, rstd, *decided, 1e-5,
+            Z_DTYPE=tl.float16, CENTERED=False, PACKED=True, PARTS=4, BLOCK_COLS=256, **drawn)
+check(z[-1], 1 + 2 * keep[-1])
+check(y[-1], F.rms_norm(z[-1].float(), (cols,)))
 dy, dx = reserved(rows, cols), reserved(rows, cols)
 dy[-2:] = torch.randn(2, cols)
 run_program(dropout_add_norm.dropout_add_norm_backward_kernel, *last_rows, dy, z, dy, None, dx, y, None, None,

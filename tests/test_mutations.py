@@ -117,8 +117,8 @@ MUTATIONS = {
     ),
     "the backward loads a tile when it needs it": Mutation(
         "kernels/layer_norm.py",
-        "STAGES=tile.stages,",
-        "STAGES=1,",
+        "STAGES=tile.stages)",
+        "STAGES=1)",
         "test_tiling.py -k stages_of_the_backward",
     ),
     # kernels/parts.py, kernels/layer_norm_parts.py
@@ -148,8 +148,8 @@ MUTATIONS = {
     ),
     "parts are not shifted": Mutation(
         "kernels/layer_norm_parts.py",
-        "        shift = tl.load(x_ptr).to(COMPUTE_DTYPE)\n",
-        "        shift = tl.load(x_ptr).to(COMPUTE_DTYPE) * 0.0\n",
+        "    shift = tl.load(x_ptr).to(COMPUTE_DTYPE)\n",
+        "    shift = tl.load(x_ptr).to(COMPUTE_DTYPE) * 0.0\n",
         "test_layer_norm.py -k 'a_large_mean_costs_nothing and 760'",
     ),
     "a packed element takes its neighbour's sign": Mutation(
@@ -941,6 +941,30 @@ MUTATIONS = {
         "        z -= tl.sum(tl.where((col == 0)[None, :], z, 0.0), 1)[:, None]\n",
         "",
         "test_dropout_add_norm.py -k large_mean",
+    ),
+    "the sum's parts are not shifted": Mutation(
+        "kernels/dropout_add_norm_parts.py",
+        "            shift = tl.sum(tl.where(tl.arange(0, BLOCK_COLS) == 0, part.to(COMPUTE_DTYPE), 0.0))\n",
+        "            shift = tl.zeros([], COMPUTE_DTYPE)\n",
+        "test_dropout_add_norm.py -k 'large_mean and 760'",
+    ),
+    "every part has the first one's mask": Mutation(
+        "kernels/dropout_add_norm_parts.py",
+        "rows_per_sample, cols, i * BLOCK_COLS,\n",
+        "rows_per_sample, cols, 0,\n",
+        "test_dropout_add_norm.py -k 'one_mask and 760'",
+    ),
+    "every part has the first one's residual": Mutation(
+        "kernels/dropout_add_norm_parts.py",
+        "load_part(residual_ptr + base, i, cols,",
+        "load_part(residual_ptr + base, 0, cols,",
+        "test_dropout_add_norm.py -k 'agrees_with_torch and 1000'",
+    ),
+    "the sum's rows of parts in 32 bits": Mutation(
+        "kernels/dropout_add_norm_parts.py",
+        "    row = tl.program_id(0).to(tl.int64)\n",
+        "    row = tl.program_id(0)\n",
+        "test_far_offsets.py -k dropout_add_norm",
     ),
     "the gradient of the sum from elsewhere is lost": Mutation(
         "kernels/dropout_add_norm.py",

@@ -60,6 +60,7 @@ def test_compiles_without_spills_and_with_16_byte_accesses(dtype):
         "dropout_add_kernel",
         "dropout_add_backward_kernel",
         "dropout_add_norm_forward_kernel",
+        "dropout_add_norm_forward_parts_kernel",
         "dropout_add_norm_backward_kernel",
         "bias_act_dropout_forward_kernel",
         "bias_act_dropout_backward_kernel",

@@ -127,7 +127,7 @@ OPERATION = Sum(
         Case(NAME, (4096, cols), dtype, layer=kind)
         for dtype in DTYPES.values()
         for kind, widths in (
-            ("prenorm dropout+add+LayerNorm", (4096, 64, 8192, 16384)),
+            ("prenorm dropout+add+LayerNorm", (4096, 64, 8192, 16384, 65536)),
             ("dropout+add+LayerNorm", (1024,)),
             ("prenorm dropout+add+RMSNorm", (4096,)),
         )
