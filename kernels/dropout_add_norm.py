@@ -189,8 +189,11 @@ def forward_launch(rows, samples, dtype, rule, eps, centered, device):
     tile = tiling.dropout_add_norm_forward_tile(rows, dtype)
     if not tile.holds(rows):
         return None
-    kernel = dropout_add_norm_forward_parts_kernel if tile.parts > 1 else dropout_add_norm_forward_kernel
     scalars, constants = norm_constants(rule, rows, samples, dtype, tile)
+    kernel = dropout_add_norm_forward_kernel
+    if tile.parts > 1:
+        kernel = dropout_add_norm_forward_parts_kernel
+        constants |= dict(PACKED=tile.packed)
     return launch.Launch(
         kernel, (rows.tiles(tile),), device, *scalars, eps,
         Z_DTYPE=launch.triton_dtype(dtype), CENTERED=centered, **constants,

@@ -254,7 +254,7 @@ def forward_launch(rows, dtype, eps, centered, device):
     sizes, constants = rows.sizes()
     if tile.parts > 1:
         kernel = layer_norm_forward_parts_kernel
-        del constants["CHANNELS_FIRST"]
+        constants = dict(VECTOR=constants["VECTOR"], PACKED=tile.packed)
     else:
         kernel = layer_norm_forward_kernel if tile.holds(rows) else layer_norm_forward_chunked_kernel
     return launch.Launch(
@@ -295,8 +295,7 @@ def backward_launches(rows, dtype, centered, device):
     tile = tiling.layer_norm_backward_tile(rows, dtype, centered)
     kernel, sums, col_blocks = layer_norm_backward_kernel, None, 1
     if tile.parts > 1:
-        kernel = layer_norm_backward_parts_kernel
-        del constants["CHANNELS_FIRST"]
+        kernel, constants = layer_norm_backward_parts_kernel, dict(VECTOR=constants["VECTOR"])
     else:
         if not tile.holds(rows):
             sums = sums_launch(rows, dtype, device)
@@ -359,7 +358,8 @@ def layer_norm_backward(dy, x, weight, mean, rstd, cols, parameter_dtype, wanted
     """The wanted ones of dx, dweight and dbias (flat), None for the others. mean: None where not centred."""
     want_dx, *want_parameters = wanted
     dy, x, weight = launch.contiguous(dy, x, weight)
-    launches = backward_launches(rows_of(x, cols, channels_first), x.dtype, mean is not None, x.device)
+    wider = max(x.dtype, dy.dtype, key=lambda dtype: dtype.itemsize)
+    launches = backward_launches(rows_of(x, cols, channels_first), wider, mean is not None, x.device)
     dx = torch.empty_like(x, memory_format=torch.contiguous_format) if want_dx else None
     row_sums = ()
     if not launches.in_parts:

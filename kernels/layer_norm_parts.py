@@ -86,16 +86,16 @@ def layer_norm_forward_parts_kernel(
 
 @triton.jit(do_not_specialize=["rows", "cols"])
 def layer_norm_backward_parts_kernel(
-    dy_ptr, x_ptr, dx_ptr,                        # [rows, cols]; dx or None
+    dy_ptr, x_ptr, dx_ptr,                        # [rows, cols]; the first two of 16 bits; dx or None
     weight_ptr,                                   # [cols] or None
     mean_ptr, rstd_ptr,                           # [rows]; mean None where rows are not centred
     dweight_partial_ptr, dbias_partial_ptr,       # [programs, cols] or None
     rows, cols,                                   # the latter in vectors
-    COMPUTE_DTYPE: tl.constexpr, VECTOR: tl.constexpr, PACKED: tl.constexpr,
-    PARTS: tl.constexpr, BLOCK_COLS: tl.constexpr,
+    COMPUTE_DTYPE: tl.constexpr, VECTOR: tl.constexpr, PARTS: tl.constexpr, BLOCK_COLS: tl.constexpr,
 ):  # fmt: skip
     """Every row in turn."""
     DTYPE: tl.constexpr = x_ptr.dtype.element_ty
+    DY_DTYPE: tl.constexpr = dy_ptr.dtype.element_ty
     cols *= VECTOR
     dweight = ()
     dbias = ()
@@ -105,8 +105,8 @@ def layer_norm_backward_parts_kernel(
 
     for row in range(tl.program_id(0), rows, tl.num_programs(0)):
         base = cols.to(tl.int64) * row
-        x = load_parts(x_ptr + base, cols, PACKED, PARTS, BLOCK_COLS)
-        dy = load_parts(dy_ptr + base, cols, PACKED, PARTS, BLOCK_COLS)
+        x = load_parts(x_ptr + base, cols, True, PARTS, BLOCK_COLS)
+        dy = load_parts(dy_ptr + base, cols, True, PARTS, BLOCK_COLS)
         rstd = tl.load(rstd_ptr + row)
         mean = None
         shift = None
@@ -118,15 +118,16 @@ def layer_norm_backward_parts_kernel(
 
         after = rstd
         if dx_ptr is not None:
-            x_hat_wdy = tl.zeros([BLOCK_COLS], COMPUTE_DTYPE)
-            wdys = tl.zeros([BLOCK_COLS], COMPUTE_DTYPE)
+            # of the elements of a thread: of all columns they would take its last registers
+            x_hat_wdy = tl.zeros([BLOCK_COLS // VECTOR], COMPUTE_DTYPE)
+            wdys = tl.zeros([BLOCK_COLS // VECTOR], COMPUTE_DTYPE)
             for i in tl.static_range(PARTS):
-                x_hat = x_hat_of(x, after, shift, mean, rstd, i, cols, DTYPE, COMPUTE_DTYPE, PACKED, PARTS)
-                wdy = converted(dy[i], after, cols, DTYPE, COMPUTE_DTYPE, PACKED)
+                x_hat = x_hat_of(x, after, shift, mean, rstd, i, cols, DTYPE, COMPUTE_DTYPE, True, PARTS)
+                wdy = converted(dy[i], after, cols, DY_DTYPE, COMPUTE_DTYPE, True)
                 if weight_ptr is not None:
                     wdy *= load_part(row_weight_ptr, i, cols, PARTS, BLOCK_COLS).to(COMPUTE_DTYPE)
-                x_hat_wdy += x_hat * wdy
-                wdys += wdy
+                x_hat_wdy += tl.sum(tl.reshape(x_hat * wdy, [BLOCK_COLS // VECTOR, VECTOR]), 1)
+                wdys += tl.sum(tl.reshape(wdy, [BLOCK_COLS // VECTOR, VECTOR]), 1)
             c1 = tl.sum(x_hat_wdy) / cols
             c2 = tl.zeros_like(c1)
             if mean_ptr is not None:
@@ -136,8 +137,8 @@ def layer_norm_backward_parts_kernel(
         next_dweight = ()
         next_dbias = ()
         for i in tl.static_range(PARTS):
-            x_hat = x_hat_of(x, after, shift, mean, rstd, i, cols, DTYPE, COMPUTE_DTYPE, PACKED, PARTS)
-            wdy = converted(dy[i], after, cols, DTYPE, COMPUTE_DTYPE, PACKED)
+            x_hat = x_hat_of(x, after, shift, mean, rstd, i, cols, DTYPE, COMPUTE_DTYPE, True, PARTS)
+            wdy = converted(dy[i], after, cols, DY_DTYPE, COMPUTE_DTYPE, True)
             next_dweight += (dweight[i] + wdy * x_hat,)
             next_dbias += (dbias[i] + wdy,)
             if dx_ptr is not None:

@@ -36,7 +36,7 @@ class RowTile(NamedTuple):
     def constants(self):
         """As kernels take them: of rows in a tile, or of a row in parts."""
         if self.parts > 1:
-            return dict(PACKED=self.packed, PARTS=self.parts, BLOCK_COLS=self.cols)
+            return dict(PARTS=self.parts, BLOCK_COLS=self.cols)
         return dict(BLOCK_ROWS=self.rows, BLOCK_COLS=self.cols)
 
 
@@ -44,13 +44,14 @@ class RowTile(NamedTuple):
 HELD_WORDS_FORWARD = 16384  # 32 warps x 16 words: 51 registers
 HELD_WORDS_BACKWARD = 8192  # 16 warps x 16 words: 128 registers, with both column sums
 CHUNK_WORDS = 4096  # of a wider row: 8 warps x 16 words
-# Of one row that is held in parts, by the forward its bytes: 32 words a thread, of 64 registers at 32 warps.
+PART = 8  # elements a thread of a part of a row: 16 bytes in 16 bits
+# Bytes of one row that the forward holds in parts: 32 words a thread, of 64 registers at 32 warps.
 HELD_BYTES_FORWARD = 131072
-# By the backward the bytes of x, dy and the column sums: 72 registers a thread, of its 128; 80 spill.
-HELD_BYTES_BACKWARD, HELD_WARPS_BACKWARD = 147456, 16
-# Elements of 16 bits beyond which those of the row stay packed.
-HELD_UNPACKED_FORWARD, HELD_UNPACKED_BACKWARD = 32768, 8192
-PART = 8  # elements a thread of a part: 16 bytes in 16 bits
+HELD_UNPACKED = 32768  # elements; with more those of 16 bits stay packed
+# Columns of 16 bits that the backward holds in parts with one column sum or, centred, two: 160 and 192
+# registers a thread, of 255 at 8 warps. RMSNorm's 24576 spill 8 bytes on sm_100, 12288 of 32 bits 32.
+HELD_COLS_BACKWARD = {False: 20480, True: 16384}
+HELD_WARPS_BACKWARD = 8
 WARP_TILE = 1024  # words of one warp in the forward: its reductions need no barrier
 MOST_POSITIONS = 64  # of a channels-first tile: 128 bytes in 16 bits
 FEWEST_POSITIONS = 8  # 16 bytes in 16 bits: an access of one thread
@@ -82,12 +83,8 @@ def _at_16_bytes(rows, dtype):
     return launch.vector(rows.cols) * dtype.itemsize >= 16
 
 
-def _row_in_parts_tile(rows, dtype, num_warps, unpacked):
-    """None for float64, and where loads cannot be as wide as can be: such rows spill."""
-    if dtype.itemsize > 4 or not _at_16_bytes(rows, dtype):
-        return None
+def _row_in_parts_tile(rows, num_warps, packed):
     cols = num_warps * 32 * PART
-    packed = dtype.itemsize == 2 and rows.cols > unpacked
     return RowTile(1, cols, num_warps, triton.cdiv(rows.cols, cols), packed)
 
 
@@ -112,16 +109,21 @@ def layer_norm_forward_tile(rows, dtype):
 
 
 def _forward_in_parts(tile, rows, dtype):
-    """Rows that have a program each, where they can be held in parts; else the tile."""
-    if tile.rows > 1 or rows.cols * dtype.itemsize > HELD_BYTES_FORWARD:
+    """Rows that have a program each, where they can be held in parts; else the tile.
+
+    float64 would spill, as would loads that are not as wide as can be.
+    """
+    held = rows.cols * dtype.itemsize <= HELD_BYTES_FORWARD and dtype.itemsize <= 4
+    if tile.rows > 1 or not held or not _at_16_bytes(rows, dtype):
         return tile
     # 1024 to 2047 elements a warp, in parts of 256: LayerNorm of 5120 in 16 bits takes 16 instructions an
     # element, and 30 in one tile of 8192
     num_warps = 1 << min(5, max(0, rows.cols.bit_length() - 11))
-    return _row_in_parts_tile(rows, dtype, num_warps, HELD_UNPACKED_FORWARD) or tile
+    return _row_in_parts_tile(rows, num_warps, dtype.itemsize == 2 and rows.cols > HELD_UNPACKED)
 
 
 def layer_norm_backward_tile(rows, dtype, centered=True):
+    """dtype: the wider one of x's and dy's."""
     # two tiles are loaded and two accumulated: half the words a thread of the forward, and a quarter where
     # there are rows to sum over at the end, or temporaries of float64
     held_as = launch.compute_dtype(dtype)
@@ -133,9 +135,9 @@ def layer_norm_backward_tile(rows, dtype, centered=True):
     tile = _row_tile(rows, held_as, held_words, words_per_thread)
     if tile.holds(rows):
         return tile._replace(stages=_backward_stages(rows, dtype))
-    parts = _row_in_parts_tile(rows, dtype, HELD_WARPS_BACKWARD, HELD_UNPACKED_BACKWARD)
-    bytes_held = 2 * dtype.itemsize + (8 if centered else 4)  # a column
-    return parts if parts and parts.parts * parts.cols * bytes_held <= HELD_BYTES_BACKWARD else tile
+    if dtype.itemsize == 2 and rows.cols <= HELD_COLS_BACKWARD[centered] and _at_16_bytes(rows, dtype):
+        return _row_in_parts_tile(rows, HELD_WARPS_BACKWARD, packed=True)
+    return tile
 
 
 def _backward_stages(rows, dtype):
@@ -176,10 +178,11 @@ def layer_norm_backward_programs(tile, tiles, col_blocks, device):
     """Rows of partial sums: as many programs as run at a time, four a multiprocessor at most, and at least
     eight tiles for each.
 
-    128 registers a thread leave room for 16 warps a multiprocessor. A partial sum is 8 bytes written and 8
-    read for every 6 x 8 x tile.rows bytes of the tiles.
+    128 registers a thread leave room for 16 warps a multiprocessor, 255 for 8. A partial sum is 8 bytes
+    written and 8 read for every 6 x 8 x tile.rows bytes of the tiles.
     """
-    at_a_time = min(4, max(1, 16 // tile.num_warps)) * launch.multiprocessors(device)
+    warps = 8 if tile.parts > 1 else 16
+    at_a_time = min(4, max(1, warps // tile.num_warps)) * launch.multiprocessors(device)
     return max(1, min(triton.cdiv(at_a_time, col_blocks), triton.cdiv(tiles, 8)))
 
 

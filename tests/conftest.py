@@ -54,10 +54,9 @@ def held_words(request, gpu_tiles, monkeypatch):
     numbers = {}
     if cols == WIDE:
         numbers = dict.fromkeys(("HELD_WORDS_FORWARD", "HELD_WORDS_BACKWARD", "CHUNK_WORDS"), 64)
-        numbers |= dict.fromkeys(("HELD_BYTES_FORWARD", "HELD_BYTES_BACKWARD"), 0)
+        numbers |= dict(HELD_BYTES_FORWARD=0, HELD_COLS_BACKWARD={False: 0, True: 0})
     elif cols == IN_PARTS:
-        numbers = dict(HELD_WORDS_BACKWARD=64, CHUNK_WORDS=64, HELD_WARPS_BACKWARD=1)
-        numbers |= dict(HELD_UNPACKED_FORWARD=0, HELD_UNPACKED_BACKWARD=0)
+        numbers = dict(HELD_WORDS_BACKWARD=64, CHUNK_WORDS=64, HELD_WARPS_BACKWARD=1, HELD_UNPACKED=0)
     for name, number in numbers.items():
         monkeypatch.setattr(tiling, name, number)
 

@@ -11,7 +11,7 @@ RAGGED = (1, 2, 3, 17, 127, 129, 1000, 1025)
 
 # columns that conftest.py makes too many to be held: a few small programs, where wide rows take many
 WIDE = 200
-# the same, to be held in three parts, packed in 16 bits
+# the same, to be held in three parts, packed in 16 bits; the backward holds 16 bits only
 IN_PARTS = 760
 
 # How many units in the last place our error may exceed torch's own by.

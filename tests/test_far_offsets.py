@@ -44,7 +44,7 @@ warnings.simplefilter("ignore")
 ROWS = dict(COMPUTE_DTYPE=tl.float32, VECTOR=8, CHANNELS_FIRST=False, BLOCK_ROWS=4, BLOCK_COLS=1024)
 CHUNKS = ROWS | dict(BLOCK_ROWS=1)
 TILES = ROWS | dict(STAGES=3)
-PARTS = dict(COMPUTE_DTYPE=tl.float32, VECTOR=8, PACKED=True, PARTS=4, BLOCK_COLS=256)
+PARTS = dict(COMPUTE_DTYPE=tl.float32, VECTOR=8, PARTS=4, BLOCK_COLS=256)
 torch.manual_seed(0)
 rows, cols = 2**21 + 4, 1024
 tile = rows // 4 - 1
@@ -87,7 +87,7 @@ check(y[-1], expected[-1])
 """,
     "forward_parts": """
 run_program(layer_norm.layer_norm_forward_parts_kernel, (rows - 1, 0, 0), (rows, 1, 1),
-            x, y, weight, bias, mean, rstd, rows, cols // 8, 1e-5, **PARTS, **forward)
+            x, y, weight, bias, mean, rstd, rows, cols // 8, 1e-5, PACKED=True, **PARTS, **forward)
 check(y[-1], expected[-1])
 """,
     "backward": """

@@ -25,7 +25,7 @@ def test_large_reductions(device, monkeypatch, case):
     monkeypatch.setattr(tiling, "INTERPRETER_TILE_SCALE", 64)  # as users of the interpreter have it
     if launch.INTERPRET:  # the kernel that adds over rows, which are few here, takes more columns at once
         tile = tiling.RowTile(4, 8192, num_warps=4)
-        monkeypatch.setattr(tiling, "layer_norm_backward_parameters_tile", lambda channels_first: tile)
+        monkeypatch.setattr(tiling, "layer_norm_backward_parameters_tile", lambda rows, dtype: tile)
     operation, shape, *parameters = case
     inputs = [
         torch.randn(shape, device=device) + 3,

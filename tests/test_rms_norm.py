@@ -17,9 +17,6 @@ from test_layer_norm import test_gradient_of_any_subset as test_gradient_of_any_
 from test_layer_norm import test_input_strides as test_input_strides
 from test_layer_norm import test_large_means as test_large_means
 from test_layer_norm import test_many_partial_sums as test_many_partial_sums
-from test_layer_norm import (
-    test_parts_beside_parameters_of_32_bits as test_parts_beside_parameters_of_32_bits,
-)
 from test_layer_norm import test_ranks as test_ranks
 from test_layer_norm import test_rows_beside_a_tile as test_rows_beside_a_tile
 from test_layer_norm import test_rows_too_wide_to_be_held as test_rows_too_wide_to_be_held
@@ -117,14 +114,15 @@ def test_autocast_is_known_of_the_installed_torch():
     assert (version >= (2, 12)) == autocast.RUNS_RMS_NORM
 
 
+@pytest.mark.parametrize("cols", [40, IN_PARTS])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
-def test_float32_from_16_bits(device, dtype):
+def test_float32_from_16_bits(device, dtype, cols):
     """What autocast asks of the kernel: no input is cast, and only dx is rounded to 16 bits."""
-    x = torch.randn(7, 40, device=device, dtype=dtype, requires_grad=True)
-    weight = torch.randn(40, device=device, requires_grad=True)
-    dy = torch.randn(7, 40, device=device)
-    results = run(lambda x, weight: rms_norm_to(x, weight, (40,), 1e-5, torch.float32), [x, weight], dy)
-    exact = run(lambda x, w: F.rms_norm(x, (40,), w, 1e-5), copies([x, weight], torch.float64), dy.double())
+    x = torch.randn(7, cols, device=device, dtype=dtype, requires_grad=True)
+    weight = torch.randn(cols, device=device, requires_grad=True)
+    dy = torch.randn(7, cols, device=device)
+    results = run(lambda x, weight: rms_norm_to(x, weight, (cols,), 1e-5, torch.float32), [x, weight], dy)
+    exact = run(lambda x, w: F.rms_norm(x, (cols,), w, 1e-5), copies([x, weight], torch.float64), dy.double())
     for result, truth, expected in zip(results, exact, (torch.float32, dtype, torch.float32), strict=True):
         assert result.dtype == expected
         assert error(result, truth) <= 4 * unit(truth, expected)

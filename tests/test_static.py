@@ -34,12 +34,12 @@ def compiled(*arguments):
 def test_compiles_without_spills_and_with_16_byte_accesses(dtype):
     rows = compiled("--dtypes", dtype)
     assert {row["target"] for row in rows} == {"sm_80", "sm_90", "sm_100", "gfx942"}
-    assert {row["kernel"] for row in rows} == {
+    of_16_bits = {"layer_norm_backward_parts_kernel"} if dtype == "bf16" else set()
+    assert {row["kernel"] for row in rows} == of_16_bits | {
         "layer_norm_forward_kernel",
         "layer_norm_forward_parts_kernel",
         "layer_norm_forward_chunked_kernel",
         "layer_norm_backward_kernel",
-        "layer_norm_backward_parts_kernel",
         "layer_norm_backward_sums_kernel",
         "layer_norm_backward_finish_kernel",
         "batch_norm_statistics_kernel",
@@ -72,8 +72,9 @@ def test_compiles_without_spills_and_with_16_byte_accesses(dtype):
         if merges(row):
             widest = 8
         assert row["widest_access_bytes"] >= widest, row
-        # two programs of 256 threads a multiprocessor, of which AMD's has twice the registers
-        assert row["registers"] <= (256 if row["target"] == "gfx942" else 128), row
+        # two programs of 256 threads a multiprocessor, of which AMD's has twice the registers; or one
+        programs = 1 if row["kernel"] == "layer_norm_backward_parts_kernel" else 2
+        assert row["registers"] <= (512 if row["target"] == "gfx942" else 256) // programs, row
         # a row of 8192 with its copies ahead: registers leave room for one program a multiprocessor anyway
         shared = 66 if row["kernel"] == "layer_norm_backward_kernel" else 48
         assert row["shared_bytes"] <= shared * 1024, row

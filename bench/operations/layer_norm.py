@@ -54,7 +54,7 @@ OPERATION = Operation(
     # x, y; dy, x, dx; both; x, y
     passes={"forward": 2, "backward": 3, "forward+backward": 5, "evaluation": 2},
     ledger=tuple(
-        Case(NAME, (LEDGER_ELEMENTS // cols, cols)) for cols in (4096, 12288, 16384, 65536, 1024, 256)
+        Case(NAME, (LEDGER_ELEMENTS // cols, cols)) for cols in (4096, 16384, 32768, 65536, 1024, 256)
     ),
     static=tuple(
         Case(NAME, (4096, cols), dtype)

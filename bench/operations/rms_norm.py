@@ -23,7 +23,7 @@ OPERATION = Operation(
     layer=layer,
     passes=layer_norm.OPERATION.passes,
     ledger=of_layer_norm("ledger", widths=(4096, 16384, 65536)),
-    static=of_layer_norm("static", widths=(64, 4096, 12288, 16384, 65536)),
+    static=of_layer_norm("static", widths=(64, 4096, 16384, 65536)),
     host=of_layer_norm("host"),
     speed=of_layer_norm("speed"),
 )
