@@ -358,7 +358,7 @@ def layer_norm_backward(dy, x, weight, mean, rstd, cols, parameter_dtype, wanted
     """The wanted ones of dx, dweight and dbias (flat), None for the others. mean: None where not centred."""
     want_dx, *want_parameters = wanted
     dy, x, weight = launch.contiguous(dy, x, weight)
-    wider = max(x.dtype, dy.dtype, key=lambda dtype: dtype.itemsize)
+    wider = dy.dtype if dy.dtype.itemsize > x.dtype.itemsize else x.dtype
     launches = backward_launches(rows_of(x, cols, channels_first), wider, mean is not None, x.device)
     dx = torch.empty_like(x, memory_format=torch.contiguous_format) if want_dx else None
     row_sums = ()
