@@ -204,7 +204,7 @@ def forward_launch(rows, samples, dtype, rule, eps, centered, device):
 def backward_launches(rows, samples, dtype, rule, device):
     tile = tiling.dropout_add_norm_backward_tile(rows, launch.compute_dtype(dtype))
     sums = None
-    if tile.cols < rows.cols:
+    if not tile.holds(rows):
         sums = layer_norm.sums_launch(rows, dtype, device)
         tile = tiling.dropout_add_norm_backward_parameters_tile()
     scalars, constants = norm_constants(rule, rows, samples, dtype, tile)

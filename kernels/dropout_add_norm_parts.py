@@ -28,6 +28,7 @@ def dropout_add_norm_forward_parts_kernel(
     base = row * cols
 
     z = ()
+    shift = None
     one_row = row + tl.arange(0, 1)
     for i in tl.static_range(PARTS):
         keep, factor = decisions(
@@ -41,7 +42,7 @@ def dropout_add_norm_forward_parts_kernel(
         if residual_ptr is not None:
             part += load_part(residual_ptr + base, i, cols, PARTS, BLOCK_COLS).to(COMPUTE_DTYPE)
         part = part.to(Z_DTYPE)
-        if i == 0:
+        if CENTERED and i == 0:
             shift = tl.sum(tl.where(tl.arange(0, BLOCK_COLS) == 0, part.to(COMPUTE_DTYPE), 0.0))
         if z_ptr is not None:
             store_part(z_ptr + base, part, i, cols, PARTS)

@@ -318,8 +318,8 @@ def sums_launch(rows, dtype, device):
     tile = tiling.layer_norm_chunk_tile(rows, compute_dtype)
     return launch.Launch(
         layer_norm_backward_sums_kernel, (rows.tiles(tile),), device, *sizes,
-        COMPUTE_DTYPE=launch.triton_dtype(compute_dtype), BLOCK_ROWS=tile.rows, BLOCK_COLS=tile.cols,
-        num_warps=tile.num_warps, **constants,
+        COMPUTE_DTYPE=launch.triton_dtype(compute_dtype), num_warps=tile.num_warps,
+        **tile.constants(), **constants,
     )  # fmt: skip
 
 
@@ -338,7 +338,7 @@ def finish_launch(partials, cols, device):
     tile, vector = tiling.layer_norm_backward_finish_tile(), launch.vector(cols)
     return launch.Launch(
         layer_norm_backward_finish_kernel, (triton.cdiv(cols, tile.cols),), device, partials, cols // vector,
-        VECTOR=vector, BLOCK_ROWS=tile.rows, BLOCK_COLS=tile.cols, num_warps=tile.num_warps,
+        VECTOR=vector, num_warps=tile.num_warps, **tile.constants(),
     )  # fmt: skip
 
 

@@ -7,20 +7,20 @@ from .parts import converted, load_part, load_parts, store_part, within
 
 
 @triton.jit
-def x_hat_of(
-    x, after, shift, mean, rstd, i: tl.constexpr, cols,
+def deviation(
+    x, after, shift, mean, i: tl.constexpr, cols,
     DTYPE: tl.constexpr, COMPUTE_DTYPE: tl.constexpr, PACKED: tl.constexpr, PARTS: tl.constexpr,
 ):  # fmt: skip
-    """Part i; 0 beyond a row that is centred, whatever its statistics are."""
-    x_hat = converted(x[i], after, cols, DTYPE, COMPUTE_DTYPE, PACKED)
+    """Part i minus the mean, 0 beyond the row whatever its statistics are; mean None of rows not centred."""
+    part = converted(x[i], after, cols, DTYPE, COMPUTE_DTYPE, PACKED)
     if mean is not None:
-        x_hat = within(x_hat - shift - mean, i, cols, PARTS)
-    return x_hat * rstd
+        part = within(part - shift - mean, i, cols, PARTS)
+    return part
 
 
 @triton.jit
 def store_normalized(
-    x, shift,                    # the parts of a row, and what its mean is relative to
+    x, shift,                    # the parts of a row; what its mean is relative to, None if not centred
     y_ptr,                       # [rows, cols]
     weight_ptr, bias_ptr,        # [cols] or None
     mean_ptr, rstd_ptr,          # [rows] or None
@@ -29,32 +29,27 @@ def store_normalized(
     PARTS: tl.constexpr, BLOCK_COLS: tl.constexpr,
 ):  # fmt: skip
     """y, mean and rstd."""
-    total = tl.zeros([BLOCK_COLS], COMPUTE_DTYPE)
+    mean = None
+    after = cols
     if CENTERED:
-        for i in tl.static_range(PARTS):
-            deviation = converted(x[i], cols, cols, DTYPE, COMPUTE_DTYPE, PACKED) - shift
-            total += within(deviation, i, cols, PARTS)
-        mean = tl.sum(total) / cols
         total = tl.zeros([BLOCK_COLS], COMPUTE_DTYPE)
         for i in tl.static_range(PARTS):
-            deviation = converted(x[i], mean, cols, DTYPE, COMPUTE_DTYPE, PACKED) - shift - mean
-            deviation = within(deviation, i, cols, PARTS)
-            total += deviation * deviation
-    else:
-        for i in tl.static_range(PARTS):
-            part = converted(x[i], cols, cols, DTYPE, COMPUTE_DTYPE, PACKED)
-            total += part * part
-    rstd = tl.rsqrt(tl.sum(total) / cols + tl.full([], eps, COMPUTE_DTYPE))
+            part = converted(x[i], after, cols, DTYPE, COMPUTE_DTYPE, PACKED) - shift
+            total += within(part, i, cols, PARTS)
+        mean = tl.sum(total) / cols
+        after = mean
+    squares = tl.zeros([BLOCK_COLS], COMPUTE_DTYPE)
+    for i in tl.static_range(PARTS):
+        part = deviation(x, after, shift, mean, i, cols, DTYPE, COMPUTE_DTYPE, PACKED, PARTS)
+        squares += part * part
+    rstd = tl.rsqrt(tl.sum(squares) / cols + tl.full([], eps, COMPUTE_DTYPE))
     if mean_ptr is not None:
         tl.store(mean_ptr + row, mean)
     if rstd_ptr is not None:
         tl.store(rstd_ptr + row, rstd)
 
     for i in tl.static_range(PARTS):
-        y = converted(x[i], rstd, cols, DTYPE, COMPUTE_DTYPE, PACKED)
-        if CENTERED:
-            y = y - shift - mean
-        y *= rstd
+        y = deviation(x, rstd, shift, mean, i, cols, DTYPE, COMPUTE_DTYPE, PACKED, PARTS) * rstd
         if weight_ptr is not None:
             y *= load_part(weight_ptr, i, cols, PARTS, BLOCK_COLS).to(COMPUTE_DTYPE)
         if bias_ptr is not None:
@@ -77,7 +72,9 @@ def layer_norm_forward_parts_kernel(
     row = tl.program_id(0).to(tl.int64)
     x_ptr += row * cols
     x = load_parts(x_ptr, cols, PACKED, PARTS, BLOCK_COLS)
-    shift = tl.load(x_ptr).to(COMPUTE_DTYPE)
+    shift = None
+    if CENTERED:
+        shift = tl.load(x_ptr).to(COMPUTE_DTYPE)
     store_normalized(
         x, shift, y_ptr, weight_ptr, bias_ptr, mean_ptr, rstd_ptr, row, cols, eps,
         x_ptr.dtype.element_ty, COMPUTE_DTYPE, CENTERED, PACKED, PARTS, BLOCK_COLS,
@@ -122,7 +119,7 @@ def layer_norm_backward_parts_kernel(
             x_hat_wdy = tl.zeros([BLOCK_COLS // VECTOR], COMPUTE_DTYPE)
             wdys = tl.zeros([BLOCK_COLS // VECTOR], COMPUTE_DTYPE)
             for i in tl.static_range(PARTS):
-                x_hat = x_hat_of(x, after, shift, mean, rstd, i, cols, DTYPE, COMPUTE_DTYPE, True, PARTS)
+                x_hat = rstd * deviation(x, after, shift, mean, i, cols, DTYPE, COMPUTE_DTYPE, True, PARTS)
                 wdy = converted(dy[i], after, cols, DY_DTYPE, COMPUTE_DTYPE, True)
                 if weight_ptr is not None:
                     wdy *= load_part(row_weight_ptr, i, cols, PARTS, BLOCK_COLS).to(COMPUTE_DTYPE)
@@ -137,7 +134,7 @@ def layer_norm_backward_parts_kernel(
         next_dweight = ()
         next_dbias = ()
         for i in tl.static_range(PARTS):
-            x_hat = x_hat_of(x, after, shift, mean, rstd, i, cols, DTYPE, COMPUTE_DTYPE, True, PARTS)
+            x_hat = rstd * deviation(x, after, shift, mean, i, cols, DTYPE, COMPUTE_DTYPE, True, PARTS)
             wdy = converted(dy[i], after, cols, DY_DTYPE, COMPUTE_DTYPE, True)
             next_dweight += (dweight[i] + wdy * x_hat,)
             next_dbias += (dbias[i] + wdy,)

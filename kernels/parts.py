@@ -25,17 +25,22 @@ def unpacked(words, after, cols, DTYPE: tl.constexpr):
 
 
 @triton.jit
+def columns(i: tl.constexpr, BLOCK_COLS: tl.constexpr):
+    return tl.arange(0, BLOCK_COLS) + i * BLOCK_COLS
+
+
+@triton.jit
 def within(part, i: tl.constexpr, cols, PARTS: tl.constexpr):
     """Part i, 0 beyond the row."""
     if i == PARTS - 1:
-        part = tl.where(tl.arange(0, part.shape[0]) + i * part.shape[0] < cols, part, 0.0)
+        part = tl.where(columns(i, part.shape[0]) < cols, part, 0.0)
     return part
 
 
 @triton.jit
 def load_part(ptr, i: tl.constexpr, cols, PARTS: tl.constexpr, BLOCK_COLS: tl.constexpr):
     """Part i, 0 beyond the row."""
-    col = i * BLOCK_COLS + tl.arange(0, BLOCK_COLS)
+    col = columns(i, BLOCK_COLS)
     if i == PARTS - 1:
         part = tl.load(ptr + col, mask=col < cols, other=0.0)
     else:
@@ -61,7 +66,7 @@ def converted(part, after, cols, DTYPE: tl.constexpr, COMPUTE_DTYPE: tl.constexp
 
 @triton.jit
 def store_part(ptr, part, i: tl.constexpr, cols, PARTS: tl.constexpr):
-    col = tl.arange(0, part.shape[0]) + i * part.shape[0]
+    col = columns(i, part.shape[0])
     part = part.to(ptr.dtype.element_ty)
     if i == PARTS - 1:
         tl.store(ptr + col, part, mask=col < cols)

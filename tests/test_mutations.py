@@ -124,32 +124,32 @@ MUTATIONS = {
     # kernels/parts.py, kernels/layer_norm_parts.py
     "a part is not masked": Mutation(
         "kernels/layer_norm_parts.py",
-        "            total += within(deviation, i, cols, PARTS)\n",
-        "            total += deviation\n",
+        "            total += within(part, i, cols, PARTS)\n",
+        "            total += part\n",
         "test_layer_norm.py -k 'agrees_with_torch and 1000-'",
     ),
     "squares of a part's padding are added": Mutation(
         "kernels/layer_norm_parts.py",
-        "            deviation = within(deviation, i, cols, PARTS)\n",
-        "",
+        "        part = within(part - shift - mean, i, cols, PARTS)\n",
+        "        part = part - shift - mean\n",
         "test_layer_norm.py -k 'agrees_with_torch and 1000-'",
     ),
     "squares of the last part alone": Mutation(
         "kernels/layer_norm_parts.py",
-        "            total += deviation * deviation\n",
-        "            total = deviation * deviation\n",
+        "        squares += part * part\n",
+        "        squares = part * part\n",
         "test_layer_norm.py -k 'agrees_with_torch and 1000-'",
     ),
     "the mean square is that of the last part": Mutation(
         "kernels/layer_norm_parts.py",
-        "            total += part * part\n",
-        "            total = part * part\n",
+        "        squares += part * part\n",
+        "        squares = part * part\n",
         "test_rms_norm.py -k 'agrees_with_torch and 1000-'",
     ),
     "parts are not shifted": Mutation(
         "kernels/layer_norm_parts.py",
-        "    shift = tl.load(x_ptr).to(COMPUTE_DTYPE)\n",
-        "    shift = tl.load(x_ptr).to(COMPUTE_DTYPE) * 0.0\n",
+        "        shift = tl.load(x_ptr).to(COMPUTE_DTYPE)\n",
+        "        shift = tl.load(x_ptr).to(COMPUTE_DTYPE) * 0.0\n",
         "test_layer_norm.py -k 'a_large_mean_costs_nothing and 760'",
     ),
     "a packed element takes its neighbour's sign": Mutation(
@@ -172,8 +172,8 @@ MUTATIONS = {
     ),
     "x_hat of padding is not a number": Mutation(
         "kernels/layer_norm_parts.py",
-        "        x_hat = within(x_hat - shift - mean, i, cols, PARTS)\n",
-        "        x_hat = x_hat - shift - mean\n",
+        "True, PARTS)\n                wdy = converted",
+        "True, 0)\n                wdy = converted",
         "test_layer_norm.py -k 'constant_rows and 760'",
     ),
     "dweight of the last row alone": Mutation(
