@@ -57,6 +57,7 @@ class MachineCode:
     access_bytes: list[int]  # of each access of global memory, a thread
     barriers: int
     instructions: int
+    approximate: int  # divisions and square roots of float32 that do not round correctly
     copies_in_flight: int  # to shared memory, a thread, where it waits for others
 
 
@@ -118,7 +119,9 @@ def nvidia_machine_code(compiled):
     barriers = len(re.findall(r"\bbar(?:rier)?\.sync", ptx))
     waits = re.findall(r"cp\.async\.wait_group\s+(\d+)", ptx)
     in_flight = max(map(int, waits), default=0)
-    return MachineCode(registers, stack, widths, barriers, _instructions(compiled.asm["cubin"]), in_flight)
+    approximate = len(re.findall(r"\b(?:div|rcp|r?sqrt)\.(?:full|approx)(?:\.ftz)?\.f32", ptx))
+    instructions = _instructions(compiled.asm["cubin"])
+    return MachineCode(registers, stack, widths, barriers, instructions, approximate, in_flight)
 
 
 def amd_machine_code(compiled):
@@ -135,6 +138,7 @@ def amd_machine_code(compiled):
         access_bytes=[AMD_WIDTHS[name] for name in accesses],
         barriers=operations.count("s_barrier"),
         instructions=len(operations),
+        approximate=0,  # its compiler's approximations are not counted
         copies_in_flight=0,
     )
 
@@ -162,6 +166,7 @@ def describe(case, noted, target_name):
         narrowest_access_bytes=min(code.access_bytes),
         copies_in_flight=code.copies_in_flight,
         barriers=code.barriers,
+        approximate=code.approximate,
         instructions_per_element=round(code.instructions * threads / (tile_elements(compiled) * parts), 1),
     )
 

@@ -45,6 +45,7 @@ from .channels import (
     program_channels,
     store_channels,
 )
+from .statistics import rstd_of
 
 
 class Fused(NamedTuple):
@@ -88,7 +89,7 @@ def batch_norm_inference_kernel(
     channel, channel_mask, sizes = program_channels(samples, channels, spatial, CHANNELS_LAST, VECTOR, BLOCK)
     mean = load_channels(running_mean_ptr, channel, channel_mask)
     var = load_channels(running_var_ptr, channel, channel_mask)
-    rstd = tl.rsqrt(var + tl.full([], eps, tl.float64))
+    rstd = rstd_of(var, eps)
     if mean_ptr is not None:
         if tl.program_id(1) == 0:
             store_channels(mean_ptr, channel, mean, channel_mask)

@@ -17,7 +17,7 @@ from .channels import (
     store_tile,
     tile_access,
 )
-from .statistics import moments, recentred, subtract
+from .statistics import moments, recentred, rstd_of, subtract
 
 
 @triton.jit(do_not_specialize=["samples", "channels", "spatial"])
@@ -44,7 +44,7 @@ def batch_norm_held_kernel(
     mean, m2 = shift.to(tl.float64) + mean.to(tl.float64), m2.to(tl.float64)
     count = positions.to(tl.float64)
 
-    rstd = tl.rsqrt(m2 / count + tl.full([], eps, tl.float64))
+    rstd = rstd_of(m2 / count, eps)
     scale, bias = load_affine(weight_ptr, bias_ptr, rstd, channel, channel_mask, COMPUTE_DTYPE)
     z = subtract(x, mean) * scale + bias
     store_activated(
@@ -79,7 +79,7 @@ def batch_norm_held_backward_kernel(
     channel, channel_mask, sizes = program_channels(samples, channels, spatial, CHANNELS_LAST, VECTOR, BLOCK)
     access, count = tile_access(0, sizes, BLOCK)
     mean = load_channels(mean_ptr, channel, channel_mask)
-    rstd = tl.rsqrt(load_channels(var_ptr, channel, channel_mask) + tl.full([], eps, tl.float64))
+    rstd = rstd_of(load_channels(var_ptr, channel, channel_mask), eps)
     scale, bias = load_affine(weight_ptr, bias_ptr, rstd, channel, channel_mask, COMPUTE_DTYPE)
     dz, deviation = load_dz(
         dy_ptr, x_ptr, residual_ptr, bits_ptr, mean, scale, bias, access, 0, sizes, negative_slope,

@@ -27,7 +27,7 @@ from .channels import (
     sum_partials,
     tile_access,
 )
-from .statistics import merge_moments, moments, recentred, subtract
+from .statistics import merge_moments, moments, recentred, rstd_of, subtract
 
 
 @triton.jit(do_not_specialize=["samples", "channels", "spatial", "tiles", "tiles_per_split"])
@@ -148,7 +148,7 @@ def batch_norm_normalize_kernel(
         samples, channels, spatial, CHANNELS_LAST, VECTOR, BLOCK, REVERSED=True
     )
     count, mean, m2 = merged_moments(partial_ptr, channel, channel_mask, splits, sizes[1], BLOCK_SPLITS)
-    rstd = tl.rsqrt(m2 / count + tl.full([], eps, tl.float64))
+    rstd = rstd_of(m2 / count, eps)
 
     if tl.program_id(1) == 0:
         factor = tl.full([], momentum, tl.float64)
@@ -183,7 +183,7 @@ def batch_norm_backward_sums_kernel(
     BLOCK: tl.constexpr = (BLOCK_SAMPLES, BLOCK_CHANNELS, BLOCK_SPATIAL)
     channel, channel_mask, sizes = program_channels(samples, channels, spatial, CHANNELS_LAST, VECTOR, BLOCK)
     mean = load_channels(mean_ptr, channel, channel_mask)
-    rstd = tl.rsqrt(load_channels(var_ptr, channel, channel_mask) + tl.full([], eps, tl.float64))
+    rstd = rstd_of(load_channels(var_ptr, channel, channel_mask), eps)
     scale, bias = load_affine(weight_ptr, bias_ptr, rstd, channel, channel_mask, COMPUTE_DTYPE)
 
     dbias = tl.zeros([BLOCK_CHANNELS, BLOCK_SAMPLES * BLOCK_SPATIAL], COMPUTE_DTYPE)
@@ -231,7 +231,7 @@ def batch_norm_backward_kernel(
     )
     channels = sizes[1]
     mean = load_channels(mean_ptr, channel, channel_mask)
-    rstd = tl.rsqrt(load_channels(var_ptr, channel, channel_mask) + tl.full([], eps, tl.float64))
+    rstd = rstd_of(load_channels(var_ptr, channel, channel_mask), eps)
     dbias = sum_partials(partial_ptr, 0, channel, channel_mask, splits, channels, BLOCK_SPLITS)
     dweight = sum_partials(partial_ptr, 1, channel, channel_mask, splits, channels, BLOCK_SPLITS) * rstd
     if tl.program_id(1) == 0:

@@ -25,7 +25,7 @@ import triton.language as tl
 from . import group_norm_split, launch, tiling
 from .layer_norm import finish
 from .rows import load_x_hat
-from .statistics import moments
+from .statistics import divided, moments, rstd_of
 
 
 @triton.jit
@@ -101,8 +101,8 @@ def group_norm_forward_kernel(
     flat = tl.reshape(x, [ROWS, BLOCK_CHANNELS * BLOCK_SPATIAL])
     flat_mask = tl.reshape(mask, [ROWS, BLOCK_CHANNELS * BLOCK_SPATIAL])
     mean, m2 = moments(flat, flat_mask, channels * spatial, 1)
-    var = m2 / (channels * spatial)
-    rstd = tl.rsqrt(var + tl.full([], eps, COMPUTE_DTYPE))
+    var = divided(m2, channels * spatial)
+    rstd = rstd_of(var, eps)
     y = (x - mean[:, None, None]) * rstd[:, None, None]
     parameter = first_group * channels
     left = groups - first_group
@@ -148,7 +148,7 @@ def group_norm_backward_kernel(
         )  # fmt: skip
         mean = tl.load(mean_ptr + first_row + row, mask=row_mask, other=0.0)[:, None, None]
         var = tl.load(var_ptr + first_row + row, mask=row_mask, other=0.0)
-        rstd = tl.rsqrt(var + tl.full([], eps, COMPUTE_DTYPE))[:, None, None]
+        rstd = rstd_of(var, eps)[:, None, None]
         shift = tl.load(x_ptr + base + start, mask=row_mask, other=0.0).to(COMPUTE_DTYPE)[:, None, None]
         x_hat = load_x_hat(x_ptr + base, offsets, mask, shift, mean, rstd, COMPUTE_DTYPE)
         dy = tl.load(dy_ptr + base + offsets, mask=mask, other=0.0).to(COMPUTE_DTYPE)

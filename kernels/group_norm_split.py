@@ -24,6 +24,7 @@ from .channels import (
     sum_partials,
     tile_access,
 )
+from .statistics import rstd_of
 
 
 @triton.jit
@@ -36,7 +37,7 @@ def load_row_statistics(
     shift = tl.load(x_ptr + first, mask=row_mask, other=0.0).to(DTYPE)
     mean = tl.load(mean_ptr + group, mask=row_mask, other=0.0)
     var = tl.load(var_ptr + group, mask=row_mask, other=0.0)
-    rstd = tl.rsqrt(var + tl.full([], eps, DTYPE))
+    rstd = rstd_of(var, eps)
     return shift[:, None], mean[:, None], rstd[:, None]
 
 
@@ -64,7 +65,7 @@ def group_norm_normalize_kernel(
         partial_ptr, group, row_mask, splits, rows // group_channels, BLOCK_SPLITS
     )
     var = m2 / count
-    rstd = tl.rsqrt(var + tl.full([], eps, tl.float64))
+    rstd = rstd_of(var, eps)
     if mean_ptr is not None:
         first = row_mask & (row % group_channels == 0)
         if tl.program_id(1) == 0:

@@ -36,7 +36,7 @@ from .rows import (
     row_tile,
     rows_of,
 )
-from .statistics import merge_moments, moments
+from .statistics import divided, merge_moments, moments, rstd_of
 
 
 @triton.jit(do_not_specialize=["rows", "cols"])
@@ -67,7 +67,7 @@ def layer_norm_forward_kernel(
         x -= mean[:, None]
     else:
         m2 = tl.sum(x * x, 1)
-    rstd = tl.rsqrt(m2 / cols + tl.full([], eps, COMPUTE_DTYPE))
+    rstd = rstd_of(divided(m2, cols), eps)
     y = x * rstd[:, None]
     if weight_ptr is not None:
         y *= load_parameter(weight_ptr, col, cols, COMPUTE_DTYPE)
@@ -114,7 +114,7 @@ def layer_norm_forward_chunked_kernel(
             count, mean, m2 = merge_moments(count, mean, m2, chunk, chunk_mean, chunk_m2)
         else:
             m2 += tl.sum(x * x, 1)
-    rstd = tl.rsqrt(m2 / cols + tl.full([], eps, COMPUTE_DTYPE))
+    rstd = rstd_of(divided(m2, cols), eps)
 
     for start in range(0, cols, BLOCK_COLS):
         col = start + tl.arange(0, BLOCK_COLS)

@@ -32,7 +32,7 @@ from .channels import (
     sum_partials,
     update_running,
 )
-from .statistics import merge_moments, merge_partials
+from .statistics import merge_moments, merge_partials, rstd_of
 
 EXTRA = 2  # numbers that a rank sends beside 3 a channel
 
@@ -136,7 +136,7 @@ def sync_batch_norm_backward_pack_kernel(
     if dbias_ptr is not None:
         store_channels(dbias_ptr, channel, dbias, mask)
     if dweight_ptr is not None:
-        rstd = tl.rsqrt(load_channels(var_ptr, channel, mask) + tl.full([], eps, tl.float64))
+        rstd = rstd_of(load_channels(var_ptr, channel, mask), eps)
         store_channels(dweight_ptr, channel, dweight * rstd, mask)
 
 

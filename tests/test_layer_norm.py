@@ -143,6 +143,16 @@ def test_large_means(norm, device, cols, mean, std, dtype):
     assert_agrees(*norm.functions((cols,)), inputs)
 
 
+@pytest.mark.parametrize("cols", [24, IN_PARTS, WIDE])
+def test_a_subnormal_variance_is_no_zero(norm, device, cols):
+    """Compiled code has instructions that take it for one, and return an infinite rstd."""
+    x, *_ = norm.inputs((3, cols), (cols,), torch.float32, device, std=2e-20)
+    ours, theirs = norm.functions((cols,), eps=0.0)
+    absent = [None] * norm.parameters
+    # squares of 4e-40 are multiples of 1.4e-45
+    torch.testing.assert_close(ours(x, *absent).double(), theirs(x.double(), *absent), rtol=1e-4, atol=1e-6)
+
+
 @pytest.mark.parametrize("cols", [100, IN_PARTS, WIDE])
 def test_an_outlier_in_front_does_not_hurt(norm, device, cols):
     """Rows are shifted by their first element, which need not be near the others."""

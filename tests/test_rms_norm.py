@@ -8,6 +8,9 @@ from test_layer_norm import RowNorm
 from test_layer_norm import (
     test_a_row_does_not_depend_on_the_others as test_a_row_does_not_depend_on_the_others,
 )
+from test_layer_norm import (
+    test_a_subnormal_variance_is_no_zero as test_a_subnormal_variance_is_no_zero,
+)
 from test_layer_norm import test_absent_parameters as test_absent_parameters
 from test_layer_norm import test_agrees_with_torch as test_agrees_with_torch
 from test_layer_norm import test_eps as test_eps
