@@ -65,9 +65,9 @@ def bias_act_dropout_backward_kernel(
     """Every tile of rows of a block of columns in turn."""
     cols = cols.to(tl.int64) * VECTOR  # one row may be all of a tensor
     dbias = tl.zeros([BLOCK_ROWS, BLOCK_COLS], COMPUTE_DTYPE)
-    for tile in range(tl.program_id(0), tl.cdiv(rows, BLOCK_ROWS), tl.num_programs(0)):
+    for tile in range(tl.program_id(1), tl.cdiv(rows, BLOCK_ROWS), tl.num_programs(1)):
         row, first_col, col, base, offsets, mask = elements_of_rows(
-            tile, tl.program_id(1), rows, cols, BLOCK_ROWS, BLOCK_COLS
+            tile, tl.program_id(0), rows, cols, BLOCK_ROWS, BLOCK_COLS
         )
         keep, factor = decisions(
             seed_ptr, seed, None, row, row < rows, rows_per_sample, cols, first_col, keep_threshold,
@@ -83,8 +83,8 @@ def bias_act_dropout_backward_kernel(
             tl.store(dx_ptr + base + offsets, dx.to(dx_ptr.dtype.element_ty), mask=mask)
 
     if dbias_partial_ptr is not None:
-        col = tl.program_id(1).to(tl.int64) * BLOCK_COLS + tl.arange(0, BLOCK_COLS)
-        partial = tl.program_id(0).to(tl.int64) * cols + col
+        col = tl.program_id(0).to(tl.int64) * BLOCK_COLS + tl.arange(0, BLOCK_COLS)
+        partial = tl.program_id(1).to(tl.int64) * cols + col
         tl.store(dbias_partial_ptr + partial, tl.sum(dbias, 0), mask=col < cols)
 
 
@@ -103,9 +103,11 @@ def backward_launch(rows, cols, dtype, rule, act, negative_slope, sums, device):
     tile = tiling.elements_tile(rows, cols)
     scalars, constants = element_constants(rule, rows, cols, 1, launch.compute_dtype(dtype), tile)
     col_blocks, tiles = triton.cdiv(cols, tile.cols), triton.cdiv(rows, tile.rows)
-    programs = tiling.layer_norm_backward_programs(tile, tiles, col_blocks, device) if sums else tiles
+    programs = min(tiles, launch.MOST_PROGRAMS[1])
+    if sums:
+        programs = tiling.layer_norm_backward_programs(tile, tiles, col_blocks, device)
     return launch.Launch(
-        bias_act_dropout_backward_kernel, (programs, col_blocks), device, *scalars, negative_slope,
+        bias_act_dropout_backward_kernel, (col_blocks, programs), device, *scalars, negative_slope,
         ACT=act, **constants,
     )  # fmt: skip
 
@@ -132,8 +134,8 @@ def bias_act_dropout_backward(dy, x, bias, act, negative_slope, rule, seed, want
     partial = None
     if want_dbias:
         dtype = launch.compute_dtype(x.dtype)
-        partial = torch.empty((plan.grid[0], cols), dtype=dtype, device=x.device)
-    seed_ptr, seed = seed_arguments(seed)
+        partial = torch.empty((plan.grid[1], cols), dtype=dtype, device=x.device)
+    seed_ptr, seed = seed_arguments(seed, x.device)
     launch.launch(plan, dy, x, dx, bias, partial, seed_ptr, numbers=(seed,))
     if not want_dbias:
         return dx, None

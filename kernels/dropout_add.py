@@ -64,12 +64,13 @@ def dropout_add_backward_kernel(
 ):  # fmt: skip
     """Every tile of rows of a block of columns in turn."""
     cols = cols.to(tl.int64) * VECTOR  # one row may be all of a tensor
-    col = tl.program_id(1).to(tl.int64) * BLOCK_COLS + tl.arange(0, BLOCK_COLS)
+    seed = load_seed(seed_ptr, seed)
+    col = tl.program_id(0).to(tl.int64) * BLOCK_COLS + tl.arange(0, BLOCK_COLS)
     layer_scale = load_parameter(layer_scale_ptr, col, cols, COMPUTE_DTYPE)
     dlayer_scale = tl.zeros([BLOCK_ROWS, BLOCK_COLS], COMPUTE_DTYPE)
-    for tile in range(tl.program_id(0), tl.cdiv(rows, BLOCK_ROWS), tl.num_programs(0)):
+    for tile in range(tl.program_id(1), tl.cdiv(rows, BLOCK_ROWS), tl.num_programs(1)):
         row, first_col, col, base, offsets, mask = elements_of_rows(
-            tile, tl.program_id(1), rows, cols, BLOCK_ROWS, BLOCK_COLS
+            tile, tl.program_id(0), rows, cols, BLOCK_ROWS, BLOCK_COLS
         )
         keep, factor = decisions(
             seed_ptr, seed, row_scale_ptr, row, row < rows, rows_per_sample, cols, first_col, keep_threshold,
@@ -82,7 +83,7 @@ def dropout_add_backward_kernel(
             dx = branch(dz, keep, factor) * layer_scale
             tl.store(dx_ptr + base + offsets, dx.to(dx_ptr.dtype.element_ty), mask=mask)
 
-    partial = tl.program_id(0).to(tl.int64) * cols + col
+    partial = tl.program_id(1).to(tl.int64) * cols + col
     tl.store(dlayer_scale_partial_ptr + partial, tl.sum(dlayer_scale, 0), mask=col < cols)
 
 
@@ -109,7 +110,7 @@ def backward_launch(rows, cols, samples, compute_dtype, rule, device):
     scalars, constants = element_constants(rule, rows, cols, samples, compute_dtype, tile)
     col_blocks = triton.cdiv(cols, tile.cols)
     programs = tiling.layer_norm_backward_programs(tile, triton.cdiv(rows, tile.rows), col_blocks, device)
-    return launch.Launch(dropout_add_backward_kernel, (programs, col_blocks), device, *scalars, **constants)
+    return launch.Launch(dropout_add_backward_kernel, (col_blocks, programs), device, *scalars, **constants)
 
 
 def rows_and_cols(x, samples, layer_scale, cols=None):
@@ -142,8 +143,8 @@ def dropout_add_backward(dz, x, layer_scale, row_scale, rule, seed, want_dx):
     rows, cols = rows_and_cols(x, samples, layer_scale)
     compute_dtype = launch.compute_dtype(dz.dtype)
     plan = backward_launch(rows, cols, samples, compute_dtype, rule, x.device)
-    partial = torch.empty((plan.grid[0], cols), dtype=compute_dtype, device=x.device)
-    seed_ptr, seed = seed_arguments(seed)
+    partial = torch.empty((plan.grid[1], cols), dtype=compute_dtype, device=x.device)
+    seed_ptr, seed = seed_arguments(seed, x.device)
     launch.launch(plan, dz, x, dx, layer_scale, row_scale, partial, seed_ptr, numbers=(seed,))
     dlayer_scale, _ = finish((partial, None), (True, False), layer_scale.dtype)
     return dx, dlayer_scale

@@ -112,7 +112,7 @@ def dropout_add_norm_backward_kernel(
     """Every tile of rows of a block of columns in turn."""
     rows, cols, stride_row, _ = row_strides(rows, cols, VECTOR, False)
     row = tl.arange(0, BLOCK_ROWS)
-    first_col = tl.program_id(1) * BLOCK_COLS
+    first_col = tl.program_id(0) * BLOCK_COLS
     col = first_col + tl.arange(0, BLOCK_COLS)
     dweight = tl.zeros([BLOCK_ROWS, BLOCK_COLS], COMPUTE_DTYPE)
     dbias = tl.zeros([BLOCK_ROWS, BLOCK_COLS], COMPUTE_DTYPE)
@@ -120,7 +120,7 @@ def dropout_add_norm_backward_kernel(
     if weight_ptr is not None:
         weight = load_parameter(weight_ptr, col, cols, COMPUTE_DTYPE)
 
-    for tile in range(tl.program_id(0), tiles, tl.num_programs(0)):
+    for tile in range(tl.program_id(1), tiles, tl.num_programs(1)):
         first_row, left, base = row_tile(tile, rows, cols, stride_row, False, BLOCK_ROWS)
         row_mask = row < left
         mask = row_mask[:, None] & (col < cols)[None, :]
@@ -164,7 +164,7 @@ def dropout_add_norm_backward_kernel(
                 dx *= load_parameter(layer_scale_ptr, col, cols, COMPUTE_DTYPE)
             tl.store(dx_ptr + offsets, dx.to(dx_ptr.dtype.element_ty), mask=mask)
 
-    partial = tl.program_id(0).to(tl.int64) * cols + col
+    partial = tl.program_id(1).to(tl.int64) * cols + col
     if dweight_partial_ptr is not None:
         tl.store(dweight_partial_ptr + partial, tl.sum(dweight, 0), mask=col < cols)
     if dbias_partial_ptr is not None:
@@ -211,7 +211,7 @@ def backward_launches(rows, samples, dtype, rule, device):
     col_blocks, tiles = triton.cdiv(rows.cols, tile.cols), rows.tiles(tile)
     programs = tiling.layer_norm_backward_programs(tile, tiles, col_blocks, device)
     main = launch.Launch(
-        dropout_add_norm_backward_kernel, (programs, col_blocks), device, *scalars, tiles, **constants
+        dropout_add_norm_backward_kernel, (col_blocks, programs), device, *scalars, tiles, **constants
     )
     return layer_norm.Backward(sums, main)
 
@@ -257,7 +257,7 @@ def dropout_add_norm_backward(
     dx = torch.empty_like(z, dtype=dx_dtype) if want_dx else None
     dresidual = torch.empty_like(z, dtype=dresidual_dtype) if want_dresidual else None
     partials = [
-        torch.empty((launches.main.grid[0], cols), dtype=rstd.dtype, device=z.device) if want else None
+        torch.empty((launches.main.grid[1], cols), dtype=rstd.dtype, device=z.device) if want else None
         for want in (*want_parameters, want_dlayer_scale)
     ]
     row_sums = layer_norm.row_sums_of(launches.sums, dy, z, weight, mean, rstd)

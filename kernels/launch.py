@@ -16,6 +16,7 @@ INTERPRET = triton.knobs.runtime.interpret
 # Tensors of the launch in progress that are not among its arguments; the meter of the interpreter reads it.
 reached_through_tables = []
 
+MOST_PROGRAMS = (2**31 - 1, 65535, 65535)  # that CUDA launches along x, y and z
 PLANS = 4096  # kept of an operation and direction
 _kept_plans = []
 
@@ -44,6 +45,12 @@ class Launch:
     __slots__ = ("constants", "device", "grid", "kernel", "num_warps", "numbers", "runners", "trailing")
 
     def __init__(self, kernel, grid, device, *numbers, num_warps, **constants):
+        for axis, programs, most in zip("xyz", grid, MOST_PROGRAMS):
+            if programs > most:
+                raise ValueError(
+                    f"{kernel.fn.__name__}: expected at most {most} programs along {axis}, CUDA's limit, "
+                    f"got the grid {grid}: what grows with the input belongs on x"
+                )
         self.kernel, self.grid, self.device, self.num_warps = kernel, grid, device, num_warps
         self.numbers, self.constants = numbers, constants
         self.trailing = (*numbers, *(constants[name] for name in kernel.arg_names if name in constants))

@@ -148,14 +148,14 @@ def layer_norm_backward_kernel(
 ):  # fmt: skip
     """Every tile of rows of a block of columns in turn."""
     rows, cols, stride_row, stride_col = row_strides(rows, cols, VECTOR, CHANNELS_FIRST)
-    col = tl.program_id(1) * BLOCK_COLS + tl.arange(0, BLOCK_COLS)
+    col = tl.program_id(0) * BLOCK_COLS + tl.arange(0, BLOCK_COLS)
     row = tl.arange(0, BLOCK_ROWS)
     dweight = tl.zeros([BLOCK_ROWS, BLOCK_COLS], COMPUTE_DTYPE)
     dbias = tl.zeros([BLOCK_ROWS, BLOCK_COLS], COMPUTE_DTYPE)
     if dx_ptr is not None and weight_ptr is not None:
         weight = load_parameter(weight_ptr, col, cols, COMPUTE_DTYPE)
 
-    for tile in tl.range(tl.program_id(0), tiles, tl.num_programs(0), num_stages=STAGES):
+    for tile in tl.range(tl.program_id(1), tiles, tl.num_programs(1), num_stages=STAGES):
         first_row, left, base = row_tile(tile, rows, cols, stride_row, CHANNELS_FIRST, BLOCK_ROWS)
         row_mask = row < left
         mask = row_mask[:, None] & (col < cols)[None, :]
@@ -185,7 +185,7 @@ def layer_norm_backward_kernel(
             dx = (wdy - x_hat * c1 - c2) * rstd
             tl.store(dx_ptr + offsets, dx.to(dx_ptr.dtype.element_ty), mask=mask)
 
-    partial = tl.program_id(0).to(tl.int64) * cols + col
+    partial = tl.program_id(1).to(tl.int64) * cols + col
     if dweight_partial_ptr is not None:
         tl.store(dweight_partial_ptr + partial, tl.sum(dweight, 0), mask=col < cols)
     if dbias_partial_ptr is not None:
@@ -305,7 +305,7 @@ def backward_launches(rows, dtype, centered, device):
         constants |= dict(STAGES=tile.stages)
     programs = tiling.layer_norm_backward_programs(tile, rows.tiles(tile), col_blocks, device)
     main = launch.Launch(
-        kernel, (programs, col_blocks), device, *sizes, COMPUTE_DTYPE=launch.triton_dtype(compute_dtype),
+        kernel, (col_blocks, programs), device, *sizes, COMPUTE_DTYPE=launch.triton_dtype(compute_dtype),
         num_warps=tile.num_warps, **tile.constants(), **constants,
     )  # fmt: skip
     return Backward(sums, main, tile.parts > 1)
@@ -365,7 +365,7 @@ def layer_norm_backward(dy, x, weight, mean, rstd, cols, parameter_dtype, wanted
     if not launches.in_parts:
         row_sums = row_sums_of(launches.sums if want_dx else None, dy, x, weight, mean, rstd)
     partials = [
-        torch.empty((launches.main.grid[0], cols), dtype=rstd.dtype, device=x.device) if want else None
+        torch.empty((launches.main.grid[1], cols), dtype=rstd.dtype, device=x.device) if want else None
         for want in want_parameters
     ]
     launch.launch(launches.main, dy, x, dx, weight, mean, rstd, *row_sums, *partials)

@@ -101,7 +101,7 @@ def layer_norm_backward_parts_kernel(
         dweight += (tl.zeros([BLOCK_COLS], COMPUTE_DTYPE),)
         dbias += (tl.zeros([BLOCK_COLS], COMPUTE_DTYPE),)
 
-    for row in range(tl.program_id(0), rows, tl.num_programs(0)):
+    for row in range(tl.program_id(1), rows, tl.num_programs(1)):
         base = cols.to(tl.int64) * row
         x = load_parts(x_ptr + base, cols, True, PARTS, BLOCK_COLS)
         dy = load_parts(dy_ptr + base, cols, True, PARTS, BLOCK_COLS)
@@ -147,7 +147,7 @@ def layer_norm_backward_parts_kernel(
         dweight = next_dweight
         dbias = next_dbias
 
-    partial = tl.program_id(0).to(tl.int64) * cols
+    partial = tl.program_id(1).to(tl.int64) * cols
     for i in tl.static_range(PARTS):
         if dweight_partial_ptr is not None:
             store_part(dweight_partial_ptr + partial, dweight[i], i, cols, PARTS)

@@ -9,6 +9,7 @@ import torch
 
 import normreg
 from normreg.kernels import launch
+from bench.without_gpu import as_on_a_gpu, noted_launches
 
 ROOT = Path(__file__).parent.parent
 
@@ -148,6 +149,65 @@ def test_a_launch_of_a_kept_plan_is_tritons_own():
 
 
 def test_warps_of_64_lanes():
+def test_a_captured_step_loads_no_module_that_eager_steps_did_not():
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    environment["PYTHONPATH"] = str(ROOT)
+    command = [sys.executable, "-W", "ignore", "tests/drawn_under_capture.py"]
+    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["launched"] == found["wanted"] != []
+    assert found["new"] == []
+
+
+def huge(*shape):
+    """Memory that is reserved and never touched."""
+    return torch.empty(shape, dtype=torch.bfloat16, requires_grad=True)
+
+
+def scaled_sum(x, residual, layer_scale):
+    return normreg.functional.dropout_add(x, residual, layer_scale=layer_scale)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: (normreg.functional.layer_norm, huge(2, 9_000_000), (9_000_000,)),
+        lambda: (normreg.functional.rms_norm, huge(2, 9_000_000), (9_000_000,)),
+        lambda: (normreg.functional.dropout_add_layer_norm, *2 * [huge(2, 9_000_000)], (9_000_000,)),
+        lambda: (scaled_sum, *2 * [huge(2, 9_000_000)], huge(9_000_000)),
+        lambda: (normreg.functional.bias_act_dropout, huge(16384, 11008)),
+        lambda: (normreg.functional.bias_act_dropout, huge(2**21, 64), torch.zeros(64, dtype=torch.bfloat16)),
+        lambda: (normreg.functional.group_norm, huge(2**20, 8, 4), 2),
+        lambda: (normreg.functional.batch_norm, huge(2, 2**20, 4), None, None, None, None, True),
+        lambda: (normreg.functional.batch_norm, huge(2**20, 4, 8), None, None, None, None, True),
+        lambda: (normreg.functional.dropout, huge(2**28)),
+        lambda: (normreg.functional.dropout2d, huge(2**20, 32, 2, 2)),
+    ],
+)
+def test_no_grid_is_larger_than_cuda_launches(call):
+    """Also forward and backward of tensors of up to 2^28 elements, with their launches noted."""
+    function, *arguments = call()
+    inputs = [t for t in arguments if isinstance(t, torch.Tensor) and t.requires_grad]
+    with as_on_a_gpu(), noted_launches() as noted:
+        y = function(*arguments)
+        torch.autograd.grad(y, inputs, torch.empty_like(y))
+    assert len(noted) >= 2
+    for entry in noted:
+        assert all(n <= most for n, most in zip(entry.grid, (2**31 - 1, 65535, 65535))), entry
+
+
+def test_a_grid_that_cuda_would_refuse_is_refused_by_name(device):
+    kernel = SimpleNamespace(arg_names=(), fn=SimpleNamespace(__name__="some_kernel"))
+    launch.Launch(kernel, (65536, 65535), device, num_warps=4)
+    with pytest.raises(
+        ValueError, match=r"some_kernel: expected at most 65535 programs along y.*\(1, 65536\)"
+    ):
+        launch.Launch(kernel, (1, 65536), device, num_warps=4)
+    with pytest.raises(ValueError, match="along x"):
+        launch.Launch(kernel, (2**31,), device, num_warps=4)
+
+
     assert [launch.warps_of(warps, 64) for warps in (1, 2, 8, 32)] == [1, 1, 4, 16]
     assert [launch.warps_of(warps, 32) for warps in (1, 2, 8, 32)] == [1, 2, 8, 32]
 

@@ -743,6 +743,24 @@ MUTATIONS = {
         "    field = index & 0\n",
         "test_dropout_family.py -k neighbouring",
     ),
+    "a seed in memory is ignored": Mutation(
+        "kernels/random.py",
+        "        seed += tl.load(seed_ptr)\n",
+        "        seed += 0\n",
+        "test_dropout.py -k seed_in_memory",
+    ),
+    "blocks of columns on the short axis of a grid": Mutation(
+        "kernels/bias_act_dropout.py",
+        "        bias_act_dropout_backward_kernel, (col_blocks, programs), device",
+        "        bias_act_dropout_backward_kernel, (programs, col_blocks), device",
+        "test_launch.py -k no_grid",
+    ),
+    "cuDNN's RNNs draw their dropout's state anew": Mutation(
+        "normreg/ops/seed.py",
+        '    return generator.graphsafe_get_state() if generator.device.type == "cuda" else generator\n',
+        "    return generator\n",
+        "test_dropout.py -k generator",
+    ),
     # normreg/ops
     "the second derivative loses c1": Mutation(
         "normreg/ops/gradient.py",
