@@ -17,15 +17,15 @@ from .activations import activate, activation_backward
 from .branch import branch, decisions
 from .dropout_add import element_constants
 from .layer_norm import finish
-from .random import seed_arguments
+from .random import load_seed, seed_arguments
 from .rows import elements_of_rows, load_parameter
 
 
-@triton.jit(do_not_specialize=["seed", "rows", "cols", "rows_per_sample", "keep_threshold"])
+@triton.jit(do_not_specialize=["seed_ptr", "seed", "rows", "cols", "rows_per_sample", "keep_threshold"])
 def bias_act_dropout_forward_kernel(
     x_ptr, y_ptr,                             # [rows, cols]
     bias_ptr,                                 # [cols] or None
-    seed_ptr,                                 # int64 scalar, or None where `seed` is it
+    seed_ptr,                                 # int64 scalar, added to `seed`; None where nothing is drawn
     seed: tl.int64,
     rows, cols,                               # cols in vectors
     rows_per_sample, keep_threshold: tl.int64, scale: tl.float64,
@@ -34,12 +34,13 @@ def bias_act_dropout_forward_kernel(
     ACT: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_COLS: tl.constexpr,
 ):  # fmt: skip
     cols = cols.to(tl.int64) * VECTOR  # one row may be all of a tensor
+    seed = load_seed(seed_ptr, seed)
     tile, col_blocks = tl.program_id(0), tl.cdiv(cols, BLOCK_COLS).to(tl.int32)
     row, first_col, col, base, offsets, mask = elements_of_rows(
         tile // col_blocks, tile % col_blocks, rows, cols, BLOCK_ROWS, BLOCK_COLS
     )
     keep, factor = decisions(
-        seed_ptr, seed, None, row, row < rows, rows_per_sample, cols, first_col, keep_threshold,
+        seed, None, row, row < rows, rows_per_sample, cols, first_col, keep_threshold,
         scale, COMPUTE_DTYPE, BITS, SHARED, BLOCK_COLS,
     )  # fmt: skip
     z = tl.load(x_ptr + base + offsets, mask=mask, other=0.0).to(COMPUTE_DTYPE)
@@ -49,12 +50,12 @@ def bias_act_dropout_forward_kernel(
     tl.store(y_ptr + base + offsets, y.to(y_ptr.dtype.element_ty), mask=mask)
 
 
-@triton.jit(do_not_specialize=["seed", "rows", "cols", "rows_per_sample", "keep_threshold"])
+@triton.jit(do_not_specialize=["seed_ptr", "seed", "rows", "cols", "rows_per_sample", "keep_threshold"])
 def bias_act_dropout_backward_kernel(
     dy_ptr, x_ptr, dx_ptr,                    # [rows, cols]; dx or None
     bias_ptr,                                 # [cols] or None
     dbias_partial_ptr,                        # [programs, cols] or None
-    seed_ptr,                                 # int64 scalar, or None where `seed` is it
+    seed_ptr,                                 # int64 scalar, added to `seed`; None where nothing is drawn
     seed: tl.int64,
     rows, cols,                               # cols in vectors
     rows_per_sample, keep_threshold: tl.int64, scale: tl.float64,
@@ -64,13 +65,14 @@ def bias_act_dropout_backward_kernel(
 ):  # fmt: skip
     """Every tile of rows of a block of columns in turn."""
     cols = cols.to(tl.int64) * VECTOR  # one row may be all of a tensor
+    seed = load_seed(seed_ptr, seed)
     dbias = tl.zeros([BLOCK_ROWS, BLOCK_COLS], COMPUTE_DTYPE)
     for tile in range(tl.program_id(1), tl.cdiv(rows, BLOCK_ROWS), tl.num_programs(1)):
         row, first_col, col, base, offsets, mask = elements_of_rows(
             tile, tl.program_id(0), rows, cols, BLOCK_ROWS, BLOCK_COLS
         )
         keep, factor = decisions(
-            seed_ptr, seed, None, row, row < rows, rows_per_sample, cols, first_col, keep_threshold,
+            seed, None, row, row < rows, rows_per_sample, cols, first_col, keep_threshold,
             scale, COMPUTE_DTYPE, BITS, SHARED, BLOCK_COLS,
         )  # fmt: skip
         z = tl.load(x_ptr + base + offsets, mask=mask, other=0.0).to(COMPUTE_DTYPE)
@@ -120,7 +122,7 @@ def bias_act_dropout_forward(x, bias, act, negative_slope, rule, seed):
     """y like x, which is contiguous."""
     y = torch.empty_like(x)
     plan = forward_launch(*rows_and_cols(x, bias), x.dtype, rule, act, negative_slope, x.device)
-    seed_ptr, seed = seed_arguments(seed)
+    seed_ptr, seed = seed_arguments(seed, x.device)
     launch.launch(plan, x, y, bias, seed_ptr, numbers=(seed,))
     return y
 

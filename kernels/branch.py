@@ -19,7 +19,7 @@ from .random import GROUP_BITS, keep_at, keep_in_rows
 
 @triton.jit
 def decisions(
-    seed_ptr, seed, row_scale_ptr,
+    seed, row_scale_ptr,
     row, row_mask, rows_per_sample, cols, first_col, keep_threshold, scale,
     DTYPE: tl.constexpr, BITS: tl.constexpr, SHARED: tl.constexpr, BLOCK_COLS: tl.constexpr,
 ):  # fmt: skip
@@ -31,8 +31,6 @@ def decisions(
         keep = tl.full([row.shape[0], 1], 1, tl.int1)
     else:
         factor *= tl.full([], scale, DTYPE)
-        if seed_ptr is not None:
-            seed = tl.load(seed_ptr)
         if SHARED:
             keep = keep_at(seed, row // rows_per_sample, keep_threshold)[:, None]
         else:

@@ -21,7 +21,7 @@ import triton
 import triton.language as tl
 
 from . import launch, tiling
-from .random import GROUP_BITS, keep_at, keep_mask, seed_arguments
+from .random import GROUP_BITS, keep_at, keep_mask, load_seed, seed_arguments
 
 ALPHA = -1.7580993408473766  # SELU's value at minus infinity
 
@@ -32,10 +32,10 @@ def select(x, keep, scale, shift, dropped):
     return tl.where(keep, y, tl.full([], dropped, x.dtype))
 
 
-@triton.jit(do_not_specialize=["seed", "elements_in_vectors", "keep_threshold"])
+@triton.jit(do_not_specialize=["seed_ptr", "seed", "elements_in_vectors", "keep_threshold"])
 def dropout_kernel(
     x_ptr, y_ptr,                # [elements], possibly the same memory
-    seed_ptr,                    # int64 scalar, or None where `seed` is it
+    seed_ptr,                    # int64 scalar, added to `seed`
     seed: tl.int64,
     elements_in_vectors,
     keep_threshold: tl.int64, scale: tl.float64, shift: tl.float64, dropped: tl.float64,
@@ -47,17 +47,16 @@ def dropout_kernel(
     offsets = first * BLOCK + tl.arange(0, BLOCK)
     mask = offsets < elements
     x = tl.load(x_ptr + offsets, mask=mask, other=0.0).to(COMPUTE_DTYPE)
-    if seed_ptr is not None:
-        seed = tl.load(seed_ptr)
+    seed = load_seed(seed_ptr, seed)
     keep = keep_mask(seed, first * CALLS + tl.arange(0, CALLS), keep_threshold, BITS)
     y = select(x, keep, scale, shift, dropped)
     tl.store(y_ptr + offsets, y.to(y_ptr.dtype.element_ty), mask=mask)
 
 
-@triton.jit(do_not_specialize=["seed", "groups", "positions", "keep_threshold"])
+@triton.jit(do_not_specialize=["seed_ptr", "seed", "groups", "positions", "keep_threshold"])
 def dropout_grouped_kernel(
     x_ptr, y_ptr,                # [samples, groups, positions], possibly the same memory
-    seed_ptr,                    # int64 scalar, or None where `seed` is it
+    seed_ptr,                    # int64 scalar, added to `seed`
     seed: tl.int64,
     groups, positions,           # of a sample; the contiguous one in vectors
     keep_threshold: tl.int64, scale: tl.float64, shift: tl.float64, dropped: tl.float64,
@@ -79,8 +78,7 @@ def dropout_grouped_kernel(
     offsets = group[:, None] * stride_group + position[None, :] * stride_position
     offsets += sample * groups * positions
     mask = (group < groups)[:, None] & (position < positions)[None, :]
-    if seed_ptr is not None:
-        seed = tl.load(seed_ptr)
+    seed = load_seed(seed_ptr, seed)
     keep = keep_at(seed, sample * groups + group, keep_threshold)[:, None]
     # a mask that differs from one element to the next would split a 16-byte access
     x = tl.load(x_ptr + offsets, mask=mask if GROUPS_LAST else mask & keep, other=0.0)
@@ -145,7 +143,7 @@ def dropout(x, p, seed, out=None, leading=None, constants=scaled, linear=False):
     constants: `scaled`, `unscaled` or `alpha`. linear: without shift and dropped, as dx is.
     """
     y = torch.empty_like(x) if out is None else out
-    seed_ptr, seed = seed_arguments(seed)
+    seed_ptr, seed = seed_arguments(seed, x.device)
     positions = 1 if leading is None else x.shape[leading:].numel()
     rule = (x.dtype, p, constants, linear, x.device)
     if positions == 1:

@@ -17,15 +17,15 @@ import triton.language as tl
 from . import launch, tiling
 from .branch import branch, decisions, samples_of
 from .layer_norm import finish
-from .random import seed_arguments
+from .random import load_seed, seed_arguments
 from .rows import elements_of_rows, load_parameter
 
 
-@triton.jit(do_not_specialize=["seed", "rows", "cols", "rows_per_sample", "keep_threshold"])
+@triton.jit(do_not_specialize=["seed_ptr", "seed", "rows", "cols", "rows_per_sample", "keep_threshold"])
 def dropout_add_kernel(
     x_ptr, residual_ptr, z_ptr,               # [rows, cols]; residual or None
     layer_scale_ptr, row_scale_ptr,           # [cols], [samples]; or None
-    seed_ptr,                                 # int64 scalar, or None where `seed` is it
+    seed_ptr,                                 # int64 scalar, added to `seed`; None where nothing is drawn
     seed: tl.int64,
     rows, cols,                               # cols in vectors
     rows_per_sample, keep_threshold: tl.int64, scale: tl.float64,
@@ -33,12 +33,13 @@ def dropout_add_kernel(
     BLOCK_ROWS: tl.constexpr, BLOCK_COLS: tl.constexpr,
 ):  # fmt: skip
     cols = cols.to(tl.int64) * VECTOR  # one row may be all of a tensor
+    seed = load_seed(seed_ptr, seed)
     tile, col_blocks = tl.program_id(0), tl.cdiv(cols, BLOCK_COLS).to(tl.int32)
     row, first_col, col, base, offsets, mask = elements_of_rows(
         tile // col_blocks, tile % col_blocks, rows, cols, BLOCK_ROWS, BLOCK_COLS
     )
     keep, factor = decisions(
-        seed_ptr, seed, row_scale_ptr, row, row < rows, rows_per_sample, cols, first_col, keep_threshold,
+        seed, row_scale_ptr, row, row < rows, rows_per_sample, cols, first_col, keep_threshold,
         scale, COMPUTE_DTYPE, BITS, SHARED, BLOCK_COLS,
     )  # fmt: skip
     x = tl.load(x_ptr + base + offsets, mask=mask, other=0.0).to(COMPUTE_DTYPE)
@@ -50,12 +51,12 @@ def dropout_add_kernel(
     tl.store(z_ptr + base + offsets, z.to(z_ptr.dtype.element_ty), mask=mask)
 
 
-@triton.jit(do_not_specialize=["seed", "rows", "cols", "rows_per_sample", "keep_threshold"])
+@triton.jit(do_not_specialize=["seed_ptr", "seed", "rows", "cols", "rows_per_sample", "keep_threshold"])
 def dropout_add_backward_kernel(
     dz_ptr, x_ptr, dx_ptr,                    # [rows, cols]; dx or None
     layer_scale_ptr, row_scale_ptr,           # [cols]; [samples] or None
     dlayer_scale_partial_ptr,                 # [programs, cols]
-    seed_ptr,                                 # int64 scalar, or None where `seed` is it
+    seed_ptr,                                 # int64 scalar, added to `seed`; None where nothing is drawn
     seed: tl.int64,
     rows, cols,                               # cols in vectors
     rows_per_sample, keep_threshold: tl.int64, scale: tl.float64,
@@ -73,7 +74,7 @@ def dropout_add_backward_kernel(
             tile, tl.program_id(0), rows, cols, BLOCK_ROWS, BLOCK_COLS
         )
         keep, factor = decisions(
-            seed_ptr, seed, row_scale_ptr, row, row < rows, rows_per_sample, cols, first_col, keep_threshold,
+            seed, row_scale_ptr, row, row < rows, rows_per_sample, cols, first_col, keep_threshold,
             scale, COMPUTE_DTYPE, BITS, SHARED, BLOCK_COLS,
         )  # fmt: skip
         dz = tl.load(dz_ptr + base + offsets, mask=mask, other=0.0).to(COMPUTE_DTYPE)
@@ -130,7 +131,7 @@ def dropout_add(x, residual, layer_scale, row_scale, rule, seed, out_dtype, cols
     z = torch.empty_like(x, dtype=out_dtype)
     samples = samples_of(x, rule, row_scale)
     sizes = *rows_and_cols(x, samples, layer_scale, cols), samples
-    seed_ptr, seed = seed_arguments(seed)
+    seed_ptr, seed = seed_arguments(seed, x.device)
     plan = forward_launch(*sizes, launch.compute_dtype(out_dtype), rule, x.device)
     launch.launch(plan, x, residual, z, layer_scale, row_scale, seed_ptr, numbers=(seed,))
     return z

@@ -21,7 +21,7 @@ from . import launch, layer_norm, tiling
 from .branch import branch, decisions, samples_of
 from .dropout_add import dropout_add
 from .dropout_add_norm_parts import dropout_add_norm_forward_parts_kernel
-from .random import seed_arguments
+from .random import load_seed, seed_arguments
 from .rows import Rows, load_normalized, load_parameter, row_strides, row_sums, row_tile
 from .statistics import divided, moments, rstd_of
 
@@ -40,13 +40,13 @@ def load_z(
     return z.to(Z_DTYPE)
 
 
-@triton.jit(do_not_specialize=["seed", "rows", "cols", "rows_per_sample", "keep_threshold"])
+@triton.jit(do_not_specialize=["seed_ptr", "seed", "rows", "cols", "rows_per_sample", "keep_threshold"])
 def dropout_add_norm_forward_kernel(
     x_ptr, residual_ptr, z_ptr, y_ptr,        # [rows, cols]; residual and z or None
     layer_scale_ptr, row_scale_ptr,           # [cols], [samples]; or None
     weight_ptr, bias_ptr,                     # [cols] or None
     mean_ptr, rstd_ptr,                       # [rows] or None
-    seed_ptr,                                 # int64 scalar, or None where `seed` is it
+    seed_ptr,                                 # int64 scalar, added to `seed`; None where nothing is drawn
     seed: tl.int64,
     rows, cols,                               # cols in vectors
     rows_per_sample, keep_threshold: tl.int64, scale: tl.float64, eps: tl.float64,
@@ -55,6 +55,7 @@ def dropout_add_norm_forward_kernel(
     BLOCK_ROWS: tl.constexpr, BLOCK_COLS: tl.constexpr,
 ):  # fmt: skip
     rows, cols, stride_row, _ = row_strides(rows, cols, VECTOR, False)
+    seed = load_seed(seed_ptr, seed)
     first_row, left, base = row_tile(tl.program_id(0), rows, cols, stride_row, False, BLOCK_ROWS)
     row = tl.arange(0, BLOCK_ROWS)
     col = tl.arange(0, BLOCK_COLS)
@@ -62,7 +63,7 @@ def dropout_add_norm_forward_kernel(
     mask = row_mask[:, None] & (col < cols)[None, :]
     offsets = base + row[:, None] * stride_row + col[None, :]
     keep, factor = decisions(
-        seed_ptr, seed, row_scale_ptr, first_row + row, row_mask, rows_per_sample, cols, 0, keep_threshold,
+        seed, row_scale_ptr, first_row + row, row_mask, rows_per_sample, cols, 0, keep_threshold,
         scale, COMPUTE_DTYPE, BITS, SHARED, BLOCK_COLS,
     )  # fmt: skip
     z = load_z(
@@ -93,7 +94,9 @@ def dropout_add_norm_forward_kernel(
         tl.store(rstd_ptr + first_row + row, rstd, mask=row_mask)
 
 
-@triton.jit(do_not_specialize=["seed", "rows", "cols", "rows_per_sample", "tiles", "keep_threshold"])
+@triton.jit(
+    do_not_specialize=["seed_ptr", "seed", "rows", "cols", "rows_per_sample", "tiles", "keep_threshold"]
+)
 def dropout_add_norm_backward_kernel(
     dy_ptr, z_ptr, dz_ptr,                    # [rows, cols]; dz, the gradient from elsewhere, or None
     x_ptr, dx_ptr, dresidual_ptr,             # [rows, cols] or None; x where dlayer_scale is wanted
@@ -102,7 +105,7 @@ def dropout_add_norm_backward_kernel(
     mean_ptr, rstd_ptr,                       # [rows]; mean None where rows are not centred
     c1_ptr, c2_ptr,                           # [rows], or None where BLOCK_COLS covers the row
     dweight_partial_ptr, dbias_partial_ptr, dlayer_scale_partial_ptr,   # [programs, cols] or None
-    seed_ptr,                                 # int64 scalar, or None where `seed` is it
+    seed_ptr,                                 # int64 scalar, added to `seed`; None where nothing is drawn
     seed: tl.int64,
     rows, cols,                               # cols in vectors
     rows_per_sample, keep_threshold: tl.int64, scale: tl.float64, tiles,
@@ -111,6 +114,7 @@ def dropout_add_norm_backward_kernel(
 ):  # fmt: skip
     """Every tile of rows of a block of columns in turn."""
     rows, cols, stride_row, _ = row_strides(rows, cols, VECTOR, False)
+    seed = load_seed(seed_ptr, seed)
     row = tl.arange(0, BLOCK_ROWS)
     first_col = tl.program_id(0) * BLOCK_COLS
     col = first_col + tl.arange(0, BLOCK_COLS)
@@ -152,7 +156,7 @@ def dropout_add_norm_backward_kernel(
             tl.store(dresidual_ptr + offsets, dz.to(dresidual_ptr.dtype.element_ty), mask=mask)
 
         keep, factor = decisions(
-            seed_ptr, seed, row_scale_ptr, first_row + row, row_mask, rows_per_sample, cols, first_col,
+            seed, row_scale_ptr, first_row + row, row_mask, rows_per_sample, cols, first_col,
             keep_threshold, scale, COMPUTE_DTYPE, BITS, SHARED, BLOCK_COLS,
         )  # fmt: skip
         if dlayer_scale_partial_ptr is not None:
@@ -235,7 +239,7 @@ def dropout_add_norm_forward(
     if save_statistics:
         rstd = torch.empty(rows.rows, dtype=launch.compute_dtype(z_dtype), device=x.device)
         mean = torch.empty_like(rstd) if centered else None
-    seed_ptr, seed = seed_arguments(seed)
+    seed_ptr, seed = seed_arguments(seed, x.device)
     launch.launch(
         plan, x, residual, z, y, layer_scale, row_scale, weight, bias, mean, rstd, seed_ptr, numbers=(seed,)
     )
@@ -261,7 +265,7 @@ def dropout_add_norm_backward(
         for want in (*want_parameters, want_dlayer_scale)
     ]
     row_sums = layer_norm.row_sums_of(launches.sums, dy, z, weight, mean, rstd)
-    seed_ptr, seed = seed_arguments(seed)
+    seed_ptr, seed = seed_arguments(seed, z.device)
     launch.launch(
         launches.main, dy, z, dz, x, dx, dresidual, layer_scale, row_scale, weight, mean, rstd, *row_sums,
         *partials, seed_ptr, numbers=(seed,),

@@ -6,15 +6,16 @@ import triton.language as tl
 from .branch import branch, decisions
 from .layer_norm_parts import store_normalized
 from .parts import load_part, packed, store_part
+from .random import load_seed
 
 
-@triton.jit(do_not_specialize=["seed", "rows", "cols", "rows_per_sample", "keep_threshold"])
+@triton.jit(do_not_specialize=["seed_ptr", "seed", "rows", "cols", "rows_per_sample", "keep_threshold"])
 def dropout_add_norm_forward_parts_kernel(
     x_ptr, residual_ptr, z_ptr, y_ptr,        # [rows, cols]; residual and z or None
     layer_scale_ptr, row_scale_ptr,           # [cols], [samples]; or None
     weight_ptr, bias_ptr,                     # [cols] or None
     mean_ptr, rstd_ptr,                       # [rows] or None
-    seed_ptr,                                 # int64 scalar, or None where `seed` is it
+    seed_ptr,                                 # int64 scalar, added to `seed`; None where nothing is drawn
     seed: tl.int64,
     rows, cols,                               # cols in vectors
     rows_per_sample, keep_threshold: tl.int64, scale: tl.float64, eps: tl.float64,
@@ -26,13 +27,14 @@ def dropout_add_norm_forward_parts_kernel(
     cols *= VECTOR
     row = tl.program_id(0).to(tl.int64)
     base = row * cols
+    seed = load_seed(seed_ptr, seed)
 
     z = ()
     shift = None
     one_row = row + tl.arange(0, 1)
     for i in tl.static_range(PARTS):
         keep, factor = decisions(
-            seed_ptr, seed, row_scale_ptr, one_row, one_row < rows, rows_per_sample, cols, i * BLOCK_COLS,
+            seed, row_scale_ptr, one_row, one_row < rows, rows_per_sample, cols, i * BLOCK_COLS,
             keep_threshold, scale, COMPUTE_DTYPE, BITS, SHARED, BLOCK_COLS,
         )  # fmt: skip
         x = load_part(x_ptr + base, i, cols, PARTS, BLOCK_COLS).to(COMPUTE_DTYPE)

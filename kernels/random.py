@@ -8,11 +8,21 @@ as 1, 2, 3", SC 2011) yields for the key `seed` and the counter `i // fields`. I
 seed and of the logical index alone: tiles, layout and launch cannot change a mask.
 """
 
+import functools
+
 import torch
 import triton
 import triton.language as tl
 
 GROUP_BITS = 32  # of `keep_at`
+
+
+@triton.jit
+def load_seed(seed_ptr, seed):
+    """The sum of both, as `seed_arguments` gives them."""
+    if seed_ptr is not None:
+        seed += tl.load(seed_ptr)
+    return seed
 
 
 @triton.jit
@@ -59,6 +69,21 @@ def keep_in_rows(seed, row, cols, first_col, keep_threshold, BITS: tl.constexpr,
     return keep_mask(seed, call + tl.arange(0, BLOCK_COLS // FIELDS)[None, :], keep_threshold, BITS)
 
 
-def seed_arguments(seed):
-    """seed_ptr and seed as kernels take them, of an int, an int64 tensor, or None where nothing is drawn."""
-    return (seed, 0) if isinstance(seed, torch.Tensor) else (None, seed or 0)
+def seed_arguments(seed, device):
+    """seed_ptr and seed as kernels take them, of an int, an int64 tensor, or None where nothing is drawn.
+
+    A kernel adds what seed_ptr points to, 0 beside an int: with and without a tensor it is one variant, so a
+    CUDA graph's capture after steps in eager mode meets no kernel that was not loaded before.
+    """
+    if seed is None:
+        return None, 0
+    return (seed, 0) if isinstance(seed, torch.Tensor) else (_zero(device), seed)
+
+
+@functools.cache
+def _zero(device):
+    """An int64 zero of the device, which any stream may read."""
+    zero = torch.zeros((), dtype=torch.int64, device=device)
+    if device.type == "cuda":
+        torch.cuda.current_stream(device).synchronize()
+    return zero

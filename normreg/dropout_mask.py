@@ -6,6 +6,7 @@ import inspect
 import torch
 
 from normreg import functional
+from normreg.ops import seed
 
 ALONE = (
     functional.dropout, functional.dropout1d, functional.dropout2d, functional.dropout3d,
@@ -27,7 +28,7 @@ def _generator_kept(device, generator):
     try:
         yield
     finally:
-        generator.set_state(state)
+        seed.handle(generator).set_state(state)
 
 
 def dropout_mask(function, input, *arguments, **options):

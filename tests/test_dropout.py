@@ -1,3 +1,4 @@
+import importlib
 import math
 
 import numpy as np
@@ -204,20 +205,33 @@ def test_a_seed_in_memory_is_the_same_as_its_number(device):
 
 
 class GeneratorOfAGpu:
-    """The part of a CUDA generator's interface that a seed is drawn with."""
+    """The part of a CUDA generator's interface that a seed is drawn with; handles share a state."""
 
-    def __init__(self, seed):
-        self.seed, self.offset = seed, 0
+    device = torch.device("cuda")
+
+    def __init__(self, seed, state=None):
+        self.state = state or {"seed": seed, "offset": 0}
+        self.rnns_keep_their_state = True
 
     def initial_seed(self):
-        return self.seed
+        return self.state["seed"]
 
     def get_offset(self):
-        return self.offset
+        return self.state["offset"]
 
     def set_offset(self, offset):
         assert offset % 4 == 0
-        self.offset = offset
+        self.set_state({"seed": self.initial_seed(), "offset": offset})
+
+    def get_state(self):
+        return dict(self.state)
+
+    def set_state(self, state):
+        self.state.update(state)
+        self.rnns_keep_their_state = False
+
+    def graphsafe_get_state(self):
+        return GeneratorOfAGpu(None, self.state)
 
 
 def test_a_gpus_seed_follows_its_generator_without_a_launch(monkeypatch):
@@ -231,8 +245,19 @@ def test_a_gpus_seed_follows_its_generator_without_a_launch(monkeypatch):
     assert all(isinstance(s, int) and 0 <= s < 2**63 for s in draws[0])
     explicit = GeneratorOfAGpu(5)
     assert seed.draw(torch.device("cuda", 2), explicit) == draws[0][0]
+    assert all(generator.rnns_keep_their_state for generator in (*generators, explicit))
     explicit.set_offset(0)  # as checkpointing restores it
     assert seed.draw(torch.device("cuda", 2), explicit) == draws[0][0]
+
+
+def test_a_mask_that_is_asked_for_leaves_the_generator_as_it_was():
+    """Also its record that cuDNN's RNNs hold a state of their dropout."""
+    generator = GeneratorOfAGpu(5)
+    module = importlib.import_module("normreg.dropout_mask")  # the package's attribute is the function
+    with module._generator_kept(torch.device("cuda", 0), generator):
+        seed.handle(generator).set_offset(8)
+    assert generator.get_offset() == 0
+    assert generator.rnns_keep_their_state
 
 
 def test_under_capture_the_seed_is_drawn_on_the_device(monkeypatch):

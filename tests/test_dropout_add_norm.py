@@ -331,7 +331,7 @@ class TestBytes:
             layer(x, residual)
         given = dict(zip(dropout_add_norm.dropout_add_norm_forward_kernel.arg_names, *seen))
         assert {name for name, t in given.items() if t is not None} == {
-            "x_ptr", "residual_ptr", "y_ptr", "weight_ptr", "bias_ptr",
+            "x_ptr", "residual_ptr", "y_ptr", "weight_ptr", "bias_ptr", "seed_ptr",
         }  # fmt: skip
 
 

@@ -1,3 +1,4 @@
+import json
 import os
 import subprocess
 import sys
@@ -8,8 +9,8 @@ import pytest
 import torch
 
 import normreg
-from normreg.kernels import launch
 from bench.without_gpu import as_on_a_gpu, noted_launches
+from normreg.kernels import launch
 
 ROOT = Path(__file__).parent.parent
 
@@ -148,7 +149,6 @@ def test_a_launch_of_a_kept_plan_is_tritons_own():
     assert int(done.stdout) >= 8
 
 
-def test_warps_of_64_lanes():
 def test_a_captured_step_loads_no_module_that_eager_steps_did_not():
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     environment["PYTHONPATH"] = str(ROOT)
@@ -208,6 +208,7 @@ def test_a_grid_that_cuda_would_refuse_is_refused_by_name(device):
         launch.Launch(kernel, (2**31,), device, num_warps=4)
 
 
+def test_warps_of_64_lanes():
     assert [launch.warps_of(warps, 64) for warps in (1, 2, 8, 32)] == [1, 1, 4, 16]
     assert [launch.warps_of(warps, 32) for warps in (1, 2, 8, 32)] == [1, 2, 8, 32]
 

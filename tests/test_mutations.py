@@ -1040,8 +1040,9 @@ MUTATIONS = {
     ),
     "the columns of one row are counted in 32 bits": Mutation(
         "kernels/dropout_add.py",
-        "    cols = cols.to(tl.int64) * VECTOR  # one row may be all of a tensor\n    tile, col_blocks",
-        "    cols = cols * VECTOR\n    tile, col_blocks",
+        "    cols = cols.to(tl.int64) * VECTOR  # one row may be all of a tensor\n"
+        "    seed = load_seed(seed_ptr, seed)\n    tile, col_blocks",
+        "    cols = cols * VECTOR\n    seed = load_seed(seed_ptr, seed)\n    tile, col_blocks",
         "test_far_offsets.py -k 31[dropout_add]",
     ),
     "dlayer_scale of dropout_add keeps only the last tile": Mutation(

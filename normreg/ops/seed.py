@@ -34,8 +34,17 @@ def draw(device, generator=None):
     if generator is None:
         generator = torch.cuda.default_generators[device.index]
     offset = generator.get_offset()
-    generator.set_offset(offset + 4)  # torch asks for multiples of 4
+    handle(generator).set_offset(offset + 4)  # torch asks for multiples of 4
     return _mix(_mix(generator.initial_seed() & MASK_64) ^ offset) >> 1
+
+
+def handle(generator):
+    """Another handle of a generator's state, to change the state through.
+
+    What is set through the generator of a GPU itself would also make it forget that cuDNN's RNNs hold a state
+    of their dropout, which they would then draw anew, from the CPU's generator, before their next forward.
+    """
+    return generator.graphsafe_get_state() if generator.device.type == "cuda" else generator
 
 
 def of_part(seed, part):
