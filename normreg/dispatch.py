@@ -23,6 +23,8 @@ from normreg.kernels.launch import INTERPRET
 FLOATING = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 HALF = (torch.bfloat16, torch.float16)
 PLAIN = (torch.Tensor, Parameter)
+# torch 2.15 has kernels for it; before, it copies the input, and its result is contiguous
+GPU_GROUP_NORM_KEEPS_CHANNELS_LAST = torch.__version__ >= (2, 15)
 
 
 def _torch_reason(x, others, may_be_empty=False):
@@ -222,9 +224,19 @@ def group_norm(x, num_groups, weight, bias, eps):
             return f"a parameter has shape {tuple(vector.shape)}, the input {x.shape[1]} channels"
     if x.numel() == num_groups:
         return "there is only one value to normalize"
-    if x.is_cpu and not x.is_contiguous() and suggest_memory_format(x) is not torch.contiguous_format:
-        return "the input is channels_last, which torch's result keeps on a CPU, but not on a GPU"
+    if group_norm_keeps_channels_last(x, vectors):
+        return "the input is channels_last, which torch's result keeps"
     return None
+
+
+def group_norm_keeps_channels_last(x, vectors):
+    """Whether x is channels_last and torch's result, if torch takes these parameters, is so, too."""
+    if x.is_contiguous() or suggest_memory_format(x) is torch.contiguous_format:
+        return False
+    if x.is_cpu:
+        return True
+    one_dtype = all(v is None or v.dtype == x.dtype for v in vectors)  # torch's GPU kernels take no other
+    return GPU_GROUP_NORM_KEEPS_CHANNELS_LAST and (one_dtype or torch.is_autocast_enabled("cuda"))
 
 
 def instance_norm(x, running_mean, running_var, weight, bias, use_input_stats, momentum, eps):

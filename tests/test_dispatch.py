@@ -522,16 +522,41 @@ def test_channels_last_is_torchs_in_rms_norm_alone(device, launches):
     assert dispatch.rms_norm(x.permute(0, 2, 3, 1), (3,), None, None) is None
 
 
-def test_channels_last_is_torchs_in_group_norm_on_a_cpu(device, launches):
-    """Where torch's result keeps it; a GPU's is contiguous."""
+def test_channels_last_is_torchs_in_group_norm_where_its_result_keeps_it(device, launches):
     x = torch.randn(2, 4, 3, 5, device=device).contiguous(memory_format=torch.channels_last)
     y, expected = (library.group_norm(x, 2) for library in (normreg.functional, F))
     assert y.stride() == expected.stride()
-    kept = device.type == "cpu"
+    kept = not expected.is_contiguous()
     assert (launches == []) == kept
     assert bool(dispatch.group_norm(x, 2, None, None, 1e-5)) == kept
     assert dispatch.group_norm(x.contiguous(), 2, None, None, 1e-5) is None
     assert dispatch.instance_norm(x, None, None, None, None, True, 0.1, 1e-5) is None
+
+
+def fake_images(kind, dtype=torch.float32):
+    return torch.empty_strided((2, 4, 3, 5), (60, 1, 20, 4), dtype=dtype, device=kind)
+
+
+@pytest.mark.parametrize("kind", ["cpu", "cuda"])
+def test_group_norm_keeps_channels_last_where_this_torch_does(kind):
+    """By what torch says of tensors without memory, which need no GPU."""
+    with FakeTensorMode():
+        x, weight = fake_images(kind), torch.empty_strided((4,), (1,), device=kind)
+        kept = F.group_norm(x, 2, weight, weight).stride() == x.stride()
+        assert dispatch.group_norm_keeps_channels_last(x, (weight, weight)) == kept
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_group_norm_takes_a_gpus_parameters_of_another_dtype(kept, monkeypatch):
+    """torch does not, except where autocast converts both, so there is no result to be like."""
+    monkeypatch.setattr(dispatch, "GPU_GROUP_NORM_KEEPS_CHANNELS_LAST", kept)
+    with FakeTensorMode():
+        x, weight = fake_images("cuda", torch.half), torch.empty_strided((4,), (1,), device="cuda")
+        assert dispatch.group_norm_keeps_channels_last(x, (None, None)) == kept
+        assert dispatch.group_norm_keeps_channels_last(x, (weight.half(), None)) == kept
+        assert not dispatch.group_norm_keeps_channels_last(x, (weight, weight))
+        monkeypatch.setattr(torch, "is_autocast_enabled", lambda kind: kind == "cuda")
+        assert dispatch.group_norm_keeps_channels_last(x, (weight, weight)) == kept
 
 
 class Tagged(torch.Tensor):

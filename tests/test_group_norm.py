@@ -179,7 +179,7 @@ VIEWS = {
 
 @pytest.mark.parametrize("view", VIEWS.values(), ids=VIEWS)
 def test_input_strides(device, view):
-    """assert_agrees compares the strides of y: torch keeps channels_last on a CPU, and not on a GPU."""
+    """assert_agrees compares the strides of y: torch keeps channels_last on a CPU, on a GPU since 2.15."""
     x = view(torch.randn(4, 4, 6, 8, device=device)).detach().requires_grad_()
     weight, bias = (torch.randn(2 * x.shape[1], device=device)[::2].requires_grad_() for _ in range(2))
     assert_agrees(*functions(2), [x, weight, bias])
