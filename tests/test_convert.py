@@ -417,7 +417,7 @@ LEFT_ALONE = {
 }  # fmt: skip
 
 
-@pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:`torch.jit.")
 @pytest.mark.parametrize(("make", "kind", "reason"), LEFT_ALONE.values(), ids=LEFT_ALONE)
 def test_left_alone_and_named(device, launches, make, kind, reason):
     model = nn.Sequential(make()).to(device)

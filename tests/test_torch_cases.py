@@ -401,15 +401,20 @@ def test_random_samples(device, info):
 
 
 def outcomes(call, function, x, seeds):
-    """Outputs and gradients under `seeds` masks, in float64 and a row each."""
+    """Outputs and gradients under `seeds` masks, in float64 and a row each; a complex number is two."""
     torch.manual_seed(5)
     results = []
     for _ in range(seeds):
         leaf = x.detach().clone().requires_grad_()
         y = call(function, leaf)
         assert (y.dtype, y.shape, y.stride()) == (x.dtype, x.shape, x.stride())
-        results.append((y.detach(), *torch.autograd.grad(y, leaf, torch.ones_like(y))))
-    return [torch.stack([t.double().flatten() for t in column]) for column in zip(*results)]
+        dy = torch.full_like(y, 1 + 1j if y.is_complex() else 1)
+        results.append((y.detach(), *torch.autograd.grad(y, leaf, dy)))
+    return [torch.stack([parts(t).double().flatten() for t in column]) for column in zip(*results)]
+
+
+def parts(t):
+    return torch.view_as_real(t.resolve_conj()) if t.is_complex() else t
 
 
 def assert_same_decisions(ours, theirs, call, x, all_pairs=False):
