@@ -34,6 +34,9 @@ class StubDriver(DriverBase):
         module = function = registers = spills = 0
         return module, function, registers, spills, 1024  # the threads that a program may have
 
+    def unload_module(self, module):
+        """Newer Tritons call it for every kernel that they drop; nothing was loaded."""
+
     def launcher(self, source, metadata):
         name, signature = source.fn.__name__, dict(source.signature)
         return lambda *arguments, **options: self.record.launched.append((name, signature))

@@ -519,6 +519,29 @@ def test_tables_align():
     )
 
 
+FREED = """
+import gc
+import torch
+from bench import stub_driver
+from normreg.kernels import group_norm, launch
+
+record = stub_driver.install()
+group_norm.group_norm_forward(torch.zeros(2, 4, 8), None, None, 2, 1e-5, torch.float32, False)
+assert record.compiled == [name for name, _ in record.launched] == ["group_norm_forward_kernel"]
+launch.forget_plans()
+group_norm.group_norm_forward_kernel.device_caches.clear()
+gc.collect()
+"""
+
+
+def test_the_stub_driver_lets_kernels_be_freed():
+    """Which newer Tritons unload, and where that fails Python prints it instead of raising."""
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    command = [sys.executable, "-W", "ignore", "-c", FREED]
+    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_one_part_with_results_in_a_file(tmp_path):
     done = bench("host", "--operations", "dropout", "--out", tmp_path, "--commit", "abc")
     assert done.returncode == 0, done.stderr
