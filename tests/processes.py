@@ -1,10 +1,27 @@
-"""Processes of their own for tests: they begin with torch imported, and nothing of this checkout."""
+"""Processes of their own for tests: they begin with torch imported, and nothing of this checkout.
+
+They have no GPU but Triton's interpreter, whatever the tests' process has: NCCL refuses two ranks on one GPU,
+and what these processes show does not depend on the device.
+"""
 
 import multiprocessing
 import os
 import sys
+from unittest import mock
 
 PRELOADED = ["torch._dynamo", "torch.distributed.fsdp", "triton", "numpy", "pytest"]
+# of the server that they are forked from: triton reads it on import, torch before it first looks for a GPU
+ENVIRONMENT = {"CUDA_VISIBLE_DEVICES": "", "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
+
+
+def begun(target, arguments):
+    """A process that has begun to call the target."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOADED)
+    process = context.Process(target=target, args=arguments)
+    with mock.patch.dict(os.environ, ENVIRONMENT):
+        process.start()
+    return process
 
 
 def _run(source, folder, log):
@@ -24,9 +41,6 @@ def exit_status(source, folder, log):
 
     The process prints into the file `log`.
     """
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(PRELOADED)
-    process = context.Process(target=_run, args=(source, str(folder), str(log)))
-    process.start()
+    process = begun(_run, (source, str(folder), str(log)))
     process.join()
     return process.exitcode

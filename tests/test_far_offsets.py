@@ -9,10 +9,6 @@ from pathlib import Path
 import pytest
 from processes import exit_status
 
-from normreg.kernels.launch import INTERPRET
-
-pytestmark = pytest.mark.skipif(not INTERPRET, reason="on a GPU all programs run, over all of the memory")
-
 PRELUDE = """
 import warnings
 import torch

@@ -5,8 +5,6 @@ from pathlib import Path
 import pytest
 from processes import exit_status
 
-from normreg.kernels.launch import INTERPRET
-
 ROOT = Path(__file__).parent.parent
 
 EVERY_OPERATION_TWICE = """
@@ -87,7 +85,6 @@ assert None not in before, before
 """
 
 
-@pytest.mark.skipif(not INTERPRET, reason="not in the interpreter")
 @pytest.mark.parametrize("source", [EVERY_OPERATION_TWICE, ERRORS], ids=["results", "errors"])
 def test_a_faster_interpreter_is_the_same(tmp_path, source):
     assert exit_status(source, ROOT, tmp_path / "log") == 0, (tmp_path / "log").read_text()

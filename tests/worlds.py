@@ -1,16 +1,15 @@
 """Worlds of ranks on this machine's CPU, connected by gloo, which run checks one after the other.
 
-Kernels run where the tests' process has them in the interpreter; beside a GPU it is torch's operations.
+Kernels run in the interpreter, beside a GPU, too.
 """
 
 import datetime
 import importlib
-import multiprocessing
 import os
 import sys
 import traceback
 
-from processes import PRELOADED
+from processes import begun
 
 TIMEOUT = 30  # seconds that a rank waits for the others
 
@@ -50,12 +49,8 @@ def _rank(module, names, rank, size, folder, path):
 
 def check(module, names, size, folder):
     """Runs functions (rank, size) of the module on every rank, each until the first that fails anywhere."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(PRELOADED)
     arguments = [(module, names, rank, size, str(folder), sys.path) for rank in range(size)]
-    processes = [context.Process(target=_rank, args=of_rank) for of_rank in arguments]
-    for process in processes:
-        process.start()
+    processes = [begun(_rank, of_rank) for of_rank in arguments]
     for process in processes:
         process.join(TIMEOUT * 4)
         if process.exitcode is None:

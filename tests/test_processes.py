@@ -1,0 +1,35 @@
+"""Processes that tests start have no GPU and run kernels in the interpreter, beside a GPU, too."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from processes import ENVIRONMENT
+
+FOLDER = Path(__file__).parent
+# in an environment as beside a GPU
+BESIDE_A_GPU = """
+import sys
+from processes import exit_status
+seen = '''
+import os, torch
+from normreg.kernels import launch
+from normreg.functional import layer_norm
+assert launch.INTERPRET
+assert os.environ["CUDA_VISIBLE_DEVICES"] == ""
+assert not torch.cuda.is_available()
+assert layer_norm(torch.tensor([[1.0, 3.0]]), (2,), eps=0.0).tolist() == [[-1.0, 1.0]]
+'''
+assert exit_status(seen, sys.argv[1], sys.argv[2]) == 0
+"""
+
+
+def test_processes_have_the_interpreter_beside_a_gpu(tmp_path):
+    plain = {name: value for name, value in os.environ.items() if name not in ENVIRONMENT}
+    log = tmp_path / "log"
+    done = subprocess.run(
+        [sys.executable, "-c", BESIDE_A_GPU, str(FOLDER.parent), str(log)],
+        env=plain | {"CUDA_VISIBLE_DEVICES": "0"}, cwd=FOLDER, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr + log.read_text()
