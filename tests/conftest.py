@@ -12,6 +12,7 @@ if not torch.cuda.is_available():
 import guards
 import pytest
 import triton
+from gpu_watch import GpuWatch
 from reference import IN_PARTS, WIDE
 from torch.utils._device import _device_constructors
 
@@ -23,6 +24,20 @@ if launch.INTERPRET:
     interpreter.speed_up()
 # `with torch.device(...)` remembers the functions that allocate; before torch.empty is guarded
 _device_constructors()
+
+
+def gpu_works():
+    try:
+        torch.cuda.synchronize()
+        torch.rand(1, device="cuda").item()  # refused by a generator that a failed capture has left behind
+    except Exception:
+        return False
+    return True
+
+
+def pytest_configure(config):
+    if torch.cuda.is_available():
+        config.pluginmanager.register(GpuWatch(config, gpu_works))
 
 
 def pytest_report_header():

@@ -1,0 +1,81 @@
+"""A test that spoils the GPU is reported, and no other test is lost: on a tiny suite whose GPU is made up."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+CONFTEST = """
+import os, sys
+sys.path.insert(0, {folder!r})
+from gpu_watch import GpuWatch
+import test_tiny
+
+def pytest_configure(config):
+    config.pluginmanager.register(GpuWatch(config, works=lambda: not test_tiny.spoilt))
+"""
+SUITE = """
+import pytest
+spoilt = False
+
+@pytest.mark.parametrize("i", range(8))
+def test_good(i):
+    assert not spoilt, "the process went on"
+
+def test_bad():
+    assert False, "wrong, and the GPU works"
+
+@pytest.mark.parametrize("i", range(8, 12))
+def test_good_too(i):
+    assert not spoilt, "the process went on"
+
+def test_spoils():
+    global spoilt
+    spoilt = True
+    raise RuntimeError("an illegal address")
+
+@pytest.mark.parametrize("i", range(12, 24))
+def test_good_still(i):
+    assert not spoilt, "the process went on"
+"""
+
+
+@pytest.fixture
+def run(tmp_path):
+    (tmp_path / "conftest.py").write_text(CONFTEST.format(folder=str(Path(__file__).parent)))
+    (tmp_path / "test_tiny.py").write_text(SUITE)
+
+    def run(*options):
+        environment = {name: v for name, v in os.environ.items() if not name.startswith("PYTEST_XDIST")}
+        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--junitxml=found.xml"]
+        done = subprocess.run(
+            [*command, *options], cwd=tmp_path, env=environment, capture_output=True, text=True
+        )
+        return done, (tmp_path / "found.xml").read_text()
+
+    return run
+
+
+@pytest.mark.parametrize("dist", ["load", "worksteal"])
+def test_another_worker_takes_over(run, dist):
+    pytest.importorskip("xdist")
+    done, found = run("-n", "2", "--dist", dist)
+    assert "24 passed" in done.stdout, done.stdout
+    assert "RuntimeError: an illegal address" in done.stdout
+    assert "It does not work after this failure: the process ends." in done.stdout
+    assert "wrong, and the GPU works" in done.stdout
+    assert "went on" not in done.stdout
+    assert done.stdout.count("node down") == 1
+    assert {*re.findall(r"crashed while running '(.*?)'", done.stdout)} == {"test_tiny.py::test_spoils"}
+    assert "an illegal address" in found
+
+
+def test_without_workers_the_run_ends(run):
+    done, found = run("-p", "no:xdist")
+    assert done.returncode == 3
+    assert "the GPU does not work after test_tiny.py::test_spoils: run the tests with -n" in done.stdout
+    assert "2 failed, 12 passed" in done.stdout
+    assert "an illegal address" in found
