@@ -6,8 +6,7 @@ import torch
 
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # before the first @triton.jit is seen
-    os.environ["OMP_NUM_THREADS"] = "1"  # of processes that tests start
-    torch.set_num_threads(1)  # tensors are small, and the processes share the cores
+os.environ["OMP_NUM_THREADS"] = "1"  # of processes that tests start
 
 import guards
 import pytest
@@ -20,10 +19,46 @@ from bench import interpreter
 from bench.meter import Meter
 from normreg.kernels import launch, tiling
 
+torch.set_num_threads(1)  # tensors are small, and the processes share the cores
 if launch.INTERPRET:
     interpreter.speed_up()
 # `with torch.device(...)` remembers the functions that allocate; before torch.empty is guarded
 _device_constructors()
+
+
+# Files test_*.py whose tests `pytest -m gpu` runs, on what a GPU alone can show: the kernels compiled, in its
+# memory, beside torch's own kernels.
+ON_A_GPU = (
+    "on_gpu", "layer_norm", "rms_norm", "layer_norm_channels", "batch_norm", "batch_norm_act", "group_norm",
+    "instance_norm", "dropout", "dropout_family", "dropout_add", "dropout_add_norm", "gradient", "l2_penalty",
+    "operators", "compile", "saved_bytes", "devices", "large_reductions", "convert", "dispatch",
+    "course_notes",
+)  # fmt: skip
+# The others: what a GPU shows no better, or what takes minutes.
+ELSEWHERE = (
+    "bench", "conftest", "data_parallel", "diagnose", "explain", "far_offsets", "foreign", "fuse", "gpu_pass",
+    "gpu_watch", "init", "interpreter", "launch", "meter", "models", "mutations", "package",
+    "parameter_groups", "processes", "readme", "report", "running_statistics", "smoke", "speed", "static",
+    "study", "sync_batch_norm", "tensor_parallel", "tiling", "timing", "torch_cases", "transformers",
+    "worker",
+)  # fmt: skip
+
+
+def stem(path):
+    return path.stem.removeprefix("test_")
+
+
+def pytest_ignore_collect(collection_path, config):
+    """Files of which -m gpu runs no test are not imported, which takes each worker seconds."""
+    if config.option.markexpr == "gpu" and stem(collection_path) in ELSEWHERE:
+        return True
+
+
+@pytest.hookimpl(tryfirst=True)  # before -m is asked
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if stem(item.path) in ON_A_GPU:
+            item.add_marker("gpu")
 
 
 def gpu_works():
