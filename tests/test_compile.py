@@ -150,13 +150,15 @@ NO_COMPILER = pytest.mark.skipif(
 )
 
 
-# of torch's own modules, on their first import
+# of torch's own modules, on their first import; what inductor advises where there are tensor cores
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")
+@pytest.mark.filterwarnings("ignore:TensorFloat32 tensor cores:UserWarning")
 @pytest.mark.parametrize("backend", ["eager", "aot_eager", pytest.param("inductor", marks=NO_COMPILER)])
 def test_model(device, launches, seeds_of_graphs, backend):
-    # torch's generator, not inductor's own; no graph from the disk, of operators as they once were
+    # torch's generator, not inductor's own; no graph from the disk, of operators as they once were; no
+    # processes to compile in, which outlive the test
     no_graphs = functorch_config.patch(enable_autograd_cache=False)
-    with no_graphs, inductor_config.patch(fallback_random=True, fx_graph_cache=False):
+    with no_graphs, inductor_config.patch(fallback_random=True, fx_graph_cache=False, compile_threads=1):
         assert_steps_are_same(launches, layers(device), backend, torch.randn(2, 6, 4, device=device))
     assert len(launches) == 2 + 3 + 3 + 2
 

@@ -119,7 +119,8 @@ def test_nothing_but_empty_tensors(device):
 
 def test_the_same_at_every_call_whatever_the_addresses(device):
     tensors = parameters(device, *DTYPES)
-    moved = [torch.cat([torch.zeros_like(w[:1]), w])[1:].detach() for w in tensors]
+    # by 64 bytes and more: where addresses are no multiples of 16, other accesses add in another order
+    moved = [torch.cat([torch.zeros(32, dtype=w.dtype, device=device), w])[32:].detach() for w in tensors]
     results = {normreg.l2_penalty(ws, 0.1).item() for ws in (tensors, tensors, moved)}
     assert len(results) == 1
 
@@ -343,32 +344,6 @@ def test_tables_are_kept_until_a_tensor_moves(device, launches):
         kernels.l2_penalty_forward(tensors, 0.1)
     once = 1 if device.type == "cuda" else 3  # the interpreter keeps none
     assert launches.count("l2_penalty_table_kernel") == once
-
-
-GRAPH = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-
-
-@GRAPH
-def test_a_cuda_graph_follows_its_parameters(device):
-    tensors = parameters(device, *DTYPES)
-    stream = torch.cuda.Stream()
-    with torch.cuda.stream(stream):
-        torch.autograd.grad(normreg.l2_penalty(tensors, 0.1), tensors)
-    stream.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        y = normreg.l2_penalty(tensors, 0.1)
-        gradients = torch.autograd.grad(y, tensors)
-    kernels.kept_table.cache_clear()
-    for _ in range(2):
-        with torch.no_grad():
-            for w in tensors:
-                w.mul_(-0.5)
-        graph.replay()
-        expected = normreg.l2_penalty(tensors, 0.1)
-        assert torch.equal(y, expected)
-        for ours, theirs in zip(gradients, torch.autograd.grad(expected, tensors), strict=True):
-            assert torch.equal(ours, theirs)
 
 
 COMPILED = """

@@ -70,8 +70,9 @@ def test_what_is_kept(device, kind, training, dtype):
         assert ours == 0
     elif kind in STATISTICS:
         assert ours == STATISTICS[kind](x, training)
-    # on a CPU torch rounds the statistics of its 16-bit layers to 16 bits
-    if dtype == torch.float32 or x.is_cuda or (list(modules[0].buffers()) and not training):
+    # torch rounds statistics of 16-bit layers to 16 bits: on a CPU all that it computes, on a GPU GroupNorm's
+    rounded = kind == "GroupNorm" if x.is_cuda else not (list(modules[0].buffers()) and not training)
+    if dtype == torch.float32 or not rounded:
         assert ours <= theirs
 
 

@@ -253,7 +253,7 @@ def test_statistics_of_the_test_batch_and_recalibrated_ones():
     module = by_name("shift")
     torch.manual_seed(0)
     model = module.convolutional_network(norm=True).eval()
-    x = 3 + torch.randn(100, 1, 8, 8)
+    x = 3 + torch.randn(100, 1, 8, 8, device=data.DEVICE)
     expected = model[1].train()(model[0](x))
     model[1].reset_running_stats()
     by_batch = module.with_batch_statistics(model.eval())

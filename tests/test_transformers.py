@@ -188,14 +188,23 @@ def test_trains_as_before_when_fused(transformers, device, name):
     assert len(report.changed) == layers + len({fusion.name for fusion in report.fused})
 
 
+@pytest.fixture
+def deterministic(monkeypatch):
+    """What torch's operators can; what cuBLAS asks for in return."""
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.filterwarnings("ignore:.* does not have a deterministic implementation:UserWarning")
 @pytest.mark.parametrize("name", MODELS)
-def test_restores_to_the_last_bit(transformers, device, name):
+def test_restores_to_the_last_bit(transformers, device, deterministic, name):
     model, inputs = built(transformers, name, device)
     twin, was = copy.deepcopy(model), {key: type(module) for key, module in model.named_modules()}
     normreg.replace(model, fuse=True)
     normreg.restore(model)
     assert {key: type(module) for key, module in model.named_modules()} == was
-    torch.use_deterministic_algorithms(True)
     for result, expected in zip(train(model, inputs, 1), train(twin, inputs, 1), strict=True):
         assert torch.equal(result, expected)
 
