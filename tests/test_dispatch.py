@@ -54,8 +54,12 @@ def before_call(arguments):
     return {name: tensor.detach().clone() for name, tensor in tensors_of(arguments).items()}
 
 
-# Bad calls: the exception that torch is known to raise everywhere, or None where its version or its
-# device decides, and what is changed about a good call. The outcome is torch's in either case.
+# Bad calls: the exception that torch is known to raise on a CPU, or None where its version decides, and what
+# is changed about a good call. The outcome is torch's in either case; on a GPU torch has other checks.
+
+
+def known(expected, device):
+    return expected if device.type == "cpu" else None
 
 
 def layer_norm_call(device):
@@ -105,6 +109,7 @@ BAD_LAYER_NORM = {
 
 @pytest.mark.parametrize(("expected", "change"), BAD_LAYER_NORM.values(), ids=BAD_LAYER_NORM)
 def test_bad_layer_norm_calls(device, expected, change):
+    expected = known(expected, device)
     arguments = layer_norm_call(device)
     arguments |= change(arguments)
     before = before_call(arguments)
@@ -130,6 +135,7 @@ BAD_RMS_NORM = {
 @pytest.mark.filterwarnings("ignore:Mismatch dtype between input and:UserWarning")
 @pytest.mark.parametrize(("expected", "change"), BAD_RMS_NORM.values(), ids=BAD_RMS_NORM)
 def test_bad_rms_norm_calls(device, expected, change):
+    expected = known(expected, device)
     arguments = layer_norm_call(device)
     arguments |= change(arguments)
     del arguments["bias"]
@@ -186,6 +192,7 @@ BAD_GROUP_NORM = {
 
 @pytest.mark.parametrize(("expected", "change"), BAD_GROUP_NORM.values(), ids=BAD_GROUP_NORM)
 def test_bad_group_norm_calls(device, expected, change):
+    expected = known(expected, device)
     arguments = group_norm_call(device)
     arguments |= change(arguments)
     before = before_call(arguments)
@@ -258,6 +265,7 @@ BATCH_NORM_CASES = [
 
 @pytest.mark.parametrize(("training", "expected", "change"), BATCH_NORM_CASES)
 def test_bad_batch_norm_calls(device, training, expected, change):
+    expected = known(expected, device)
     arguments = batch_norm_call(device)
     arguments |= change(arguments)
     before, torchs = before_call(arguments), before_call(arguments)
@@ -303,6 +311,7 @@ INSTANCE_NORM_CASES = [
 
 @pytest.mark.parametrize(("use_input_stats", "expected", "change"), INSTANCE_NORM_CASES)
 def test_bad_instance_norm_calls(device, launches, use_input_stats, expected, change):
+    expected = known(expected, device)
     arguments = batch_norm_call(device) | dict(use_input_stats=use_input_stats)
     arguments |= change(arguments)
     before, torchs = before_call(arguments), before_call(arguments)
@@ -370,7 +379,7 @@ def test_bad_dropout_calls(device, name, expected, make, options):
     theirs = outcome(getattr(F, name), torchs, **options)
     if name == "dropout1d" and not isinstance(torchs, torch.Tensor):
         expected = AttributeError  # of its number of dimensions
-    assert expected is None or isinstance(theirs, expected)
+    assert known(expected, device) is None or isinstance(theirs, expected)
     torch.manual_seed(0)
     assert_same_outcome(outcome(getattr(normreg.functional, name), x, **options), theirs)
     # torch's own operator writes into an inference tensor before it refuses to
@@ -892,7 +901,8 @@ def test_models_that_become_graphs(device, kind):
     normreg.replace(replaced)
     x = torch.randn(6, 4, device=device)
     y, expected = torch.fx.symbolic_trace(replaced)(x), torch.fx.symbolic_trace(plain)(x)
-    assert error(y, expected.double()) <= 2 * unit(expected, torch.float32)
+    # both are rounded, and torch's reciprocal of a root is approximate on a GPU
+    assert error(y, expected.double()) <= 4 * unit(expected, torch.float32)
 
 
 def test_instance_norm_in_a_model_that_becomes_a_graph(device):
@@ -901,7 +911,8 @@ def test_instance_norm_in_a_model_that_becomes_a_graph(device):
     normreg.replace(replaced)
     x = torch.randn(2, 4, 6, device=device)
     y, expected = torch.fx.symbolic_trace(replaced)(x), torch.fx.symbolic_trace(plain)(x)
-    assert error(y, expected.double()) <= 2 * unit(expected, torch.float32)
+    # both are rounded, and torch's reciprocal of a root is approximate on a GPU
+    assert error(y, expected.double()) <= 4 * unit(expected, torch.float32)
 
 
 # Empty tensors.
@@ -986,13 +997,14 @@ def test_running_statistics_with_gaps_go_to_torch(device, launches, which, train
         arguments = good | before_call(good)
         whole = torch.full((10,), 2.0, device=device)
         arguments[which] = whole[::2]
-        results.append((library.batch_norm(**arguments, training=training), whole))
+        results.append((outcome(library.batch_norm, **arguments, training=training), whole))
     (theirs, their_whole), (ours, our_whole) = results
-    assert torch.equal(ours, theirs)
+    assert_same_outcome(ours, theirs)
     assert torch.equal(our_whole, their_whole)
-    assert (our_whole[1::2] == 2).all()
-    assert (our_whole[::2] != 2).all() == training
     assert launches == []
+    if device.type == "cpu":  # cuDNN refuses them, or updates a copy
+        assert (our_whole[1::2] == 2).all()
+        assert (our_whole[::2] != 2).all() == training
 
 
 @pytest.mark.parametrize("inplace", [False, True], ids=["out of place", "inplace"])

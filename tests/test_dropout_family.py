@@ -301,11 +301,11 @@ def test_p_one(device, form, dtype):
 def test_p_zero_and_evaluation_return_the_input(device, form, launches):
     x = torch.randn(form.shape, device=device)
     function = getattr(normreg.functional, form.function)
-    state = torch.random.get_rng_state()
+    state = rng_state(device)
     for y in (form(x, 0.0), function(x, 0.5, training=False), form(x, 0.0, generator=generator_of(device))):
         # torch's dropout1d and dropout3d of one sample return a view of it
         assert y is x or (form.leading == 1 and y.data_ptr() == x.data_ptr() and y.shape == x.shape)
-    assert torch.equal(torch.random.get_rng_state(), state)
+    assert torch.equal(rng_state(device), state)
     assert launches == []
 
 
@@ -541,17 +541,19 @@ FUNCTIONS = ("dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", 
 @pytest.mark.parametrize("inplace", [False, True], ids=["out of place", "inplace"])
 @pytest.mark.parametrize("dims", range(7))
 @pytest.mark.parametrize("name", FUNCTIONS)
-def test_every_number_of_dimensions(monkeypatch, name, dims, inplace, kernel, given):
+def test_every_number_of_dimensions(device, monkeypatch, name, dims, inplace, kernel, given):
     """Results, errors and warnings are torch's, its words included."""
     if not kernel:
+        device = torch.device("cpu")
         monkeypatch.setattr(dispatch, "INTERPRET", False)
     for p, training in itertools.product((0.5, 1.0, 0.0, 1.5), (True, False)):
         options = dict(p=p, training=training, inplace=inplace)
-        theirs = said(getattr(F, name), torch.ones((2, 3, 2, 2, 2, 2)[:dims]), **options)
-        x = torch.ones((2, 3, 2, 2, 2, 2)[:dims])
+        x, other = torch.ones(2, *(2, 3, 2, 2, 2, 2)[:dims], device=device).unbind()
+        theirs = said(getattr(F, name), other.clone(), **options)
+        x = x.clone()
         ours = said(
             getattr(normreg.functional, name), x, **options,
-            **(dict(generator=torch.Generator()) if given else {}),
+            **(dict(generator=torch.Generator(device)) if given else {}),
         )  # fmt: skip
         assert ours == theirs, options
         if ours[0][0] is torch.Tensor:
