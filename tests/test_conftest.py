@@ -10,7 +10,7 @@ ROOT = Path(__file__).parent.parent
 
 
 def collected(*options):
-    """Files of which pytest would run tests with these options."""
+    """Tests that pytest would run with these options."""
     command = [
         sys.executable,
         "-m",
@@ -24,7 +24,7 @@ def collected(*options):
     ]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
-    return {stem(Path(line.partition("::")[0])) for line in done.stdout.splitlines() if "::" in line}
+    return [line for line in done.stdout.splitlines() if "::" in line]
 
 
 def test_every_file_is_in_one_list():
@@ -35,7 +35,10 @@ def test_every_file_is_in_one_list():
 
 
 def test_the_marker_is_of_the_files_in_the_list():
-    assert collected("-m", "gpu") == {*ON_A_GPU}
+    tests = collected("-m", "gpu")
+    assert {stem(Path(test.partition("::")[0])) for test in tests} == {*ON_A_GPU}
+    for dtype, found in (("torch.bfloat16", True), ("torch.float16", False)):
+        assert (f"tests/test_rms_norm.py::test_agrees_with_torch[1025-{dtype}]" in tests) == found
 
 
 # what torch._dynamo.reset() does where there is a GPU; what autograd's thread says there
