@@ -762,7 +762,10 @@ TRANSFORMS = {
 @every_operation
 def test_function_transforms(device, launches, operation, transform):
     x, tangent = torch.randn(2, 6, 4, device=device)
-    theirs, ours = both(operation, transform, x, tangent)
+    theirs, ours = both(operation, lambda f, *given: outcome(transform, f, *given), x, tangent)
+    if device.type == "cuda" and isinstance(theirs, Exception):  # its operators there have no formula for it
+        assert_same_outcome(ours, theirs)
+        return
     for our, their in zip(*((r if isinstance(r, tuple) else (r,)) for r in (ours, theirs)), strict=True):
         assert torch.equal(our, their)
         assert our.abs().max() > 0
