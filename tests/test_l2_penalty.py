@@ -117,10 +117,13 @@ def test_nothing_but_empty_tensors(device):
     assert empty.grad.shape == (0, 3)
 
 
+@pytest.mark.xfail(
+    torch.cuda.is_available(),
+    reason="compiled code adds in another order where addresses are no multiples of 16 bytes",
+)
 def test_the_same_at_every_call_whatever_the_addresses(device):
     tensors = parameters(device, *DTYPES)
-    # by 64 bytes and more: where addresses are no multiples of 16, other accesses add in another order
-    moved = [torch.cat([torch.zeros(32, dtype=w.dtype, device=device), w])[32:].detach() for w in tensors]
+    moved = [torch.cat([torch.zeros_like(w[:1]), w])[1:].detach() for w in tensors]
     results = {normreg.l2_penalty(ws, 0.1).item() for ws in (tensors, tensors, moved)}
     assert len(results) == 1
 
