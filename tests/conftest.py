@@ -88,6 +88,29 @@ def device():
     return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
 
 
+autocasts = torch.is_autocast_enabled  # which a test replaces for a while
+
+
+def state_of_torch():
+    return {
+        "deterministic algorithms": torch.are_deterministic_algorithms_enabled(),
+        "default dtype": torch.get_default_dtype(),
+        "default device": torch.get_default_device(),
+        "precision of products": torch.get_float32_matmul_precision(),
+        "gradients": torch.is_grad_enabled(),
+        "inference mode": torch.is_inference_mode_enabled(),
+        "autocast": [autocasts(device) for device in ("cpu", "cuda")],
+        "threads": torch.get_num_threads(),
+    }
+
+
+@pytest.fixture(autouse=True)
+def torch_is_left_as_found():
+    before = state_of_torch()
+    yield
+    assert state_of_torch() == before, "a test changed torch for those after it"
+
+
 @pytest.fixture(autouse=True)
 def seed():
     torch.manual_seed(0)
