@@ -11,7 +11,7 @@ import pytest
 import torch
 from test_devices import every_layer
 
-from normreg import functional
+from normreg import dropout_mask, functional
 
 ROOT = Path(__file__).parent.parent
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -50,7 +50,8 @@ def test_on_another_stream(device, make, shape):
 @pytest.mark.parametrize("call", [
     lambda x: functional.dropout(x, 0.5),
     lambda x: functional.dropout_add_layer_norm(x, x, x.shape[-1:], p=0.5),
-], ids=["dropout", "dropout_add_layer_norm"])  # fmt: skip
+    lambda x: dropout_mask(functional.dropout, x, 0.5),
+], ids=["dropout", "dropout_add_layer_norm", "dropout_mask"])  # fmt: skip
 def test_cudnn_keeps_its_state_of_dropout(device, call):
     """An RNN makes it anew, from a seed it draws, once somebody has set the generator; no dropout does."""
     rnn = torch.nn.LSTM(8, 8, num_layers=2, dropout=0.5, device=device)
