@@ -112,6 +112,12 @@ COST_HEADERS = (
 )  # fmt: skip
 
 
+def cost_of_compiling(record):
+    if record.get("compiled_ahead"):  # the first call found it in the caches
+        return "-", "-"
+    return f"{record['first_call_s']:.2f}", record["compilations"]
+
+
 def cost_rows(records):
     """What each peer keeps and takes beside time, of the cases that it was timed on."""
     return [
@@ -120,8 +126,7 @@ def cost_rows(records):
             record["peer"],
             f"{record['kept_bytes'] / 2**20:.2f}",
             f"{record['peak_bytes'] / 2**20:.2f}",
-            f"{record['first_call_s']:.2f}",
-            record["compilations"],
+            *cost_of_compiling(record),
             f"{record['error']:.1e}",
         )
         for record in records

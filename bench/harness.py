@@ -3,6 +3,7 @@
 import contextlib
 import datetime
 import json
+import math
 import platform
 import subprocess
 import sys
@@ -27,6 +28,13 @@ class Budget:
     def __init__(self, seconds=None):
         self.deadline = None if seconds is None else time.monotonic() + seconds
         self.left_out = []
+
+    def end_in(self, seconds):
+        self.deadline = time.monotonic() + seconds
+
+    def left(self):
+        """Seconds; infinite without a limit."""
+        return math.inf if self.deadline is None else self.deadline - time.monotonic()
 
     def within(self, items, describe=str):
         """The items, as long as there is time, with a progress bar. The others are `left_out`."""

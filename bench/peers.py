@@ -29,6 +29,8 @@ def torch_eager(operation, layer):
 def torch_compile(operation, layer):
     torch._dynamo.reset()  # or the next cases would meet the limit of recompilations, and run eagerly
     torch._functorch.config.donated_buffer = False  # or a backward could not be repeated
+    # choices between kernels are made anew, because those of `speed --quick` are first made on a busy GPU
+    torch._inductor.config.autotune_local_cache = False
     return torch.compile(layer, dynamic=False)
 
 
@@ -155,6 +157,19 @@ def attorch(operation, layer):
     return theirs.train(layer.training)
 
 
+def cudnn_frontend(operation, layer):
+    """cuDNN's operators, which keep the graphs that they build at the first call of a shape."""
+    if operation == "layer_norm":
+        from cudnn.experimental.ops import layer_norm
+
+        parameters = layer.weight, layer.bias
+        return lambda x: layer_norm(x, layer.normalized_shape, *parameters, layer.eps)
+    if operation == "rms_norm":
+        from cudnn.experimental.ops import rms_norm
+
+        return lambda x: rms_norm(x, layer.weight, eps=eps_of(layer))
+
+
 @dataclass(frozen=True)
 class Peer:
     name: str
@@ -180,6 +195,7 @@ PEERS = (
     Peer("torch eager", torch_eager),
     Peer("torch.compile", torch_compile),
     Peer("liger-kernel", liger, "liger_kernel", "liger-kernel"),
+    Peer("cuDNN frontend", cudnn_frontend, "cudnn", "nvidia-cudnn-frontend"),
     Peer("quack", quack, "quack", "quack-kernels", forward_only=("layer_norm",)),
     Peer("flash-attn", flash_attention, "flash_attn", "flash-attn"),
     Peer("FlagGems", flag_gems, "flag_gems", "flag-gems", flag_gems_operators),

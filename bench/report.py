@@ -1,7 +1,8 @@
 """Tables and plots from the results that are committed, and the section of README that shows them.
 
 Results lie in bench/results/<machine>/<part>/<operation>.json, where `--out bench/results/<machine>` writes.
-A machine with a `speed` folder gets a report.md and its plots beside the results.
+An archive of such folders, as `make gpu` makes it, is unpacked there first. A machine with results of a GPU
+(`speed`, `models`, `smoke`, `tests`) gets a report.md and its plots beside them.
 """
 
 import json
@@ -9,7 +10,7 @@ import statistics
 import sys
 from pathlib import Path
 
-from . import classes, compare, ledger, models, tables
+from . import archive, checks, classes, compare, ledger, models, tables
 from .operations import OPERATIONS
 
 ROOT = Path(__file__).parent.parent
@@ -18,7 +19,13 @@ NOT_MEASURED = "not measured"
 DIRECTIONS = ("forward", "backward", "forward+backward", "evaluation")
 
 
+PARTS_OF_A_GPU = ("speed", "models", "smoke", "tests")
+
+
 def add_arguments(parser):
+    parser.add_argument(
+        "archive", nargs="?", type=Path, metavar="results.tgz", help="a GPU's results, unpacked first"
+    )
     parser.add_argument("--results", type=Path, default=ROOT / "bench/results", help="bench/results")
     parser.add_argument("--readme", type=Path, default=ROOT / "README.md", help="README.md")
 
@@ -40,12 +47,12 @@ def records_of(runs):
 
 
 def environment_lines(runs):
-    environments = {json.dumps(run["environment"]): run["environment"] for run in runs}.values()
-    return [
-        f"- {one['date'][:10]}, commit {(one['commit'] or 'unknown')[:12]}, {one['gpu'] or 'no GPU'}, torch "
-        f"{one['torch']}, triton {one['triton']}, Python {one['python']}"
-        for one in environments
-    ]
+    lines = []
+    for one in (run["environment"] for run in runs):
+        commit, gpu = (one["commit"] or "unknown")[:12], one["gpu"] or "no GPU"
+        versions = f"torch {one['torch']}, triton {one['triton']}, Python {one['python']}"
+        lines.append(f"- {one['date'][:10]}, commit {commit}, {gpu}, {versions}")
+    return list(dict.fromkeys(lines))
 
 
 def speed_summary(machines):
@@ -121,8 +128,11 @@ def readme_section(results):
     lines += ["### Training steps, against the faster of torch.nn and torch.compile", ""]
     lines += [models_summary(machines), ""]
     for machine in machines:
-        if (machine / "speed").is_dir():
-            lines += [f"Every case, with plots: [{machine.name}]({machine.relative_to(ROOT)}/report.md)", ""]
+        if was_on_a_gpu(machine):
+            lines += [
+                f"Everything of [{machine.name}]({machine.relative_to(ROOT)}/report.md), with plots",
+                "",
+            ]
     return "\n".join(lines)
 
 
@@ -146,7 +156,8 @@ def plot(folder, operation, found, copies):
         chosen = sorted((one.least_bytes, one.gb_per_s) for one in found if one.direction == direction)
         if chosen:
             left.plot(*zip(*chosen), "o", markersize=4, alpha=0.8, label=direction)
-    left.plot(*zip(*copies), "k--", label="torch's copy")
+    if copies:
+        left.plot(*zip(*copies), "k--", label="torch's copy")
     left.set(xscale="log", xlabel="least bytes a call", ylabel="GB/s: least bytes over device time", ylim=0)
     left.legend()
     left.grid(alpha=0.3)
@@ -165,18 +176,24 @@ def plot(folder, operation, found, copies):
     figure.savefig(folder / f"{operation}.png", dpi=110)
 
 
-def write_machine_report(machine):
+def was_on_a_gpu(machine):
+    return any((machine / part).is_dir() for part in PARTS_OF_A_GPU)
+
+
+def speed_lines(machine):
     by_operation = load(machine, "speed")
     copies = [
         (record["bytes"], statistics.median(record["gb_per_s"]))
-        for record in records_of(by_operation.pop("copy"))
+        for record in records_of(by_operation.pop("copy", []))
     ]
-    all_runs = [run for runs in by_operation.values() for run in runs]
-    lines = [f"# {machine.name}", "", *environment_lines(all_runs), ""]
+    lines = [f"Copy of {size} bytes: {gb_per_s:.0f} GB/s" for size, gb_per_s in copies[-1:]]
+    lines += [""] * len(lines)
     for operation, runs in by_operation.items():
         records = records_of(runs)
-        plot(machine, operation, compare.comparisons(records), copies)
-        lines += [f"## {operation}", "", f"![{operation}]({operation}.png)", ""]
+        lines += [f"## {operation}", ""]
+        if found := compare.comparisons(records):
+            plot(machine, operation, found, copies)
+            lines += [f"![{operation}]({operation}.png)", ""]
         lines += [tables.markdown(compare.HEADERS, compare.rows(records)), ""]
         lines += [
             "Kept between forward and backward beside x and y, and at the peak of both; the first call:",
@@ -189,17 +206,51 @@ def write_machine_report(machine):
         left_out = [case for run in runs for case in run["left_out"]]
         if left_out:
             lines += [f"Left out, because the budget was spent: {'; '.join(dict.fromkeys(left_out))}", ""]
-    if networks := load(machine, "models"):
-        records = [record for runs in networks.values() for record in records_of(runs)]
-        lines += ["## Training steps", "", models.table(records), ""]
+    return lines
+
+
+def models_lines(machine):
+    records = [record for runs in load(machine, "models").values() for record in records_of(runs)]
+    return ["## Training steps", "", models.table(records), ""] if records else []
+
+
+def smoke_lines(machine):
+    """Of the latest run of each file."""
+    records = [record for runs in load(machine, "smoke").values() for record in runs[-1]["records"]]
+    return ["## Smoke", "", *checks.smoke_lines(records)] if records else []
+
+
+def tests_lines(machine):
+    folder = machine / "tests"
+    return ["## Tests", "", *checks.tests_lines(folder)] if folder.is_dir() else []
+
+
+def environments_of(machine):
+    runs = [
+        run
+        for part in ("smoke", "speed", "models")
+        for found in load(machine, part).values()
+        for run in found
+    ]
+    path = machine / "environment.json"
+    return runs or ([dict(environment=json.loads(path.read_text()))] if path.exists() else [])
+
+
+def write_machine_report(machine):
+    lines = [f"# {machine.name}", "", *environment_lines(environments_of(machine)), ""]
+    for part in (smoke_lines, tests_lines, speed_lines, models_lines):
+        lines += part(machine)
     (machine / "report.md").write_text("\n".join(lines))
     return machine / "report.md"
 
 
 def run(arguments):
+    if arguments.archive is not None:
+        for path in archive.unpack(arguments.archive, arguments.results):
+            print(f"unpacked: {path}")
     machines = sorted(arguments.results.iterdir()) if arguments.results.is_dir() else []
     for machine in machines:
-        if (machine / "speed").is_dir():
+        if was_on_a_gpu(machine):
             print(f"written: {write_machine_report(machine)}")
     fill(arguments.readme, readme_section(arguments.results))
     fill(arguments.readme, classes.section(), classes.BEGIN, classes.END)

@@ -19,10 +19,18 @@ def sets(least_bytes):
     return min(MOST_SETS, max(1, -(-TIMED_BYTES // least_bytes)))
 
 
+@functools.cache
+def _stream():
+    return torch.cuda.Stream()
+
+
 @contextlib.contextmanager
 def side_stream():
-    """A stream to make all calls on, because a graph cannot be captured on the default one."""
-    stream = torch.cuda.Stream()
+    """A stream to make all calls on, because a graph cannot be captured on the default one.
+
+    It is always the same, because memory that was freed on a stream serves that stream alone.
+    """
+    stream = _stream()
     torch.cuda.synchronize()
     with torch.cuda.stream(stream):
         yield stream

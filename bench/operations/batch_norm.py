@@ -90,5 +90,6 @@ OPERATION = Operation(
             for shape in OTHER_DTYPES
             for channels_last in (True, False)
         ),
+        Case(NAME, (4, 128, 1024, 1024), torch.float16, origin="float16"),
     ),
 )

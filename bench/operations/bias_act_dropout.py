@@ -65,7 +65,7 @@ OPERATION = Operation(
     name=NAME,
     layer=layer,
     passes={"forward": 2, "backward": 3, "forward+backward": 5},  # x, y; dy, x, dx; both
-    error=error,
+    masked_error=error,
     ledger=(Case(NAME, (640, 1024), layer="bias+gelu+dropout"),),
     static=tuple(
         Case(NAME, shape, dtype, layer=f"bias+{act}+dropout")

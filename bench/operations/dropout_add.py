@@ -77,7 +77,7 @@ OPERATION = Operation(
     layer=layer,
     # x, residual, z; dz, dx, where the residual's gradient is dz itself; both
     passes={"forward": 3, "backward": 2, "forward+backward": 5},
-    error=error,
+    masked_error=error,
     ledger=(Case(NAME, (640, 1024), layer="dropout+add"), Case(NAME, (4, 40, 64, 64), layer="drop path+add")),
     static=tuple(
         Case(NAME, shape, dtype, channels_last, layer=kind)

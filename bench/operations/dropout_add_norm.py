@@ -116,7 +116,7 @@ OPERATION = Sum(
     layer=layer,
     # x, residual, z, y; dy, z, dx, dresidual; both; x, residual, y
     passes={"forward": 4, "backward": 4, "forward+backward": 8, "evaluation": 3},
-    error=error,
+    masked_error=error,
     ledger=(
         Case(NAME, (LEDGER_ELEMENTS // 4096, 4096), layer="prenorm dropout+add+LayerNorm"),
         Case(NAME, (LEDGER_ELEMENTS // 1024, 1024), layer="dropout+add+RMSNorm"),

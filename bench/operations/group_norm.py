@@ -9,6 +9,7 @@ GROUPS = 32
 
 DIFFUSION = (  # Stable Diffusion: its U-Net at 64 x 64, and its decoder
     (16, 320, 64, 64),
+    (4, 320, 64, 64),
     (16, 640, 32, 32),
     (16, 1280, 16, 16),
     (16, 1280, 8, 8),
