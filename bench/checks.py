@@ -27,6 +27,10 @@ def smoke_lines(records):
     judged = [record["ok"] for record in records if "ok" in record]
     lines = [f"{sum(judged)} of {len(judged)} checks are right.", ""]
     for kind, own in by_kind.items():
+        if len(own) == 1:
+            facts = (f"- {name}: {cell(value)}" for name, value in own[0].items() if name != "what")
+            lines += [f"### {kind}", "", *facts, ""]
+            continue
         columns = dict.fromkeys(column for record in own for column in record if column != "what")
         rows = [[cell(record.get(column)) for column in columns] for record in own]
         lines += [f"### {kind}", "", tables.markdown(tuple(columns), rows), ""]

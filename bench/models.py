@@ -30,7 +30,7 @@ from torch import nn
 import normreg
 from normreg.kernels import launch
 
-from . import fused_block, interpreter, networks, tables
+from . import fused_block, interpreter, networks, tables, worker
 
 TINY = launch.INTERPRET
 ON_GPU = not TINY
@@ -44,7 +44,7 @@ SEED = 0
 LEARNING_RATE = 1e-4
 COMPARED_STEPS = 5 if ON_GPU else 2
 WARM_UP_STEPS, TIMED_STEPS = 10, 30
-ERROR_CHARACTERS = 2000  # torch.compile's messages hold whole programs
+SILENCE_S = 600  # of an attempt; then it hangs
 
 
 @dataclass(frozen=True)
@@ -206,16 +206,31 @@ def cost(model, variant):
     )
 
 
-def attempt(function, *arguments):
-    """(result, None), or (None, what went wrong), with the memory of the attempt before given back."""
-    try:
+class Attempts:
+    """What a worker serves, one after the other: a failed one is ended with its process."""
+
+    def make(self, function, *arguments):
+        """The function's result, with the memory of the attempt before given back."""
         gc.collect()
         if ON_GPU:
             torch.compiler.reset()
             torch.cuda.empty_cache()
-        return function(*arguments), None
-    except Exception as error:
-        return None, f"{type(error).__name__}: {error}"[:ERROR_CHARACTERS]
+        yield function(*arguments)
+
+
+def attempts_on_a_gpu():
+    torch.backends.cudnn.allow_tf32 = False  # the yardstick is float32
+    torch.backends.cudnn.benchmark = True
+    return Attempts()
+
+
+def attempt(attempts, function, *arguments):
+    """(result, None), or (None, what went wrong)."""
+    try:
+        (result,) = attempts.call("make", function, *arguments, limit=SILENCE_S)
+        return result, None
+    except worker.Failed as failure:
+        return None, str(failure)
 
 
 def largest_difference(losses, others):
@@ -224,7 +239,7 @@ def largest_difference(losses, others):
     return max(abs(loss - other) for loss, other in zip(losses, others, strict=True))
 
 
-def measure(model):
+def measure(model, attempts):
     """The records of one network, a variant each."""
     network, inputs, _ = model.build("meta")
     parameters = sum(parameter.numel() for parameter in network.parameters())
@@ -232,9 +247,13 @@ def measure(model):
     case = f"{model}, {parameters:,} parameters, input {'x'.join(map(str, inputs.shape))}"
 
     # losses first: what libraries keep allocated is there before memory is measured
-    original, original_error = attempt(first_losses, model, "torch.nn")
-    ours = {v: attempt(first_losses, model, v) for v in ("normreg", FUSED) if v != FUSED or model.has_blocks}
-    exact, exact_error = attempt(first_losses, model, "torch.nn", True)
+    original, original_error = attempt(attempts, first_losses, model, "torch.nn")
+    ours = {
+        v: attempt(attempts, first_losses, model, v)
+        for v in ("normreg", FUSED)
+        if v != FUSED or model.has_blocks
+    }
+    exact, exact_error = attempt(attempts, first_losses, model, "torch.nn", True)
     compared = {
         "torch.nn": dict(
             losses=original,
@@ -248,8 +267,10 @@ def measure(model):
     for variant in VARIANTS:
         if variant == FUSED and not model.has_blocks:
             continue
-        kept_bytes, _ = attempt(kept, model, variant) if variant != "torch.compile" else (None, None)
-        spent, error = attempt(cost, model, variant) if ON_GPU else (None, None)
+        kept_bytes, _ = (
+            attempt(attempts, kept, model, variant) if variant != "torch.compile" else (None, None)
+        )
+        spent, error = attempt(attempts, cost, model, variant) if ON_GPU else (None, None)
         yield (
             dict(
                 operation=model.name,
@@ -272,13 +293,12 @@ def add_arguments(parser):
 
 
 def run(arguments, budget):
-    torch.backends.cudnn.allow_tf32 = False  # the yardstick is float32
-    torch.backends.cudnn.benchmark = True
     if not ON_GPU:
         torch.set_num_threads(1)
         interpreter.patch_language_once()
-    for model in budget.within(OPERATIONS[name] for name in arguments.operations or OPERATIONS):
-        yield from measure(model)
+    with worker.Worker(attempts_on_a_gpu) if ON_GPU else worker.Here(Attempts) as attempts:
+        for model in budget.within(OPERATIONS[name] for name in arguments.operations or OPERATIONS):
+            yield from measure(model, attempts)
 
 
 def step_time(samples):

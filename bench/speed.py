@@ -27,7 +27,7 @@ from .worker import Failed, Worker
 COPIED_BYTES = tuple(2**power for power in range(14, 31, 2))
 COPIED_BYTES_QUICK = (2**28, 2**30)
 SILENCE_S, SILENCE_QUICK_S = 300, 30  # from one step of a measurement to the next; then it hangs
-QUICK_S = 68  # of the 75 that it may take with the imports before and the files after
+QUICK_S = 64  # of the 75 that it may take, with the imports before and the files after
 AHEAD_S = 25  # of these, to compile in
 MOST_PROCESSES = 14  # that compile: each takes a GPU's context of half a GiB, beside its tensors
 FIRST = (OURS, "torch eager")

@@ -83,6 +83,30 @@ class Worker:
                 self.stop(at_once=True)
 
 
+class Here:
+    """A worker's stand-in without a process of its own: for what spoils nothing."""
+
+    def __init__(self, make):
+        self.make, self.served = make, None
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.served = None
+
+    def start(self):
+        self.served = self.served or self.make()
+
+    def call(self, method, *arguments, limit):
+        try:
+            self.start()
+            yield from getattr(self.served, method)(*arguments)
+        except Exception as error:
+            self.served = None
+            raise Failed(first_line(error)) from error
+
+
 def together(make, calls, processes, seconds):
     """Makes calls of (method, *arguments) in several workers, for what they leave behind, as long as time is.
 

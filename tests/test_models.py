@@ -1,6 +1,7 @@
 """The five networks are the published ones, and the benchmark's records say what happened."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 import normreg
-from bench import models, networks
+from bench import models, networks, worker
 from normreg import functional
 
 ROOT = Path(__file__).parent.parent
@@ -36,6 +37,12 @@ ROUNDING_FACTOR = 8
 RESOLUTION = torch.finfo(torch.float32).eps
 
 VIT = models.OPERATIONS["vit"]
+
+
+def measured(model):
+    return models.measure(model, worker.Here(models.Attempts))
+
+
 every_model = pytest.mark.parametrize("model", models.OPERATIONS.values(), ids=models.OPERATIONS)
 
 
@@ -130,7 +137,7 @@ def test_a_fault_is_more_than_rounding(name, operation, fault, monkeypatch):
 
 @pytest.mark.skipif(models.ON_GPU, reason="a GPU measures")
 def test_without_a_gpu_losses_are_all_there_is():
-    records = list(models.measure(VIT))
+    records = list(measured(VIT))
     assert json.loads(json.dumps(records)) == records
     assert [record["variant"] for record in records] == ["torch.nn", "normreg", models.FUSED]
     assert [record["layers_replaced"] for record in records] == [0, *[TINY["vit"][0]] * 2]
@@ -216,7 +223,7 @@ def stub_gpu(monkeypatch):
 
 def test_with_a_gpu_steps_are_timed_and_a_failure_is_a_record(stub_gpu):
     with mock.patch.object(torch, "compile", side_effect=RuntimeError("no compiler\nat all")):
-        records = list(models.measure(VIT))
+        records = list(measured(VIT))
     assert json.loads(json.dumps(records)) == records
     original, replaced, fused, compiled = records
     assert original["step_ms"] == [1.5, 2.5]
@@ -225,12 +232,18 @@ def test_with_a_gpu_steps_are_timed_and_a_failure_is_a_record(stub_gpu):
         assert record["peak_bytes"] == 2 * 2**30
         assert record["error"] is record["loss_error"] is None
         assert record["precision"] == "bfloat16 autocast"
-    assert compiled["error"] == "RuntimeError: no compiler\nat all"
+    assert compiled["error"] == "RuntimeError: no compiler"
     assert compiled["step_ms"] is compiled["losses"] is None
     assert replaced["loss_difference"] <= ROUNDING_FACTOR * original["loss_yardstick"]
     _, _, *rows, error = models.table(records).splitlines()
     assert [row.count("failed") for row in rows] == [0, 0, 0, 2]
     assert error.endswith("torch.compile: RuntimeError: no compiler")
+
+
+def test_an_attempt_that_kills_its_process_spoils_no_other():
+    with worker.Worker(models.Attempts) as attempts:
+        assert models.attempt(attempts, os._exit, 1) == (None, "the process died: exit code 1")
+        assert models.attempt(attempts, models.largest_difference, [1.0], [1.5]) == (0.5, None)
 
 
 def test_step_time_is_a_median_between_percentiles():
@@ -256,7 +269,7 @@ def test_speed_up_is_over_the_faster_baseline(original, compiled, expected):
 def test_losses_that_are_not_finite_are_an_error(stub_gpu, monkeypatch):
     monkeypatch.setattr(models, "VARIANTS", ("torch.nn",))
     monkeypatch.setattr(models, "loss_of", lambda network, *batch: network.head.weight.sum() * float("nan"))
-    (found,) = models.measure(VIT)
+    (found,) = measured(VIT)
     assert found["losses"] is None
     assert found["loss_error"].startswith("FloatingPointError: losses that are not finite")
     assert "not finite" in models.table([found]).splitlines()[-1]

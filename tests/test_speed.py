@@ -9,36 +9,21 @@ import pytest
 import stand_in_gpu
 from stand_in_gpu import CLOCKS, SMALL
 
-from bench import compare, estimate, harness, measuring, speed
+from bench import compare, estimate, harness, measuring, speed, worker
 from bench.measuring import Measurer
 from bench.operations import OPERATIONS, cases
 from bench.operations.quick import DIRECTIONS, QUICK
 from bench.peers import PEERS, Peer
-from bench.worker import Failed, Worker, first_line
+from bench.worker import Worker
 
 
-class Here:
-    """A worker in this process. A failure makes another, as there."""
-
-    def __init__(self, make):
-        self.make, self.served = make, None
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        pass
+class Here(worker.Here):
+    """A failure makes another of what serves, as in a process, and ends the capture."""
 
     def start(self):
-        self.served = self.served or self.make()
-
-    def call(self, method, *arguments, limit):
-        self.start()
-        try:
-            yield from getattr(self.served, method)(*arguments)
-        except Exception as error:
-            self.served, CLOCKS.capturing = None, False
-            raise Failed(first_line(error)) from None
+        if self.served is None:
+            CLOCKS.capturing = False
+        super().start()
 
 
 @pytest.fixture
@@ -228,7 +213,7 @@ def test_quick_ends_in_time_and_names_what_it_left_out(monkeypatch, quick, capsy
     monkeypatch.setattr(speed, "measure", measure)
     budget = harness.Budget()
     records = run_speed(monkeypatch, again("third"), budget=budget, quick=True)
-    # 60 s of two peers on three cases are over, of 68, and another turn may take 20
+    # 60 s of two peers on three cases are over, of 64, and another turn may take 20
     assert [record["peer"] for record in records if "peer" in record] == ["normreg", "torch eager"] * 3
     assert budget.left_out == [f"{SMALL[name]} (third)" for name in QUICK_NAMES]
     assert "a full run of 11 cases and 3 peers: about " in capsys.readouterr().err
