@@ -134,7 +134,7 @@ class Measurer:
             self.subject = Subject(case, timing.DEVICE)
         layer = copy.deepcopy(self.subject.layer)
         call = peer.adapt(case.operation, layer)
-        return call and Contestant(call, layer, self.subject.inputs)
+        return None if call is None else Contestant(call, layer, self.subject.inputs)
 
     def compile(self, case, peer):
         """Makes the first call, and leaves what it compiles in the caches."""

@@ -142,7 +142,7 @@ def measure_all(arguments, budget, measurer, peers):
         copied[size] = timing.median(samples)
         yield dict(operation="copy", case=f"copy of {size} bytes", bytes=2 * size, gb_per_s=samples)
     copy_gb_per_s = max(copied.values())
-    say_how_long(arguments, turns, peers, copy_gb_per_s)
+    print(expectation(peers, copy_gb_per_s), file=sys.stderr)
 
     for turn in budget.within(turns):
         for peer in turn.peers:
@@ -155,16 +155,13 @@ def measure_all(arguments, budget, measurer, peers):
                 yield record | dict(copy_gb_per_s=copy_gb_per_s, compiled_ahead=arguments.quick)
 
 
-def say_how_long(arguments, turns, peers, copy_gb_per_s):
-    def minutes(turns):
-        parts = (estimate.seconds(turn.case, turn.peers, turn.directions, copy_gb_per_s) for turn in turns)
-        return f"about {sum(parts) / 60:.0f} min"
-
-    everything = minutes(turns_of(cases("speed"), peers))
-    print(
-        f"speed: {len(turns)} turns; a full run of {len(cases('speed'))} cases and {len(peers)} peers: "
-        f"{everything}, an estimate from bytes and assumed seconds of compiling",
-        file=sys.stderr,
+def expectation(peers, copy_gb_per_s):
+    """What a full run is expected to take."""
+    turns = turns_of(cases("speed"), peers)
+    parts = (estimate.seconds(turn.case, turn.peers, turn.directions, copy_gb_per_s) for turn in turns)
+    return (
+        f"a full run has {len(turns)} cases for {len(peers)} peers: about {sum(parts) / 60:.0f} min, "
+        "estimated from bytes and assumed seconds of compiling"
     )
 
 

@@ -11,6 +11,14 @@ import pytest
 from bench import archive, checks, classes, compare, harness, report
 
 ROOT = Path(__file__).parent.parent
+ENVIRONMENT = dict(
+    date="2026-11-28T06:25:00+00:00",
+    commit="fedcba9876543210",
+    gpu="OTHER GPU",
+    torch="2.11.0+cu130",
+    triton="3.6.0",
+    python="3.12.3",
+)
 
 
 def recorded(case, peer, microseconds, **changes):
@@ -63,7 +71,7 @@ STEPS = [
 def results(tmp_path, monkeypatch):
     monkeypatch.setattr(report, "ROOT", tmp_path)
     folder = tmp_path / "bench/results"
-    environment = harness.environment("0123456789abcdef") | dict(gpu="SOME GPU")
+    environment = ENVIRONMENT | dict(commit="0123456789abcdef", gpu="SOME GPU")
     harness.write(folder / "SOME-GPU", "speed", RECORDS, ["a wider case"], environment)
     harness.write(folder / "SOME-GPU", "models", STEPS, [], environment)
     copies = [dict(operation="copy", case="copy", bytes=2**21, gb_per_s=[4000.0, 4001.0])]
@@ -131,7 +139,6 @@ def test_the_section_of_readme_is_what_report_writes():
 
 # Archives
 
-ENVIRONMENT = harness.environment("fedcba9876543210") | dict(gpu="OTHER GPU")
 SMOKE = [
     dict(operation="layer_norm", what="agrees", case="33x64", ours=[0.5, 1.25], torch=[0.5, 2.0], ok=True),
     dict(operation="layer_norm", what="agrees", case="9x4096", ok=False, error="CUDA error: a | b\nmore"),

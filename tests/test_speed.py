@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import stand_in_gpu
+import torch
 from stand_in_gpu import CLOCKS, SMALL
 
 from bench import compare, estimate, harness, measuring, speed, worker
@@ -93,6 +94,26 @@ def test_a_run_of_speed(monkeypatch, stand_in, tmp_path):
     assert len(json.loads((tmp_path / "SOME-GPU/speed/copy.json").read_text())["runs"]) == 2
 
 
+class Compiled(torch.nn.Module):
+    """As torch.compile makes them: with a length that its layer does not have."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x):
+        return self.layer(x)
+
+    def __len__(self):
+        raise TypeError("LayerNorm does not support len()")
+
+
+def test_a_compiled_layer_is_called(monkeypatch, stand_in):
+    compiled = Peer("compiled", lambda operation, layer: Compiled(layer))
+    *_, record = run_speed(monkeypatch, compiled, operations=["layer_norm"])
+    assert (record["peer"], record.get("refused")) == ("compiled", None)
+
+
 def test_shards_share_the_cases(monkeypatch, stand_in):
     monkeypatch.setattr(speed, "PEERS", PEERS[:1])
     seen = []
@@ -134,11 +155,10 @@ def hangs(operation, layer):
     return lambda x: time.sleep(1000)
 
 
-def test_what_fails_spoils_nothing_after_it(monkeypatch):
+def test_what_fails_spoils_nothing_after_it():
     """Fails where all is measured in one process: the next capture is refused, or nobody is left."""
-    monkeypatch.setattr(speed, "SILENCE_S", 60)
     peers = [Peer("capture", fails_in_capture), Peer("death", dies), Peer("hang", hangs), *PEERS[:2]]
-    turns = [("capture", 60), ("torch eager", 60), ("death", 60), ("hang", 5), ("normreg", 60)]
+    turns = [("capture", 60), ("torch eager", 60), ("hang", 5), ("death", 60), ("normreg", 60)]
     records = {}
     with Worker(stand_in_gpu.measurer) as measurer:
         for name, limit in turns:
@@ -216,7 +236,7 @@ def test_quick_ends_in_time_and_names_what_it_left_out(monkeypatch, quick, capsy
     # 60 s of two peers on three cases are over, of 64, and another turn may take 20
     assert [record["peer"] for record in records if "peer" in record] == ["normreg", "torch eager"] * 3
     assert budget.left_out == [f"{SMALL[name]} (third)" for name in QUICK_NAMES]
-    assert "a full run of 11 cases and 3 peers: about " in capsys.readouterr().err
+    assert "a full run has 11 cases for 3 peers: about 1 min, estimated" in capsys.readouterr().err
 
 
 def test_a_measurement_that_the_budget_ends_is_left_out(monkeypatch, quick):
@@ -232,6 +252,26 @@ def test_a_budget_that_is_given_is_the_budget_of_quick(monkeypatch, quick):
     monkeypatch.setattr(speed, "PEERS", PEERS[:2])
     list(speed.run(arguments_of(quick=True, budget=500), budget))
     assert budget.left() > 400
+
+
+CACHES = ("TRITON_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR", "TORCHINDUCTOR_COMPILE_THREADS")
+
+
+@pytest.mark.parametrize("is_quick", [False, True])
+def test_a_full_run_compiles_anew_and_a_quick_one_what_it_must(monkeypatch, quick, is_quick):
+    for name in CACHES:
+        monkeypatch.setenv(name, "given")
+    seen = {}
+    peer = Peer("looks", lambda operation, layer: seen.update({n: os.environ[n] for n in CACHES}))
+    run_speed(monkeypatch, peer, quick=is_quick, operations=["rms_norm"])
+    triton, inductor, threads = seen.values()
+    if is_quick:
+        assert (triton, inductor, threads) == ("given", "given", "1")
+    else:
+        assert "given" not in (triton, inductor)
+        assert threads == "given"
+        assert not os.path.exists(os.path.dirname(triton))  # any more
+    assert all(os.environ[name] == "given" for name in CACHES)
 
 
 def test_quick_has_the_cases_that_are_promised_and_the_full_run_has_them_all():

@@ -50,9 +50,21 @@ def device_(monkeypatch):
         timing, "torch", SimpleNamespace(cuda=device.stand_in(), zeros=torch.zeros, float32=torch.float32)
     )
     monkeypatch.setattr(timing, "DEVICE", "cpu")
-    timing._other_data.cache_clear()
+    for kept in (timing._other_data, timing._stream):
+        kept.cache_clear()
     yield device
-    timing._other_data.cache_clear()
+    for kept in (timing._other_data, timing._stream):
+        kept.cache_clear()
+
+
+def test_calls_are_made_on_one_stream(device_, monkeypatch):
+    """Memory that was freed on one would not serve another."""
+    monkeypatch.setattr(timing.torch.cuda, "Stream", object)
+    with timing.side_stream() as first:
+        assert device_.log == ["synchronize"]
+    with timing.side_stream() as second:
+        assert second is first
+    assert device_.log == ["synchronize"] * 4
 
 
 def test_device_time_is_that_of_replays_a_call(device_, monkeypatch):
