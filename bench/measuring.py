@@ -68,8 +68,15 @@ def draw(case, count, device):
 
 
 def draw_layer(case, device):
-    """torch's layer, with parameters that are not the neutral ones."""
+    """torch's layer, with parameters that are not the neutral ones.
+
+    BatchNorm's are of float32 whatever the input's dtype, as mixed precision has them: only then does torch
+    take cuDNN's kernels for float16.
+    """
     layer = OPERATIONS[case.operation].layer(torch.nn, case, device=device, dtype=case.dtype)
+    for module in layer.modules():
+        if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
+            module.float()
     for parameter in layer.parameters():
         torch.nn.init.uniform_(parameter, 0.5, 1.5)
     return layer

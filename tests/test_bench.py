@@ -1,6 +1,7 @@
 """The benchmark's cases, gates, peers and command. Nothing is timed here."""
 
 import contextlib
+import copy
 import json
 import os
 import subprocess
@@ -96,10 +97,17 @@ def test_a_budget_leaves_out_what_would_end_too_late(monkeypatch):
 # Gates
 
 
+@pytest.mark.parametrize(("name", "dtype"), [("batch_norm", torch.float32), ("layer_norm", torch.float16)])
+def test_batch_norm_has_the_parameters_of_mixed_precision(name, dtype):
+    layer = measuring.draw_layer(replace(SMALL[name], dtype=torch.float16), DEVICE)
+    assert {tensor.dtype for tensor in layer.state_dict().values()} - {torch.int64} == {dtype}
+    fused = measuring.draw_layer(replace(SMALL["batch_norm_act"], dtype=torch.float16), DEVICE)
+    assert (fused.norm.weight.dtype, fused.residual.dtype) == (torch.float32, torch.float16)
+
+
 def contestant_of(case, peer):
     subject = measuring.Subject(case, DEVICE)
-    layer = OPERATIONS[case.operation].layer(torch.nn, case, device=DEVICE, dtype=case.dtype)
-    layer.load_state_dict(subject.layer.state_dict())
+    layer = copy.deepcopy(subject.layer)
     return subject, measuring.Contestant(peer.adapt(case.operation, layer), layer, subject.inputs)
 
 
