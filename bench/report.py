@@ -203,9 +203,11 @@ def speed_lines(machine):
         refused = compare.refusals(records)
         if refused:
             lines += ["Not timed:", "", tables.markdown(("case", "peer", "why"), refused), ""]
-        left_out = [case for run in runs for case in run["left_out"]]
-        if left_out:
-            lines += [f"Left out, because the budget was spent: {'; '.join(dict.fromkeys(left_out))}", ""]
+    left_out = dict.fromkeys(
+        case for runs in by_operation.values() for run in runs for case in run["left_out"]
+    )
+    if left_out:
+        lines += [f"Left out, because the budget was spent: {'; '.join(left_out)}", ""]
     return lines
 
 
