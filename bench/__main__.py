@@ -20,6 +20,10 @@ PARTS = {  # the quick ones first
     "speed": "device and end-to-end time against torch and every installed peer; needs a GPU",
     "models": "training steps of five networks before and after normreg.replace; timed on a GPU",
 }
+CHECKS = {  # what `python -m bench` alone does not run
+    "smoke": "whether every kernel launches and agrees with float64, in a minute on a GPU; else interpreted",
+    "gpu": "the pass on a machine with a GPU: smoke, the kernel tests, the cases of speed that decide",
+}
 BUDGET_WITHOUT_GPU = 270  # seconds
 
 
@@ -46,6 +50,11 @@ def parse_arguments():
         add_options(subparser, default=argparse.SUPPRESS)  # given before the part's name they hold as well
         if name in sys.argv:
             load(name).add_arguments(subparser)
+    for name, description in CHECKS.items():
+        subparser = subparsers.add_parser(name, help=description, description=description)
+        add_options(subparser, default=argparse.SUPPRESS)
+        if name in sys.argv:
+            load(name).add_arguments(subparser)
     report = subparsers.add_parser("report", help="tables and plots from the committed results")
     if "report" in sys.argv:
         load("report").add_arguments(report)
@@ -55,7 +64,7 @@ def parse_arguments():
 def load(part):
     """The part's module. Triton reads whether to interpret when kernels are defined, so it is said before."""
     os.environ.pop("TRITON_INTERPRET", None)
-    if part == "ledger" or (part == "models" and not has_gpu()):
+    if part == "ledger" or (part in ("models", "smoke") and not has_gpu()):
         os.environ["TRITON_INTERPRET"] = "1"
     try:
         return importlib.import_module(f"bench.{part}")
@@ -93,6 +102,7 @@ def run_part(arguments):
         print(f"## {arguments.part}: {module.CAPTION}\n\n{module.table(records)}\n")
     if budget.left_out:
         print(f"left out, because the budget was spent: {'; '.join(budget.left_out)}", file=messages)
+    return module.status(records) if hasattr(module, "status") else 0
 
 
 def run_all(arguments):
@@ -128,8 +138,8 @@ def main():
     arguments = parse_arguments()
     if arguments.part is None:
         return run_all(arguments)
-    if arguments.part == "report":
-        return load("report").run(arguments)
+    if arguments.part in ("report", "gpu"):
+        return load(arguments.part).run(arguments)
     if arguments.part == "speed" and not has_gpu():
         print("speed: not measured. It needs a GPU, and none was found.", file=sys.stderr)
         return 2

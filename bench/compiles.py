@@ -1,0 +1,55 @@
+"""Counts what Triton compiles for a GPU that is not there, in this process or in those of a test run.
+
+As a plugin of pytest (PYTEST_PLUGINS=bench.compiles) it lets tensors of the CPU take the way of a GPU's through
+a whole session. Nothing is launched, so tests fail where they look at results: what they compile until then
+counts.
+"""
+
+import json
+import os
+import resource
+from contextlib import ExitStack
+from pathlib import Path
+
+import triton
+
+from . import stub_driver
+from .without_gpu import as_on_a_gpu
+
+FOLDER = "BENCH_COMPILES"  # the variable that names where a session's counts are written
+
+
+class Compiled:
+    """Kernels compiled since `install`, and the CPU's seconds of the process and its compilers."""
+
+    def __init__(self):
+        self.kernels, self.seconds = [], 0.0
+
+    def install(self):
+        stub_driver.install()
+        triton.knobs.compilation.listener = self.heard
+        return self
+
+    def heard(self, *, src, metadata, metadata_group, times, cache_hit):
+        if not cache_hit:
+            self.kernels.append(metadata["name"])
+            self.seconds += times.total / 1e6
+
+
+def cpu_seconds():
+    """Of this process and of those it started and waited for, such as ptxas."""
+    usages = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return sum(usage.ru_utime + usage.ru_stime for usage in usages)
+
+
+def pytest_configure(config):
+    config.stash_compiled = Compiled().install()
+    config.stash_as_on_a_gpu = ExitStack()
+    config.stash_as_on_a_gpu.enter_context(as_on_a_gpu())
+
+
+def pytest_sessionfinish(session):
+    compiled = session.config.stash_compiled
+    path = Path(os.environ[FOLDER]) / f"{os.getpid()}.json"
+    record = dict(kernels=compiled.kernels, compile_s=compiled.seconds, cpu_s=cpu_seconds())
+    path.write_text(json.dumps(record))

@@ -1,0 +1,258 @@
+"""One pass on a machine with a GPU, five minutes on 16 cores: smoke, kernel tests, the cases that decide.
+
+Every step is a process with a limit of its own, which is stopped with all that it started; what it had
+written stays, and the next one runs all the same. Only a wrong value, or a GPU that no longer answers, ends
+the pass. All that was written comes in one results.tgz, packed anew after each step, for
+`python -m bench report results.tgz`.
+"""
+
+import contextlib
+import importlib.util
+import io
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import tarfile
+import tempfile
+import time
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+PYTEST_PROCESSES = 14
+GRACE_S = 5  # between being asked to stop and being killed: time to write a JUnit file
+SUMMARY_CHARACTERS = 9000  # where a summary is passed on, it is by its last 12,000 characters
+SECTION_CHARACTERS = 2800
+
+
+@dataclass(frozen=True)
+class Step:
+    name: str
+    command: list
+    limit_s: float | None
+    log: str  # what it prints, in the folder of the results
+    summary: Callable = lambda folder, log: last_lines(log, 3)
+    ends_pass: Callable = lambda folder, log, status: None  # the reason why nothing need follow
+
+
+@dataclass(frozen=True)
+class Outcome:
+    step: Step
+    status: int | None  # None: stopped at its limit
+    seconds: float
+
+    def __str__(self):
+        ending = "stopped at its limit" if self.status is None else f"exit {self.status}"
+        limit = "no limit" if self.step.limit_s is None else f"limit {self.step.limit_s:g} s"
+        return f"{self.step.name}: {ending}, {self.seconds:.0f} s ({limit})"
+
+
+def last_lines(path, count):
+    return "\n".join(path.read_text(errors="replace").splitlines()[-count:]) if path.exists() else ""
+
+
+def json_lines(path):
+    """The whole lines of a file whose last one may have been cut off."""
+    found = []
+    for line in path.read_text(errors="replace").splitlines() if path.exists() else ():
+        with contextlib.suppress(ValueError):
+            found.append(json.loads(line))
+    return [entry for entry in found if isinstance(entry, dict)]
+
+
+def smoke_summary(folder, log):
+    records = json_lines(log)
+    wrong = [record for record in records if record.get("ok") is False]
+    lines = [f"{len(records) - len(wrong)} of {len(records)} checks right"]
+    lines += [f"WRONG {json.dumps(record)}"[:300] for record in wrong]
+    for record in records:
+        if "host_us" in record:
+            lines.append(f"host us {record['case']}: {json.dumps(record['host_us'])}")
+    return "\n".join(lines)
+
+
+def wrong_value(folder, log, status):
+    if any(record.get("wrong_value") for record in json_lines(log)):
+        return "a value is wrong, and nothing measured of it would count"
+    return "the GPU no longer answers" if status == 2 else None
+
+
+def tests_summary(folder, log):
+    """Totals and failures, of the JUnit file where there is one."""
+    path = folder / "tests.xml"
+    if not path.exists():
+        return last_lines(log, 8)
+    suite = ElementTree.parse(path).getroot().find("testsuite")
+    lines = [", ".join(f"{suite.get(name)} {name}" for name in ("tests", "failures", "errors", "skipped"))]
+    for case in suite.iter("testcase"):
+        for fault in (*case.findall("failure"), *case.findall("error")):
+            message = (fault.get("message") or "").split("\n")[0]
+            lines.append(f"FAILED {case.get('classname')}::{case.get('name')}: {message}"[:200])
+    return "\n".join(lines)
+
+
+def speed_summary(folder, log):
+    return last_lines(log, 40)
+
+
+def pytest_options():
+    """What spreads the tests over processes and limits each, and what is missing of it."""
+    options, missing = [], []
+    for module, given in (
+        ("xdist", ["-n", str(PYTEST_PROCESSES), "--dist", "worksteal"]),
+        ("pytest_timeout", ["--timeout", "60"]),
+    ):
+        if importlib.util.find_spec(module):
+            options += given
+        else:
+            missing.append(f"{module} is not installed: the tests run without {' '.join(given)}")
+    return options, missing
+
+
+def short_steps(folder, commit):
+    bench, noted = [sys.executable, "-m", "bench"], ["--commit", commit] if commit else []
+    options, missing = pytest_options()
+    tests = [sys.executable, "-m", "pytest", "-m", "gpu", *options, "-q", "-p", "no:cacheprovider"]
+    quick = [*bench, "speed", "--quick", "--out", str(folder), *noted]
+    return [
+        Step("smoke", [*bench, "smoke", "--json", *noted], 60, "smoke.jsonl", smoke_summary, wrong_value),
+        Step("tests", [*tests, f"--junitxml={folder}/tests.xml"], 150, "tests.log", tests_summary),
+        Step("speed", quick, 75, "speed.log", speed_summary),
+    ], missing
+
+
+def full_steps(folder, commit):
+    """For who owns a GPU: everything, without limits."""
+    bench, noted = [sys.executable, "-m", "bench"], ["--commit", commit] if commit else []
+    tests = [sys.executable, "-m", "pytest", "-q", f"--junitxml={folder}/tests.xml"]
+    written = ["--out", str(folder), *noted]
+    return [
+        Step("smoke", [*bench, "smoke", "--json", *noted], None, "smoke.jsonl", smoke_summary, wrong_value),
+        Step("tests", tests, None, "tests.log", tests_summary),
+        Step("speed", [*bench, "speed", *written], None, "speed.log", speed_summary),
+        Step("models", [*bench, "models", *written], None, "models.log", speed_summary),
+    ], []
+
+
+def stop(process):
+    """Asks the process to stop, as Ctrl-C does, then kills all that it started."""
+    if process.poll() is None:
+        process.send_signal(signal.SIGINT)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(GRACE_S)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def run_step(step, folder, environment):
+    begin, status = time.monotonic(), None
+    with open(folder / step.log, "w") as log, open(folder / f"{step.name}.err", "w") as errors:
+        process = subprocess.Popen(
+            step.command, stdout=log, stderr=errors, cwd=ROOT, env=environment, start_new_session=True
+        )
+        try:
+            limit = None if step.limit_s is None else max(0.1, step.limit_s - GRACE_S)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                status = process.wait(limit)
+        finally:
+            stop(process)
+    return Outcome(step, status, time.monotonic() - begin)
+
+
+def environment_of(folder, commit):
+    """What smoke's first record says of the machine; what is known without it, where there is none."""
+    known = dict(date=datetime.now(timezone.utc).isoformat(timespec="seconds"), commit=commit, gpu=None)
+    records = json_lines(folder / "smoke.jsonl")
+    return known | next((record for record in records if record.get("operation") == "environment"), {})
+
+
+def name_of(gpu):
+    """The GPU's name in letters, digits and `. _ -`."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", gpu or "").strip("-.") or "unknown-gpu"
+
+
+def pack(folder, environment, out):
+    """All files of the folder, in one archive with one folder that is named for the GPU."""
+    out.mkdir(parents=True, exist_ok=True)
+    path, unfinished, top = out / "results.tgz", out / "results.tgz.part", name_of(environment["gpu"])
+    with tarfile.open(unfinished, "w:gz") as archive:
+        said = json.dumps(environment, indent=1).encode()
+        entry = tarfile.TarInfo(f"{top}/environment.json")
+        entry.size, entry.mtime = len(said), int(time.time())
+        archive.addfile(entry, io.BytesIO(said))
+        for file in sorted(file for file in folder.rglob("*") if file.is_file()):
+            archive.add(file, f"{top}/{file.relative_to(folder)}")
+    unfinished.replace(path)
+    return path
+
+
+def run_steps(steps, folder, out, commit, notes=()):
+    """Runs and packs; prints a summary last. Returns 0 where every step did."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # steps inherit it where it was ignored
+    outcomes, notes, path = [], list(notes), None
+    with tempfile.TemporaryDirectory() as cache:
+        environment = {"TRITON_CACHE_DIR": cache, "PYTHONUNBUFFERED": "1", **os.environ}
+        for number, step in enumerate(steps):
+            print(f"{step.name}: {' '.join(map(str, step.command))}", flush=True)
+            outcomes.append(run_step(step, folder, environment))
+            print(outcomes[-1], flush=True)
+            described = environment_of(folder, commit) | dict(
+                steps=[dict(name=o.step.name, status=o.status, seconds=round(o.seconds, 1)) for o in outcomes]
+            )
+            path = pack(folder, described, out)
+            reason = step.ends_pass(folder, folder / step.log, outcomes[-1].status)
+            if reason:
+                left = ", ".join(later.name for later in steps[number + 1 :])
+                notes.append(f"ended early, because {reason}; left out: {left or 'nothing'}")
+                break
+    print(summary(outcomes, folder, notes, path), flush=True)
+    return int(any(outcome.status != 0 for outcome in outcomes))
+
+
+def shortened(text, most):
+    """Begin and end of a text that is too long."""
+    if len(text) <= most:
+        return text
+    half = most // 2 - 10
+    return f"{text[:half]}\n[...]\n{text[-half:]}"
+
+
+def summary(outcomes, folder, notes, path):
+    lines = []
+    for outcome in outcomes:
+        said = outcome.step.summary(folder, folder / outcome.step.log)
+        lines += [f"== {outcome}", shortened(said, SECTION_CHARACTERS)]
+        if outcome.status is None:
+            notes.append(f"{outcome.step.name} was stopped: of what it had to do, a part is left out")
+    lines += ["== left out", *(notes or ["nothing"]), f"written: {path}"]
+    return shortened("\n".join(lines), SUMMARY_CHARACTERS)
+
+
+def add_arguments(parser):
+    parser.add_argument("--full", action="store_true", help="everything, without limits: for who owns a GPU")
+    parser.add_argument(
+        "--plan", action="store_true", help="no pass: what it would compile, counted here, without a GPU"
+    )
+
+
+def run(arguments):
+    if arguments.plan:
+        from . import gpu_plan
+
+        return gpu_plan.run(arguments)
+    from .__main__ import has_gpu
+
+    if not has_gpu():
+        print("gpu: not measured. It needs a GPU, and none was found.", file=sys.stderr)
+        return 2
+    with tempfile.TemporaryDirectory() as folder:
+        make = full_steps if arguments.full else short_steps
+        steps, notes = make(Path(folder), arguments.commit)
+        return run_steps(steps, Path(folder), arguments.out or Path.cwd(), arguments.commit, notes)

@@ -1,0 +1,104 @@
+"""What the pass on a GPU would compile, and how long that takes: compiled here for sm_90, launched nowhere.
+
+Seconds are the CPU's, of the whole of a step that needs no GPU: imports, Triton's compiler, ptxas and Python on
+the way to launches. On N cores a step takes at most what its processes have to do each, and its longest check.
+What is not in it: the time of the GPU, and of its context in each process.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from . import tables, workers
+from .compiles import FOLDER, Compiled, cpu_seconds
+from .gpu import PYTEST_PROCESSES, ROOT, short_steps
+from .smoke import MOST_PROCESSES
+from .smoke_cases import TABLE, cases
+from .smoke_checks import LAYERS, compile_only
+
+CORES = 16  # of the machine that the limits are for
+compiled = None
+
+
+def compile_check(check, name):
+    """Compiles what a check of smoke launches first; the first in a process also counts its start."""
+    global compiled
+    start_s = cpu_seconds() if compiled is None else 0.0
+    compiled = compiled or Compiled().install()
+    before, kernels, seconds = cpu_seconds(), len(compiled.kernels), compiled.seconds
+    compile_only(check, name)
+    return dict(
+        kernels=compiled.kernels[kernels:],
+        compile_s=compiled.seconds - seconds,
+        cpu_s=cpu_seconds() - before,
+        start_s=start_s,
+    )
+
+
+def of_smoke(processes):
+    """Kernels, seconds of compilation, the CPU's seconds, and the longest way through on that many cores."""
+    tasks = [("agrees", str(case)) for case in cases()] + [("first call", name) for name in LAYERS]
+    records = [found for _, found in workers.results(tasks, compile_check, os.cpu_count() or 1, 600)]
+    if wrong := [record["error"] for record in records if "error" in record]:
+        raise RuntimeError(f"expected every check to compile, got {wrong[0]}")
+    start_s = max(record["start_s"] for record in records)
+    cpu_s = sum(record["cpu_s"] for record in records)
+    starts = processes + len(TABLE) + 1  # a process for each graph, and one for the host's times
+    at_most = start_s + starts * start_s / processes + cpu_s / processes
+    at_most += max(record["cpu_s"] for record in records)
+    return dict(
+        kernels=sum(len(record["kernels"]) for record in records),
+        compile_s=sum(record["compile_s"] for record in records),
+        cpu_s=cpu_s + starts * start_s,
+        at_most_s=at_most,
+    )
+
+
+def of_tests(processes):
+    """The same of the tests that are marked for a GPU, as far as they run without results."""
+    with tempfile.TemporaryDirectory() as folder:
+        environment = dict(os.environ, PYTEST_PLUGINS="bench.compiles") | {FOLDER: folder}
+        here = str(min(os.cpu_count() or 1, PYTEST_PROCESSES))
+        command = [sys.executable, "-m", "pytest", "-m", "gpu", "-n", here, "--dist", "worksteal", "-q"]
+        command += ["--timeout", "120", "-p", "no:cacheprovider", "--tb=no", "-r", "N"]
+        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+        records = [json.loads(path.read_text()) for path in Path(folder).glob("*.json")]
+    if not records or done.returncode not in (0, 1):
+        last = (done.stdout + done.stderr).strip().splitlines()[-1:]
+        return dict(note=f"not counted: pytest ended with status {done.returncode}: {' '.join(last)}")
+    cpu_s = sum(record["cpu_s"] for record in records)
+    return dict(
+        kernels=sum(len(record["kernels"]) for record in records),
+        compile_s=sum(record["compile_s"] for record in records),
+        cpu_s=cpu_s,
+        at_most_s=cpu_s / processes,
+    )
+
+
+def run(arguments):
+    """Prints a row for each step; returns 1 where one does not fit."""
+    with tempfile.TemporaryDirectory() as cache:
+        os.environ["TRITON_CACHE_DIR"] = f"{cache}/smoke"
+        found = {"smoke": of_smoke(min(MOST_PROCESSES, CORES))}
+        os.environ["TRITON_CACHE_DIR"] = f"{cache}/tests"
+        found["tests"] = of_tests(min(PYTEST_PROCESSES, CORES))
+    rows, fits = [], True
+    steps, notes = short_steps(Path("results"), arguments.commit)
+    for step in steps:
+        figures = found.get(step.name, dict(note="not counted: what it compiles is torch.compile's, too"))
+        if "note" in figures:
+            rows.append((step.name, f"{step.limit_s:g}", "", "", "", ""))
+            notes.append(f"{step.name}: {figures['note']}")
+            continue
+        fits = fits and figures["at_most_s"] <= step.limit_s
+        numbers = (f"{figures[name]:.0f}" for name in ("kernels", "compile_s", "cpu_s", "at_most_s"))
+        rows.append((step.name, f"{step.limit_s:g}", *numbers))
+    headers = ("step", "limit s", "kernels", "compiling s", "CPU s", f"at most s, {CORES} cores")
+    print(tables.markdown(headers, rows))
+    print(
+        "\n".join((*notes, "all that was counted fits" if fits else "WRONG: a step does not fit its limit"))
+    )
+    return int(not fits)

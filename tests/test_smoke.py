@@ -1,0 +1,201 @@
+"""The smoke run in the interpreter: what it reaches, and that it notices what is wrong."""
+
+import argparse
+import ast
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from bench import __main__, harness, smoke, smoke_cases, smoke_checks, workers
+from bench.without_gpu import as_on_a_gpu, noted_launches
+from normreg.kernels import launch
+
+KERNELS = Path(__file__).parent.parent / "kernels"
+QUICK = ("layer_norm bf16 768", "batch_norm bf16 8x6x5x5", "l2_penalty fp32 1000x33333x7x70000")
+
+
+def kernels():
+    """Names of all that a launch can be made of."""
+    for path in KERNELS.glob("*.py"):
+        for node in ast.parse(path.read_text()).body:
+            if isinstance(node, ast.FunctionDef) and node.name.endswith("_kernel"):
+                yield node.name
+
+
+def test_every_kernel_is_reached(monkeypatch):
+    """With the sizes, tiles and grids of a GPU."""
+    monkeypatch.setattr(smoke_cases, "ON_A_GPU", True)
+    reached = set()
+    for case in smoke_cases.cases():
+        with as_on_a_gpu(), noted_launches():
+            problem = case.problem("cpu")
+        with as_on_a_gpu(), noted_launches() as noted:
+            smoke_checks.run(problem.ours, smoke_checks.leaves(problem.inputs))
+        reached |= {entry.kernel.__name__ for entry in noted}
+    assert reached == set(kernels())
+
+
+def test_every_dtype_of_every_family():
+    for family, lines in smoke_cases.TABLE.items():
+        dtypes = {dtype for dtypes, *_ in lines for dtype in dtypes}
+        assert {"bf16", "fp32", "fp64"} <= dtypes, family
+
+
+def options(**given):
+    return argparse.Namespace(**(dict(commit="abc", operations=None, processes=0) | given))
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """Three cases, one of each kind of input."""
+    wanted = [case for case in smoke_cases.cases() if str(case) in QUICK]
+    monkeypatch.setattr(smoke, "cases", lambda families=None: wanted)
+
+
+def test_all_right(quick):
+    records = list(smoke.run(options(), harness.Budget()))
+    environment, *checks = records
+    assert environment["check"] == "environment"
+    assert (environment["commit"], environment["torch"]) == ("abc", torch.__version__)
+    assert len(environment["triton_key"]) == 16
+    assert [record["case"] for record in checks if record["check"] == "agrees"] == list(QUICK)
+    assert all(record["ok"] for record in records), smoke.table(records)
+    assert smoke.status(records) == 0
+    printed = smoke.table(records)
+    assert printed.endswith(f"{len(records)} of {len(records)} right")
+    if launch.INTERPRET:
+        assert "another stream, CUDA graph, host time: not measured: needs a GPU" in printed
+
+
+@pytest.mark.parametrize("operation", ["dropout"])
+def test_dropout_alone(operation):
+    (record,) = [
+        record
+        for record in smoke.run(options(operations=[operation]), harness.Budget(0.0))
+        if record["check"] == "environment"
+    ]
+    assert record["ok"]
+    assert smoke_checks.do("draws", operation)["ok"]
+
+
+def off_by(amount, wrong):
+    """`launch.launch`, after which the kernel's second tensor, its result, is off in one element."""
+    real = launch.launch
+
+    def spoiling(plan, *tensors, **given):
+        real(plan, *tensors, **given)
+        if plan.kernel.fn.__name__ == wrong:
+            tensors[1].view(-1)[-1] += amount
+
+    return spoiling
+
+
+def main(monkeypatch, capsys, *arguments):
+    """Exit status and printed records of `python -m bench smoke`."""
+    monkeypatch.setattr(sys, "argv", ["bench", "smoke", "--json", "--processes", "0", *arguments])
+    status = __main__.main()
+    return status, [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+
+
+def test_a_wrong_value(quick, monkeypatch, capsys):
+    """By a sixteenth of the largest results, in one element."""
+    monkeypatch.setattr(launch, "launch", off_by(0.25, "layer_norm_forward_kernel"))
+    status, records = main(monkeypatch, capsys)
+    assert status == 1
+    wrong = [record for record in records if not record["ok"]]
+    assert [record["case"] for record in wrong] == ["layer_norm bf16 768"]
+    assert wrong[0]["wrong_value"]
+    assert "WRONG agrees, layer_norm bf16 768: ours [" in smoke.table(records)
+
+
+def test_a_right_value_exits_with_0(quick, monkeypatch, capsys):
+    status, records = main(monkeypatch, capsys)
+    assert status == 0
+    assert len(records) > len(QUICK)
+
+
+def test_an_exception_is_no_wrong_value(quick, monkeypatch, capsys):
+    def refusing(plan, *tensors, **given):
+        raise RuntimeError("Triton Error [CUDA]: invalid argument\nmore")
+
+    monkeypatch.setattr(launch, "launch", refusing)
+    status, records = main(monkeypatch, capsys)
+    assert status == 1
+    wrong = [record for record in records if not record["ok"]]
+    assert len(wrong) >= len(QUICK)
+    assert not any(record.get("wrong_value") for record in wrong)
+    assert wrong[0]["error"] == "RuntimeError: Triton Error [CUDA]: invalid argument"
+
+
+def test_nan_is_wrong(quick, monkeypatch, capsys):
+    monkeypatch.setattr(launch, "launch", off_by(float("nan"), "layer_norm_forward_kernel"))
+    status, _ = main(monkeypatch, capsys)
+    assert status == 1
+
+
+@pytest.mark.parametrize(
+    ("spoil", "wrong"),
+    [
+        (lambda x, keep, scale: torch.where(keep, x, 0), "scaled"),
+        (lambda x, keep, scale: x * scale, "share"),
+        (lambda x, keep, scale: torch.where(keep.roll(1), x * scale, 0), "as asked for"),
+    ],
+    ids=["without the scale", "nothing dropped", "another mask"],
+)
+def test_wrong_dropouts(monkeypatch, spoil, wrong):
+    real = smoke_checks.N.dropout
+
+    def spoiled(x, p, *arguments, **given):
+        keep = real(torch.ones_like(x), p, *arguments, **given) != 0
+        return spoil(x, keep, 1 / (1 - p))
+
+    monkeypatch.setattr(smoke_checks.N, "dropout", spoiled)
+    monkeypatch.setattr(smoke_checks.normreg, "dropout_mask", lambda function, x, p: real(x, p) != 0)
+    record = smoke_checks.do("draws", "dropout")
+    assert not record["ok"]
+    assert wrong in record["wrong"]
+
+
+def do(check, name):
+    """What a stand-in for the checks does in its process."""
+    if name == "dies":
+        sys.exit(3)
+    if name == "hangs":
+        torch.multiprocessing.Event().wait()
+    return dict(
+        ok=True, spoiled=name == "spoils", seen=do.__dict__.setdefault("seen", []).append(name) or [*do.seen]
+    )
+
+
+def test_a_spoiled_process_is_replaced():
+    tasks = [("a", name) for name in ("one", "two", "spoils", "three", "dies", "four", "hangs", "five")]
+    tasks.insert(1, ("own", "alone"))
+    found = {task[1]: record for task, record in workers.results(tasks, do, 1, 8, alone=("own",))}
+    assert list(found) == [name for _, name in tasks]
+    assert found["one"]["seen"] == ["one"]
+    assert found["alone"]["seen"] == ["alone"]
+    assert found["spoils"]["seen"] == ["two", "spoils"]
+    assert found["three"]["seen"] == ["three"]
+    assert found["dies"]["error"] == "the process ended with status 3"
+    assert found["four"]["seen"] == ["four"]
+    assert found["hangs"]["error"] == "no result within 8 s"
+    assert found["five"]["seen"] == ["five"]
+
+
+@pytest.mark.parametrize(("answers", "expected"), [(True, 1), (False, 2)])
+def test_whether_the_gpu_still_answers(monkeypatch, answers, expected):
+    """After a process was spoiled another one is asked; where there is no answer nothing follows."""
+
+    def results(tasks, do, count, limit_s, alone=()):
+        for check, name in tasks:
+            found = dict(ok=answers) if check == "answers" else dict(ok=name != "b", spoiled=name == "b")
+            yield (check, name), found
+
+    monkeypatch.setattr(workers, "results", results)
+    tasks = [("agrees", name) for name in "abc"]
+    records = list(smoke.side_by_side(tasks, 2))
+    assert [record["case"] for record in records] == (["a", "b", "c"] if answers else ["a", "b", "GPU"])
+    assert smoke.status(records) == expected
