@@ -2,8 +2,8 @@
 # make test    set everything up and run the tests
 # make bench   set everything up and show the proof of speed that this machine can give
 # make study   set everything up and run the experiments on normalisation and regularisation
-# make gpu     on a machine with a GPU: the tests, then the benchmark into the folder RESULTS; in two
-#              halves with GPU_PARTS=tests and GPU_PARTS="speed models"
+# make gpu     on a machine with a GPU: five minutes of smoke, kernel tests and speed, into RESULTS/results.tgz;
+#              with FULL=1 everything, which takes hours
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
@@ -13,14 +13,10 @@ TEST_ARGS ?=
 
 BENCH_ARGS ?=
 STUDY_ARGS ?=
-GPU_PARTS ?= tests speed models
-RESULTS ?= bench/results/gpu
-SPEED_BUDGET ?= 330
-MODELS_BUDGET ?= 200
+RESULTS ?= build
 COMMIT ?= $(shell git rev-parse HEAD 2>/dev/null)
-GPU_OPTIONS = --out $(RESULTS) $(addprefix --commit ,$(COMMIT))
 
-.PHONY: demo test bench study gpu gpu-tests gpu-speed gpu-models clean
+.PHONY: demo test bench study gpu clean
 
 demo: $(INSTALLED)
 	$(RUN) -m bench.demo $(DEMO_ARGS)
@@ -35,18 +31,9 @@ bench: $(INSTALLED)
 study: $(INSTALLED)
 	$(RUN) -m bench.study $(STUDY_ARGS)
 
-# uninstalled and offline, with the machine's own torch and triton; what follows a failure runs all the same
+# uninstalled and offline, with the machine's own torch and triton
 gpu:
-	$(MAKE) --keep-going $(addprefix gpu-,$(GPU_PARTS))
-
-gpu-tests:
-	$(PYTHON) -m pytest -q tests
-
-gpu-speed:
-	$(PYTHON) -m bench speed --budget $(SPEED_BUDGET) $(GPU_OPTIONS)
-
-gpu-models:
-	$(PYTHON) -m bench models --budget $(MODELS_BUDGET) $(GPU_OPTIONS)
+	$(PYTHON) -m bench gpu --out $(RESULTS) $(addprefix --commit ,$(COMMIT)) $(if $(FULL),--full)
 
 # Debian's python3 may come without the part that puts pip into a new environment, but with a pip of its own
 $(INSTALLED): pyproject.toml constraints.txt

@@ -1,8 +1,8 @@
 """Counts what Triton compiles for a GPU that is not there, in this process or in those of a test run.
 
-As a plugin of pytest (PYTEST_PLUGINS=bench.compiles) it lets tensors of the CPU take the way of a GPU's through
-a whole session. Nothing is launched, so tests fail where they look at results: what they compile until then
-counts.
+As a plugin of pytest (PYTEST_PLUGINS=bench.compiles) it lets tensors of the CPU take the way of a GPU's
+through a whole session. Nothing is launched, so tests fail where they look at results: what they compile
+until then counts.
 """
 
 import json

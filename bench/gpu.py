@@ -6,6 +6,7 @@ the pass. All that was written comes in one results.tgz, packed anew after each 
 `python -m bench report results.tgz`.
 """
 
+import argparse
 import contextlib
 import importlib.util
 import io
@@ -26,9 +27,11 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 PYTEST_PROCESSES = 14
+SMOKE_BUDGET_S = 48  # of its 60: nothing begins that would end later, and imports come before
 GRACE_S = 5  # between being asked to stop and being killed: time to write a JUnit file
 SUMMARY_CHARACTERS = 9000  # where a summary is passed on, it is by its last 12,000 characters
-SECTION_CHARACTERS = 2800
+SECTION_CHARACTERS = 2500
+ERROR_CHARACTERS = 400
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,14 @@ class Outcome:
 
 def last_lines(path, count):
     return "\n".join(path.read_text(errors="replace").splitlines()[-count:]) if path.exists() else ""
+
+
+def left_out(*paths):
+    """What the step itself says that its budget did not suffice for."""
+    for path in paths:
+        for line in path.read_text(errors="replace").splitlines() if path.exists() else ():
+            if line.startswith("left out"):
+                yield line
 
 
 def json_lines(path):
@@ -119,9 +130,10 @@ def short_steps(folder, commit):
     bench, noted = [sys.executable, "-m", "bench"], ["--commit", commit] if commit else []
     options, missing = pytest_options()
     tests = [sys.executable, "-m", "pytest", "-m", "gpu", *options, "-q", "-p", "no:cacheprovider"]
+    smoke = [*bench, "smoke", "--json", "--budget", str(SMOKE_BUDGET_S), *noted]
     quick = [*bench, "speed", "--quick", "--out", str(folder), *noted]
     return [
-        Step("smoke", [*bench, "smoke", "--json", *noted], 60, "smoke.jsonl", smoke_summary, wrong_value),
+        Step("smoke", smoke, 60, "smoke.jsonl", smoke_summary, wrong_value),
         Step("tests", [*tests, f"--junitxml={folder}/tests.xml"], 150, "tests.log", tests_summary),
         Step("speed", quick, 75, "speed.log", speed_summary),
     ], missing
@@ -227,8 +239,13 @@ def shortened(text, most):
 def summary(outcomes, folder, notes, path):
     lines = []
     for outcome in outcomes:
-        said = outcome.step.summary(folder, folder / outcome.step.log)
-        lines += [f"== {outcome}", shortened(said, SECTION_CHARACTERS)]
+        log, errors = folder / outcome.step.log, folder / f"{outcome.step.name}.err"
+        lines += [f"== {outcome}", shortened(outcome.step.summary(folder, log), SECTION_CHARACTERS)]
+        if outcome.status:
+            lines.append(shortened(last_lines(errors, 3), ERROR_CHARACTERS))
+        notes += (
+            shortened(f"{outcome.step.name}: {line}", ERROR_CHARACTERS) for line in left_out(log, errors)
+        )
         if outcome.status is None:
             notes.append(f"{outcome.step.name} was stopped: of what it had to do, a part is left out")
     lines += ["== left out", *(notes or ["nothing"]), f"written: {path}"]
@@ -236,6 +253,9 @@ def summary(outcomes, folder, notes, path):
 
 
 def add_arguments(parser):
+    quiet = argparse.SUPPRESS  # given before the part's name they hold as well
+    parser.add_argument("--out", type=Path, metavar="DIR", default=quiet, help="where results.tgz is written")
+    parser.add_argument("--commit", default=quiet, help="the commit to note")
     parser.add_argument("--full", action="store_true", help="everything, without limits: for who owns a GPU")
     parser.add_argument(
         "--plan", action="store_true", help="no pass: what it would compile, counted here, without a GPU"

@@ -1,8 +1,8 @@
 """What the pass on a GPU would compile, and how long that takes: compiled here for sm_90, launched nowhere.
 
-Seconds are the CPU's, of the whole of a step that needs no GPU: imports, Triton's compiler, ptxas and Python on
-the way to launches. On N cores a step takes at most what its processes have to do each, and its longest check.
-What is not in it: the time of the GPU, and of its context in each process.
+Seconds are the CPU's, of the whole of a step that needs no GPU: imports, Triton's compiler, ptxas and Python
+on the way to launches. On N cores a step takes at most what its processes have to do each, and its longest
+check. What is not in it: the time of the GPU, and of its context in each process.
 """
 
 import json

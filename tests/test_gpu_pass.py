@@ -1,0 +1,255 @@
+"""The pass on a GPU with stand-ins for its steps: limits, what ends it, what is packed and what is said."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+
+import pytest
+
+from bench import gpu
+
+SMOKE = [
+    dict(operation="environment", check="environment", ok=True, gpu="NVIDIA H100 80GB HBM3", commit="abc"),
+    dict(operation="layer_norm", case="layer_norm bf16 768", check="agrees", ok=True, wrong_value=False),
+]
+WRONG = dict(operation="rms_norm", case="rms_norm bf16 768", check="agrees", ok=False, wrong_value=True)
+REFUSED = dict(operation="dropout", case="dropout bf16 8", check="CUDA graph", ok=False, error="no capture")
+HANGS = """
+import subprocess, sys, time
+child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+print("grandchild", child.pid, flush=True)
+{deaf}
+time.sleep(600)
+"""
+
+
+def python(source):
+    return [sys.executable, "-c", source]
+
+
+def smoke_step(*records, status=0):
+    lines = "\n".join(map(json.dumps, records))
+    return gpu.Step(
+        "smoke", python(f"print({lines!r}); raise SystemExit({status})"), 20, "smoke.jsonl",
+        gpu.smoke_summary, gpu.wrong_value,
+    )  # fmt: skip
+
+
+def step(name, source, limit_s=20, **given):
+    return gpu.Step(name, python(source), limit_s, f"{name}.log", **given)
+
+
+@pytest.fixture
+def run(tmp_path, capsys):
+    """Runs steps; returns the exit status, what was printed, and the archive's files by name."""
+    kept = signal.getsignal(signal.SIGINT)
+    results, out = tmp_path / "results", tmp_path / "out"
+    results.mkdir()
+
+    def run(*steps, notes=()):
+        status = gpu.run_steps(steps, results, out, "abc", notes)
+        assert [path.name for path in out.iterdir()] == ["results.tgz"]
+        with tarfile.open(out / "results.tgz") as archive:
+            packed = {name: archive.extractfile(name).read().decode() for name in archive.getnames()}
+        return status, capsys.readouterr().out, packed
+
+    run.folder = results
+    yield run
+    signal.signal(signal.SIGINT, kept)
+
+
+def test_everything_is_packed(run):
+    writes = f"from pathlib import Path; p = Path({str(run.folder)!r}) / 'speed'; p.mkdir();"
+    writes += "(p / 'layer_norm.json').write_text('{}'); print('| a table |')"
+    status, printed, packed = run(smoke_step(*SMOKE), step("speed", writes))
+    assert status == 0
+    top = "NVIDIA-H100-80GB-HBM3"
+    assert {name for name, text in packed.items() if text} == {
+        f"{top}/environment.json", f"{top}/smoke.jsonl", f"{top}/speed.log", f"{top}/speed/layer_norm.json"
+    }  # fmt: skip
+    environment = json.loads(packed[f"{top}/environment.json"])
+    assert (environment["gpu"], environment["commit"]) == ("NVIDIA H100 80GB HBM3", "abc")
+    assert [(s["name"], s["status"]) for s in environment["steps"]] == [("smoke", 0), ("speed", 0)]
+    assert "2 of 2 checks right" in printed
+    assert "| a table |" in printed
+    assert printed.index("== left out\nnothing") > printed.index("| a table |")
+
+
+def test_what_follows_a_failure_runs_all_the_same(run):
+    status, printed, packed = run(
+        smoke_step(*SMOKE, REFUSED, status=1), step("tests", "raise SystemExit(3)"), step("speed", "print(7)")
+    )
+    assert status == 1
+    assert packed["NVIDIA-H100-80GB-HBM3/speed.log"] == "7\n"
+    assert "== smoke: exit 1, " in printed
+    assert "== tests: exit 3, " in printed
+    assert "no capture" in printed
+
+
+@pytest.mark.parametrize(
+    ("record", "status", "reason"),
+    [(WRONG, 1, "a value is wrong"), (REFUSED, 2, "the GPU no longer answers")],
+    ids=["a wrong value", "a GPU that does not answer"],
+)
+def test_what_ends_the_pass(run, record, status, reason):
+    ended, printed, packed = run(
+        smoke_step(*SMOKE, record, status=status), step("tests", "print(6)"), step("speed", "print(7)")
+    )
+    assert ended == 1
+    assert set(packed) == {
+        f"NVIDIA-H100-80GB-HBM3/{name}" for name in ("environment.json", "smoke.jsonl", "smoke.err")
+    }
+    assert f"ended early, because {reason}" in printed
+    assert "left out: tests, speed\n" in printed
+
+
+def is_alive(pid):
+    """Whether the process runs; one that nobody has waited for does not."""
+    try:
+        with open(f"/proc/{pid}/stat") as stat:
+            return stat.read().rsplit(")", 1)[1].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+@pytest.mark.parametrize("deaf", [False, True], ids=["stops when asked", "has to be killed"])
+def test_a_step_that_hangs(run, monkeypatch, deaf):
+    """With a process of its own that hangs too; what it had written stays."""
+    monkeypatch.setattr(gpu, "GRACE_S", 1)
+    ignoring = "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)" if deaf else ""
+    begin = time.monotonic()
+    hanging = step("tests", HANGS.format(deaf=ignoring), limit_s=4)
+    status, printed, packed = run(hanging, step("speed", "print(7)"))
+    assert time.monotonic() - begin < 30
+    assert status == 1
+    words = packed["unknown-gpu/tests.log"].split()
+    assert words[0] == "grandchild"
+    deadline = time.monotonic() + 10
+    while is_alive(int(words[1])) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not is_alive(int(words[1]))
+    assert packed["unknown-gpu/speed.log"] == "7\n"
+    assert "== tests: stopped at its limit, " in printed
+    assert "tests was stopped: of what it had to do, a part is left out" in printed
+
+
+def test_a_step_that_leaves_a_process_behind(run):
+    """Nothing of a step that has ended slows the next one down."""
+    ends = HANGS.format(deaf="").rsplit("time.sleep", 1)[0]
+    _, _, packed = run(step("tests", ends))
+    pid = int(packed["unknown-gpu/tests.log"].split()[1])
+    deadline = time.monotonic() + 10
+    while is_alive(pid) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not is_alive(pid)
+
+
+def test_pytest_writes_its_file_when_stopped(run, tmp_path, monkeypatch):
+    """The pass stops it as Ctrl-C does, so that what it had seen is in the JUnit file."""
+    monkeypatch.setattr(gpu, "GRACE_S", 20)
+    tests = tmp_path / "test_slow.py"
+    tests.write_text("import time\ndef test_wrong(): assert 1 == 2\ndef test_slow(): time.sleep(600)\n")
+    (tmp_path / "pytest.ini").write_text("[pytest]\n")
+    command = [sys.executable, "-m", "pytest", "-q", "-c", str(tmp_path / "pytest.ini"), str(tests)]
+    command += ["-p", "no:cacheprovider", f"--junitxml={run.folder}/tests.xml"]
+    status, printed, packed = run(gpu.Step("tests", command, 28, "tests.log", gpu.tests_summary))
+    assert status == 1
+    assert "test_wrong" in packed["unknown-gpu/tests.xml"]
+    assert "FAILED test_slow::test_wrong: assert 1 == 2" in printed.replace("tests.", "")
+    assert "stopped at its limit" in printed
+
+
+def test_one_cache_for_all_steps(run, monkeypatch, tmp_path):
+    source = "import os; print(os.environ['TRITON_CACHE_DIR'])"
+    monkeypatch.delenv("TRITON_CACHE_DIR", raising=False)
+    _, _, packed = run(step("tests", source), step("speed", source))
+    assert packed["unknown-gpu/tests.log"] == packed["unknown-gpu/speed.log"]
+    assert not os.path.exists(packed["unknown-gpu/tests.log"].strip())
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    _, _, packed = run(step("tests", source))
+    assert packed["unknown-gpu/tests.log"].strip() == str(tmp_path)
+
+
+def test_the_summary_is_short(run):
+    wrong = [REFUSED | dict(case=f"case {i}") for i in range(1000)]
+    _, printed, _ = run(
+        smoke_step(*SMOKE, *wrong, status=1),
+        step("tests", "print('x' * 100_000)"),
+        step("speed", "for i in range(1000): print('y' * 300)", summary=gpu.speed_summary),
+    )
+    begin = printed.index("== smoke")
+    assert len(printed) - begin < 10_000
+    assert "== left out" in printed
+
+
+def test_what_a_step_leaves_out_is_said_last(run):
+    said = "import sys; print('left out, because the budget was spent: rms_norm', file=sys.stderr)"
+    _, printed, _ = run(step("speed", said))
+    assert printed.index("speed: left out, because the budget") > printed.index("== left out")
+
+
+def test_the_end_of_a_traceback_is_said(run):
+    _, printed, _ = run(step("smoke", "raise ValueError('of import')"))
+    assert "ValueError: of import" in printed
+
+
+def test_a_line_that_was_cut_off(run):
+    cut = f'print({json.dumps(json.dumps(SMOKE[0]))}); print(\'{{"operation": "lay\')'
+    cut_off = gpu.Step("smoke", python(cut), 20, "smoke.jsonl", gpu.smoke_summary, gpu.wrong_value)
+    status, printed, _ = run(cut_off)
+    assert status == 0
+    assert "1 of 1 checks right" in printed
+
+
+def test_missing_plugins(monkeypatch, tmp_path):
+    real = gpu.importlib.util.find_spec
+    missing = {"xdist", "pytest_timeout"}
+    monkeypatch.setattr(gpu.importlib.util, "find_spec", lambda name: None if name in missing else real(name))
+    steps, notes = gpu.short_steps(tmp_path, None)
+    (tests,) = [step for step in steps if step.name == "tests"]
+    assert not {"-n", "--dist", "--timeout"} & set(tests.command)
+    assert notes == [
+        "xdist is not installed: the tests run without -n 14 --dist worksteal",
+        "pytest_timeout is not installed: the tests run without --timeout 60",
+    ]
+
+
+def test_the_pass_takes_five_minutes_at_most(tmp_path):
+    steps, _ = gpu.short_steps(tmp_path, "abc")
+    assert [step.name for step in steps] == ["smoke", "tests", "speed"]
+    assert sum(step.limit_s for step in steps) <= 300 - 15  # starts and packing
+    assert all("abc" in step.command for step in steps if step.name != "tests")
+    full, _ = gpu.full_steps(tmp_path, "abc")
+    assert [step.limit_s for step in full] == [None] * 4
+
+
+@pytest.mark.parametrize(
+    ("gpu_name", "folder"),
+    [
+        ("NVIDIA H100 80GB HBM3", "NVIDIA-H100-80GB-HBM3"),
+        ("AMD Instinct(TM) MI300X/", "AMD-Instinct-TM-MI300X"),
+    ],
+)
+def test_names(gpu_name, folder):
+    assert gpu.name_of(gpu_name) == folder
+    assert gpu.name_of(None) == "unknown-gpu"
+
+
+def test_without_a_gpu(monkeypatch, capsys):
+    monkeypatch.setattr("bench.__main__.has_gpu", lambda: False)
+    assert gpu.run(type("Options", (), dict(plan=False, full=False))()) == 2
+    assert capsys.readouterr().err == "gpu: not measured. It needs a GPU, and none was found.\n"
+
+
+def test_make_gpu():
+    """What make would run."""
+    for options, expected in (((), ""), (("FULL=1",), " --full")):
+        done = subprocess.run(
+            ["make", "--dry-run", "gpu", "PYTHON=python3", "RESULTS=somewhere", "COMMIT=abc", *options],
+            cwd=gpu.ROOT, capture_output=True, text=True, check=True,
+        )  # fmt: skip
+        assert done.stdout.strip() == f"python3 -m bench gpu --out somewhere --commit abc{expected}"
