@@ -77,7 +77,7 @@ def run(arguments, budget):
         if not alive:
             return
     if not arguments.operations:
-        yield from timed(budget)
+        yield from here(budget.within([("host time", name) for name in LAYERS], describe=": ".join))
 
 
 def here(wanted):
@@ -97,13 +97,6 @@ def side_by_side(wanted, processes):
             if not answer["ok"]:
                 yield record_of(("answers", "GPU"), answer)
                 return
-
-
-def timed(budget):
-    """The host's times, by one process that runs alone."""
-    wanted = budget.within([("host time", name) for name in LAYERS], describe=": ".join)
-    for task, found in workers.results(wanted, do, 1, LIMIT_S):
-        yield record_of(task, found)
 
 
 def status(records):

@@ -10,7 +10,8 @@ import time
 
 import pytest
 
-from bench import gpu
+from bench import gpu, gpu_plan
+from bench.smoke_cases import cases
 
 SMOKE = [
     dict(operation="environment", check="environment", ok=True, gpu="NVIDIA H100 80GB HBM3", commit="abc"),
@@ -253,3 +254,27 @@ def test_make_gpu():
             cwd=gpu.ROOT, capture_output=True, text=True, check=True,
         )  # fmt: skip
         assert done.stdout.strip() == f"python3 -m bench gpu --out somewhere --commit abc{expected}"
+
+
+@pytest.mark.parametrize(("limit_s", "expected"), [(1e6, 0), (1e-3, 1)])
+def test_the_plan(monkeypatch, capsys, limit_s, expected):
+    """Of one check of smoke, compiled for a GPU in a process of its own."""
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    monkeypatch.setenv("TRITON_CACHE_DIR", "restored afterwards")
+    monkeypatch.setattr(
+        gpu_plan, "cases", lambda: [case for case in cases() if str(case) == "rms_norm bf16 768"]
+    )
+    monkeypatch.setattr(gpu_plan, "LAYERS", ())
+    monkeypatch.setattr(gpu_plan, "of_tests", lambda processes: dict(note="not counted: a stand-in"))
+    monkeypatch.setattr(
+        gpu_plan, "short_steps", lambda *_: ([step("smoke", "", limit_s), step("tests", "")], [])
+    )
+    assert gpu_plan.run(type("Options", (), dict(commit=None))()) == expected
+    printed = capsys.readouterr().out.splitlines()
+    cells = [cell.strip() for cell in printed[2].strip("|").split("|")]
+    assert cells[0] == "smoke"
+    assert cells[2] == "3"  # forward, backward, and what adds the column sums
+    assert "tests: not counted: a stand-in" in printed
+    assert printed[-1] == (
+        "what was counted fits" if expected == 0 else "WRONG: a step does not fit its limit"
+    )
