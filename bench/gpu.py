@@ -19,15 +19,17 @@ import sys
 import tarfile
 import tempfile
 import time
-import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 
+from . import checks
+
 ROOT = Path(__file__).parent.parent
 PYTEST_PROCESSES = 14
 SMOKE_BUDGET_S = 48  # of its 60: nothing begins that would end later, and imports come before
+TESTS_FILE = "tests/tests.xml"
 GRACE_S = 5  # between being asked to stop and being killed: time to write a JUnit file
 SUMMARY_CHARACTERS = 9000  # where a summary is passed on, it is by its last 12,000 characters
 SECTION_CHARACTERS = 2500
@@ -39,7 +41,7 @@ class Step:
     name: str
     command: list
     limit_s: float | None
-    log: str  # what it prints, in the folder of the results
+    log: str  # where what it prints is written, in the folder of the results
     summary: Callable = lambda folder, log: last_lines(log, 3)
     ends_pass: Callable = lambda folder, log, status: None  # the reason why nothing need follow
 
@@ -95,17 +97,7 @@ def wrong_value(folder, log, status):
 
 
 def tests_summary(folder, log):
-    """Totals and failures, of the JUnit file where there is one."""
-    path = folder / "tests.xml"
-    if not path.exists():
-        return last_lines(log, 8)
-    suite = ElementTree.parse(path).getroot().find("testsuite")
-    lines = [", ".join(f"{suite.get(name)} {name}" for name in ("tests", "failures", "errors", "skipped"))]
-    for case in suite.iter("testcase"):
-        for fault in (*case.findall("failure"), *case.findall("error")):
-            message = (fault.get("message") or "").split("\n")[0]
-            lines.append(f"FAILED {case.get('classname')}::{case.get('name')}: {message}"[:200])
-    return "\n".join(lines)
+    return "\n".join(checks.tests_lines(log.parent))
 
 
 def speed_summary(folder, log):
@@ -130,11 +122,11 @@ def short_steps(folder, commit):
     bench, noted = [sys.executable, "-m", "bench"], ["--commit", commit] if commit else []
     options, missing = pytest_options()
     tests = [sys.executable, "-m", "pytest", "-m", "gpu", *options, "-q", "-p", "no:cacheprovider"]
-    smoke = [*bench, "smoke", "--json", "--budget", str(SMOKE_BUDGET_S), *noted]
+    smoke = [*bench, "smoke", "--json", "--budget", str(SMOKE_BUDGET_S), "--out", str(folder), *noted]
     quick = [*bench, "speed", "--quick", "--out", str(folder), *noted]
     return [
         Step("smoke", smoke, 60, "smoke.jsonl", smoke_summary, wrong_value),
-        Step("tests", [*tests, f"--junitxml={folder}/tests.xml"], 150, "tests.log", tests_summary),
+        Step("tests", [*tests, f"--junitxml={folder}/{TESTS_FILE}"], 150, "tests/tests.log", tests_summary),
         Step("speed", quick, 75, "speed.log", speed_summary),
     ], missing
 
@@ -142,11 +134,11 @@ def short_steps(folder, commit):
 def full_steps(folder, commit):
     """For who owns a GPU: everything, without limits."""
     bench, noted = [sys.executable, "-m", "bench"], ["--commit", commit] if commit else []
-    tests = [sys.executable, "-m", "pytest", "-q", f"--junitxml={folder}/tests.xml"]
+    tests = [sys.executable, "-m", "pytest", "-q", f"--junitxml={folder}/{TESTS_FILE}"]
     written = ["--out", str(folder), *noted]
     return [
-        Step("smoke", [*bench, "smoke", "--json", *noted], None, "smoke.jsonl", smoke_summary, wrong_value),
-        Step("tests", tests, None, "tests.log", tests_summary),
+        Step("smoke", [*bench, "smoke", "--json", *written], None, "smoke.jsonl", smoke_summary, wrong_value),
+        Step("tests", tests, None, "tests/tests.log", tests_summary),
         Step("speed", [*bench, "speed", *written], None, "speed.log", speed_summary),
         Step("models", [*bench, "models", *written], None, "models.log", speed_summary),
     ], []
@@ -165,6 +157,7 @@ def stop(process):
 
 def run_step(step, folder, environment):
     begin, status = time.monotonic(), None
+    (folder / step.log).parent.mkdir(exist_ok=True)
     with open(folder / step.log, "w") as log, open(folder / f"{step.name}.err", "w") as errors:
         process = subprocess.Popen(
             step.command, stdout=log, stderr=errors, cwd=ROOT, env=environment, start_new_session=True

@@ -55,11 +55,11 @@ def environment(commit):
 
 def record_of(task, found):
     check, name = task
-    return dict(operation=name.split()[0], case=name, check=check) | found
+    return dict(operation=name.split()[0], case=name, what=check) | found
 
 
 def run(arguments, budget):
-    yield dict(operation="environment", case="environment", check="environment", ok=True) | environment(
+    yield dict(operation="environment", case="environment", what="environment", ok=True) | environment(
         arguments.commit
     )
     wanted = budget.within(tasks(arguments.operations), describe=": ".join)
@@ -73,7 +73,7 @@ def run(arguments, budget):
         alive = True
         for record in side_by_side(wanted, min(processes, os.cpu_count() or 1)):
             yield record
-            alive = alive and (record["check"] != "answers" or record["ok"])
+            alive = alive and (record["what"] != "answers" or record["ok"])
         if not alive:
             return
     if not arguments.operations:
@@ -100,7 +100,7 @@ def side_by_side(wanted, processes):
 
 
 def status(records):
-    if any(record["check"] == "answers" and not record["ok"] for record in records):
+    if any(record["what"] == "answers" and not record["ok"] for record in records):
         return 2
     return int(not all(record["ok"] for record in records))
 
@@ -139,9 +139,9 @@ def _host(kinds):
 
 def wrong_line(record):
     """What is wrong with a record, in one line."""
-    known = ("operation", "case", "check", "ok", "spoiled", "wrong_value", "first_s")
+    known = ("operation", "case", "what", "ok", "spoiled", "wrong_value", "first_s")
     details = ", ".join(f"{name} {value}" for name, value in record.items() if name not in known)
-    return f"WRONG {record['check']}, {record['case']}: {details}"
+    return f"WRONG {record['what']}, {record['case']}: {details}"
 
 
 CAPTION = "every family against float64, in units in the last place; torch's error beside ours"

@@ -60,6 +60,12 @@ class Worker:
         self.process.join(SECONDS_TO_END)
         self.process = self.connection = None
 
+    def kill(self):
+        """From another thread than the one that calls, whose call then fails."""
+        process = self.process
+        if process is not None:
+            process.kill()
+
     def call(self, method, *arguments, limit):
         """What the object's generator yields. Failed where that takes more than `limit` seconds at once."""
         self.start()

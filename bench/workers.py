@@ -1,43 +1,16 @@
-"""Processes that each do one thing after another, and are replaced where one dies, hangs or is spoiled."""
+"""Checks side by side in processes, of which one that is spoiled is replaced."""
 
-import multiprocessing
-import time
-from multiprocessing.connection import wait
+import queue
+import threading
 
-CONTEXT = multiprocessing.get_context("spawn")  # because a GPU that was touched cannot be forked
-
-
-def _serve(connection, do):
-    while (task := connection.recv()) is not None:
-        connection.send(do(*task))
+from .worker import SECONDS_TO_END, Failed, Worker
 
 
-class Worker:
-    def __init__(self, do):
-        self.connection, other = CONTEXT.Pipe()
-        self.process = CONTEXT.Process(target=_serve, args=(other, do), daemon=True)
-        self.process.start()
-        other.close()  # so that its end is seen when the process dies
-        self.task = None
+class Doing:
+    """What a worker's process does: one thing after another."""
 
-    def begin(self, task, limit_s):
-        self.task, self.deadline = task, time.monotonic() + limit_s
-        self.connection.send(task)
-
-    def result(self):
-        """The record of its task, or one that says how the process ended."""
-        try:
-            return self.connection.recv()
-        except EOFError:
-            self.process.join()
-            return dict(
-                ok=False, spoiled=True, error=f"the process ended with status {self.process.exitcode}"
-            )
-
-    def end(self):
-        self.process.kill()
-        self.process.join()
-        self.connection.close()
+    def do(self, function, task):
+        yield function(*task)
 
 
 def results(tasks, do, count, limit_s, alone=()):
@@ -46,36 +19,46 @@ def results(tasks, do, count, limit_s, alone=()):
     A task is a tuple, `do` a function of a module that returns a dictionary. One with `spoiled` ends its
     process, and another takes its place. Tasks that begin with one of `alone` have a process of their own.
     """
-    idle, busy = [], []
+    waiting, done, workers = queue.Queue(), queue.Queue(), []
+
+    def serve():
+        with Worker(Doing) as worker:
+            workers.append(worker)
+            while (task := waiting.get()) is not None:
+                done.put((task, _result(worker, do, task, limit_s, task[0] in alone)))
+
+    threads, busy = [], 0
     try:
         for task in tasks:
-            while len(busy) == count:
-                yield from _finished(idle, busy, limit_s, alone)
-            if task[0] in alone and idle:
-                idle.pop().end()
-            worker = idle.pop() if idle and task[0] not in alone else Worker(do)
-            worker.begin(task, limit_s)
-            busy.append(worker)
+            if busy == count:
+                yield done.get()
+                busy -= 1
+            elif len(threads) < count:
+                threads.append(threading.Thread(target=serve, daemon=True))
+                threads[-1].start()
+            waiting.put(task)
+            busy += 1
         while busy:
-            yield from _finished(idle, busy, limit_s, alone)
+            yield done.get()
+            busy -= 1
     finally:
-        for worker in (*idle, *busy):
-            worker.end()
+        waiting.queue.clear()
+        for _ in threads:
+            waiting.put(None)
+        if busy:  # nobody waits for what is being done
+            for worker in workers:
+                worker.kill()
+        for thread in threads:
+            thread.join(SECONDS_TO_END)
 
 
-def _finished(idle, busy, limit_s, alone):
-    first = min(worker.deadline for worker in busy)
-    ready = wait([worker.connection for worker in busy], max(0.0, first - time.monotonic()))
-    for worker in list(busy):
-        if worker.connection in ready:
-            record = worker.result()
-        elif worker.deadline <= time.monotonic():
-            record = dict(ok=False, spoiled=True, error=f"no result within {limit_s:g} s")
-        else:
-            continue
-        busy.remove(worker)
-        if record.get("spoiled") or worker.task[0] in alone:
-            worker.end()
-        else:
-            idle.append(worker)
-        yield worker.task, record
+def _result(worker, do, task, limit_s, alone):
+    if alone:
+        worker.stop(at_once=True)
+    try:
+        (record,) = worker.call("do", do, task, limit=limit_s)
+    except Failed as failure:
+        return dict(ok=False, spoiled=True, error=str(failure))
+    if alone or record.get("spoiled"):
+        worker.stop(at_once=True)
+    return record

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -14,11 +15,11 @@ from bench import gpu, gpu_plan
 from bench.smoke_cases import cases
 
 SMOKE = [
-    dict(operation="environment", check="environment", ok=True, gpu="NVIDIA H100 80GB HBM3", commit="abc"),
-    dict(operation="layer_norm", case="layer_norm bf16 768", check="agrees", ok=True, wrong_value=False),
+    dict(operation="environment", what="environment", ok=True, gpu="NVIDIA H100 80GB HBM3", commit="abc"),
+    dict(operation="layer_norm", case="layer_norm bf16 768", what="agrees", ok=True, wrong_value=False),
 ]
-WRONG = dict(operation="rms_norm", case="rms_norm bf16 768", check="agrees", ok=False, wrong_value=True)
-REFUSED = dict(operation="dropout", case="dropout bf16 8", check="CUDA graph", ok=False, error="no capture")
+WRONG = dict(operation="rms_norm", case="rms_norm bf16 768", what="agrees", ok=False, wrong_value=True)
+REFUSED = dict(operation="dropout", case="dropout bf16 8", what="CUDA graph", ok=False, error="no capture")
 HANGS = """
 import subprocess, sys, time
 child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
@@ -156,11 +157,11 @@ def test_pytest_writes_its_file_when_stopped(run, tmp_path, monkeypatch):
     tests.write_text("import time\ndef test_wrong(): assert 1 == 2\ndef test_slow(): time.sleep(600)\n")
     (tmp_path / "pytest.ini").write_text("[pytest]\n")
     command = [sys.executable, "-m", "pytest", "-q", "-c", str(tmp_path / "pytest.ini"), str(tests)]
-    command += ["-p", "no:cacheprovider", f"--junitxml={run.folder}/tests.xml"]
-    status, printed, packed = run(gpu.Step("tests", command, 28, "tests.log", gpu.tests_summary))
+    command += ["-p", "no:cacheprovider", f"--junitxml={run.folder}/{gpu.TESTS_FILE}"]
+    status, printed, packed = run(gpu.Step("tests", command, 28, "tests/tests.log", gpu.tests_summary))
     assert status == 1
-    assert "test_wrong" in packed["unknown-gpu/tests.xml"]
-    assert "FAILED test_slow::test_wrong: assert 1 == 2" in printed.replace("tests.", "")
+    assert "test_wrong" in packed["unknown-gpu/tests/tests.xml"]
+    assert re.search(r"test_slow::test_wrong \| assert 1 == 2", printed)
     assert "stopped at its limit" in printed
 
 
@@ -222,6 +223,7 @@ def test_missing_plugins(monkeypatch, tmp_path):
 def test_the_pass_takes_five_minutes_at_most(tmp_path):
     steps, _ = gpu.short_steps(tmp_path, "abc")
     assert [step.name for step in steps] == ["smoke", "tests", "speed"]
+    assert steps[0].command[-4:] == ["--out", str(tmp_path), "--commit", "abc"]
     assert sum(step.limit_s for step in steps) <= 300 - 15  # starts and packing
     assert all("abc" in step.command for step in steps if step.name != "tests")
     full, _ = gpu.full_steps(tmp_path, "abc")

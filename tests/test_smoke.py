@@ -3,7 +3,9 @@
 import argparse
 import ast
 import json
+import multiprocessing
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -59,10 +61,10 @@ def quick(monkeypatch):
 def test_all_right(quick):
     records = list(smoke.run(options(), harness.Budget()))
     environment, *checks = records
-    assert environment["check"] == "environment"
+    assert environment["what"] == "environment"
     assert (environment["commit"], environment["torch"]) == ("abc", torch.__version__)
     assert len(environment["triton_key"]) == 16
-    assert [record["case"] for record in checks if record["check"] == "agrees"] == list(QUICK)
+    assert [record["case"] for record in checks if record["what"] == "agrees"] == list(QUICK)
     assert all(record["ok"] for record in records), smoke.table(records)
     assert smoke.status(records) == 0
     printed = smoke.table(records)
@@ -179,10 +181,21 @@ def test_a_spoiled_process_is_replaced():
     assert found["alone"]["seen"] == ["alone"]
     assert found["spoils"]["seen"] == ["two", "spoils"]
     assert found["three"]["seen"] == ["three"]
-    assert found["dies"]["error"] == "the process ended with status 3"
+    assert found["dies"]["error"] == "the process died: exit code 3"
     assert found["four"]["seen"] == ["four"]
-    assert found["hangs"]["error"] == "no result within 8 s"
+    assert found["hangs"]["error"] == "no answer in 8 s"
     assert found["five"]["seen"] == ["five"]
+
+
+def test_nobody_waits_for_what_is_left():
+    """Where the GPU no longer answers, the others' processes end at once."""
+    tasks = [("a", "hangs"), ("a", "hangs"), ("a", "one")]
+    begin = time.monotonic()
+    found = workers.results(tasks, stand_in.do, 3, 600)
+    assert next(found)[0] == ("a", "one")
+    found.close()
+    assert time.monotonic() - begin < 30
+    assert not multiprocessing.active_children()
 
 
 @pytest.mark.parametrize(("answers", "expected"), [(True, 1), (False, 2)])
