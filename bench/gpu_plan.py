@@ -63,7 +63,7 @@ def of_tests(processes):
         environment = dict(os.environ, PYTEST_PLUGINS="bench.compiles") | {FOLDER: folder}
         here = str(min(os.cpu_count() or 1, PYTEST_PROCESSES))
         command = [sys.executable, "-m", "pytest", "-m", "gpu", "-n", here, "--dist", "worksteal", "-q"]
-        command += ["--timeout", "120", "-p", "no:cacheprovider", "--tb=no", "-r", "N"]
+        command += ["--timeout", "120", "-p", "no:cacheprovider", "--tb=no", "--assert=plain", "-r", "N"]
         done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
         records = [json.loads(path.read_text()) for path in Path(folder).glob("*.json")]
     if not records or done.returncode not in (0, 1):

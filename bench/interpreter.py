@@ -4,12 +4,15 @@ Nearly all of its time goes to objects that describe types, not to numbers: it m
 operation, and patches triton.language for every launch and every call of a device function.
 """
 
+import functools
+
 from triton.language import core, semantic
 from triton.runtime import interpreter
 
 
+@functools.cache
 def speed_up():
-    """To be called once in a process."""
+    """Once in a process, however often it is called."""
     patch_language_once()
     call_builtins_directly()
     skip_checks_without_effect()

@@ -13,7 +13,7 @@ import os
 
 from triton.runtime.cache import triton_key
 
-from . import harness, interpreter, tables, workers
+from . import harness, tables, workers
 from .smoke_cases import ALL, TABLE, cases
 from .smoke_checks import ALONE, DEVICE, LAYERS, do
 
@@ -25,8 +25,9 @@ ON_A_GPU = ("another stream", "CUDA graph", "host time")
 
 def add_arguments(parser):
     parser.add_argument(
-        "--processes", type=int, metavar="N", help="side by side, where there is a GPU; 0: this process alone"
-    )
+        "--processes", type=int, metavar="N", default=MOST_PROCESSES if DEVICE == "cuda" else 0,
+        help="side by side; 0, as without a GPU: this process alone",
+    )  # fmt: skip
 
 
 def tasks(families=None):
@@ -63,27 +64,20 @@ def run(arguments, budget):
         arguments.commit
     )
     wanted = budget.within(tasks(arguments.operations), describe=": ".join)
-    processes = MOST_PROCESSES if arguments.processes is None else arguments.processes
-    if DEVICE == "cpu":
-        yield from here(wanted)
-        return
-    if processes == 0:
-        yield from here(wanted)
-    else:
-        alive = True
-        for record in side_by_side(wanted, min(processes, os.cpu_count() or 1)):
-            yield record
-            alive = alive and (record["what"] != "answers" or record["ok"])
-        if not alive:
+    processes = (
+        (MOST_PROCESSES if DEVICE == "cuda" else 0) if arguments.processes is None else arguments.processes
+    )
+    checked = side_by_side(wanted, min(processes, os.cpu_count() or 1)) if processes else here(wanted)
+    for record in checked:
+        yield record
+        if record["what"] == "answers" and not record["ok"]:
             return
-    if not arguments.operations:
+    if DEVICE == "cuda" and not arguments.operations:
         yield from here(budget.within([("host time", name) for name in LAYERS], describe=": ".join))
 
 
 def here(wanted):
     """In this process, one after the other."""
-    if DEVICE == "cpu":
-        interpreter.speed_up()
     for task in wanted:
         yield record_of(task, do(*task))
 

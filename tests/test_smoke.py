@@ -2,6 +2,7 @@
 
 import argparse
 import ast
+import contextlib
 import json
 import multiprocessing
 import sys
@@ -92,6 +93,62 @@ def test_help(part, monkeypatch, capsys):
     with pytest.raises(SystemExit, match="0"):
         __main__.main()
     assert "--out" in capsys.readouterr().out
+
+
+def test_side_by_side(quick):
+    """The same in processes of their own."""
+    alone, together = (list(smoke.run(options(processes=count), harness.Budget())) for count in (0, 2))
+
+    def judged(records):
+        return sorted((record["case"], record["ok"], record.get("ours", [])) for record in records)
+
+    assert judged(together) == judged(alone)
+
+
+class Nothing:
+    """A stream or graph on which nothing happens."""
+
+    def __getattr__(self, name):
+        return lambda *_: None
+
+
+@pytest.fixture
+def stand_in_gpu(monkeypatch):
+    """Calls of a GPU's streams and graphs: a capture runs at once, and a replay changes nothing."""
+    for name in ("Stream", "current_stream", "CUDAGraph"):
+        monkeypatch.setattr(torch.cuda, name, Nothing)
+    for name in ("stream", "graph"):
+        monkeypatch.setattr(torch.cuda, name, lambda _: contextlib.nullcontext())
+    for name in ("synchronize", "_sleep"):
+        monkeypatch.setattr(torch.cuda, name, lambda *_: None)
+
+
+@pytest.mark.skipif(not launch.INTERPRET, reason="the interpreter stands in for the GPU")
+def test_streams_and_graphs(stand_in_gpu):
+    normed, dropped = "layer_norm bf16 768", "dropout bf16 33x129 function=dropout"
+    for name in (normed, dropped):
+        assert smoke_checks.do("another stream", name) == dict(ok=True, wrong_value=False)
+    assert smoke_checks.do("CUDA graph", normed) == dict(ok=True, found="as in eager mode")
+    # which is wrong: every replay has to draw
+    assert smoke_checks.do("CUDA graph", dropped) == dict(ok=False, found="the same mask twice")
+
+
+@pytest.mark.skipif(not launch.INTERPRET, reason="the interpreter stands in for the GPU")
+def test_on_a_wrong_stream(stand_in_gpu, monkeypatch):
+    """What was launched elsewhere has read the zeros that were there before."""
+    real = torch.Tensor.copy_
+    monkeypatch.setattr(torch.Tensor, "copy_", lambda to, x: to if x.shape == (768,) else real(to, x))
+    assert smoke_checks.do("another stream", "layer_norm bf16 768") == dict(ok=False, wrong_value=True)
+
+
+def test_host_times(monkeypatch):
+    monkeypatch.setattr(smoke_checks, "CALLS", 1)
+    monkeypatch.setattr(smoke_checks, "TURNS", 1)
+    record = smoke_checks.do("host time", "LayerNorm 8x768")
+    assert record["ok"], record
+    for kind in ("without gradient", "with gradient"):
+        assert set(record["host_us"][kind]) == {"normreg", "torch"}
+        assert min(record["host_us"][kind].values()) > 0
 
 
 def off_by(amount, wrong):
