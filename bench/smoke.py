@@ -10,6 +10,7 @@ Exit status 1: something is wrong. 2: the GPU itself no longer answers.
 
 import hashlib
 import os
+from importlib import metadata
 
 from triton.runtime.cache import triton_key
 
@@ -18,7 +19,7 @@ from .smoke_cases import ALL, TABLE, cases
 from .smoke_checks import ALONE, DEVICE, LAYERS, do
 
 OPERATIONS = tuple(TABLE)
-LIMIT_S = 30  # of one check
+LIMIT_S = 40  # of one check, the start of its process included
 MOST_PROCESSES = 14  # on a GPU; each has a context of half a GiB there
 ON_A_GPU = ("another stream", "CUDA graph", "host time")
 
@@ -50,8 +51,8 @@ def tasks(families=None):
 def environment(commit):
     """`harness.environment`, and what decides whether compiled kernels are found in Triton's cache."""
     key = hashlib.sha256(triton_key().encode()).hexdigest()[:16]
-    numpy = __import__("numpy").__version__
-    return dict(harness.environment(commit), numpy=numpy, triton_key=key, cores=os.cpu_count())
+    found = dict(numpy=metadata.version("numpy"), triton_key=key, cores=os.cpu_count())
+    return harness.environment(commit) | found
 
 
 def record_of(task, found):
@@ -60,14 +61,10 @@ def record_of(task, found):
 
 
 def run(arguments, budget):
-    yield dict(operation="environment", case="environment", what="environment", ok=True) | environment(
-        arguments.commit
-    )
+    yield record_of(("environment", "environment"), dict(ok=True) | environment(arguments.commit))
     wanted = budget.within(tasks(arguments.operations), describe=": ".join)
-    processes = (
-        (MOST_PROCESSES if DEVICE == "cuda" else 0) if arguments.processes is None else arguments.processes
-    )
-    checked = side_by_side(wanted, min(processes, os.cpu_count() or 1)) if processes else here(wanted)
+    processes = min(arguments.processes, os.cpu_count() or 1)
+    checked = side_by_side(wanted, processes) if processes else here(wanted)
     for record in checked:
         yield record
         if record["what"] == "answers" and not record["ok"]:

@@ -124,7 +124,7 @@ def test_a_step_that_hangs(run, monkeypatch, deaf):
     monkeypatch.setattr(gpu, "GRACE_S", 1)
     ignoring = "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)" if deaf else ""
     begin = time.monotonic()
-    hanging = step("tests", HANGS.format(deaf=ignoring), limit_s=4)
+    hanging = step("tests", HANGS.format(deaf=ignoring), limit_s=3)
     status, printed, packed = run(hanging, step("speed", "print(7)"))
     assert time.monotonic() - begin < 30
     assert status == 1
@@ -158,7 +158,7 @@ def test_pytest_writes_its_file_when_stopped(run, tmp_path, monkeypatch):
     (tmp_path / "pytest.ini").write_text("[pytest]\n")
     command = [sys.executable, "-m", "pytest", "-q", "-c", str(tmp_path / "pytest.ini"), str(tests)]
     command += ["-p", "no:cacheprovider", f"--junitxml={run.folder}/{gpu.TESTS_FILE}"]
-    status, printed, packed = run(gpu.Step("tests", command, 28, "tests/tests.log", gpu.tests_summary))
+    status, printed, packed = run(gpu.Step("tests", command, 8, "tests/tests.log", gpu.tests_summary))
     assert status == 1
     assert "test_wrong" in packed["unknown-gpu/tests/tests.xml"]
     assert re.search(r"test_slow::test_wrong \| assert 1 == 2", printed)
@@ -224,7 +224,7 @@ def test_the_pass_takes_five_minutes_at_most(tmp_path):
     steps, _ = gpu.short_steps(tmp_path, "abc")
     assert [step.name for step in steps] == ["smoke", "tests", "speed"]
     assert steps[0].command[-4:] == ["--out", str(tmp_path), "--commit", "abc"]
-    assert sum(step.limit_s for step in steps) <= 300 - 15  # starts and packing
+    assert sum(step.limit_s + gpu.GRACE_S for step in steps) <= 300
     assert all("abc" in step.command for step in steps if step.name != "tests")
     full, _ = gpu.full_steps(tmp_path, "abc")
     assert [step.limit_s for step in full] == [None] * 4
