@@ -232,7 +232,7 @@ def test_wrong_dropouts(monkeypatch, spoil, wrong):
 def test_a_spoiled_process_is_replaced():
     tasks = [("a", name) for name in ("one", "two", "spoils", "three", "dies", "four", "hangs", "five")]
     tasks.insert(1, ("own", "alone"))
-    found = {task[1]: record for task, record in workers.results(tasks, stand_in.do, 1, 8, alone=("own",))}
+    found = {task[1]: record for task, record in workers.results(tasks, stand_in.do, 1, 5, alone=("own",))}
     assert list(found) == [name for _, name in tasks]
     assert found["one"]["seen"] == ["one"]
     assert found["alone"]["seen"] == ["alone"]
@@ -240,7 +240,7 @@ def test_a_spoiled_process_is_replaced():
     assert found["three"]["seen"] == ["three"]
     assert found["dies"]["error"] == "the process died: exit code 3"
     assert found["four"]["seen"] == ["four"]
-    assert found["hangs"]["error"] == "no answer in 8 s"
+    assert found["hangs"]["error"] == "no answer in 5 s"
     assert found["five"]["seen"] == ["five"]
 
 
