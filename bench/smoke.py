@@ -20,6 +20,7 @@ from .smoke_checks import ALONE, DEVICE, LAYERS, do
 
 OPERATIONS = tuple(TABLE)
 LIMIT_S = 40  # of one check, the start of its process included
+SPOILED_IN_A_ROW = 3  # processes, which might also be for faults of the kernels alone
 MOST_PROCESSES = 14  # on a GPU; each has a context of half a GiB there
 ON_A_GPU = ("another stream", "CUDA graph", "host time")
 
@@ -80,14 +81,23 @@ def here(wanted):
 
 
 def side_by_side(wanted, processes):
-    """By processes; after a fault that spoiled one, a new one is asked whether the GPU still answers."""
+    """By processes; where several in a row are spoiled, a new one is asked whether the GPU still answers."""
+    in_a_row = 0
     for task, found in workers.results(wanted, do, processes, LIMIT_S, ALONE):
         yield record_of(task, found)
-        if found.get("spoiled"):
-            ((_, answer),) = workers.results([("answers", "")], do, 1, LIMIT_S)
+        in_a_row = in_a_row + 1 if found.get("spoiled") else 0
+        if in_a_row == SPOILED_IN_A_ROW:
+            in_a_row, answer = 0, asked()
             if not answer["ok"]:
                 yield record_of(("answers", "GPU"), answer)
                 return
+    if in_a_row:
+        yield record_of(("answers", "GPU"), asked())
+
+
+def asked():
+    ((_, answer),) = workers.results([("answers", "GPU")], do, 1, LIMIT_S)
+    return answer
 
 
 def status(records):

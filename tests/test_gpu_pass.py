@@ -258,25 +258,38 @@ def test_make_gpu():
         assert done.stdout.strip() == f"python3 -m bench gpu --out somewhere --commit abc{expected}"
 
 
-@pytest.mark.parametrize(("limit_s", "expected"), [(1e6, 0), (1e-3, 1)])
-def test_the_plan(monkeypatch, capsys, limit_s, expected):
+@pytest.fixture
+def plan(monkeypatch, capsys):
+    """Exit status and lines of the plan of steps that may take so long."""
+
+    def plan(limit_s):
+        steps = [step("smoke", "", limit_s), step("tests", "")]
+        monkeypatch.setattr(gpu_plan, "short_steps", lambda *_: (steps, []))
+        status = gpu_plan.run(type("Options", (), dict(commit=None))())
+        return status, capsys.readouterr().out.splitlines()
+
+    monkeypatch.setenv("TRITON_CACHE_DIR", "restored afterwards")
+    monkeypatch.setattr(gpu_plan, "of_tests", lambda processes: dict(note="not counted: a stand-in"))
+    return plan
+
+
+def test_the_plan(plan, monkeypatch):
     """Of one check of smoke, compiled for a GPU in a process of its own."""
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
-    monkeypatch.setenv("TRITON_CACHE_DIR", "restored afterwards")
-    monkeypatch.setattr(
-        gpu_plan, "cases", lambda: [case for case in cases() if str(case) == "rms_norm bf16 768"]
-    )
+    one = [case for case in cases() if str(case) == "rms_norm bf16 768"]
+    monkeypatch.setattr(gpu_plan, "cases", lambda: one)
     monkeypatch.setattr(gpu_plan, "LAYERS", ())
-    monkeypatch.setattr(gpu_plan, "of_tests", lambda processes: dict(note="not counted: a stand-in"))
-    monkeypatch.setattr(
-        gpu_plan, "short_steps", lambda *_: ([step("smoke", "", limit_s), step("tests", "")], [])
-    )
-    assert gpu_plan.run(type("Options", (), dict(commit=None))()) == expected
-    printed = capsys.readouterr().out.splitlines()
-    cells = [cell.strip() for cell in printed[2].strip("|").split("|")]
-    assert cells[0] == "smoke"
-    assert cells[2] == "3"  # forward, backward, and what adds the column sums
-    assert "tests: not counted: a stand-in" in printed
-    assert printed[-1] == (
-        "what was counted fits" if expected == 0 else "WRONG: a step does not fit its limit"
-    )
+    status, printed = plan(1e6)
+    assert status == 0
+    name, _, kernels, *_ = (cell.strip() for cell in printed[2].strip("|").split("|"))
+    assert (name, kernels) == ("smoke", "3")  # forward, backward, and what adds the column sums
+    assert printed[-2:] == ["tests: not counted: a stand-in", "what was counted fits"]
+
+
+def test_a_plan_that_does_not_fit(plan, monkeypatch):
+    figures = dict(kernels=3, compile_s=1.0, cpu_s=2.0, at_most_s=61.0)
+    monkeypatch.setattr(gpu_plan, "of_smoke", lambda processes: figures)
+    assert plan(61.0)[0] == 0
+    status, printed = plan(60.0)
+    assert status == 1
+    assert printed[-1] == "WRONG: a step does not fit its limit"

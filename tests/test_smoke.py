@@ -255,17 +255,24 @@ def test_nobody_waits_for_what_is_left():
     assert not multiprocessing.active_children()
 
 
-@pytest.mark.parametrize(("answers", "expected"), [(True, 1), (False, 2)])
-def test_whether_the_gpu_still_answers(monkeypatch, answers, expected):
-    """After a process was spoiled another one is asked; where there is no answer nothing follows."""
+@pytest.mark.parametrize(
+    ("faults", "answers", "expected"),
+    [
+        ("b", True, "abcdefgh"),
+        ("bcdef", True, "abcdefgh"),
+        ("bcd", False, "abcd?"),
+        ("gh", False, "abcdefgh?"),
+    ],
+)
+def test_whether_the_gpu_still_answers(monkeypatch, faults, answers, expected):
+    """After some processes in a row were spoiled another one is asked; without an answer nothing follows."""
 
     def results(tasks, do, count, limit_s, alone=()):
         for check, name in tasks:
-            found = dict(ok=answers) if check == "answers" else dict(ok=name != "b", spoiled=name == "b")
-            yield (check, name), found
+            wrong = name in faults
+            yield (check, name), dict(ok=answers) if check == "answers" else dict(ok=not wrong, spoiled=wrong)
 
     monkeypatch.setattr(workers, "results", results)
-    tasks = [("agrees", name) for name in "abc"]
-    records = list(smoke.side_by_side(tasks, 2))
-    assert [record["case"] for record in records] == (["a", "b", "c"] if answers else ["a", "b", "GPU"])
-    assert smoke.status(records) == expected
+    records = list(smoke.side_by_side([("agrees", name) for name in "abcdefgh"], 2))
+    assert "".join(record["case"].replace("GPU", "?") for record in records) == expected
+    assert smoke.status(records) == (1 if answers else 2)
