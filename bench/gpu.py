@@ -31,8 +31,8 @@ PYTEST_PROCESSES = 14
 SMOKE_BUDGET_S = 48  # of its 60: nothing begins that would end later, and imports come before
 TESTS_FILE = "tests/tests.xml"
 GRACE_S = 4  # between being asked to stop and being killed: time to write a JUnit file
-SUMMARY_CHARACTERS = 9000  # where a summary is passed on, it is by its last 12,000 characters
-SECTION_CHARACTERS = 2500
+SUMMARY_CHARACTERS = 10_500  # where a summary is passed on, it is by its last 12,000 characters
+SECTION_CHARACTERS = 3000
 ERROR_CHARACTERS = 400
 
 
@@ -42,8 +42,8 @@ class Step:
     command: list
     limit_s: float | None
     log: str  # where what it prints is written, in the folder of the results
-    summary: Callable = lambda folder, log: last_lines(log, 3)
-    ends_pass: Callable = lambda folder, log, status: None  # the reason why nothing need follow
+    summary: Callable = lambda log: last_lines(log, 3)
+    ends_pass: Callable = lambda log: None  # the reason why nothing need follow
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ def json_lines(path):
     return [entry for entry in found if isinstance(entry, dict)]
 
 
-def smoke_summary(folder, log):
+def smoke_summary(log):
     records = json_lines(log)
     wrong = [record for record in records if record.get("ok") is False]
     lines = [f"{len(records) - len(wrong)} of {len(records)} checks right"]
@@ -90,17 +90,20 @@ def smoke_summary(folder, log):
     return "\n".join(lines)
 
 
-def wrong_value(folder, log, status):
-    if any(record.get("wrong_value") for record in json_lines(log)):
+def why_nothing_follows(log):
+    records = json_lines(log)
+    if any(record.get("wrong_value") for record in records):
         return "a value is wrong, and nothing measured of it would count"
-    return "the GPU no longer answers" if status == 2 else None
+    if any(record.get("what") == "answers" and not record["ok"] for record in records):
+        return "the GPU no longer answers"
+    return None
 
 
-def tests_summary(folder, log):
-    return "\n".join(checks.tests_lines(log.parent))
+def tests_summary(log):
+    return re.sub(r"  +", " ", "\n".join(checks.tests_lines(log.parent)))
 
 
-def speed_summary(folder, log):
+def speed_summary(log):
     return last_lines(log, 40)
 
 
@@ -125,7 +128,7 @@ def short_steps(folder, commit):
     smoke = [*bench, "smoke", "--json", "--budget", str(SMOKE_BUDGET_S), "--out", str(folder), *noted]
     quick = [*bench, "speed", "--quick", "--out", str(folder), *noted]
     return [
-        Step("smoke", smoke, 60, "smoke.jsonl", smoke_summary, wrong_value),
+        Step("smoke", smoke, 60, "smoke.jsonl", smoke_summary, why_nothing_follows),
         Step("tests", [*tests, f"--junitxml={folder}/{TESTS_FILE}"], 150, "tests/tests.log", tests_summary),
         Step("speed", quick, 75, "speed.log", speed_summary),
     ], missing
@@ -136,8 +139,9 @@ def full_steps(folder, commit):
     bench, noted = [sys.executable, "-m", "bench"], ["--commit", commit] if commit else []
     tests = [sys.executable, "-m", "pytest", "-q", f"--junitxml={folder}/{TESTS_FILE}"]
     written = ["--out", str(folder), *noted]
+    smoke = [*bench, "smoke", "--json", *written]
     return [
-        Step("smoke", [*bench, "smoke", "--json", *written], None, "smoke.jsonl", smoke_summary, wrong_value),
+        Step("smoke", smoke, None, "smoke.jsonl", smoke_summary, why_nothing_follows),
         Step("tests", tests, None, "tests/tests.log", tests_summary),
         Step("speed", [*bench, "speed", *written], None, "speed.log", speed_summary),
         Step("models", [*bench, "models", *written], None, "models.log", speed_summary),
@@ -211,7 +215,7 @@ def run_steps(steps, folder, out, commit, notes=()):
                 steps=[dict(name=o.step.name, status=o.status, seconds=round(o.seconds, 1)) for o in outcomes]
             )
             path = pack(folder, described, out)
-            reason = step.ends_pass(folder, folder / step.log, outcomes[-1].status)
+            reason = step.ends_pass(folder / step.log)
             if reason:
                 left = ", ".join(later.name for later in steps[number + 1 :])
                 notes.append(f"ended early, because {reason}; left out: {left or 'nothing'}")
@@ -232,7 +236,7 @@ def summary(outcomes, folder, notes, path):
     lines = []
     for outcome in outcomes:
         log, errors = folder / outcome.step.log, folder / f"{outcome.step.name}.err"
-        lines += [f"== {outcome}", shortened(outcome.step.summary(folder, log), SECTION_CHARACTERS)]
+        lines += [f"== {outcome}", shortened(outcome.step.summary(log), SECTION_CHARACTERS)]
         if outcome.status:
             lines.append(shortened(last_lines(errors, 3), ERROR_CHARACTERS))
         notes += (

@@ -56,6 +56,11 @@ def error_in_units(result, exact):
     return ((result.double() - exact).abs().max() / unit).item()
 
 
+def judged(right):
+    """Where a result is wrong, and not only missing, the record says so."""
+    return dict(ok=True) if right else dict(ok=False, wrong_value=True)
+
+
 def agrees(case, device=DEVICE):
     """Results and gradients against float64, torch's error beside ours, in units of the dtype."""
     problem = case.problem(device)
@@ -71,7 +76,7 @@ def agrees(case, device=DEVICE):
     same_dtypes = [y.dtype for y in ours] == [y.dtype for y in theirs]
     right = same_dtypes and all(error <= most for error, most in zip(errors[0], allowed))  # nan is wrong
     record = dict(ours=[round(e, 2) for e in errors[0]], torch=[round(e, 2) for e in errors[1]])
-    return record | dict(first_s=round(first_s, 2), ok=right, wrong_value=not right)
+    return record | dict(first_s=round(first_s, 2)) | judged(right)
 
 
 def draws(device=DEVICE):
@@ -93,9 +98,8 @@ def draws(device=DEVICE):
         "next call, next mask": not torch.equal(first, second),
         "backward as forward": torch.equal(dx, first),
     }
-    right = all(found.values())
     wrong = [name for name, holds in found.items() if not holds]
-    return dict(kept=kept, wrong=wrong, ok=right, wrong_value=not right)
+    return dict(kept=kept, wrong=wrong) | judged(not wrong)
 
 
 def on_another_stream(case):
@@ -112,7 +116,7 @@ def on_another_stream(case):
         found = run(problem.ours, [x.requires_grad_() for x in written])
     stream.synchronize()
     right = all(map(torch.equal, (*found[0], *found[1]), (*expected[0], *expected[1])))
-    return dict(ok=right, wrong_value=not right)
+    return judged(right)
 
 
 def in_a_graph(case):
