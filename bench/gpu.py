@@ -187,7 +187,7 @@ def name_of(gpu):
 
 
 def pack(folder, environment, out):
-    """All files of the folder, in one archive with one folder that is named for the GPU."""
+    """All files of the folder that are not empty, in one archive with one folder that is named for the GPU."""
     out.mkdir(parents=True, exist_ok=True)
     path, unfinished, top = out / "results.tgz", out / "results.tgz.part", name_of(environment["gpu"])
     with tarfile.open(unfinished, "w:gz") as archive:
@@ -195,8 +195,9 @@ def pack(folder, environment, out):
         entry = tarfile.TarInfo(f"{top}/environment.json")
         entry.size, entry.mtime = len(said), int(time.time())
         archive.addfile(entry, io.BytesIO(said))
-        for file in sorted(file for file in folder.rglob("*") if file.is_file()):
-            archive.add(file, f"{top}/{file.relative_to(folder)}")
+        for file in sorted(folder.rglob("*")):
+            if file.is_file() and file.stat().st_size:
+                archive.add(file, f"{top}/{file.relative_to(folder)}")
     unfinished.replace(path)
     return path
 

@@ -269,9 +269,9 @@ def bias_act_dropout(make, count, cols, p=P, act="gelu", bias=True):
 
 
 def l2_penalty(make, *sizes):
-    """Of tensors of every dtype that is not wider than the case's."""
-    widest = torch.finfo(make.dtype).bits
-    dtypes = itertools.cycle(d for d in DTYPES.values() if torch.finfo(d).bits <= widest)
+    """Of tensors of every dtype not wider than the case's; float64 alone, because others sum in float32."""
+    mixed = [d for d in DTYPES.values() if torch.finfo(d).bits <= torch.finfo(make.dtype).bits]
+    dtypes = itertools.cycle([torch.float64] if make.dtype == torch.float64 else mixed)
     tensors = [make(size).to(dtype) for size, dtype in zip(sizes, dtypes)]
     wide = torch.promote_types(make.dtype, torch.float32)
     return Problem(
