@@ -187,7 +187,7 @@ def name_of(gpu):
 
 
 def pack(folder, environment, out):
-    """All files of the folder that are not empty, in one archive with one folder that is named for the GPU."""
+    """The folder's files that are not empty, in one archive, in a folder that is named for the GPU."""
     out.mkdir(parents=True, exist_ok=True)
     path, unfinished, top = out / "results.tgz", out / "results.tgz.part", name_of(environment["gpu"])
     with tarfile.open(unfinished, "w:gz") as archive:
