@@ -13,7 +13,7 @@ TEST_ARGS ?=
 
 BENCH_ARGS ?=
 STUDY_ARGS ?=
-RESULTS ?= build
+RESULTS ?= .
 COMMIT ?= $(shell git rev-parse HEAD 2>/dev/null)
 
 .PHONY: demo test bench study gpu clean
