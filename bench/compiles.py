@@ -49,7 +49,10 @@ def pytest_configure(config):
 
 
 def pytest_sessionfinish(session):
-    compiled = session.config.stash_compiled
+    config = session.config
+    if config.getoption("numprocesses", None) and not hasattr(config, "workerinput"):
+        return  # of xdist's processes it is the one that only hands out tests
+    compiled = config.stash_compiled
     path = Path(os.environ[FOLDER]) / f"{os.getpid()}.json"
     record = dict(kernels=compiled.kernels, compile_s=compiled.seconds, cpu_s=cpu_seconds())
     path.write_text(json.dumps(record))
