@@ -11,6 +11,9 @@ import resource
 from contextlib import ExitStack
 from pathlib import Path
 
+if "BENCH_COMPILES" in os.environ:
+    os.environ["TRITON_INTERPRET"] = "0"  # conftest has set it for the processes that pytest starts
+
 import triton
 
 from . import stub_driver
