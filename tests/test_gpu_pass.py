@@ -292,3 +292,30 @@ def test_a_plan_that_does_not_fit(plan, monkeypatch):
     status, printed = plan(60.0)
     assert status == 1
     assert printed[-1] == "WRONG: a step does not fit its limit"
+
+
+TESTS = """
+import torch
+from normreg import functional
+
+def test_compiles():
+    x = torch.randn(4, 64, requires_grad=True)
+    torch.autograd.grad(functional.rms_norm(x, (64,)).sum(), x)
+"""
+
+
+def test_what_tests_compile_is_counted(tmp_path):
+    """In processes that were told to interpret, as tests/conftest.py does."""
+    (tmp_path / "test_some.py").write_text(TESTS)
+    (tmp_path / "pytest.ini").write_text("[pytest]\n")
+    environment = dict(os.environ, TRITON_INTERPRET="1", TRITON_CACHE_DIR=str(tmp_path / "cache"))
+    environment |= dict(
+        PYTEST_PLUGINS="bench.compiles", BENCH_COMPILES=str(tmp_path), PYTHONPATH=str(gpu.ROOT)
+    )
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_some.py"]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+    (counts,) = map(json.loads, (path.read_text() for path in tmp_path.glob("*.json")))
+    assert counts["kernels"] == ["layer_norm_forward_kernel", "layer_norm_backward_kernel"]
+    assert counts["compile_s"] > 0
+    assert counts["cpu_s"] > 0
