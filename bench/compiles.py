@@ -19,6 +19,7 @@ import triton
 from . import stub_driver
 from .without_gpu import as_on_a_gpu
 
+MOST_BYTES = 12 * 2**30
 FOLDER = "BENCH_COMPILES"  # the variable that names where a session's counts are written
 
 
@@ -28,8 +29,10 @@ class Compiled:
     def __init__(self):
         self.kernels, self.seconds = [], 0.0
 
-    def install(self):
+    def install(self, path=None):
+        """path: of a file that says after each kernel how far it is, whatever becomes of the process."""
         stub_driver.install()
+        self.path = path
         triton.knobs.compilation.listener = self.heard
         return self
 
@@ -37,6 +40,12 @@ class Compiled:
         if not cache_hit:
             self.kernels.append(metadata["name"])
             self.seconds += times.total / 1e6
+            self.write()
+
+    def write(self):
+        if self.path is not None:
+            record = dict(kernels=self.kernels, compile_s=self.seconds, cpu_s=cpu_seconds())
+            self.path.write_text(json.dumps(record))
 
 
 def cpu_seconds():
@@ -46,16 +55,13 @@ def cpu_seconds():
 
 
 def pytest_configure(config):
-    config.stash_compiled = Compiled().install()
+    resource.setrlimit(resource.RLIMIT_AS, (MOST_BYTES, MOST_BYTES))  # tests of made-up results may want all
+    config.stash_compiled = Compiled().install(Path(os.environ[FOLDER]) / f"{os.getpid()}.json")
     config.stash_as_on_a_gpu = ExitStack()
     config.stash_as_on_a_gpu.enter_context(as_on_a_gpu())
 
 
 def pytest_sessionfinish(session):
     config = session.config
-    if config.getoption("numprocesses", None) and not hasattr(config, "workerinput"):
-        return  # of xdist's processes it is the one that only hands out tests
-    compiled = config.stash_compiled
-    path = Path(os.environ[FOLDER]) / f"{os.getpid()}.json"
-    record = dict(kernels=compiled.kernels, compile_s=compiled.seconds, cpu_s=cpu_seconds())
-    path.write_text(json.dumps(record))
+    if not config.getoption("numprocesses", None) or hasattr(config, "workerinput"):
+        config.stash_compiled.write()  # of xdist's processes not the one that only hands out tests
