@@ -286,7 +286,7 @@ def test_the_plan(plan, monkeypatch):
 
 
 def test_a_plan_that_does_not_fit(plan, monkeypatch):
-    figures = dict(kernels=3, compile_s=1.0, cpu_s=2.0, at_most_s=61.0)
+    figures = dict(kernels=3, compile_s=1.0, cpu_s=2.0, expected_s=61.0)
     monkeypatch.setattr(gpu_plan, "of_smoke", lambda processes: figures)
     assert plan(61.0)[0] == 0
     status, printed = plan(60.0)
