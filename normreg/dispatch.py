@@ -224,12 +224,12 @@ def group_norm(x, num_groups, weight, bias, eps):
             return f"a parameter has shape {tuple(vector.shape)}, the input {x.shape[1]} channels"
     if x.numel() == num_groups:
         return "there is only one value to normalize"
-    if group_norm_keeps_channels_last(x, vectors):
+    if _group_norm_keeps_channels_last(x, vectors):
         return "the input is channels_last, which torch's result keeps"
     return None
 
 
-def group_norm_keeps_channels_last(x, vectors):
+def _group_norm_keeps_channels_last(x, vectors):
     """Whether x is channels_last and torch's result, if torch takes these parameters, is so, too."""
     if x.is_contiguous() or suggest_memory_format(x) is torch.contiguous_format:
         return False

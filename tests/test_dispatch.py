@@ -552,7 +552,7 @@ def test_group_norm_keeps_channels_last_where_this_torch_does(kind):
     with FakeTensorMode():
         x, weight = fake_images(kind), torch.empty_strided((4,), (1,), device=kind)
         kept = F.group_norm(x, 2, weight, weight).stride() == x.stride()
-        assert dispatch.group_norm_keeps_channels_last(x, (weight, weight)) == kept
+        assert dispatch._group_norm_keeps_channels_last(x, (weight, weight)) == kept
 
 
 @pytest.mark.parametrize("kept", [True, False])
@@ -561,11 +561,11 @@ def test_group_norm_takes_a_gpus_parameters_of_another_dtype(kept, monkeypatch):
     monkeypatch.setattr(dispatch, "GPU_GROUP_NORM_KEEPS_CHANNELS_LAST", kept)
     with FakeTensorMode():
         x, weight = fake_images("cuda", torch.half), torch.empty_strided((4,), (1,), device="cuda")
-        assert dispatch.group_norm_keeps_channels_last(x, (None, None)) == kept
-        assert dispatch.group_norm_keeps_channels_last(x, (weight.half(), None)) == kept
-        assert not dispatch.group_norm_keeps_channels_last(x, (weight, weight))
+        assert dispatch._group_norm_keeps_channels_last(x, (None, None)) == kept
+        assert dispatch._group_norm_keeps_channels_last(x, (weight.half(), None)) == kept
+        assert not dispatch._group_norm_keeps_channels_last(x, (weight, weight))
         monkeypatch.setattr(torch, "is_autocast_enabled", lambda kind: kind == "cuda")
-        assert dispatch.group_norm_keeps_channels_last(x, (weight, weight)) == kept
+        assert dispatch._group_norm_keeps_channels_last(x, (weight, weight)) == kept
 
 
 class Tagged(torch.Tensor):
