@@ -12,7 +12,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from . import tables, workers
+from . import side_by_side, tables
 from .compiles import FOLDER, Compiled, cpu_seconds
 from .gpu import PYTEST_PROCESSES, ROOT, short_steps
 from .smoke import MOST_PROCESSES
@@ -42,7 +42,7 @@ def compile_check(check, name):
 def of_smoke(processes):
     """Kernels, seconds of compilation, the CPU's seconds, and the longest way through on that many cores."""
     tasks = [("agrees", str(case)) for case in cases()] + [("first call", name) for name in LAYERS]
-    records = [found for _, found in workers.results(tasks, compile_check, os.cpu_count() or 1, 600)]
+    records = [found for _, found in side_by_side.results(tasks, compile_check, os.cpu_count() or 1, 600)]
     if wrong := [record["error"] for record in records if "error" in record]:
         raise RuntimeError(f"expected every check to compile, got {wrong[0]}")
     start_s = max(record["start_s"] for record in records)

@@ -14,12 +14,12 @@ from importlib import metadata
 
 from triton.runtime.cache import triton_key
 
-from . import harness, tables, workers
+from . import harness, side_by_side, tables
 from .smoke_cases import ALL, TABLE, cases
 from .smoke_checks import ALONE, DEVICE, LAYERS, do
 
 OPERATIONS = tuple(TABLE)
-LIMIT_S = 40  # of one check, the start of its process included
+LIMIT_S = 40 if DEVICE == "cuda" else 300  # of one check, the start of its process included
 SPOILED_IN_A_ROW = 3  # processes, which might also be for faults of the kernels alone
 MOST_PROCESSES = 14  # on a GPU; each has a context of half a GiB there
 ON_A_GPU = ("another stream", "CUDA graph", "host time")
@@ -65,7 +65,7 @@ def run(arguments, budget):
     yield record_of(("environment", "environment"), dict(ok=True) | environment(arguments.commit))
     wanted = budget.within(tasks(arguments.operations), describe=": ".join)
     processes = min(arguments.processes, os.cpu_count() or 1)
-    checked = side_by_side(wanted, processes) if processes else here(wanted)
+    checked = by_processes(wanted, processes) if processes else here(wanted)
     for record in checked:
         yield record
         if record["what"] == "answers" and not record["ok"]:
@@ -80,10 +80,10 @@ def here(wanted):
         yield record_of(task, do(*task))
 
 
-def side_by_side(wanted, processes):
-    """By processes; where several in a row are spoiled, a new one is asked whether the GPU still answers."""
+def by_processes(wanted, processes):
+    """Side by side; where several in a row are spoiled, a new one is asked whether the GPU still answers."""
     in_a_row = 0
-    for task, found in workers.results(wanted, do, processes, LIMIT_S, ALONE):
+    for task, found in side_by_side.results(wanted, do, processes, LIMIT_S, ALONE):
         yield record_of(task, found)
         in_a_row = in_a_row + 1 if found.get("spoiled") else 0
         if in_a_row == SPOILED_IN_A_ROW:
@@ -96,7 +96,7 @@ def side_by_side(wanted, processes):
 
 
 def asked():
-    ((_, answer),) = workers.results([("answers", "GPU")], do, 1, LIMIT_S)
+    ((_, answer),) = side_by_side.results([("answers", "GPU")], do, 1, LIMIT_S)
     return answer
 
 

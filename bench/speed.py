@@ -16,7 +16,7 @@ import tempfile
 from dataclasses import dataclass
 from unittest import mock
 
-from . import compare, estimate, tables, timing, worker
+from . import compare, estimate, side_by_side, tables, timing
 from .measuring import Measurer
 from .operations import OPERATIONS, cases
 from .operations.case import Case
@@ -90,7 +90,7 @@ def compile_ahead(turns):
         ("compile", turn.case, peer) for turn in turns for peer in turn.peers if peer.name != "torch eager"
     ]
     processes = min(len(calls), MOST_PROCESSES, len(os.sched_getaffinity(0)))
-    worker.together(Measurer, calls, processes=max(1, processes), seconds=AHEAD_S)
+    side_by_side.together(Measurer, calls, processes=max(1, processes), seconds=AHEAD_S)
 
 
 def measure(measurer, case, peer, directions, limit):

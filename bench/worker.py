@@ -5,14 +5,11 @@ stray access ends the whole CUDA context. So a worker that raises, dies or falls
 call starts another.
 """
 
-import collections
 import contextlib
 import multiprocessing
 import os
 import signal
 import threading
-import time
-from concurrent.futures import ThreadPoolExecutor
 
 PROCESSES = multiprocessing.get_context("spawn")  # CUDA does not survive a fork
 SECONDS_TO_END = 10
@@ -111,24 +108,6 @@ class Here:
         except Exception as error:
             self.served = None
             raise Failed(first_line(error)) from error
-
-
-def together(make, calls, processes, seconds):
-    """Makes calls of (method, *arguments) in several workers, for what they leave behind, as long as time is.
-
-    Whatever fails or is late is left.
-    """
-    waiting, end = collections.deque(calls), time.monotonic() + seconds
-
-    def serve():
-        with Worker(make) as worker:
-            while waiting and (left := end - time.monotonic()) > 0:
-                with contextlib.suppress(Failed, IndexError):  # another may have taken the last
-                    collections.deque(worker.call(*waiting.popleft(), limit=left), maxlen=0)
-
-    with ThreadPoolExecutor(processes) as threads:
-        for served in [threads.submit(serve) for _ in range(processes)]:
-            served.result()
 
 
 def _how(exitcode):

@@ -201,12 +201,11 @@ def group_norm(input, num_groups, weight=None, bias=None, eps=1e-5):
         weight, bias: (C,) or None; of input's dtype, or float32 beside 16 bits.
         eps: added to the variance.
 
-    Returns a contiguous tensor of input's shape and dtype (float32 where CUDA's autocast is on), whatever
-    input's strides; but channels_last input goes to torch's operator where torch's result keeps it: on a
-    CPU, and on a GPU from torch 2.15 on. Raises what `torch.nn.functional.group_norm` raises: RuntimeError
-    for channel counts, devices and dtypes, ValueError for one value in all. Statistics are computed and kept
-    in float32, float64 for float64. Where the kernel does not apply (`normreg.dispatch`) this is torch's
-    operator.
+    Returns a contiguous tensor of input's shape and dtype (float32 where CUDA's autocast is on); but
+    channels_last input goes to torch's operator where torch's result keeps it: on a CPU, and on a GPU from
+    torch 2.15 on. Raises what `torch.nn.functional.group_norm` raises: RuntimeError for channel counts,
+    devices and dtypes, ValueError for one value in all. Statistics are computed and kept in float32, float64
+    for float64. Where the kernel does not apply (`normreg.dispatch`) this is torch's operator.
 
     Equivalent::
 

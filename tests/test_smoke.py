@@ -13,7 +13,7 @@ import pytest
 import stand_in
 import torch
 
-from bench import __main__, harness, smoke, smoke_cases, smoke_checks, smoke_problems, workers
+from bench import __main__, harness, side_by_side, smoke, smoke_cases, smoke_checks, smoke_problems
 from bench.without_gpu import as_on_a_gpu, noted_launches
 from normreg.kernels import launch
 
@@ -232,7 +232,9 @@ def test_wrong_dropouts(monkeypatch, spoil, wrong):
 def test_a_spoiled_process_is_replaced():
     tasks = [("a", name) for name in ("one", "two", "spoils", "three", "dies", "four", "hangs", "five")]
     tasks.insert(1, ("own", "alone"))
-    found = {task[1]: record for task, record in workers.results(tasks, stand_in.do, 1, 5, alone=("own",))}
+    found = {
+        task[1]: record for task, record in side_by_side.results(tasks, stand_in.do, 1, 5, alone=("own",))
+    }
     assert list(found) == [name for _, name in tasks]
     assert found["one"]["seen"] == ["one"]
     assert found["alone"]["seen"] == ["alone"]
@@ -248,7 +250,7 @@ def test_nobody_waits_for_what_is_left():
     """Where the GPU no longer answers, the others' processes end at once."""
     tasks = [("a", "hangs"), ("a", "hangs"), ("a", "one")]
     begin = time.monotonic()
-    found = workers.results(tasks, stand_in.do, 3, 600)
+    found = side_by_side.results(tasks, stand_in.do, 3, 600)
     assert next(found)[0] == ("a", "one")
     found.close()
     assert time.monotonic() - begin < 30
@@ -272,7 +274,7 @@ def test_whether_the_gpu_still_answers(monkeypatch, faults, answers, expected):
             wrong = name in faults
             yield (check, name), dict(ok=answers) if check == "answers" else dict(ok=not wrong, spoiled=wrong)
 
-    monkeypatch.setattr(workers, "results", results)
-    records = list(smoke.side_by_side([("agrees", name) for name in "abcdefgh"], 2))
+    monkeypatch.setattr(side_by_side, "results", results)
+    records = list(smoke.by_processes([("agrees", name) for name in "abcdefgh"], 2))
     assert "".join(record["case"].replace("GPU", "?") for record in records) == expected
     assert smoke.status(records) == (1 if answers else 2)

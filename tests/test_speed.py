@@ -201,7 +201,7 @@ def quick(monkeypatch, stand_in):
     """Small cases in place of the quick ones, and what was compiled ahead."""
     ahead = []
     monkeypatch.setattr(speed, "QUICK", tuple(SMALL[name] for name in QUICK_NAMES))
-    monkeypatch.setattr(speed.worker, "together", lambda make, calls, **_: ahead.extend(calls))
+    monkeypatch.setattr(speed.side_by_side, "together", lambda make, calls, **_: ahead.extend(calls))
     return ahead
 
 

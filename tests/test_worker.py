@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from bench.worker import Failed, Worker, together
+from bench.side_by_side import together
+from bench.worker import Failed, Worker
 
 ROOT = Path(__file__).parent.parent
 LIMIT = 60

@@ -1,7 +1,11 @@
-"""Checks side by side in processes, of which one that is spoiled is replaced."""
+"""Work side by side in processes, of which one that is spoiled is replaced."""
 
+import collections
+import contextlib
 import queue
 import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 from .worker import SECONDS_TO_END, Failed, Worker
 
@@ -62,3 +66,21 @@ def _result(worker, do, task, limit_s, alone):
     if alone or record.get("spoiled"):
         worker.stop(at_once=True)
     return record
+
+
+def together(make, calls, processes, seconds):
+    """Makes calls of (method, *arguments) in several workers, for what they leave behind, as long as time is.
+
+    Whatever fails or is late is left.
+    """
+    waiting, end = collections.deque(calls), time.monotonic() + seconds
+
+    def serve():
+        with Worker(make) as worker:
+            while waiting and (left := end - time.monotonic()) > 0:
+                with contextlib.suppress(Failed, IndexError):  # another may have taken the last
+                    collections.deque(worker.call(*waiting.popleft(), limit=left), maxlen=0)
+
+    with ThreadPoolExecutor(processes) as threads:
+        for served in [threads.submit(serve) for _ in range(processes)]:
+            served.result()
