@@ -42,7 +42,7 @@ def handle(generator):
     """Another handle of a generator's state, to change the state through.
 
     What is set through the generator of a GPU itself would also make it forget that cuDNN's RNNs hold a state
-    of their dropout, which they would then draw anew, from the CPU's generator, before their next forward.
+    of their dropout: they would make it anew at their next forward, from a number that the host waits for.
     """
     return generator.graphsafe_get_state() if generator.device.type == "cuda" else generator
 
