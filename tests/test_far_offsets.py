@@ -30,6 +30,9 @@ def run_program(kernel, program, programs, *arguments, **constants):
     finally:
         builder.set_grid_idx, builder.set_grid_dim = set_grid_idx, set_grid_dim
 
+def on_y(program, programs):
+    return (0, program[0], 0), (1, programs[0], 1)
+
 def reserved(*shape, dtype=torch.float16):
     return torch.empty(shape, dtype=dtype)
 
@@ -90,7 +93,7 @@ check(y[-1], expected[-1])
 dy = reserved(rows, cols)
 dy[-4:] = torch.randn(4, cols)
 (dx,) = torch.autograd.grad(expected, last, dy[-4:].float())
-run_program(layer_norm.layer_norm_backward_kernel, (tile, 0, 0), (rows // 4, 1, 1),
+run_program(layer_norm.layer_norm_backward_kernel, (0, tile, 0), (1, rows // 4, 1),
             dy, x, y, weight, mean, rstd, None, None, None, None, rows, cols // 8, rows // 4, **TILES)
 check(y[-4:], dx)
 """,
@@ -98,7 +101,7 @@ check(y[-4:], dx)
 dy = reserved(rows, cols)
 dy[-1] = torch.randn(cols)
 (dx,) = torch.autograd.grad(expected[-1], last, dy[-1].float())
-run_program(layer_norm.layer_norm_backward_parts_kernel, (rows - 1, 0, 0), (rows, 1, 1),
+run_program(layer_norm.layer_norm_backward_parts_kernel, (0, rows - 1, 0), (1, rows, 1),
             dy, x, y, weight, mean, rstd, None, None, rows, cols // 8, **PARTS)
 check(y[-1], dx[-1])
 """,
@@ -109,7 +112,7 @@ dy[-4:] = torch.randn(4, cols)
 sums = [reserved(rows, dtype=torch.float32), None if mean is None else reserved(rows, dtype=torch.float32)]
 run_program(layer_norm.layer_norm_backward_sums_kernel, (rows - 1, 0, 0), (rows, 1, 1),
             dy, x, weight, mean, rstd, *sums, rows, cols // 8, **CHUNKS)
-run_program(layer_norm.layer_norm_backward_kernel, (rows - 1, 0, 0), (rows, 1, 1),
+run_program(layer_norm.layer_norm_backward_kernel, (0, rows - 1, 0), (1, rows, 1),
             dy, x, y, weight, mean, rstd, *sums, None, None, rows, cols // 8, rows, STAGES=3, **CHUNKS)
 check(y[-1], dx[-1])
 """,
@@ -205,14 +208,14 @@ for kernel in (layer_norm.layer_norm_forward_kernel, layer_norm.layer_norm_forwa
 """,
     "layer_norm_channels_backward": CHANNELS_FIRST
     + """
-run_program(layer_norm.layer_norm_backward_kernel, *last_program,
+run_program(layer_norm.layer_norm_backward_kernel, *on_y(*last_program),
             dy, x, y, weight, mean, rstd, None, None, None, None, *sizes, samples, STAGES=1, **constants)
 check(y[-1], dx.t())
 y[-1] = 0
 sums = reserved(samples, positions, dtype=torch.float32), reserved(samples, positions, dtype=torch.float32)
 run_program(layer_norm.layer_norm_backward_sums_kernel, *last_program,
             dy, x, weight, mean, rstd, *sums, *sizes, **constants)
-run_program(layer_norm.layer_norm_backward_kernel, *last_program,
+run_program(layer_norm.layer_norm_backward_kernel, *on_y(*last_program),
             dy, x, y, weight, mean, rstd, *sums, None, None, *sizes, samples, STAGES=1, **constants)
 check(y[-1], dx.t())
 """,
@@ -364,8 +367,9 @@ check(z[-1], 1 + 2 * keep[-1])
 check(y[-1], F.rms_norm(z[-1].float(), (cols,)))
 dy, dx = reserved(rows, cols), reserved(rows, cols)
 dy[-2:] = torch.randn(2, cols)
-run_program(dropout_add_norm.dropout_add_norm_backward_kernel, *last_rows, dy, z, dy, None, dx, y, None, None,
-            None, None, rstd, None, None, None, None, None, *decided, rows // 2, **few)
+run_program(dropout_add_norm.dropout_add_norm_backward_kernel, *on_y(*last_rows),
+            dy, z, dy, None, dx, y, None, None, None, None, rstd, None, None, None, None, None,
+            *decided, rows // 2, **few)
 last = z[-2:].float().requires_grad_()
 (dz,) = torch.autograd.grad(F.rms_norm(last, (cols,)), last, dy[-2:].float())
 check(y[-2:], dz + dy[-2:])
@@ -379,8 +383,8 @@ check(z[-2:], 1 + 2 * keep)
 partial = reserved(rows // 2, cols, dtype=torch.float32)
 dz, ones = reserved(rows, cols), torch.ones(cols)
 dz[-2:] = 3
-run_program(dropout_add.dropout_add_backward_kernel, *last_rows, dz, x, z, ones, None, partial, *decided,
-            **few)
+run_program(dropout_add.dropout_add_backward_kernel, *on_y(*last_rows),
+            dz, x, z, ones, None, partial, *decided, **few)
 check(z[-2:], 6 * keep)
 check(partial[-1], 6 * keep.float().sum(0))
 """,
@@ -391,8 +395,8 @@ run_program(bias_act_dropout.bias_act_dropout_forward_kernel, *last_rows, x, z, 
             ACT="silu", **few)
 check(z[-2:], F.silu(1 + bias) * 2 * keep)
 partial = reserved(rows // 2, cols, dtype=torch.float32)
-run_program(bias_act_dropout.bias_act_dropout_backward_kernel, *last_rows, x, x, z, bias, partial, *decided,
-            0.0, ACT=None, **few)
+run_program(bias_act_dropout.bias_act_dropout_backward_kernel, *on_y(*last_rows),
+            x, x, z, bias, partial, *decided, 0.0, ACT=None, **few)
 check(z[-2:], 2 * keep)
 check(partial[-1], 2 * keep.float().sum(0))
 """,
