@@ -36,13 +36,16 @@ class Budget:
         """Seconds; infinite without a limit."""
         return math.inf if self.deadline is None else self.deadline - time.monotonic()
 
-    def within(self, items, describe=str):
-        """The items, as long as there is time, with a progress bar. The others are `left_out`."""
+    def within(self, items, describe=str, ended=False):
+        """The items, as long as there is time, with a progress bar. The others are `left_out`.
+
+        ended: whoever takes an item ends it when the time is over, so that the pace does not matter.
+        """
         items, slowest = list(items), 0.0
         with progress(len(items)) as advance:
             for number, item in enumerate(items):
                 begin = time.monotonic()
-                if self.deadline is not None and begin + slowest > self.deadline:
+                if self.deadline is not None and begin + slowest * (not ended) > self.deadline:
                     self.left_out += [describe(item) for item in items[number:]]
                     return
                 advance(describe(item))

@@ -144,7 +144,7 @@ def measure_all(arguments, budget, measurer, peers):
     copy_gb_per_s = max(copied.values())
     print(expectation(peers, copy_gb_per_s), file=sys.stderr)
 
-    for turn in budget.within(turns):
+    for turn in budget.within(turns, ended=arguments.quick):
         for peer in turn.peers:
             limit = min(silence, max(budget.left(), 0))
             record = measure(measurer, turn.case, peer, turn.directions, limit)

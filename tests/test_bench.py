@@ -91,6 +91,14 @@ def test_a_budget_leaves_out_what_would_end_too_late(monkeypatch):
         clock[0] += duration
     assert done == [1, 4, 3]  # 8 seconds are over, and the slowest took 4
     assert budget.left_out == ["3", "1"]
+    budget = harness.Budget(10)
+    assert budget.left() == 10
+    budget.end_in(2)
+    for duration in budget.within([1, 3, 1], ended=True):
+        done.append(duration)
+        clock[0] += duration
+    assert done == [1, 4, 3, 1, 3]  # the second began in time, and is ended by whoever took it
+    assert budget.left_out == ["1"]
     assert list(harness.Budget(None).within([1, 2])) == [1, 2]
 
 
