@@ -22,13 +22,13 @@ from .operations import OPERATIONS, cases
 from .operations.case import Case
 from .operations.quick import DIRECTIONS, QUICK
 from .peers import OURS, PEERS
-from .worker import Failed, Worker
+from .worker import Failed, Late, Worker
 
 COPIED_BYTES = tuple(2**power for power in range(14, 31, 2))
 COPIED_BYTES_QUICK = (2**28, 2**30)
 SILENCE_S, SILENCE_QUICK_S = 300, 30  # from one step of a measurement to the next; then it hangs
 QUICK_S = 64  # of the 75 that it may take, with the imports before and the files after
-AHEAD_S = 25  # of these, to compile in
+AHEAD_PART = 0.4  # of it, to compile in
 MOST_PROCESSES = 14  # that compile: each takes a GPU's context of half a GiB, beside its tensors
 FIRST = (OURS, "torch eager")
 
@@ -84,27 +84,30 @@ def one_compiling_thread():
     return mock.patch.dict(os.environ, TORCHINDUCTOR_COMPILE_THREADS="1")
 
 
-def compile_ahead(turns):
+def compile_ahead(turns, seconds):
     """Fills the caches with what will be compiled, as far as it goes."""
     calls = [
         ("compile", turn.case, peer) for turn in turns for peer in turn.peers if peer.name != "torch eager"
     ]
     processes = min(len(calls), MOST_PROCESSES, len(os.sched_getaffinity(0)))
-    side_by_side.together(Measurer, calls, processes=max(1, processes), seconds=AHEAD_S)
+    side_by_side.together(Measurer, calls, processes=max(1, processes), seconds=seconds)
 
 
-def measure(measurer, case, peer, directions, limit):
-    """The record of one peer on one case, or None where it does not have the operation."""
+def measure(measurer, case, peer, directions, silence, budget):
+    """The record of one peer on one case, or None where it does not have the operation, or no time."""
     operation = OPERATIONS[case.operation]
     least_bytes = {direction: operation.least_bytes(case, direction) for direction in directions}
     record = dict(operation=case.operation, case=str(case), origin=case.origin, least_bytes=least_bytes)
     record |= dict(peer=peer.name, version=peer.version(), times={})
-    answered = False
+    answered, limit = False, min(silence, max(budget.left(), 0))
     try:
         for part in measurer.call("measure", case, peer, directions, limit=limit):
             record, answered = record | part, True
-    except Failed as failure:  # a peer's fault is a result, not the end of the run
-        return record | dict(refused=str(failure))
+    except Failed as failure:
+        if isinstance(failure, Late) and budget.left() <= 0:
+            budget.left_out.append(f"{case} ({peer.name})")
+            return record if record["times"] else None
+        return record | dict(refused=str(failure))  # a peer's fault is a result, not the end of the run
     return record if answered else None
 
 
@@ -134,7 +137,7 @@ def measure_all(arguments, budget, measurer, peers):
     turns = (quick_turns_of if arguments.quick else turns_of)(chosen, peers)
     if arguments.quick:
         measurer.start()  # it imports meanwhile
-        compile_ahead(turns)
+        compile_ahead(turns, seconds=AHEAD_PART * max(0, budget.left()))
 
     copied = {}
     sizes = COPIED_BYTES_QUICK if arguments.quick else COPIED_BYTES
@@ -146,11 +149,7 @@ def measure_all(arguments, budget, measurer, peers):
 
     for turn in budget.within(turns, ended=arguments.quick):
         for peer in turn.peers:
-            limit = min(silence, max(budget.left(), 0))
-            record = measure(measurer, turn.case, peer, turn.directions, limit)
-            if record is not None and "refused" in record and budget.left() <= 0:
-                budget.left_out.append(f"{turn.case} ({peer.name})")
-                continue
+            record = measure(measurer, turn.case, peer, turn.directions, silence, budget)
             if record is not None:
                 yield record | dict(copy_gb_per_s=copy_gb_per_s, compiled_ahead=arguments.quick)
 

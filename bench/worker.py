@@ -19,6 +19,10 @@ class Failed(Exception):
     """Why a call was not answered to its end."""
 
 
+class Late(Failed):
+    """The call took too long."""
+
+
 def first_line(error):
     return f"{type(error).__name__}: {error}".splitlines()[0][:300]
 
@@ -71,7 +75,7 @@ class Worker:
             self.connection.send((method, arguments))
             while not answered:
                 if not self.connection.poll(limit):
-                    raise Failed(f"no answer in {limit:.0f} s")
+                    raise Late(f"no answer in {limit:.0f} s")
                 kind, value = self.connection.recv()
                 if kind == "raised":
                     raise Failed(value)

@@ -15,7 +15,7 @@ from bench.measuring import Measurer
 from bench.operations import OPERATIONS, cases
 from bench.operations.quick import DIRECTIONS, QUICK
 from bench.peers import PEERS, Peer
-from bench.worker import Worker
+from bench.worker import Failed, Late, Worker
 
 
 class Here(worker.Here):
@@ -25,6 +25,12 @@ class Here(worker.Here):
         if self.served is None:
             CLOCKS.capturing = False
         super().start()
+
+    def call(self, *arguments, **limit):
+        try:
+            yield from super().call(*arguments, **limit)
+        except Failed as failure:
+            raise (failure.__cause__ if isinstance(failure.__cause__, Late) else failure) from None
 
 
 @pytest.fixture
@@ -166,7 +172,8 @@ def test_what_fails_spoils_nothing_after_it():
         for name, limit in turns:
             peer = next(peer for peer in peers if peer.name == name)
             case = SMALL["layer_norm"]
-            records[name] = speed.measure(measurer, case, peer, ("forward", "backward"), limit)
+            wanted = case, peer, ("forward", "backward")
+            records[name] = speed.measure(measurer, *wanted, limit, harness.Budget())
     assert records["capture"]["refused"] == "RuntimeError: operation not permitted when stream is capturing"
     assert records["capture"]["error"] <= 1e-4  # found before
     assert records["death"]["refused"] == "the process died: exit code 9"
@@ -243,10 +250,24 @@ def test_quick_ends_in_time_and_names_what_it_left_out(monkeypatch, quick, capsy
     assert "a full run has 11 cases for 3 peers: about 1 min, estimated" in capsys.readouterr().err
 
 
-def test_a_measurement_that_the_budget_ends_is_left_out(monkeypatch, quick):
-    budget = harness.Budget()
-    slow = Peer("slow", lambda operation, layer: lambda x: budget.end_in(-1) or broken(operation, layer)(x))
-    records = run_speed(monkeypatch, slow, budget=budget, quick=True, operations=["rms_norm"])
+@pytest.mark.parametrize(("in_time", "found"), [(0, []), (4, ["forward"])])
+def test_of_a_measurement_that_the_budget_ends_is_left_what_was_found(monkeypatch, quick, in_time, found):
+    """The first call, one for memory, two for the time of the forward, then those for the backward's."""
+    budget, calls = harness.Budget(), []
+
+    def slow(operation, layer):
+        def call(x):
+            calls.append(x)
+            if len(calls) > in_time:
+                budget.end_in(-1)
+                raise Late("no answer in 0 s")
+            return layer(x)
+
+        return call
+
+    records = run_speed(monkeypatch, Peer("slow", slow), quick=True, operations=["rms_norm"], budget=budget)
+    slows = [record for record in records if record.get("peer") == "slow"]
+    assert [list(record["times"]) for record in slows] == [found] * bool(found)
     assert not any("refused" in record for record in records)
     assert budget.left_out == [f"{SMALL['rms_norm']} (slow)"]
 
