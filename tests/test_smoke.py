@@ -95,8 +95,9 @@ def test_help(part, monkeypatch, capsys):
     assert "--out" in capsys.readouterr().out
 
 
-def test_side_by_side(quick):
-    """The same in processes of their own."""
+def test_side_by_side(quick, monkeypatch):
+    """The same in processes of their own, however long a busy machine takes to start them."""
+    monkeypatch.setattr(smoke, "LIMIT_S", 300)
     alone, together = (list(smoke.run(options(processes=count), harness.Budget())) for count in (0, 2))
 
     def judged(records):
