@@ -27,6 +27,7 @@ from pathlib import Path
 from . import checks
 
 ROOT = Path(__file__).parent.parent
+WHEELS = ROOT / "wheels"  # of peers to compare with, taken along to a machine without a network
 PYTEST_PROCESSES = 14
 SMOKE_BUDGET_S = 48  # of its 60: nothing begins that would end later, and imports come before
 TESTS_FILE = "tests/tests.xml"
@@ -112,7 +113,8 @@ def pytest_options():
     options, missing = [], []
     for module, given in (
         ("xdist", ["-n", str(PYTEST_PROCESSES), "--dist", "worksteal"]),
-        ("pytest_timeout", ["--timeout", "60"]),
+        # by a thread, which ends the process: a signal would wait for a kernel that hangs
+        ("pytest_timeout", ["--timeout", "60", "--timeout-method", "thread"]),
     ):
         if importlib.util.find_spec(module):
             options += given
@@ -174,6 +176,16 @@ def run_step(step, folder, environment):
     return Outcome(step, status, time.monotonic() - begin)
 
 
+def unpack_wheels(target):
+    """Makes the peers' packages importable from the target; says where it could not."""
+    if not (wheels := sorted(map(str, WHEELS.glob("*.whl")))):
+        return []
+    command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps", "--no-compile"]
+    done = subprocess.run([*command, "--target", target, *wheels], capture_output=True, text=True)
+    why = (done.stderr.strip().splitlines() or [f"exit {done.returncode}"])[-1]
+    return [f"the peers in {WHEELS}: {why}"] if done.returncode else []
+
+
 def environment_of(folder, commit):
     """What smoke's first record says of the machine; what is known without it, where there is none."""
     known = dict(date=datetime.now(timezone.utc).isoformat(timespec="seconds"), commit=commit, gpu=None)
@@ -206,8 +218,11 @@ def run_steps(steps, folder, out, commit, notes=()):
     """Runs and packs; prints a summary last. Returns 0 where every step did."""
     signal.signal(signal.SIGINT, signal.default_int_handler)  # steps inherit it where it was ignored
     outcomes, notes, path = [], list(notes), None
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as cache:
-        environment = {"TRITON_CACHE_DIR": cache, "PYTHONUNBUFFERED": "1", **os.environ}
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as temporary:
+        environment = {"TRITON_CACHE_DIR": f"{temporary}/triton", "PYTHONUNBUFFERED": "1", **os.environ}
+        notes += unpack_wheels(f"{temporary}/peers")
+        paths = f"{temporary}/peers", os.environ.get("PYTHONPATH")
+        environment["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
         for number, step in enumerate(steps):
             print(f"{step.name}: {' '.join(map(str, step.command))}", flush=True)
             outcomes.append(run_step(step, folder, environment))

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tarfile
 import time
+import zipfile
 
 import pytest
 
@@ -175,6 +176,31 @@ def test_one_cache_for_all_steps(run, monkeypatch, tmp_path):
     assert packed["unknown-gpu/tests.log"].strip() == str(tmp_path)
 
 
+def wheel(folder, name, source):
+    """A package of one module."""
+    info = f"{name}-1.0.dist-info"
+    files = {f"{name}.py": source, f"{info}/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n"}
+    files[f"{info}/WHEEL"] = "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+    files[f"{info}/RECORD"] = "".join(f"{path},,\n" for path in (*files, f"{info}/RECORD"))
+    with zipfile.ZipFile(folder / f"{name}-1.0-py3-none-any.whl", "w") as packed:
+        for path, text in files.items():
+            packed.writestr(path, text)
+
+
+def test_wheels_of_peers_are_taken_along(run, monkeypatch, tmp_path):
+    monkeypatch.setattr(gpu, "WHEELS", tmp_path)
+    monkeypatch.setenv("PYTHONPATH", "also here")
+    wheel(tmp_path, "a_peer", "print('here')")
+    _, printed, packed = run(step("speed", "import a_peer, os; print(os.environ['PYTHONPATH'])"))
+    here, path = packed["unknown-gpu/speed.log"].splitlines()
+    assert here == "here"
+    assert path.endswith(f"peers{os.pathsep}also here")
+    assert "the peers in" not in printed
+    (tmp_path / "broken-1.0-py3-none-any.whl").write_text("no archive")
+    _, printed, _ = run(step("speed", ""))
+    assert f"the peers in {tmp_path}: " in printed
+
+
 def test_the_summary_is_short(run):
     wrong = [REFUSED | dict(case=f"case {i}") for i in range(1000)]
     _, printed, _ = run(
@@ -215,7 +241,7 @@ def test_missing_plugins(monkeypatch, tmp_path):
     assert not {"-n", "--dist", "--timeout"} & set(tests.command)
     assert notes == [
         "xdist is not installed: the tests run without -n 14 --dist worksteal",
-        "pytest_timeout is not installed: the tests run without --timeout 60",
+        "pytest_timeout is not installed: the tests run without --timeout 60 --timeout-method thread",
     ]
 
 
