@@ -23,7 +23,7 @@ from .dropout_add import dropout_add
 from .dropout_add_norm_parts import dropout_add_norm_forward_parts_kernel
 from .random import load_seed, seed_arguments
 from .rows import Rows, load_normalized, load_parameter, row_strides, row_sums, row_tile
-from .statistics import divided, moments, rstd_of
+from .statistics import moments, rstd_of
 
 
 @triton.jit
@@ -80,7 +80,7 @@ def dropout_add_norm_forward_kernel(
         z -= mean[:, None]
     else:
         m2 = tl.sum(z * z, 1)
-    rstd = rstd_of(divided(m2, cols), eps)
+    rstd = rstd_of(m2 / cols, eps)
     y = z * rstd[:, None]
     if weight_ptr is not None:
         y *= load_parameter(weight_ptr, col, cols, COMPUTE_DTYPE)

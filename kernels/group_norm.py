@@ -25,7 +25,7 @@ import triton.language as tl
 from . import group_norm_split, launch, tiling
 from .layer_norm import finish
 from .rows import load_x_hat
-from .statistics import divided, moments, rstd_of
+from .statistics import moments, rstd_of
 
 
 @triton.jit
@@ -101,7 +101,7 @@ def group_norm_forward_kernel(
     flat = tl.reshape(x, [ROWS, BLOCK_CHANNELS * BLOCK_SPATIAL])
     flat_mask = tl.reshape(mask, [ROWS, BLOCK_CHANNELS * BLOCK_SPATIAL])
     mean, m2 = moments(flat, flat_mask, channels * spatial, 1)
-    var = divided(m2, channels * spatial)
+    var = m2 / (channels * spatial)
     rstd = rstd_of(var, eps)
     y = (x - mean[:, None, None]) * rstd[:, None, None]
     parameter = first_group * channels

@@ -29,16 +29,15 @@ from .statistics import rstd_of
 
 @triton.jit
 def load_row_statistics(
-    x_ptr, mean_ptr, var_ptr, row, row_mask, group_channels, spatial, eps, DTYPE: tl.constexpr
+    x_ptr, mean_ptr, var_ptr, row, row_mask, group_channels, spatial, DTYPE: tl.constexpr
 ):
-    """shift, mean and rstd of each row's group, [rows, 1]."""
+    """shift and mean of each row's group, [rows, 1], and its var [rows]."""
     group = row // group_channels
     first = group.to(tl.int64) * group_channels * spatial
     shift = tl.load(x_ptr + first, mask=row_mask, other=0.0).to(DTYPE)
     mean = tl.load(mean_ptr + group, mask=row_mask, other=0.0)
     var = tl.load(var_ptr + group, mask=row_mask, other=0.0)
-    rstd = rstd_of(var, eps)
-    return shift[:, None], mean[:, None], rstd[:, None]
+    return shift[:, None], mean[:, None], var
 
 
 @triton.jit(
@@ -92,8 +91,8 @@ def group_norm_backward_sums_kernel(
     BLOCK: tl.constexpr = (BLOCK_SAMPLES, BLOCK_CHANNELS, BLOCK_SPATIAL)
     row, row_mask, sizes = program_channels(samples, rows, spatial, CHANNELS_LAST, VECTOR, BLOCK)
     rows, spatial = sizes[1], sizes[2]
-    shift, mean, rstd = load_row_statistics(
-        x_ptr, mean_ptr, var_ptr, row, row_mask, group_channels, spatial, eps, COMPUTE_DTYPE
+    shift, mean, var = load_row_statistics(
+        x_ptr, mean_ptr, var_ptr, row, row_mask, group_channels, spatial, COMPUTE_DTYPE
     )
     dbias = tl.zeros([BLOCK_CHANNELS, BLOCK_SAMPLES * BLOCK_SPATIAL], COMPUTE_DTYPE)
     dweight = tl.zeros([BLOCK_CHANNELS, BLOCK_SAMPLES * BLOCK_SPATIAL], COMPUTE_DTYPE)
@@ -105,7 +104,7 @@ def group_norm_backward_sums_kernel(
         dbias += dy
         dweight += dy * (x - shift - mean)  # dy is 0 where there is no element
 
-    dweight = tl.sum(dweight * rstd, 1)
+    dweight = tl.sum(dweight, 1) * rstd_of(var, eps)
     store_partial(partial_ptr, 0, tl.sum(dbias, 1).to(tl.float64), row, row_mask, rows)
     store_partial(partial_ptr, 1, dweight.to(tl.float64), row, row_mask, rows)
 
@@ -155,9 +154,10 @@ def group_norm_backward_input_kernel(
     BLOCK: tl.constexpr = (BLOCK_SAMPLES, BLOCK_CHANNELS, BLOCK_SPATIAL)
     row, row_mask, sizes = program_channels(samples, rows, spatial, CHANNELS_LAST, VECTOR, BLOCK)
     rows, spatial = sizes[1], sizes[2]
-    shift, mean, rstd = load_row_statistics(
-        x_ptr, mean_ptr, var_ptr, row, row_mask, group_channels, spatial, eps, COMPUTE_DTYPE
+    shift, mean, var = load_row_statistics(
+        x_ptr, mean_ptr, var_ptr, row, row_mask, group_channels, spatial, COMPUTE_DTYPE
     )
+    rstd = rstd_of(var, eps)[:, None]
     weight = load_channels(weight_ptr, row % channels, row_mask, 1.0).to(COMPUTE_DTYPE)[:, None]
     c1 = tl.load(c1_ptr + row // group_channels, mask=row_mask, other=0.0)[:, None]
     c2 = tl.load(c2_ptr + row // group_channels, mask=row_mask, other=0.0)[:, None]

@@ -36,7 +36,7 @@ from .rows import (
     row_tile,
     rows_of,
 )
-from .statistics import divided, merge_moments, moments, rstd_of
+from .statistics import merge_moments, moments, rstd_of
 
 
 @triton.jit(do_not_specialize=["rows", "cols"])
@@ -67,7 +67,7 @@ def layer_norm_forward_kernel(
         x -= mean[:, None]
     else:
         m2 = tl.sum(x * x, 1)
-    rstd = rstd_of(divided(m2, cols), eps)
+    rstd = rstd_of(m2 / cols, eps)
     y = x * rstd[:, None]
     if weight_ptr is not None:
         y *= load_parameter(weight_ptr, col, cols, COMPUTE_DTYPE)
@@ -114,7 +114,7 @@ def layer_norm_forward_chunked_kernel(
             count, mean, m2 = merge_moments(count, mean, m2, chunk, chunk_mean, chunk_m2)
         else:
             m2 += tl.sum(x * x, 1)
-    rstd = rstd_of(divided(m2, cols), eps)
+    rstd = rstd_of(m2 / cols, eps)
 
     for start in range(0, cols, BLOCK_COLS):
         col = start + tl.arange(0, BLOCK_COLS)
@@ -144,11 +144,13 @@ def layer_norm_backward_kernel(
     dweight_partial_ptr, dbias_partial_ptr,       # [programs, cols] or None
     rows, cols, tiles,                            # the contiguous one of the first two in vectors
     COMPUTE_DTYPE: tl.constexpr, VECTOR: tl.constexpr, CHANNELS_FIRST: tl.constexpr,
-    BLOCK_ROWS: tl.constexpr, BLOCK_COLS: tl.constexpr, STAGES: tl.constexpr,
+    IN_BLOCKS: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_COLS: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    """Every tile of rows of a block of columns in turn."""
+    """Every tile of rows in turn, of all columns or of a block of them."""
     rows, cols, stride_row, stride_col = row_strides(rows, cols, VECTOR, CHANNELS_FIRST)
-    col = tl.program_id(0) * BLOCK_COLS + tl.arange(0, BLOCK_COLS)
+    col = tl.arange(0, BLOCK_COLS)
+    if IN_BLOCKS:
+        col += tl.program_id(0) * BLOCK_COLS
     row = tl.arange(0, BLOCK_ROWS)
     dweight = tl.zeros([BLOCK_ROWS, BLOCK_COLS], COMPUTE_DTYPE)
     dbias = tl.zeros([BLOCK_ROWS, BLOCK_COLS], COMPUTE_DTYPE)
@@ -302,7 +304,7 @@ def backward_launches(rows, dtype, centered, device):
             tile = tiling.layer_norm_backward_parameters_tile(rows, dtype)
             col_blocks = triton.cdiv(rows.cols, tile.cols)
         sizes = (*sizes, rows.tiles(tile))
-        constants |= dict(STAGES=tile.stages)
+        constants |= dict(IN_BLOCKS=col_blocks > 1, STAGES=tile.stages)
     programs = tiling.layer_norm_backward_programs(tile, rows.tiles(tile), col_blocks, device)
     main = launch.Launch(
         kernel, (col_blocks, programs), device, *sizes, COMPUTE_DTYPE=launch.triton_dtype(compute_dtype),

@@ -4,7 +4,7 @@ import triton
 import triton.language as tl
 
 from .parts import converted, load_part, load_parts, store_part, within
-from .statistics import divided, rstd_of
+from .statistics import rstd_of
 
 
 @triton.jit
@@ -37,13 +37,13 @@ def store_normalized(
         for i in tl.static_range(PARTS):
             part = converted(x[i], after, cols, DTYPE, COMPUTE_DTYPE, PACKED) - shift
             total += within(part, i, cols, PARTS)
-        mean = divided(tl.sum(total), cols)
+        mean = tl.sum(total) / cols
         after = mean
     squares = tl.zeros([BLOCK_COLS], COMPUTE_DTYPE)
     for i in tl.static_range(PARTS):
         part = deviation(x, after, shift, mean, i, cols, DTYPE, COMPUTE_DTYPE, PACKED, PARTS)
         squares += part * part
-    rstd = rstd_of(divided(tl.sum(squares), cols), eps)
+    rstd = rstd_of(tl.sum(squares) / cols, eps)
     if mean_ptr is not None:
         tl.store(mean_ptr + row, mean)
     if rstd_ptr is not None:

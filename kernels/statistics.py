@@ -14,29 +14,19 @@ import triton.language as tl
 
 
 @triton.jit
-def divided(a, b):
-    """a / b, rounded correctly: `/` of float32 is an approximation, which takes fewer registers."""
-    b = b.to(a.dtype)
-    if a.dtype == tl.float64:
-        return a / b
-    else:
-        return tl.div_rn(a, b)
-
-
-@triton.jit
 def rstd_of(var, eps):
-    """1 / sqrt(var + eps): `rsqrt` of float32 is an approximation, and takes subnormal numbers for 0."""
+    """1 / sqrt(var + eps): `rsqrt` of float32 takes a subnormal number for 0, and `sqrt` is approximate."""
     shifted = var + tl.full([], eps, var.dtype)
     if var.dtype == tl.float64:
         return tl.rsqrt(shifted)
     else:
-        return tl.div_rn(tl.full(shifted.shape, 1.0, shifted.dtype), tl.sqrt_rn(shifted))
+        return 1.0 / tl.sqrt_rn(shifted)
 
 
 @triton.jit
 def recentred(shift, x, mask, count):
     """One element of each row of x [rows, elements], moved next to the row's mean: it may be an outlier."""
-    return shift + divided(tl.sum(tl.where(mask, x - shift[:, None], 0.0), 1), count)
+    return shift + tl.sum(tl.where(mask, x - shift[:, None], 0.0), 1) / count
 
 
 @triton.jit
@@ -50,7 +40,7 @@ def subtract(x, mean):
 @triton.jit
 def moments(x, mask, count, AXIS: tl.constexpr):
     """Mean and sum of squared deviations of the `count` unmasked elements along AXIS."""
-    mean = divided(tl.sum(tl.where(mask, x, 0.0), AXIS), count)
+    mean = tl.sum(tl.where(mask, x, 0.0), AXIS) / count
     deviation = tl.where(mask, x - tl.expand_dims(mean, AXIS), 0.0)
     return mean, tl.sum(deviation * deviation, AXIS)
 
@@ -60,8 +50,8 @@ def merge_moments(count_a, mean_a, m2_a, count_b, mean_b, m2_b):
     """Count, mean and m2 of the union of two disjoint samples, of which b is not empty."""
     count = count_a + count_b
     delta = mean_b - mean_a
-    mean = mean_a + delta * divided(count_b, count)
-    m2 = m2_a + m2_b + delta * delta * divided(count_a * count_b, count)
+    mean = mean_a + delta * (count_b / count)
+    m2 = m2_a + m2_b + delta * delta * (count_a * count_b / count)
     return count, mean, m2
 
 
@@ -69,6 +59,6 @@ def merge_moments(count_a, mean_a, m2_a, count_b, mean_b, m2_b):
 def merge_partials(count, mean, m2):
     """`merge_moments` of all rows of [partials, channels] at once; absent partials have count 0."""
     total = tl.sum(count, 0)
-    merged = divided(tl.sum(count * mean, 0), total)
+    merged = tl.sum(count * mean, 0) / total
     deviation = mean - merged[None, :]
     return total, merged, tl.sum(m2 + count * deviation * deviation, 0)

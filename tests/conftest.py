@@ -1,6 +1,7 @@
 """The device of the whole suite, and what surrounds every test: poisoned memory and guard bands."""
 
 import os
+from unittest import mock
 
 import torch
 
@@ -109,6 +110,13 @@ def torch_is_left_as_found():
     before = state_of_torch()
     yield
     assert state_of_torch() == before, "a test changed torch for those after it"
+
+
+@pytest.fixture(autouse=True)
+def environment():
+    """What a test changes of it is as it was for those after it."""
+    with mock.patch.dict(os.environ):
+        yield
 
 
 @pytest.fixture(autouse=True)

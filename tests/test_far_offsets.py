@@ -42,7 +42,7 @@ def check(result, expected):
 warnings.simplefilter("ignore")
 ROWS = dict(COMPUTE_DTYPE=tl.float32, VECTOR=8, CHANNELS_FIRST=False, BLOCK_ROWS=4, BLOCK_COLS=1024)
 CHUNKS = ROWS | dict(BLOCK_ROWS=1)
-TILES = ROWS | dict(STAGES=3)
+TILES = ROWS | dict(STAGES=3, IN_BLOCKS=False)
 PARTS = dict(COMPUTE_DTYPE=tl.float32, VECTOR=8, PARTS=4, BLOCK_COLS=256)
 torch.manual_seed(0)
 rows, cols = 2**21 + 4, 1024
@@ -113,7 +113,8 @@ sums = [reserved(rows, dtype=torch.float32), None if mean is None else reserved(
 run_program(layer_norm.layer_norm_backward_sums_kernel, (rows - 1, 0, 0), (rows, 1, 1),
             dy, x, weight, mean, rstd, *sums, rows, cols // 8, **CHUNKS)
 run_program(layer_norm.layer_norm_backward_kernel, (0, rows - 1, 0), (1, rows, 1),
-            dy, x, y, weight, mean, rstd, *sums, None, None, rows, cols // 8, rows, STAGES=3, **CHUNKS)
+            dy, x, y, weight, mean, rstd, *sums, None, None, rows, cols // 8, rows,
+            STAGES=3, IN_BLOCKS=True, **CHUNKS)
 check(y[-1], dx[-1])
 """,
 }
@@ -209,14 +210,16 @@ for kernel in (layer_norm.layer_norm_forward_kernel, layer_norm.layer_norm_forwa
     "layer_norm_channels_backward": CHANNELS_FIRST
     + """
 run_program(layer_norm.layer_norm_backward_kernel, *on_y(*last_program),
-            dy, x, y, weight, mean, rstd, None, None, None, None, *sizes, samples, STAGES=1, **constants)
+            dy, x, y, weight, mean, rstd, None, None, None, None, *sizes, samples,
+            STAGES=1, IN_BLOCKS=False, **constants)
 check(y[-1], dx.t())
 y[-1] = 0
 sums = reserved(samples, positions, dtype=torch.float32), reserved(samples, positions, dtype=torch.float32)
 run_program(layer_norm.layer_norm_backward_sums_kernel, *last_program,
             dy, x, weight, mean, rstd, *sums, *sizes, **constants)
 run_program(layer_norm.layer_norm_backward_kernel, *on_y(*last_program),
-            dy, x, y, weight, mean, rstd, *sums, None, None, *sizes, samples, STAGES=1, **constants)
+            dy, x, y, weight, mean, rstd, *sums, None, None, *sizes, samples,
+            STAGES=1, IN_BLOCKS=True, **constants)
 check(y[-1], dx.t())
 """,
     "batch_norm_statistics": PLANES

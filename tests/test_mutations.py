@@ -45,8 +45,8 @@ MUTATIONS = {
     ),
     "eps is left out": Mutation(
         "kernels/layer_norm.py",
-        "    rstd = rstd_of(divided(m2, cols), eps)\n    y = x",
-        "    rstd = rstd_of(divided(m2, cols), 0.0)\n    y = x",
+        "    rstd = rstd_of(m2 / cols, eps)\n    y = x",
+        "    rstd = rstd_of(m2 / cols, 0.0)\n    y = x",
         "test_layer_norm.py::test_eps",
     ),
     "a chunk counts its padding": Mutation(
@@ -337,7 +337,7 @@ MUTATIONS = {
     ),
     "merging forgets the distance of the means": Mutation(
         "kernels/statistics.py",
-        "    m2 = m2_a + m2_b + delta * delta * divided(count_a * count_b, count)\n",
+        "    m2 = m2_a + m2_b + delta * delta * (count_a * count_b / count)\n",
         "    m2 = m2_a + m2_b\n",
         "test_batch_norm.py -k 'training_agrees and split and 9x4x33x32'",
     ),
