@@ -15,7 +15,8 @@ ROOT = Path(__file__).parent.parent
 # kernels of the hundreds, and more in these, most where 64 registers hold 64 numbers, on sm_100.
 PINNED = triton.__version__.startswith("3.7.")
 SPILL_BYTES = {
-    "dropout_add_norm_forward_parts_kernel": 104,
+    "dropout_add_norm_forward_parts_kernel": 168,
+    "layer_norm_forward_parts_kernel": 48,
     "layer_norm_backward_parts_kernel": 20,
     "layer_norm_backward_kernel": 16,
 }
