@@ -19,7 +19,7 @@ GROUP_BITS = 32  # of `keep_at`
 
 @triton.jit
 def load_seed(seed_ptr, seed):
-    """The sum of both, as `seed_arguments` gives them."""
+    """The seed of a mask, in the two parts that `seed_arguments` returns."""
     if seed_ptr is not None:
         seed += tl.load(seed_ptr)
     return seed

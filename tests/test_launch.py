@@ -81,12 +81,18 @@ assert {types["dropout_grouped_kernel"][name] for name in ("scale", "shift", "dr
 """
 
 
-def test_a_sweep_over_batch_sizes_compiles_nothing_new():
-    """Counted on Triton's own way from a launch to machine code, with a driver that launches nothing."""
+def printed_where_kernels_are_compiled(*program):
+    """What Python prints of a program in this checkout, in a process that does not interpret kernels."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    command = [sys.executable, "-W", "ignore", "-c", SWEEP]
+    command, environment["PYTHONPATH"] = [sys.executable, "-W", "ignore", *program], str(ROOT)
     done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_a_sweep_over_batch_sizes_compiles_nothing_new():
+    """Counted on Triton's own way from a launch to machine code, with a driver that launches nothing."""
+    printed_where_kernels_are_compiled("-c", SWEEP)
 
 
 AGAIN = """
@@ -142,20 +148,11 @@ print(len(found))
 
 def test_a_launch_of_a_kept_plan_is_tritons_own():
     """Grid, arguments and variant of the kernels of `bench host`, with a driver that launches nothing."""
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    command = [sys.executable, "-W", "ignore", "-c", AGAIN]
-    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert int(done.stdout) >= 8
+    assert int(printed_where_kernels_are_compiled("-c", AGAIN)) >= 8
 
 
 def test_a_captured_step_loads_no_module_that_eager_steps_did_not():
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    environment["PYTHONPATH"] = str(ROOT)
-    command = [sys.executable, "-W", "ignore", "tests/drawn_under_capture.py"]
-    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)
+    found = json.loads(printed_where_kernels_are_compiled("tests/drawn_under_capture.py"))
     assert found["launched"] == found["wanted"] != []
     assert found["new"] == []
 
@@ -186,7 +183,7 @@ def scaled_sum(x, residual, layer_scale):
     ],
 )
 def test_no_grid_is_larger_than_cuda_launches(call):
-    """Also forward and backward of tensors of up to 2^28 elements, with their launches noted."""
+    """The launches of forward and backward are noted, not made: tensors have up to 2^28 elements."""
     function, *arguments = call()
     inputs = [t for t in arguments if isinstance(t, torch.Tensor) and t.requires_grad]
     with as_on_a_gpu(), noted_launches() as noted:
