@@ -45,6 +45,16 @@ ELSEWHERE = (
 )  # fmt: skip
 
 
+def pytest_addoption(parser):
+    parser.addoption("--all", action="store_true", help="also the tests marked slow, and the slow form of others")
+
+
+@pytest.fixture(scope="session")
+def thorough(pytestconfig):
+    """Whether tests with a fast form take the slow one."""
+    return pytestconfig.option.all
+
+
 def stem(path):
     return path.stem.removeprefix("test_")
 
@@ -56,7 +66,11 @@ def pytest_ignore_collect(collection_path, config):
 
 
 @pytest.hookimpl(tryfirst=True)  # before -m is asked
-def pytest_collection_modifyitems(items):
+def pytest_collection_modifyitems(config, items):
+    if not config.option.all:
+        slow = [item for item in items if item.get_closest_marker("slow")]
+        config.hook.pytest_deselected(items=slow)
+        items[:] = [item for item in items if not item.get_closest_marker("slow")]
     ids = {item.nodeid for item in items}
     for item in items:
         # of tests in both 16-bit dtypes the one that rounds more: an eighth of the kernels to compile less
