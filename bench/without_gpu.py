@@ -5,8 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from unittest import mock
 
-from normreg import dispatch
-from normreg.kernels import launch, tiling
+from normreg.kernels import cpu, launch, tiling
 from normreg.ops import seed
 
 MULTIPROCESSORS = 132  # of an H100 or H200
@@ -16,7 +15,7 @@ MULTIPROCESSORS = 132  # of an H100 or H200
 def as_on_a_gpu():
     """Tensors of the CPU take the path, the tiles and the grids of a GPU's."""
     with (
-        mock.patch.object(dispatch, "INTERPRET", True),  # tensors of the CPU go to the kernels
+        mock.patch.object(cpu, "KERNELS", cpu.KERNELS or "compiled"),  # tensors of the CPU go to the kernels
         mock.patch.object(tiling, "INTERPRETER_TILE_SCALE", 1),
         mock.patch.object(launch, "multiprocessors", return_value=MULTIPROCESSORS),
         mock.patch.object(seed, "draw", return_value=1),  # a GPU's comes from its generator without a launch

@@ -11,9 +11,12 @@ import torch
 import triton
 import triton.language as tl
 
-INTERPRET = triton.knobs.runtime.interpret
+from . import cpu
 
-# Tensors of the launch in progress that are not among its arguments; the meter of the interpreter reads it.
+INTERPRET = cpu.KERNELS == "interpreter"
+
+# Tensors of the launch in progress that are not among its arguments, for who watches what a kernel touches:
+# the meter of the interpreter, and a driver that executes compiled code in host memory.
 reached_through_tables = []
 
 MOST_PROGRAMS = (2**31 - 1, 65535, 65535)  # that CUDA launches along x, y and z
@@ -85,17 +88,18 @@ def launch(plan, *tensors, numbers=(), through=()):
     numbers: those that differ from launch to launch, of which the kernel states the type.
     through: tensors that the kernel reaches through a table of their addresses.
     """
-    if INTERPRET:
+    run = plan.first if INTERPRET else plan.again
+    if INTERPRET or plan.device.type == "cpu":
         reached_through_tables[:] = through
         try:
-            plan.first(tensors, numbers)
+            run(tensors, numbers)
         finally:
             reached_through_tables.clear()
     elif plan.device.type != "cuda" or plan.device.index == torch.cuda.current_device():
-        plan.again(tensors, numbers)
+        run(tensors, numbers)
     else:
         with torch.cuda.device(plan.device):
-            plan.again(tensors, numbers)
+            run(tensors, numbers)
 
 
 def contiguous(*tensors):
@@ -132,7 +136,11 @@ def vector(size):
 @functools.cache
 def multiprocessors(device):
     """How many programs run side by side; 1 in the interpreter, which runs one at a time."""
-    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).multi_processor_count
+    if cpu.KERNELS == "compiled":
+        return triton.runtime.driver.active.utils.get_device_properties(0)["multiprocessor_count"]
+    return 1
 
 
 @functools.cache

@@ -18,7 +18,7 @@ from torch._prims_common import suggest_memory_format
 from torch.autograd import forward_ad
 from torch.nn.parameter import Parameter
 
-from normreg.kernels.launch import INTERPRET
+from normreg.kernels import cpu
 
 FLOATING = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 HALF = (torch.bfloat16, torch.float16)
@@ -39,7 +39,7 @@ def _torch_reason(x, others, may_be_empty=False):
         return "a tracer or dispatch mode records torch's operators"
     elif x.is_neg():  # which torch.compile cannot trace; the operator it records is given the values
         return "the input is lazily negated"
-    if not x.is_cuda and not (INTERPRET and x.is_cpu):
+    if not x.is_cuda and not (cpu.KERNELS and x.is_cpu):
         return f"there is no kernel for {x.device.type} tensors"
     if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
         return "torch.func and forward-mode differentiation need torch's operator"

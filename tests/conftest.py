@@ -1,31 +1,14 @@
-"""The device of the whole suite, and what surrounds every test: poisoned memory and guard bands."""
+"""By what kernels run in a session, and which tests are run."""
 
+import importlib
 import os
-from unittest import mock
+from pathlib import Path
 
-import torch
-
-if not torch.cuda.is_available():
-    os.environ["TRITON_INTERPRET"] = "1"  # before the first @triton.jit is seen
-os.environ["OMP_NUM_THREADS"] = "1"  # of processes that tests start
-
-import guards
 import pytest
-import triton
+import torch
 from gpu_watch import GpuWatch
-from reference import IN_PARTS, WIDE
-from torch.utils._device import _device_constructors
 
-from bench import interpreter
-from bench.meter import Meter
-from normreg.kernels import launch, tiling
-
-torch.set_num_threads(1)  # tensors are small, and the processes share the cores
-if launch.INTERPRET:
-    interpreter.speed_up()
-# `with torch.device(...)` remembers the functions that allocate; before torch.empty is guarded
-_device_constructors()
-
+os.environ["OMP_NUM_THREADS"] = "1"  # of processes that tests start
 
 # Files test_*.py whose tests `pytest -m gpu` runs, on what a GPU alone can show: the kernels compiled, in its
 # memory, beside torch's own kernels.
@@ -35,18 +18,22 @@ ON_A_GPU = (
     "operators", "compile", "saved_bytes", "devices", "large_reductions", "convert", "dispatch",
     "course_notes",
 )  # fmt: skip
+# Those that need kernels compiled for a GPU, and no GPU.
+COMPILED = ("static",)
 # The others: what a GPU shows no better, or what takes minutes.
 ELSEWHERE = (
     "bench", "conftest", "data_parallel", "diagnose", "explain", "far_offsets", "foreign", "fuse", "gpu_pass",
     "gpu_watch", "init", "interpreter", "launch", "meter", "models", "mutations", "package",
-    "parameter_groups", "processes", "readme", "report", "running_statistics", "smoke", "speed", "static",
+    "parameter_groups", "processes", "readme", "report", "running_statistics", "smoke", "speed",
     "study", "sync_batch_norm", "tensor_parallel", "tiling", "timing", "torch_cases", "transformers",
     "worker",
 )  # fmt: skip
 
 
 def pytest_addoption(parser):
-    parser.addoption("--all", action="store_true", help="also the tests marked slow, and the slow form of others")
+    parser.addoption(
+        "--all", action="store_true", help="also the tests marked slow, and the slow form of others"
+    )
 
 
 @pytest.fixture(scope="session")
@@ -60,8 +47,9 @@ def stem(path):
 
 
 def pytest_ignore_collect(collection_path, config):
-    """Files of which -m gpu runs no test are not imported, which takes each worker seconds."""
-    if config.option.markexpr == "gpu" and stem(collection_path) in ELSEWHERE:
+    """Files of which -m gpu or -m compiled run no test are not imported, which takes each worker seconds."""
+    files = {"gpu": ON_A_GPU, "compiled": (*ON_A_GPU, *COMPILED)}.get(config.option.markexpr)
+    if files is not None and collection_path.suffix == ".py" and stem(collection_path) not in files:
         return True
 
 
@@ -71,12 +59,22 @@ def pytest_collection_modifyitems(config, items):
         slow = [item for item in items if item.get_closest_marker("slow")]
         config.hook.pytest_deselected(items=slow)
         items[:] = [item for item in items if not item.get_closest_marker("slow")]
+    interpreted = os.environ.get("TRITON_INTERPRET") == "1"
     ids = {item.nodeid for item in items}
     for item in items:
+        if item.get_closest_marker("interpreter"):
+            if not interpreted:
+                item.add_marker(pytest.mark.skip(reason="needs Triton's interpreter"))
+            continue
         # of tests in both 16-bit dtypes the one that rounds more: an eighth of the kernels to compile less
         twin = item.nodeid.replace("torch.float16", "torch.bfloat16")
         if stem(item.path) in ON_A_GPU and (twin == item.nodeid or twin not in ids):
             item.add_marker("gpu")
+            item.add_marker("compiled")
+        elif stem(item.path) in COMPILED:
+            item.add_marker("compiled")
+            if interpreted:
+                item.add_marker(pytest.mark.skip(reason="needs kernels compiled"))
 
 
 def gpu_works():
@@ -88,106 +86,33 @@ def gpu_works():
     return True
 
 
+def kernels_of_the_cpu(config):
+    """By what, where the environment does not say: compiled code, if all files that were named are for it."""
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        return "interpreter"
+    named = {Path(name.partition("::")[0]) for name in config.args}
+    chosen = "compiled" if {stem(path) for path in named} <= {*ON_A_GPU, *COMPILED} else "interpreter"
+    return os.environ.get("NORMREG_CPU_KERNELS", chosen)
+
+
 def pytest_configure(config):
     if torch.cuda.is_available():
         config.pluginmanager.register(GpuWatch(config, gpu_works))
+    elif kernels_of_the_cpu(config) == "compiled":
+        from bench import lab
+
+        lab.install()
+    else:
+        os.environ.pop("NORMREG_CPU_KERNELS", None)
+        os.environ["TRITON_INTERPRET"] = "1"  # which processes that tests start read as well
+    config.pluginmanager.register(importlib.import_module("surroundings"))
 
 
 def pytest_report_header():
-    where = torch.cuda.get_device_name() if torch.cuda.is_available() else "Triton's interpreter"
+    import triton
+
+    from normreg.kernels import cpu
+
+    gpu = torch.cuda.is_available()
+    where = torch.cuda.get_device_name() if gpu else f"the CPU: {cpu.KERNELS}"
     return f"torch {torch.__version__}, triton {triton.__version__}, kernels on {where}"
-
-
-@pytest.fixture
-def device():
-    return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
-
-
-autocasts = torch.is_autocast_enabled  # which a test replaces for a while
-
-
-def state_of_torch():
-    return {
-        "deterministic algorithms": torch.are_deterministic_algorithms_enabled(),
-        "default dtype": torch.get_default_dtype(),
-        "default device": torch.get_default_device(),
-        "precision of products": torch.get_float32_matmul_precision(),
-        "gradients": torch.is_grad_enabled(),
-        "inference mode": torch.is_inference_mode_enabled(),
-        "autocast": [autocasts(device) for device in ("cpu", "cuda")],
-        "threads": torch.get_num_threads(),
-    }
-
-
-@pytest.fixture(autouse=True)
-def torch_is_left_as_found():
-    before = state_of_torch()
-    yield
-    assert state_of_torch() == before, "a test changed torch for those after it"
-
-
-@pytest.fixture(autouse=True)
-def environment():
-    """What a test changes of it is as it was for those after it."""
-    with mock.patch.dict(os.environ):
-        yield
-
-
-@pytest.fixture(autouse=True)
-def seed():
-    torch.manual_seed(0)
-
-
-@pytest.fixture(autouse=True)
-def gpu_tiles(monkeypatch):
-    """The interpreter takes the tiles of a GPU, so that they are what is tested."""
-    launch.forget_plans()
-    monkeypatch.setattr(tiling, "INTERPRETER_TILE_SCALE", 1)
-
-
-@pytest.fixture(autouse=True)
-def held_words(request, gpu_tiles, monkeypatch):
-    """Rows of WIDE columns are too wide to be held, those of IN_PARTS to be held in one tile or unpacked."""
-    cols = request.node.callspec.params.get("cols") if hasattr(request.node, "callspec") else None
-    numbers = {}
-    if cols == WIDE:
-        numbers = dict.fromkeys(("HELD_WORDS_FORWARD", "HELD_WORDS_BACKWARD", "CHUNK_WORDS"), 64)
-        numbers |= dict(HELD_BYTES_FORWARD=0, HELD_COLS_BACKWARD={False: 0, True: 0})
-    elif cols == IN_PARTS:
-        numbers = dict(HELD_WORDS_BACKWARD=64, CHUNK_WORDS=64, HELD_WARPS_BACKWARD=1, HELD_UNPACKED=0)
-    for name, number in numbers.items():
-        monkeypatch.setattr(tiling, name, number)
-
-
-@pytest.fixture(autouse=True)
-def guarded_memory(monkeypatch):
-    """Every tensor that the library allocates starts as NaN, between guard bands checked afterwards."""
-    memory = guards.Memory()
-    monkeypatch.setattr(torch, "empty", memory.guarding(torch.empty))
-    monkeypatch.setattr(torch, "empty_like", memory.guarding(torch.empty_like))
-    yield memory
-    memory.check()
-
-
-@pytest.fixture(autouse=True)
-def metered():
-    """In the interpreter no kernel touches memory outside the tensors of its launch."""
-    if not launch.INTERPRET:
-        yield None
-        return
-    with Meter() as meter:
-        yield meter
-
-
-@pytest.fixture
-def launches(monkeypatch):
-    """Names of the kernels launched so far."""
-    names = []
-    real = launch.launch
-
-    def spy(plan, *tensors, **options):
-        names.append(plan.kernel.fn.__name__)
-        return real(plan, *tensors, **options)
-
-    monkeypatch.setattr(launch, "launch", spy)
-    return names

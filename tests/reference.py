@@ -2,7 +2,7 @@
 
 import torch
 
-from normreg.kernels.launch import INTERPRET
+from normreg.kernels import cpu
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -18,11 +18,11 @@ IN_PARTS = 760
 UNITS = {
     torch.float16: 1,  # another order of summation
     torch.bfloat16: 1,  # the same, and the interpreter truncates its stores where a GPU rounds
-    torch.float32: 2 if INTERPRET else 1,  # the same, and the interpreter has no fused multiply-add
+    torch.float32: 2 if cpu.KERNELS else 1,  # the same, and torch is on a CPU, where it adds in float64
     torch.float64: 16,  # the reference is torch's own result, so its own error cannot be seen
 }
 # The same of gradients, which are sums in float32; torch adds in float32 on a GPU, but on a CPU in float64.
-GRADIENT_UNITS = UNITS | ({torch.float32: 4} if INTERPRET else {})
+GRADIENT_UNITS = UNITS | ({torch.float32: 4} if cpu.KERNELS else {})
 
 
 def error(result, exact):

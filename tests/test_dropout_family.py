@@ -13,9 +13,8 @@ from reference import DTYPES, RAGGED, gradient_layouts
 from torch.utils.checkpoint import checkpoint
 
 import normreg
-from normreg import dispatch
+from normreg.kernels import cpu, launch, tiling
 from normreg.kernels import dropout as kernels
-from normreg.kernels import launch, tiling
 from normreg.ops import seed
 
 P = 0.25  # a multiple of 2^-16, so that nothing is rounded
@@ -457,7 +456,7 @@ def test_unsuitable_generators(device, form, launches):
 
 @pytest.fixture
 def without_kernels(monkeypatch, launches):
-    monkeypatch.setattr(dispatch, "INTERPRET", False)
+    monkeypatch.setattr(cpu, "KERNELS", None)
     yield
     assert launches == []
 
@@ -545,7 +544,7 @@ def test_every_number_of_dimensions(device, monkeypatch, name, dims, inplace, ke
     """Results, errors and warnings are torch's, its words included."""
     if not kernel:
         device = torch.device("cpu")
-        monkeypatch.setattr(dispatch, "INTERPRET", False)
+        monkeypatch.setattr(cpu, "KERNELS", None)
     for p, training in itertools.product((0.5, 1.0, 0.0, 1.5), (True, False)):
         options = dict(p=p, training=training, inplace=inplace)
         x, other = torch.ones(2, *(2, 3, 2, 2, 2, 2)[:dims], device=device).unbind()

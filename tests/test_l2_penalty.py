@@ -11,8 +11,8 @@ from torch.autograd import gradcheck, gradgradcheck
 
 import normreg
 from bench.meter import OutOfBounds
+from normreg.kernels import cpu, launch, tiling
 from normreg.kernels import l2_penalty as kernels
-from normreg.kernels import launch, tiling
 from normreg.ops import l2_penalty as ops
 
 ROOT = Path(__file__).parent.parent
@@ -190,7 +190,7 @@ def test_torch_path_agrees(device, launches):
 
 
 def test_cpu_tensors_without_the_interpreter(monkeypatch, launches):
-    monkeypatch.setattr(normreg.dispatch, "INTERPRET", False)
+    monkeypatch.setattr(cpu, "KERNELS", None)
     assert_is_penalty([w.cpu().detach().requires_grad_() for w in parameters("cpu", *DTYPES, sizes=(3, 50))])
     assert launches == []
 
@@ -329,7 +329,7 @@ def test_errors_name_the_parameter(parameters, weight_decay, error, message):
 # The kernels.
 
 
-@pytest.mark.skipif(not launch.INTERPRET, reason="the meter is in the interpreter")
+@pytest.mark.interpreter
 def test_the_meter_knows_the_tensors_of_a_table(device, monkeypatch):
     tensors = [torch.randn(300, device=device), torch.randn(40, device=device)]
     kernels.l2_penalty_forward(tensors, 0.1)
@@ -345,7 +345,7 @@ def test_tables_are_kept_until_a_tensor_moves(device, launches):
     kernels.kept_table.cache_clear()
     for _ in range(3):
         kernels.l2_penalty_forward(tensors, 0.1)
-    once = 1 if device.type == "cuda" else 3  # the interpreter keeps none
+    once = 3 if launch.INTERPRET else 1  # the interpreter keeps none
     assert launches.count("l2_penalty_table_kernel") == once
 
 
@@ -389,7 +389,7 @@ def run_compiler(source):
     return done.stdout
 
 
-@pytest.mark.skipif(not launch.INTERPRET, reason="the compiler alone, as without a GPU")
+@pytest.mark.interpreter
 def test_machine_code(monkeypatch):
     monkeypatch.delenv("TRITON_INTERPRET")
     rows = [json.loads(line) for line in run_compiler(COMPILED).splitlines()]
@@ -400,7 +400,7 @@ def test_machine_code(monkeypatch):
         assert widest == (8 if "merge" in name else 16), name  # partial sums of 8 bytes, of any number
 
 
-@pytest.mark.skipif(not launch.INTERPRET, reason="the compiler alone, as without a GPU")
+@pytest.mark.interpreter
 def test_nothing_is_compiled_anew_for_other_tensors(monkeypatch):
     monkeypatch.delenv("TRITON_INTERPRET")
     run_compiler(COMPILED_ONCE)

@@ -12,10 +12,9 @@ from processes import exit_status
 
 from bench.ledger import Operators
 from bench.meter import CACHED_BYTES, Meter, OutOfBounds
-from normreg.kernels import launch
 
 ROOT = Path(__file__).parent.parent
-pytestmark = pytest.mark.skipif(not launch.INTERPRET, reason="the meter is in the interpreter")
+pytestmark = pytest.mark.interpreter
 
 LARGE = CACHED_BYTES // 4 + 1024  # float32 elements
 

@@ -124,7 +124,7 @@ def stand_in_gpu(monkeypatch):
         monkeypatch.setattr(torch.cuda, name, lambda *_: None)
 
 
-@pytest.mark.skipif(not launch.INTERPRET, reason="the interpreter stands in for the GPU")
+@pytest.mark.interpreter  # stands in for the GPU
 def test_streams_and_graphs(stand_in_gpu):
     normed, dropped = "layer_norm bf16 768", "dropout bf16 33x129 function=dropout"
     for name in (normed, dropped):
@@ -134,7 +134,7 @@ def test_streams_and_graphs(stand_in_gpu):
     assert smoke_checks.do("CUDA graph", dropped) == dict(ok=False, found="the same mask twice")
 
 
-@pytest.mark.skipif(not launch.INTERPRET, reason="the interpreter stands in for the GPU")
+@pytest.mark.interpreter  # stands in for the GPU
 def test_on_a_wrong_stream(stand_in_gpu, monkeypatch):
     """What was launched elsewhere has read the zeros that were there before."""
     real = torch.Tensor.copy_

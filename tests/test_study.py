@@ -10,10 +10,10 @@ import torch
 for library in ("matplotlib", "scipy", "sklearn"):
     pytest.importorskip(library)
 
-import normreg  # noqa: E402
 from bench.study import NAMES, by_name, data, experiment, page, tasks, training  # noqa: E402
 from bench.study import __main__ as runner  # noqa: E402
 from bench.study.experiment import HELD, NOT_HELD, OPPOSITE, exceeds, lies  # noqa: E402
+from normreg.kernels import cpu  # noqa: E402
 
 FOLDER = Path(page.__file__).parent
 LARGEST_PICTURE = 150_000  # bytes
@@ -30,7 +30,7 @@ def as_without_the_interpreter(monkeypatch):
     """The path that is tested elsewhere is too slow to train on."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # small steps on two threads wait for each other
-    monkeypatch.setattr(normreg.dispatch, "INTERPRET", False)
+    monkeypatch.setattr(cpu, "KERNELS", None)
     yield
     torch.set_num_threads(threads)
 

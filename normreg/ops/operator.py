@@ -7,7 +7,7 @@ operation's autograd.Function. Eager mode does not call it: its dispatch costs m
 import torch
 from torch._library.autograd import Info, make_autograd_impl
 
-from normreg.kernels.launch import INTERPRET
+from normreg.kernels import cpu
 
 LIBRARY = torch.library.Library("normreg", "DEF")
 
@@ -24,7 +24,7 @@ def register(schema, implementation, fake, function=None, differentiable=1, ever
     """
     name = schema.partition("(")[0]
     LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag, torch.Tag.needs_exact_strides))
-    for device in ("CUDA", "CPU") if INTERPRET or everywhere else ("CUDA",):
+    for device in ("CUDA", "CPU") if cpu.KERNELS or everywhere else ("CUDA",):
         LIBRARY.impl(name, implementation, device)
     torch.library.register_fake(f"normreg::{name}", fake, lib=LIBRARY)
     operator = getattr(torch.ops.normreg, name).default

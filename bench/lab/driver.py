@@ -1,0 +1,188 @@
+"""A Triton backend and driver whose GPU is host memory: kernels are compiled to PTX, and the PTX is executed.
+
+All between a layer and its machine code is as on a GPU: Triton's JIT, its specialisation on sizes and aligned
+addresses, the launches that normreg keeps, tiles and grids. Nothing is compiled past PTX.
+"""
+
+import itertools
+import struct
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from triton.backends import Backend, backends
+from triton.backends.compiler import GPUTarget
+from triton.backends.driver import DriverBase
+from triton.backends.nvidia.compiler import CUDABackend
+from triton.runtime import driver
+
+from .ptx import Machine, Memory, Program
+
+PROGRAM_THREADS = 1024  # that a program may have
+SHARED_BYTES = 227 * 1024  # of a multiprocessor of sm_90, a kernel at most
+MOST_PROGRAMS = (2**31 - 1, 65535, 65535)  # that CUDA launches along x, y and z
+# how an argument of each of Triton's types lies in a kernel's parameters
+PACKED = {
+    "i1": "<?", "u1": "<?", "i8": "<b", "u8": "<B", "i16": "<h", "u16": "<H", "i32": "<i", "u32": "<I",
+    "i64": "<q", "u64": "<Q", "fp32": "<f", "f32": "<f", "fp64": "<d", "f64": "<d",
+}  # fmt: skip
+
+
+class PtxBackend(CUDABackend):
+    """Triton's own for NVIDIA GPUs, up to PTX."""
+
+    def __init__(self, target: GPUTarget) -> None:
+        super().__init__(target)
+        self.binary_ext = "ptx"
+
+    def add_stages(self, stages: dict, options, language=None) -> None:
+        super().add_stages(stages, options, language)
+        del stages["cubin"]
+
+    def hash(self) -> str:
+        return f"ptx-{super().hash()}"  # another place in Triton's cache
+
+
+@dataclass(frozen=True)
+class Executed:
+    """A launch: what ran, and what was counted while it ran."""
+
+    kernel: str
+    grid: tuple[int, int, int]
+    threads: int  # of a program
+    count: dict[str, int]  # bytes, 32-byte sectors and requests of global memory, wavefronts of shared memory
+    by_class: dict[str, int]  # instructions of a warp
+    dram_bytes: int  # moved, those of tensors that stay in cache once
+
+
+def range_of(tensor: torch.Tensor) -> tuple[int, int]:
+    """First address of a tensor's memory and the one behind it."""
+    storage = tensor.untyped_storage()
+    return storage.data_ptr(), storage.data_ptr() + storage.nbytes()
+
+
+def flat(kinds, values) -> Iterator[tuple[str, object]]:
+    """(type, value) of every argument that a compiled kernel has, tuples opened."""
+    for kind, value in zip(kinds, values, strict=True):
+        if isinstance(kind, tuple):
+            yield from flat(kind, value)
+        elif kind != "constexpr":
+            yield kind, value
+
+
+class Function:
+    """A compiled kernel, made executable at its first launch."""
+
+    def __init__(self, ptx: str, shared_bytes: int) -> None:
+        self.ptx, self.shared_bytes = ptx, shared_bytes
+        self.program: Program | None = None
+
+    def run(self, grid, arguments, memory, **options) -> Machine:
+        if self.program is None:
+            self.program = Program(self.ptx)
+        machine = Machine(self.program, grid, arguments, memory, self.shared_bytes, **options)
+        machine.run()
+        return machine
+
+
+class HostDriver(DriverBase):
+    """The part of a driver's interface that compilation and a launch use.
+
+    heard: called with each `Executed`; counting it takes time, so None counts nothing.
+    reachable: tensors that a launch may touch beside its arguments.
+    """
+
+    executes_in_host_memory = True
+
+    def __init__(self, arch: int, multiprocessors: int, approximate: int | None = None) -> None:
+        self.arch, self.multiprocessors, self.approximate = arch, multiprocessors, approximate
+        self.heard: Callable[[Executed], None] | None = None
+        self.reachable: list[torch.Tensor] = []
+        self.utils = self
+        self.launcher_cls = self.launcher
+
+    def load_binary(self, name, kernel, shared, device):
+        module = registers = spills = 0
+        return module, Function(kernel.decode(), shared), registers, spills, PROGRAM_THREADS
+
+    def unload_module(self, module):
+        """Newer Tritons call it for every kernel that they drop; nothing was loaded."""
+
+    def launcher(self, source, metadata):
+        kinds = list(source.signature.values())
+
+        def launch(x, y, z, stream, function, packed, launch_metadata, enter, leave, *values, **_):
+            grid = (x, y, z)
+            if not all(0 < n <= most for n, most in zip(grid, MOST_PROGRAMS)):
+                raise ValueError(f"{source.name}: expected a grid from 1 to {MOST_PROGRAMS}, got {grid}")
+            arguments = list(flat(kinds, values))
+            tensors = [value for _, value in arguments if isinstance(value, torch.Tensor)]
+            memory = Memory([range_of(tensor) for tensor in itertools.chain(tensors, self.reachable)])
+            raw = [packed_argument(kind, value) for kind, value in arguments]
+            scratch = [bytes(8)] * 4  # addresses of memory that our kernels use none of
+            if enter:
+                enter(launch_metadata)
+            machine = function.run(
+                grid, raw + scratch, memory, approximate=self.approximate, count=self.heard is not None
+            )
+            if leave:
+                leave(launch_metadata)
+            if self.heard is not None:
+                threads = machine.program.kernel.threads
+                counts = dict(machine.count), dict(machine.by_class), machine.dram_bytes()
+                self.heard(Executed(source.name, grid, threads, *counts))
+
+        return launch
+
+    def get_device_properties(self, device):
+        return {
+            "max_shared_mem": SHARED_BYTES,
+            "max_num_regs": 65536,
+            "multiprocessor_count": self.multiprocessors,
+            "warpSize": 32,
+        }
+
+    def get_current_target(self):
+        return GPUTarget("cuda", self.arch, 32)
+
+    def get_current_device(self):
+        return 0
+
+    def set_current_device(self, device):
+        """There is one."""
+
+    def get_current_stream(self, device=None):
+        return 0
+
+    def get_active_torch_device(self):
+        return torch.device("cpu")
+
+    def map_python_to_cpp_type(self, ty):
+        return ty
+
+    def get_benchmarker(self):
+        raise NotImplementedError(
+            "code executed in host memory takes no time of a GPU: there is none to measure"
+        )
+
+    @classmethod
+    def is_active(cls):
+        return False  # only where it is installed
+
+
+def packed_argument(kind: str, value) -> bytes:
+    if isinstance(value, torch.Tensor):
+        if value.device.type != "cpu":
+            raise ValueError(
+                f"expected tensors of the CPU, got one of {value.device}: this driver executes there"
+            )
+        return struct.pack("<Q", value.data_ptr())
+    if kind[0] == "*":
+        return struct.pack("<Q", int(value or 0))
+    return struct.pack(PACKED[kind], value)
+
+
+def activate(host: HostDriver) -> None:
+    """Makes it the driver that Triton compiles and launches with in this process."""
+    backends["nvidia"] = Backend(compiler=PtxBackend, driver=HostDriver)
+    driver.set_active(host)
