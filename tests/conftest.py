@@ -2,12 +2,15 @@
 
 import importlib
 import os
+import re
+import zlib
 from pathlib import Path
 
 import pytest
 import torch
 from gpu_watch import GpuWatch
 
+DTYPE = re.compile(r"torch\.(float16|bfloat16|float32|float64|complex64|complex128)\b")
 os.environ["OMP_NUM_THREADS"] = "1"  # of processes that tests start
 
 # Files test_*.py whose tests `pytest -m gpu` runs, on what a GPU alone can show: the kernels compiled, in its
@@ -53,20 +56,32 @@ def pytest_ignore_collect(collection_path, config):
         return True
 
 
+def one_dtype_of_each(items):
+    """Of tests that differ in nothing but a floating dtype one: which, differs from test to test."""
+    alike = {}
+    for item in items:
+        alike.setdefault(DTYPE.sub("", item.nodeid), []).append(item)
+    return [of[zlib.crc32(key.encode()) % len(of)] for key, of in alike.items()]
+
+
 @pytest.hookimpl(tryfirst=True)  # before -m is asked
 def pytest_collection_modifyitems(config, items):
+    on_a_gpu = torch.cuda.is_available()
     if not config.option.all:
-        slow = [item for item in items if item.get_closest_marker("slow")]
-        config.hook.pytest_deselected(items=slow)
-        items[:] = [item for item in items if not item.get_closest_marker("slow")]
+        chosen = [item for item in items if not item.get_closest_marker("slow")]
+        if not on_a_gpu:
+            chosen = one_dtype_of_each(chosen)
+        left_out = {*items}.difference(chosen)
+        config.hook.pytest_deselected(items=[*left_out])
+        items[:] = chosen
     interpreted = os.environ.get("TRITON_INTERPRET") == "1"
-    ids = {item.nodeid for item in items}
+    ids = {item.nodeid for item in items} if on_a_gpu else set()
     for item in items:
         if item.get_closest_marker("interpreter"):
             if not interpreted:
                 item.add_marker(pytest.mark.skip(reason="needs Triton's interpreter"))
             continue
-        # of tests in both 16-bit dtypes the one that rounds more: an eighth of the kernels to compile less
+        # of tests in both 16-bit dtypes a GPU runs the one that rounds more: an eighth less to compile
         twin = item.nodeid.replace("torch.float16", "torch.bfloat16")
         if stem(item.path) in ON_A_GPU and (twin == item.nodeid or twin not in ids):
             item.add_marker("gpu")

@@ -15,10 +15,10 @@ from collections.abc import Iterator
 
 import triton
 
-from .driver import Executed, HostDriver, activate
+from .driver import Executed, HostDriver, activate, machine_code
 from .ptx import GpuFault
 
-__all__ = ["Executed", "GpuFault", "counted", "install"]
+__all__ = ["Executed", "GpuFault", "counted", "install", "machine_code"]
 
 ARCH = "NORMREG_LAB_ARCH"  # the variable that names the GPU compiled for, where no argument does
 

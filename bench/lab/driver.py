@@ -4,10 +4,12 @@ All between a layer and its machine code is as on a GPU: Triton's JIT, its speci
 addresses, the launches that normreg keeps, tiles and grids. Nothing is compiled past PTX.
 """
 
+import contextlib
 import itertools
 import struct
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from unittest import mock
 
 import torch
 from triton.backends import Backend, backends
@@ -182,7 +184,17 @@ def packed_argument(kind: str, value) -> bytes:
     return struct.pack(PACKED[kind], value)
 
 
+TRITONS_OWN = backends["nvidia"]
+
+
 def activate(host: HostDriver) -> None:
     """Makes it the driver that Triton compiles and launches with in this process."""
     backends["nvidia"] = Backend(compiler=PtxBackend, driver=HostDriver)
     driver.set_active(host)
+
+
+@contextlib.contextmanager
+def machine_code() -> Iterator[None]:
+    """What is compiled meanwhile is compiled past PTX, and cannot be launched."""
+    with mock.patch.dict(backends, nvidia=TRITONS_OWN):
+        yield
