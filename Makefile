@@ -1,5 +1,7 @@
 # make demo    set everything up and run the main job
-# make test    set everything up and run the tests
+# make test    set everything up and run the tests that take minutes: on compiled code, then in the interpreter
+# make test-all       all tests: every dtype, every planted bug, code for other GPUs, the newest torch; an hour
+# make test-planted   the planted bugs alone, each of which tests must find
 # make bench   set everything up and show the proof of speed that this machine can give
 # make study   set everything up and run the experiments on normalisation and regularisation
 # make gpu     on a machine with a GPU: five minutes of smoke, kernel tests and speed, into RESULTS/results.tgz;
@@ -10,20 +12,35 @@ RUN := $(VENV)/bin/python
 INSTALLED := $(VENV)/installed
 DEMO_ARGS ?=
 TEST_ARGS ?=
-
+CONSTRAINTS ?= constraints.txt
+# two processes: the interpreter is not thread-safe, and a GPU is shared
+PYTEST := $(RUN) -m pytest -n 2 --timeout 300
 BENCH_ARGS ?=
 STUDY_ARGS ?=
 RESULTS ?= .
 COMMIT ?= $(shell git rev-parse HEAD 2>/dev/null)
 
-.PHONY: demo test bench study gpu clean
+.PHONY: demo test test-all test-planted bench study gpu clean
 
 demo: $(INSTALLED)
 	$(RUN) -m bench.demo $(DEMO_ARGS)
 
-# two processes: the interpreter is not thread-safe, and a GPU is shared
 test: $(INSTALLED)
-	$(RUN) -m pytest -n 2 --timeout 300 $(TEST_ARGS)
+	failed=0; \
+	NORMREG_CPU_KERNELS=compiled $(PYTEST) -m compiled $(TEST_ARGS) || failed=$$?; \
+	NORMREG_CPU_KERNELS=interpreter $(PYTEST) -m "not compiled and not planted" $(TEST_ARGS) || failed=$$?; \
+	exit $$failed
+
+test-planted: $(INSTALLED)
+	$(PYTEST) --all -m planted $(TEST_ARGS)
+
+# the last line in an environment of its own
+test-all: $(INSTALLED)
+	$(MAKE) test TEST_ARGS=--all
+	$(MAKE) test-planted
+	NORMREG_LAB_ARCH=80 NORMREG_CPU_KERNELS=compiled $(PYTEST) -m compiled
+	NORMREG_LAB_ARCH=100 NORMREG_CPU_KERNELS=compiled $(PYTEST) -m compiled
+	$(MAKE) test VENV=.venv-newest CONSTRAINTS=/dev/null
 
 bench: $(INSTALLED)
 	$(RUN) -m bench $(BENCH_ARGS)
@@ -39,7 +56,7 @@ gpu:
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv --clear $(VENV) || { \
 		$(PYTHON) -m venv --clear --without-pip $(VENV) && $(PYTHON) -m pip --python $(RUN) install pip; }
-	$(RUN) -m pip install --quiet --constraint constraints.txt --editable '.[test,bench]'
+	$(RUN) -m pip install --quiet --constraint $(CONSTRAINTS) --editable '.[test,bench]'
 	touch $@
 
 clean:

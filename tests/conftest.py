@@ -22,14 +22,14 @@ ON_A_GPU = (
     "course_notes",
 )  # fmt: skip
 # Those that need kernels compiled for a GPU, and no GPU.
-COMPILED = ("static",)
+COMPILED = ("lab", "static")
 # The others: what a GPU shows no better, or what takes minutes.
 ELSEWHERE = (
-    "bench", "conftest", "data_parallel", "diagnose", "explain", "far_offsets", "foreign", "fuse", "gpu_pass",
-    "gpu_watch", "init", "interpreter", "launch", "meter", "models", "mutations", "package",
-    "parameter_groups", "processes", "readme", "report", "running_statistics", "smoke", "speed",
-    "study", "sync_batch_norm", "tensor_parallel", "tiling", "timing", "torch_cases", "transformers",
-    "worker",
+    "bench", "conftest", "cpu_kernels", "data_parallel", "diagnose", "explain", "far_offsets", "foreign",
+    "fuse", "gpu_pass", "gpu_watch", "init", "interpreter", "launch", "meter", "models", "mutations",
+    "package", "parameter_groups", "processes", "readme", "report", "running_statistics", "smoke",
+    "speed", "study", "sync_batch_norm", "tensor_parallel", "tiling", "timing", "torch_cases",
+    "transformers", "worker",
 )  # fmt: skip
 
 
@@ -112,6 +112,7 @@ def kernels_of_the_cpu(config):
 
 def pytest_configure(config):
     if torch.cuda.is_available():
+        os.environ.pop("NORMREG_CPU_KERNELS", None)
         config.pluginmanager.register(GpuWatch(config, gpu_works))
     elif kernels_of_the_cpu(config) == "compiled":
         from bench import lab
