@@ -1,4 +1,4 @@
-"""The driver that executes compiled kernels in host memory: what a kernel gets, what is refused and counted."""
+"""The driver that executes compiled kernels in host memory: what arrives, what is refused and counted."""
 
 import pytest
 import torch
@@ -37,6 +37,12 @@ def copy_kernel(x_ptr, y_ptr, size, BLOCK: tl.constexpr, MASKED: tl.constexpr):
 def follow_kernel(table_ptr, y_ptr):
     x_ptr = tl.load(table_ptr).to(tl.pointer_type(tl.float32))
     tl.store(y_ptr, tl.load(x_ptr))
+
+
+@pytest.fixture(autouse=True)
+def fusion_stated(monkeypatch):
+    """Triton 3.9 warns at launches that do not say, because its default will change."""
+    monkeypatch.setenv("TRITON_DEFAULT_FP_FUSION", "1")
 
 
 @pytest.fixture
