@@ -1,0 +1,67 @@
+"""Multiplications and the additions that alone use them become one operation, as ptxas contracts them.
+
+That is what Triton's `enable_fp_fusion` allows. PTX has fma for `a * b + c` alone, so the new ones are named
+`contracted.add` (a * b + c), `contracted.sub` (a * b - c) and `contracted.rsub` (c - a * b).
+"""
+
+import re
+from collections import Counter
+
+from .parsing import Instruction, Kernel
+
+MULTIPLY = ("mul.f32", "mul.f64")
+ADD = ("add.f32", "add.f64")
+SUBTRACT = ("sub.f32", "sub.f64")
+READS_FIRST = ("st", "cp", "stmatrix")  # instructions that read their first operand, too
+REGISTER = re.compile(r"%[\w.]+")
+
+
+def contract(kernel: Kernel) -> None:
+    """Contract a kernel's instructions, and move its labels with them."""
+    reads, writes = uses(kernel.instructions)
+    products: dict[str, int] = {}
+    kept: list[Instruction | None] = list(kernel.instructions)
+    for at, i in enumerate(kernel.instructions):
+        if i.predicate is not None:
+            continue
+        if i.opcode in MULTIPLY:
+            product, *factors = i.operands
+            if reads[product] == writes[product] == 1 and all(writes[factor] <= 1 for factor in factors):
+                products[product] = at
+        elif i.opcode in ADD or i.opcode in SUBTRACT:
+            result, left, right = i.operands
+            first = left in products
+            if first or right in products:
+                product = products.pop(left if first else right)
+                factors = kernel.instructions[product].operands[1:]
+                how = "add" if i.opcode in ADD else "sub" if first else "rsub"
+                operands = [result, *factors, right if first else left]
+                kept[product] = None
+                kept[at] = Instruction(f"contracted.{how}.{i.type}", operands, line=i.line)
+    remove(kernel, kept)
+
+
+def uses(instructions: list[Instruction]) -> tuple[Counter[str], Counter[str]]:
+    """How many operands read each register, and how many write it."""
+    reads, writes = Counter(), Counter()
+    for i in instructions:
+        if i.predicate:
+            reads[i.predicate] += 1
+        for k, operand in enumerate(i.operands):
+            names = [operand] if operand[0] == "%" and "|" not in operand else REGISTER.findall(operand)
+            if k > 0 or i.base in READS_FIRST:
+                reads.update(names)
+            if k == 0:
+                writes.update(names)
+    return reads, writes
+
+
+def remove(kernel: Kernel, kept: list[Instruction | None]) -> None:
+    """Leave out the instructions that are None."""
+    position, positions = 0, []
+    for i in kept:
+        positions.append(position)
+        position += i is not None
+    positions.append(position)
+    kernel.instructions = [i for i in kept if i is not None]
+    kernel.labels = {label: positions[at] for label, at in kernel.labels.items()}

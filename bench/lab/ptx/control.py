@@ -1,0 +1,164 @@
+"""How the lanes of a batch go through a program: branches, lanes that part and meet, barriers, exits."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from .batch import WARP, Batch
+from .errors import GpuFault
+from .values import Array
+
+
+@dataclass(frozen=True, slots=True)
+class Next:
+    """The block below follows."""
+
+    def leave(self, flow: Flow) -> None:
+        flow.jump(flow.at + 1)
+
+
+@dataclass(frozen=True, slots=True)
+class Exit:
+    """The lanes end."""
+
+    def leave(self, flow: Flow) -> None:
+        flow.exit()
+
+
+@dataclass(frozen=True, slots=True)
+class Barrier:
+    """All lanes of a program meet."""
+
+    def leave(self, flow: Flow) -> None:
+        flow.wait()
+
+
+@dataclass(frozen=True, slots=True)
+class Branch:
+    """Another block follows, where a predicate says so."""
+
+    target: int
+    guard: int | None
+    negated: np.bool_
+
+    def leave(self, flow: Flow) -> None:
+        if self.guard is None:
+            return flow.jump(self.target)
+        taken = flow.batch.registers[self.guard] ^ self.negated
+        if taken.all():
+            flow.jump(self.target)
+        elif not taken.any():
+            flow.jump(flow.at + 1)
+        else:
+            flow.part(np.where(flow.batch.full(taken), self.target, flow.at + 1))
+
+
+@dataclass(frozen=True, slots=True)
+class IndexedBranch:
+    """The block follows that a register chooses from a table."""
+
+    targets: Array
+    index: int
+
+    def leave(self, flow: Flow) -> None:
+        flow.part(self.targets[flow.batch.full(flow.batch.registers[self.index]).astype(np.int64)])
+
+
+End = Next | Exit | Barrier | Branch | IndexedBranch
+
+
+class Flow:
+    """Where the lanes of a batch stand. While they stand in one place only `at` is kept."""
+
+    def __init__(self, batch: Batch):
+        self.batch = batch
+        self.at = 0
+        self.places: Array | None = None  # the block of each lane, once lanes have parted
+        self.alive = np.ones(batch.lanes, bool)
+        self.waiting = np.zeros(batch.lanes, bool)  # at a barrier
+
+    def run(self) -> None:
+        """Execute until every lane has ended."""
+        batch, blocks = self.batch, self.batch.machine.program.blocks
+        all_warps, executed = batch.lanes // WARP, batch.machine.executed
+        while self.choose():
+            block = blocks[self.at]
+            for step in block.steps:
+                step(batch)
+            active = batch.active
+            executed[self.at] += all_warps if active is None else int(active.reshape(-1, WARP).any(1).sum())
+            block.end.leave(self)
+
+    def choose(self) -> bool:
+        """The lanes furthest back go on, so that those ahead are met; False where all have ended."""
+        if self.places is None:
+            self.batch.active = None
+            return self.at >= 0
+        ready = self.alive & ~self.waiting
+        if not ready.any():
+            return False
+        self.at = int(self.places[ready].min())
+        ready &= self.places == self.at
+        self.batch.active = None if ready.all() else ready
+        return True
+
+    def jump(self, target: int) -> None:
+        """All active lanes go on in one place."""
+        if self.places is None:
+            self.at = target
+        else:
+            self.places[self.active()] = target
+            self.meet()
+
+    def part(self, targets: Array) -> None:
+        """Each active lane goes on in a place of its own."""
+        if self.places is None:
+            self.places = targets
+        else:
+            active = self.active()
+            self.places[active] = targets[active]
+        self.meet()
+
+    def active(self) -> Array | slice:
+        """The active lanes, as an index."""
+        return slice(None) if self.batch.active is None else self.batch.active
+
+    def meet(self) -> None:
+        """Where all lanes stand in one place again, only that is kept."""
+        if self.alive.all() and not self.waiting.any() and (self.places == self.places[0]).all():
+            self.at, self.places = int(self.places[0]), None
+
+    def exit(self) -> None:
+        """The active lanes end."""
+        if self.places is None:
+            self.at = -1
+        else:
+            self.alive[self.active()] = False
+            self.release()
+
+    def wait(self) -> None:
+        """The active lanes wait for the others of their programs."""
+        if self.places is None:
+            self.batch.shared.epoch += 1
+            self.at += 1
+            return
+        self.waiting[self.active()] = True
+        self.places[self.active()] = self.at + 1
+        self.release()
+        self.meet()
+
+    def release(self) -> None:
+        """Programs all of whose lanes wait go on."""
+        waiting, alive = (x.reshape(self.batch.programs, -1) for x in (self.waiting, self.alive))
+        here = alive.any(1) & (waiting | ~alive).all(1)
+        if (here & ~alive.all(1)).any():
+            program = int(np.flatnonzero(here & ~alive.all(1))[0])
+            gone = int((~alive[program]).sum())
+            raise GpuFault(
+                f"a barrier that threads which have exited do not reach: {gone} threads of program "
+                f"{int(self.batch.program_id[program * alive.shape[1]])} have"
+            )
+        waiting[here] = False
+        self.batch.shared.epoch[here] += 1

@@ -1,0 +1,31 @@
+"""What each instruction does: small functions, registered by name as these modules are imported."""
+
+from . import (
+    arithmetic,
+    bitwise,
+    comparisons,
+    conversions,
+    copies,
+    integers,
+    loads_and_stores,
+    matrices,
+    moves,
+    transcendental,
+    warps,
+)
+from .table import build
+
+REGISTERED = (
+    arithmetic,
+    bitwise,
+    comparisons,
+    conversions,
+    copies,
+    integers,
+    loads_and_stores,
+    matrices,
+    moves,
+    transcendental,
+    warps,
+)
+__all__ = ["REGISTERED", "build"]

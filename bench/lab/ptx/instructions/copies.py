@@ -1,0 +1,60 @@
+"""Copies from global to shared memory that go on while the program does (cp.async)."""
+
+import numpy as np
+
+from ..batch import Batch
+from ..errors import Unsupported
+from ..memory import Access
+from ..operands import Operands
+from ..parsing import Instruction
+from ..values import UINT, Array
+from .loads_and_stores import base_of
+from .table import Step, instruction
+
+LARGEST_ELEMENT = 8
+
+
+@instruction("cp")
+def copy(i: Instruction, operands: Operands) -> Step:
+    if i.opcode == "cp.async.commit_group":
+        return lambda batch: batch.copies.commit()
+    if i.opcode == "cp.async.wait_group":
+        keep = int(i.operands[0], 0)
+        return lambda batch: batch.copies.wait(keep)
+    if i.parts[1] != "async" or i.parts[2] not in ("ca", "cg"):
+        raise Unsupported("copy; executed are cp.async.ca, .cg, .commit_group and .wait_group")
+    return issue(i, operands)
+
+
+def issue(i: Instruction, operands: Operands) -> Step:
+    """Copies set out. Global memory is read and checked now; shared memory is written at the wait."""
+    to, to_offset = base_of(i.operands[0], operands, 4)
+    of, of_offset = base_of(i.operands[1], operands, 8)
+    size = int(i.operands[2], 0)
+    given = operands.operand(i.operands[3] if len(i.operands) > 3 else str(size), 4)
+    guard, negated = operands.guard(i), np.bool_(i.negated)
+    element = min(LARGEST_ELEMENT, size)
+    load, store = (Access(element, size // element, writes, str(i)) for writes in (False, True))
+
+    def step(batch: Batch) -> None:
+        mask = batch.mask(guard, negated)
+        mask = np.ones(batch.lanes, bool) if mask is None else mask
+        if not mask.any():
+            return
+        bytes_read = batch.full(batch.registers[given])
+        if ((bytes_read != 0) & (bytes_read != size) & mask).any():
+            raise Unsupported(f"cp.async of a part; executed are those of all bytes and of none: {i}")
+        reads = mask & (bytes_read == size)
+        selected, elements = batch.load_global(batch.registers[of] + of_offset, load, reads)
+        values = [spread(batch, selected, x) for x in elements]
+        target = batch.registers[to] + to_offset
+        batch.copies.issue(lambda lanes: batch.store_shared(target, store, values, lanes), mask)
+
+    return step
+
+
+def spread(batch: Batch, selected: Array, elements: Array) -> Array:
+    """Elements of the selected lanes, and zeros in the others."""
+    values = np.zeros(batch.lanes, UINT[elements.itemsize])
+    values[selected] = elements
+    return values

@@ -1,0 +1,60 @@
+"""Products and quotients of integers beyond what numpy's operators do."""
+
+import numpy as np
+
+from ..errors import Unsupported
+from ..operands import Operands
+from ..parsing import Instruction
+from ..values import SIGNED, UINT, Array, reader, size_of
+from .table import Step, assign, compute, instruction
+
+
+def multiplied_wide(i: Instruction, operands: Operands) -> Step:
+    """A product of twice the size, and a third operand of that size added."""
+    size = size_of(i.type)
+    numbers, wide, bits = reader(i.type), (SIGNED if i.type[0] == "s" else UINT)[2 * size], UINT[2 * size]
+    sources = operands.sources(i.operands[1:3], size) + operands.sources(i.operands[3:], 2 * size)
+
+    def run(a: Array, b: Array, c: Array | None = None) -> Array:
+        product = (numbers(a).astype(wide) * numbers(b).astype(wide)).view(bits)
+        return product if c is None else product + c
+
+    return assign(i, operands, run, sources)
+
+
+def multiplied_high(i: Instruction, operands: Operands) -> Step:
+    """The upper half of a product."""
+    if i.type in ("u32", "s32"):
+        wide = np.int64 if i.type == "s32" else np.uint64
+        return compute(i, operands, lambda a, b: (a.astype(wide) * b.astype(wide)) >> wide(32))
+    if i.type == "u64":
+        return compute(i, operands, high_of_64)
+    raise Unsupported("mul.hi; executed are u32, s32 and u64")
+
+
+def high_of_64(a: Array, b: Array) -> Array:
+    """The upper 64 bits of products of 64-bit integers."""
+    half, low = np.uint64(32), np.uint64(0xFFFFFFFF)
+    a0, a1, b0, b1 = a & low, a >> half, b & low, b >> half
+    middle = a1 * b0 + (a0 * b0 >> half)
+    other = a0 * b1 + (middle & low)
+    return a1 * b1 + (middle >> half) + (other >> half)
+
+
+def divided(a: Array, b: Array) -> Array:
+    """Quotients towards zero; all ones where the divisor is 0."""
+    zero = b == 0
+    b = np.where(zero, 1, b).astype(b.dtype)
+    quotient = a // b
+    if a.dtype.kind == "i":  # numpy's are towards minus infinity
+        quotient += (quotient * b != a) & ((a < 0) != (b < 0))
+    return np.where(zero, -1 if a.dtype.kind == "i" else ~a.dtype.type(0), quotient).astype(a.dtype)
+
+
+@instruction("rem")
+def remainder(i: Instruction, operands: Operands) -> Step:
+    def run(a: Array, b: Array) -> Array:
+        zero = b == 0
+        return np.where(zero, a, np.fmod(a, np.where(zero, 1, b).astype(b.dtype)))
+
+    return compute(i, operands, run)

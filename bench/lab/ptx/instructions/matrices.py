@@ -1,0 +1,79 @@
+"""Matrices of 8 x 8 16-bit numbers between registers and shared memory (ldmatrix, stmatrix).
+
+Of four matrices lane 8 k + r has the address of row r of matrix k. A lane holds two neighbouring numbers of a
+row, and of a transposed matrix two numbers below each other.
+"""
+
+import numpy as np
+
+from ..batch import Batch
+from ..errors import GpuFault, Unsupported
+from ..memory import Access
+from ..operands import Operands, vector
+from ..parsing import Instruction
+from ..values import Array
+from .loads_and_stores import base_of
+from .table import Step, instruction
+
+ROW = 16  # bytes
+
+
+@instruction("ldmatrix", "stmatrix")
+def matrix(i: Instruction, operands: Operands) -> Step:
+    if i.predicate is not None or "m8n8" not in i.parts or i.type != "b16":
+        raise Unsupported("matrix; executed are those of m8n8 and b16 without a predicate")
+    loads, transposed = i.base == "ldmatrix", "trans" in i.parts
+    listed, place = i.operands if loads else reversed(i.operands)
+    base, offset = base_of(place, operands, 4)
+    registers = [operands.register(name) for name in vector(listed)]
+    access = Access(2 if transposed else 4, 1, not loads, str(i))
+
+    def step(batch: Batch) -> None:
+        batch.whole_warps(batch.active, i.base)
+        rows = batch.full(batch.registers[base] + offset)
+        for k, register in enumerate(registers):
+            places = columns(batch, rows, k) if transposed else [row_parts(batch, rows, k)]
+            if loads:
+                load(batch, register, places, access)
+            else:
+                store(batch, register, places, access)
+
+    return step
+
+
+def row_parts(batch: Batch, rows: Array, k: int) -> Array:
+    """Where each lane's two numbers begin, in matrix k."""
+    return row_of(batch, rows, 8 * k + batch.lane // 4) + (4 * (batch.lane % 4)).astype(np.uint32)
+
+
+def columns(batch: Batch, rows: Array, k: int) -> list[Array]:
+    """Where each lane's two numbers are, in matrix k transposed."""
+    column = (2 * (batch.lane // 4)).astype(np.uint32)
+    return [row_of(batch, rows, 8 * k + 2 * (batch.lane % 4) + half) + column for half in range(2)]
+
+
+def row_of(batch: Batch, rows: Array, lane: Array) -> Array:
+    """The address that another lane of the warp gives."""
+    row = rows[batch.all_lanes - batch.lane + lane]
+    if (row % ROW).any():
+        raise GpuFault(f"misaligned row of a matrix, at byte {int(row[row % ROW != 0][0])} of shared memory")
+    return row
+
+
+def load(batch: Batch, register: int, places: list[Array], access: Access) -> None:
+    """Numbers at the places into the register, the second above the first."""
+    got = [batch.load_shared(place, access, batch.active) for place in places]
+    selected, (value,) = got[0]
+    if len(got) == 2:
+        value = value.astype(np.uint32) | (got[1][1][0].astype(np.uint32) << np.uint32(16))
+    batch.put(register, value, selected)
+
+
+def store(batch: Batch, register: int, places: list[Array], access: Access) -> None:
+    """The register's numbers to the places."""
+    value = batch.registers[register]
+    values = (
+        [value] if len(places) == 1 else [value.astype(np.uint16), (value >> np.uint32(16)).astype(np.uint16)]
+    )
+    for place, part in zip(places, values):
+        batch.store_shared(place, access, [part], batch.active)

@@ -1,0 +1,86 @@
+"""One launch of a program: its grid, its arguments, the memory that it may touch, and what it counted."""
+
+from collections import Counter
+
+import numpy as np
+
+from .batch import Batch
+from .control import Flow
+from .errors import GpuFault, Unsupported
+from .global_memory import GlobalMemory
+from .memory import Memory
+from .program import Program
+from .values import Array
+
+
+class Machine:
+    """Executes `program` for every program of a grid.
+
+    `arguments` are the bytes of the kernel's parameters in their order, `shared_bytes` what a program has of
+    shared memory. `approximate` is a seed: results of approx and full instructions move by up to the error
+    that the PTX manual allows. `races` keeps who touched each byte; `count` counts sectors, wavefronts and
+    instructions.
+    After `run`, `count` has events by name and `by_class` executed instructions, a warp each, by unit.
+    """
+
+    def __init__(
+        self,
+        program: Program,
+        grid: tuple[int, int, int],
+        arguments: list[bytes],
+        memory: Memory,
+        shared_bytes: int,
+        approximate: int | None = None,
+        races: bool = True,
+        count: bool = True,
+    ):
+        if len(arguments) < len(program.params):
+            raise Unsupported(
+                f"{program.kernel.name}: {len(program.params)} arguments expected, {len(arguments)} came: "
+                f"give the bytes of {', '.join(program.params)}"
+            )
+        self.program, self.grid, self.arguments, self.memory = program, grid, arguments, memory
+        self.shared_bytes = max(16, -(-shared_bytes // 16) * 16)
+        self.rng = None if approximate is None else np.random.default_rng(approximate)
+        self.races, self.counting = races, count
+        self.count: Counter[str] = Counter()
+        self.by_class: Counter[str] = Counter()
+        self.executed = [0] * len(program.blocks)  # by how many warps, each block
+        self.globals = GlobalMemory(memory, races, count, self.count)
+
+    def run(self, lanes_at_once: int = 8192) -> None:
+        """Execute the launch, as many programs at a time as have that many threads."""
+        programs = self.grid[0] * self.grid[1] * self.grid[2]
+        batch = max(1, lanes_at_once // self.program.kernel.threads)
+        try:
+            with np.errstate(all="ignore"):
+                for first in range(0, programs, batch):
+                    self.run_programs(first, min(programs, first + batch))
+        except (GpuFault, Unsupported) as wrong:
+            raise type(wrong)(f"{self.program.kernel.name}: {wrong}") from None
+        if self.counting:
+            for block, warps in zip(self.program.blocks, self.executed):
+                for unit, times in block.units.items():
+                    self.by_class[unit] += times * warps
+
+    def run_programs(self, first: int, last: int) -> None:
+        """Execute the programs from `first` up to `last` of the grid."""
+        batch = Batch(self, first, last)
+        Flow(batch).run()
+        left = batch.copies.left()
+        if left:
+            self.count["cp.async not waited for"] += left
+
+    def dram_bytes(self) -> int:
+        """Bytes loaded and stored; those of tensors that stay in cache once."""
+        return self.globals.dram_bytes()
+
+    def nudge(self, x: Array, relative: float) -> Array:
+        """Results moved by at most a relative error, where asked for. Exact ones are exact on a GPU, too."""
+        if self.rng is None:
+            return x
+        error = self.rng.uniform(-relative, relative, x.shape)
+        exact = ~np.isfinite(x)
+        if relative > 1e-10:  # of float32
+            exact |= x.astype(np.float32) == x
+        return np.where(exact, x, x * (1 + error))

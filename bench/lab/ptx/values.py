@@ -1,0 +1,104 @@
+"""Registers hold bits, in unsigned integers of numpy; instructions compute with numbers. This translates.
+
+A type is PTX's (`f32`, `s64`, `b16`, `bf16x2`, `pred`). Numpy has no bfloat16, so its numbers are float32
+here, rounded to nearest even where they are written. Predicates are numpy's bools.
+"""
+
+from collections.abc import Callable
+from functools import cache
+
+import numpy as np
+
+from .errors import Unsupported
+
+Array = np.ndarray
+UINT = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64}
+SIGNED = {1: np.int8, 2: np.int16, 4: np.int32, 8: np.int64}
+SIZES = {"pred": 0, "bf16": 2, "f16": 2, "f32": 4, "f64": 8, "bf16x2": 4, "f16x2": 4, "f32x2": 8}
+SIZES |= {f"{kind}{8 * size}": size for kind in "bus" for size in UINT}
+FLOATS = {"f16": np.float16, "f32": np.float32, "f64": np.float64}
+
+
+def size_of(ty: str) -> int:
+    """Bytes of a type; 0 of a predicate."""
+    if ty not in SIZES:
+        raise Unsupported(f"type {ty!r}; executed are {', '.join(SIZES)}")
+    return SIZES[ty]
+
+
+def is_float(ty: str) -> bool:
+    """Whether a type is one floating-point number."""
+    return ty == "bf16" or ty in FLOATS
+
+
+def dtype_of_size(size: int) -> type:
+    """The dtype in which a register of `size` bytes is held."""
+    return UINT[size] if size else np.bool_
+
+
+def undefined(size: int) -> Array:
+    """What a register that nothing has written holds: compilers read such where the value does not matter."""
+    return np.ones(1, bool) if size == 0 else np.full(1, ~UINT[size](0), UINT[size])
+
+
+@cache
+def reader(ty: str) -> Callable[[Array], Array]:
+    """A function from the bits of a register to the numbers that they are as `ty`."""
+    size = size_of(ty)
+    if ty == "pred":
+        return lambda bits: bits
+    if ty == "bf16":
+        return lambda bits: (bits.astype(np.uint32) << np.uint32(16)).view(np.float32)
+    unsigned = UINT[size]
+    if ty in FLOATS:
+        number = FLOATS[ty]
+    elif ty[0] == "s":
+        number = SIGNED[size]
+    else:
+        return lambda bits: bits if bits.itemsize == size else bits.astype(unsigned)
+    return lambda bits: (bits if bits.itemsize == size else bits.astype(unsigned)).view(number)
+
+
+@cache
+def writer(ty: str, size: int) -> Callable[[Array], Array]:
+    """A function from numbers to the bits of a register of `size` bytes that holds them as `ty`."""
+    if ty == "pred":
+        return lambda x: x
+    unsigned = UINT[size]
+    if ty == "bf16":
+        return lambda x: widened(bfloat16_bits(x), unsigned)
+    own = size_of(ty)
+    if ty in FLOATS:
+        number, bits = FLOATS[ty], UINT[own]
+        return lambda x: widened((x if x.dtype == number else x.astype(number)).view(bits), unsigned)
+    if ty[0] == "s":
+        number, wide = SIGNED[own], SIGNED[size]
+        return lambda x: integers(x, number).astype(wide, copy=False).view(unsigned)
+    return lambda x: widened(integers(x, UINT[own]), unsigned)
+
+
+def widened(bits: Array, dtype: type) -> Array:
+    """Bits in a register of that dtype, with zeros above."""
+    return bits if bits.dtype == dtype else bits.astype(dtype)
+
+
+def integers(x: Array, dtype: type) -> Array:
+    """Numbers as integers: floats at the ends of the range become the ends and NaN 0, integers wrap."""
+    if x.dtype == dtype:
+        return x
+    if x.dtype.kind != "f":
+        return x.astype(dtype)
+    info = np.iinfo(dtype)
+    low, high = float(info.min), float(info.max)
+    x = np.where(np.isnan(x), 0, x)
+    inside = x.clip(low, np.nextafter(high, 0)).astype(dtype)
+    return np.where(x >= high, info.max, np.where(x <= low, info.min, inside)).astype(dtype)
+
+
+def bfloat16_bits(x: Array) -> Array:
+    """The bits of numbers as bfloat16, rounded to nearest even; NaN is PTX's canonical NaN."""
+    bits = np.ascontiguousarray(x, dtype=np.float32).view(np.uint32)
+    odd = (bits >> np.uint32(16)) & np.uint32(1)
+    # of inf 0x7fff more overflows nothing, and NaN is replaced
+    rounded = (bits + (odd + np.uint32(0x7FFF))) >> np.uint32(16)
+    return np.where(np.isnan(x), np.uint16(0x7FFF), rounded.astype(np.uint16))
