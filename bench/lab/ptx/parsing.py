@@ -36,6 +36,11 @@ class Instruction:
         """What its name ends in."""
         return self.parts[-1]
 
+    @property
+    def flushes(self) -> bool:
+        """Whether subnormal float32 numbers are zeros to it."""
+        return "ftz" in self.parts
+
     def __str__(self):
         when = f"@{'!' * self.negated}{self.predicate} " if self.predicate else ""
         where = f" ({self.line})" if self.line else ""

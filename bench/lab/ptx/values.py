@@ -16,6 +16,7 @@ UINT = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64}
 SIGNED = {1: np.int8, 2: np.int16, 4: np.int32, 8: np.int64}
 SIZES = {"pred": 0, "bf16": 2, "f16": 2, "f32": 4, "f64": 8, "bf16x2": 4, "f16x2": 4, "f32x2": 8}
 SIZES |= {f"{kind}{8 * size}": size for kind in "bus" for size in UINT}
+SMALLEST_NORMAL = np.float32(2**-126)
 FLOATS = {"f16": np.float16, "f32": np.float32, "f64": np.float64}
 
 
@@ -42,9 +43,11 @@ def undefined(size: int) -> Array:
 
 
 @cache
-def reader(ty: str) -> Callable[[Array], Array]:
-    """A function from the bits of a register to the numbers that they are as `ty`."""
+def reader(ty: str, ftz: bool = False) -> Callable[[Array], Array]:
+    """A function from the bits of a register to the numbers that they are as `ty`; `ftz` flushes float32."""
     size = size_of(ty)
+    if ty == "f32" and ftz:
+        return lambda bits: flushed(bits.view(np.float32))
     if ty == "pred":
         return lambda bits: bits
     if ty == "bf16":
@@ -60,8 +63,10 @@ def reader(ty: str) -> Callable[[Array], Array]:
 
 
 @cache
-def writer(ty: str, size: int) -> Callable[[Array], Array]:
+def writer(ty: str, size: int, ftz: bool = False) -> Callable[[Array], Array]:
     """A function from numbers to the bits of a register of `size` bytes that holds them as `ty`."""
+    if ty == "f32" and ftz:
+        return lambda x: flushed(x.astype(np.float32, copy=False)).view(np.uint32)
     if ty == "pred":
         return lambda x: x
     unsigned = UINT[size]
@@ -97,8 +102,14 @@ def integers(x: Array, dtype: type) -> Array:
 
 def bfloat16_bits(x: Array) -> Array:
     """The bits of numbers as bfloat16, rounded to nearest even; NaN is PTX's canonical NaN."""
-    bits = np.ascontiguousarray(x, dtype=np.float32).view(np.uint32)
+    x = x.astype(np.float32, copy=False)
+    bits = x.view(np.uint32)
     odd = (bits >> np.uint32(16)) & np.uint32(1)
     # of inf 0x7fff more overflows nothing, and NaN is replaced
     rounded = (bits + (odd + np.uint32(0x7FFF))) >> np.uint32(16)
     return np.where(np.isnan(x), np.uint16(0x7FFF), rounded.astype(np.uint16))
+
+
+def flushed(x: Array) -> Array:
+    """Float32 numbers with subnormal ones as zeros of their sign (.ftz)."""
+    return np.where(np.abs(x) < SMALLEST_NORMAL, np.copysign(np.float32(0), x), x)

@@ -7,7 +7,8 @@ import numpy as np
 from ..errors import Unsupported
 from ..operands import Operands
 from ..parsing import Instruction
-from ..values import Array, is_float, reader, writer
+from ..rounding import fused_double, odd_single, odd_sum, single_sum
+from ..values import Array, is_float, reader
 from .integers import divided, multiplied_high, multiplied_wide
 from .table import Step, assign, compute, instruction
 from .transcendental import approximate_division
@@ -20,28 +21,30 @@ def is_mixed(i: Instruction) -> bool:
 
 def mixed(i: Instruction, operands: Operands, function: Callable[..., Array]) -> Step:
     """A step of an instruction whose first operands are 16-bit."""
-    narrow, wide, bits = reader(i.type), reader("f32"), writer("f32", 4)
+    narrow, wide = reader(i.type), reader("f32")
     *first, last = i.operands[1:]
     sources = [*operands.sources(first, 2), operands.operand(last, 4)]
 
     def run(*x: Array) -> Array:
         numbers = [narrow(v).astype(np.float64) for v in x[:-1]]
-        return bits(function(*numbers, wide(x[-1]).astype(np.float64)))
+        return function(*numbers, wide(x[-1]).astype(np.float64)).view(np.uint32)
 
     return assign(i, operands, run, sources)
 
 
-@instruction("add")
+@instruction("add", modifiers="rn ftz")
 def add(i: Instruction, operands: Operands) -> Step:
-    return mixed(i, operands, np.add) if is_mixed(i) else compute(i, operands, np.add)
+    return mixed(i, operands, single_sum) if is_mixed(i) else compute(i, operands, np.add)
 
 
-@instruction("sub")
+@instruction("sub", modifiers="rn ftz")
 def subtract(i: Instruction, operands: Operands) -> Step:
-    return mixed(i, operands, np.subtract) if is_mixed(i) else compute(i, operands, np.subtract)
+    if is_mixed(i):
+        return mixed(i, operands, lambda a, b: single_sum(a, -b))
+    return compute(i, operands, np.subtract)
 
 
-@instruction("mul")
+@instruction("mul", modifiers="rn ftz lo hi wide")
 def multiply(i: Instruction, operands: Operands) -> Step:
     if "wide" in i.parts:
         return multiplied_wide(i, operands)
@@ -50,7 +53,7 @@ def multiply(i: Instruction, operands: Operands) -> Step:
     return compute(i, operands, np.multiply)
 
 
-@instruction("mad")
+@instruction("mad", modifiers="lo wide")
 def multiply_add(i: Instruction, operands: Operands) -> Step:
     if "wide" in i.parts:
         return multiplied_wide(i, operands)
@@ -59,40 +62,39 @@ def multiply_add(i: Instruction, operands: Operands) -> Step:
     return compute(i, operands, lambda a, b, c: a * b + c)
 
 
-@instruction("fma")
+@instruction("fma", modifiers="rn ftz")
 def fused(i: Instruction, operands: Operands) -> Step:
     if is_mixed(i):
-        return mixed(i, operands, lambda a, b, c: a * b + c)
-    if not is_float(i.type.removesuffix("x2")):
-        raise Unsupported("fma of integers")
-    return compute(i, operands, rounded_once(lambda a, b, c: a * b + c))
+        return mixed(i, operands, lambda a, b, c: single_sum(a * b, c))
+    return compute(i, operands, fused_in(i.type))
 
 
-@instruction("contracted")
+@instruction("contracted", modifiers="add sub rsub")
 def contracted(i: Instruction, operands: Operands) -> Step:
     """What contraction makes of a multiplication and an addition or subtraction."""
-    return compute(i, operands, rounded_once(CONTRACTED[i.parts[1]]))
+    function = fused_in(i.type)
+    if i.parts[1] == "sub":
+        return compute(i, operands, lambda a, b, c: function(a, b, -c))
+    if i.parts[1] == "rsub":
+        return compute(i, operands, lambda a, b, c: function(-a, b, c))
+    return compute(i, operands, function)
 
 
-CONTRACTED = {
-    "add": lambda a, b, c: a * b + c,
-    "sub": lambda a, b, c: a * b - c,
-    "rsub": lambda a, b, c: c - a * b,
-}
+def fused_in(ty: str) -> Callable[[Array, Array, Array], Array]:
+    """a * b + c of a type's numbers, rounded once; of 16-bit ones to odd, as they are rounded further."""
+    if ty == "f64":
+        return fused_double
+    if not is_float(ty.removesuffix("x2")):
+        raise Unsupported("fma of integers")
+    add = single_sum if ty in ("f32", "f32x2") else lambda a, b: odd_single(odd_sum(a, b))
 
-
-def rounded_once(function: Callable[..., Array]) -> Callable[..., Array]:
-    """A function of numbers, computed in a wider type."""
-
-    def run(*x: Array) -> Array:
-        wide = np.longdouble if x[0].dtype == np.float64 else np.float64
-        result = function(*[v.astype(wide) for v in x])
-        return result.astype(np.float64 if wide is np.longdouble else np.float32)
+    def run(a: Array, b: Array, c: Array) -> Array:
+        return add(a.astype(np.float64) * b.astype(np.float64), c.astype(np.float64))
 
     return run
 
 
-@instruction("div")
+@instruction("div", modifiers="rn full approx ftz")
 def divide(i: Instruction, operands: Operands) -> Step:
     if not is_float(i.type):
         return compute(i, operands, divided)
@@ -101,12 +103,12 @@ def divide(i: Instruction, operands: Operands) -> Step:
     return compute(i, operands, np.divide)
 
 
-@instruction("neg")
+@instruction("neg", modifiers="ftz")
 def negate(i: Instruction, operands: Operands) -> Step:
     return compute(i, operands, np.negative)
 
 
-@instruction("abs")
+@instruction("abs", modifiers="ftz")
 def absolute(i: Instruction, operands: Operands) -> Step:
     return compute(i, operands, np.abs)
 
@@ -116,16 +118,27 @@ def copy_sign(i: Instruction, operands: Operands) -> Step:
     return compute(i, operands, lambda sign, magnitude: np.copysign(magnitude, sign))
 
 
-@instruction("min")
+@instruction("min", modifiers="NaN ftz")
 def minimum(i: Instruction, operands: Operands) -> Step:
-    return compute(i, operands, np.fmin if skips_nan(i) else np.minimum)
+    return extreme(i, operands, np.minimum, np.fmin, np.bitwise_or)
 
 
-@instruction("max")
+@instruction("max", modifiers="NaN ftz")
 def maximum(i: Instruction, operands: Operands) -> Step:
-    return compute(i, operands, np.fmax if skips_nan(i) else np.maximum)
+    return extreme(i, operands, np.maximum, np.fmax, np.bitwise_and)
 
 
-def skips_nan(i: Instruction) -> bool:
-    """Whether the other number is the result where one is NaN."""
-    return is_float(i.type.removesuffix("x2")) and "NaN" not in i.parts
+def extreme(
+    i: Instruction, operands: Operands, choose: np.ufunc, skip_nan: np.ufunc, zeros: np.ufunc
+) -> Step:
+    """A step that chooses one of two numbers. Of -0 and +0 their bits combined are the chosen one."""
+    if not is_float(i.type.removesuffix("x2")):
+        return compute(i, operands, choose)
+    if "NaN" not in i.parts:
+        choose = skip_nan
+
+    def run(a: Array, b: Array) -> Array:
+        bits = f"u{a.itemsize}"
+        return np.where(a == b, zeros(a.view(bits), b.view(bits)).view(a.dtype), choose(a, b))
+
+    return compute(i, operands, run)

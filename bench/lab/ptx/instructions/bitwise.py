@@ -70,7 +70,7 @@ def shift_right(i: Instruction, operands: Operands) -> Step:
     return shifted(i, operands, lambda x, n: x >> n.astype(x.dtype))
 
 
-@instruction("shf")
+@instruction("shf", modifiers="l r wrap clamp")
 def funnel_shift(i: Instruction, operands: Operands) -> Step:
     """32 bits out of 64, shifted."""
     left, wraps = i.parts[1] == "l", "wrap" in i.parts

@@ -15,6 +15,7 @@ COMPARE = {
     "eq": np.equal, "ne": np.not_equal, "lt": np.less, "le": np.less_equal, "gt": np.greater,
     "ge": np.greater_equal, "lo": np.less, "ls": np.less_equal, "hi": np.greater, "hs": np.greater_equal,
 }  # fmt: skip
+NAMES = " ".join([*COMPARE, *(f"{name}u" for name in COMPARE)])
 COMBINE = {"and": np.logical_and, "or": np.logical_or, "xor": np.logical_xor}
 
 
@@ -42,13 +43,13 @@ def comparison(name: str, floating: bool) -> Callable[[Array, Array], Array]:
     return COMPARE[name]
 
 
-@instruction("setp")
+@instruction("setp", modifiers="and or xor ftz num nan " + NAMES)
 def set_predicate(i: Instruction, operands: Operands) -> Step:
     targets = [operands.register(name.strip()) for name in i.operands[0].split("|")]
     combine = COMBINE.get(i.parts[2])
     if i.type in ("f16x2", "bf16x2") and len(targets) == 2 and combine is None:
         return of_halves(i, operands, targets)
-    numbers, compare = reader(i.type), comparison(i.parts[1], is_float(i.type))
+    numbers, compare = reader(i.type, i.flushes), comparison(i.parts[1], is_float(i.type))
     sources = operands.sources(i.operands[1:3], size_of(i.type))
 
     def run(a: Array, b: Array) -> Array:

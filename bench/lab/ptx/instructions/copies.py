@@ -14,7 +14,9 @@ from .table import Step, instruction
 LARGEST_ELEMENT = 8
 
 
-@instruction("cp")
+@instruction(
+    "cp", modifiers="async ca cg shared shared::cta global commit_group wait_group L2::64B L2::128B L2::256B"
+)
 def copy(i: Instruction, operands: Operands) -> Step:
     if i.opcode == "cp.async.commit_group":
         return lambda batch: batch.copies.commit()

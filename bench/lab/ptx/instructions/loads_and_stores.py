@@ -13,6 +13,9 @@ from ..values import UINT, reader, size_of, writer
 from .moves import DISCARDED
 from .table import Step, instruction
 
+# what says how long data stays in which cache changes no result
+CACHING = "ca cg cs cv lu wb wt nc L1::evict_first L1::evict_last L1::evict_normal L1::no_allocate"
+MODIFIERS = f"global shared shared::cta param const local v2 v4 v8 weak volatile {CACHING}"
 SPACES = ("global", "shared", "param", "const", "local")
 
 
@@ -39,7 +42,7 @@ def base_of(text: str, operands: Operands, size: int) -> tuple[int, np.unsignedi
     return operands.operand(base, size), UINT[size](offset & ((1 << 8 * size) - 1))
 
 
-@instruction("ld")
+@instruction("ld", modifiers=MODIFIERS)
 def load(i: Instruction, operands: Operands) -> Step:
     space = space_of(i)
     if space == "param":
@@ -86,7 +89,7 @@ def load_parameter(i: Instruction, operands: Operands) -> Step:
     return step
 
 
-@instruction("st")
+@instruction("st", modifiers=MODIFIERS)
 def store(i: Instruction, operands: Operands) -> Step:
     space = space_of(i)
     if space not in ("global", "shared"):

@@ -18,7 +18,7 @@ from .table import Step, instruction
 ROW = 16  # bytes
 
 
-@instruction("ldmatrix", "stmatrix")
+@instruction("ldmatrix", "stmatrix", modifiers="sync aligned m8n8 x1 x2 x4 trans shared shared::cta")
 def matrix(i: Instruction, operands: Operands) -> Step:
     if i.predicate is not None or "m8n8" not in i.parts or i.type != "b16":
         raise Unsupported("matrix; executed are those of m8n8 and b16 without a predicate")

@@ -53,7 +53,12 @@ def pack(i: Instruction, operands: Operands) -> Step:
     return assign(i, operands, run, operands.sources(names, each))
 
 
-@instruction("fence", "membar", "griddepcontrol", "bar")
+ORDER = (
+    "acq_rel sc release acquire cta cluster gpu sys gl proxy async async::shared::cta launch_dependents wait"
+)
+
+
+@instruction("fence", "membar", "griddepcontrol", "bar", modifiers=f"{ORDER} warp sync")
 def nothing(i: Instruction, operands: Operands) -> None:
     """Orders memory, or lets lanes of a warp meet: lanes here run together, and memory is in order."""
     if i.base == "bar" and i.opcode != "bar.warp.sync":

@@ -8,18 +8,18 @@ from ..batch import Batch
 from ..errors import Unsupported
 from ..operands import Operands
 from ..parsing import Instruction
-from ..values import Array, reader, size_of, writer
+from ..values import SIZES, Array, reader, size_of, writer
 
 Step = Callable[[Batch], None]
 Maker = Callable[[Instruction, Operands], Step | None]
-MAKERS: dict[str, Maker] = {}
+MAKERS: dict[str, tuple[Maker, frozenset[str]]] = {}  # with the modifiers that it knows
 
 
-def instruction(*names: str) -> Callable[[Maker], Maker]:
+def instruction(*names: str, modifiers: str = "") -> Callable[[Maker], Maker]:
     """Register a function as what makes steps of the instructions of those names; None is nothing to do."""
 
     def register(maker: Maker) -> Maker:
-        MAKERS.update(dict.fromkeys(names, maker))
+        MAKERS.update(dict.fromkeys(names, (maker, frozenset(modifiers.split()))))
         return maker
 
     return register
@@ -27,9 +27,14 @@ def instruction(*names: str) -> Callable[[Maker], Maker]:
 
 def build(i: Instruction, operands: Operands) -> Step | None:
     """The step of an instruction."""
-    maker = MAKERS.get(i.base)
-    if maker is None:
-        raise Unsupported(f"instruction; executed are {', '.join(sorted(MAKERS))}")
+    if i.base not in MAKERS:
+        raise Unsupported(f"instruction {i.base!r}; executed are {', '.join(sorted(MAKERS))}")
+    maker, known = MAKERS[i.base]
+    for part in i.parts[1:]:
+        if part not in known and part not in SIZES:
+            raise Unsupported(
+                f"modifier {part!r}; {i.base} is executed with {', '.join(sorted(known)) or 'none'}"
+            )
     return maker(i, operands)
 
 
@@ -44,15 +49,14 @@ def assign(i: Instruction, operands: Operands, function: Callable[..., Array], s
     return step
 
 
-def compute(
-    i: Instruction, operands: Operands, function: Callable[..., Array], ty: str | None = None
-) -> Step:
+def compute(i: Instruction, operands: Operands, function: Callable[..., Array]) -> Step:
     """A step that sets the first operand to a function of numbers, all of the type that the name ends in."""
-    ty = ty or i.type
+    ty = i.type
     sources = operands.sources(i.operands[1:], size_of(ty))
     if ty.endswith("x2"):
         return assign(i, operands, in_halves(function, ty.removesuffix("x2")), sources)
-    numbers, bits = reader(ty), writer(ty, operands.sizes[operands.register(i.operands[0])])
+    size = operands.sizes[operands.register(i.operands[0])]
+    numbers, bits = reader(ty, i.flushes), writer(ty, size, i.flushes)
     return assign(i, operands, lambda *x: bits(function(*[numbers(v) for v in x])), sources)
 
 

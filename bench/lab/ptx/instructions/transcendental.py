@@ -10,7 +10,6 @@ from ..parsing import Instruction
 from ..values import Array, reader, size_of, writer
 from .table import Step, instruction
 
-SMALLEST_NORMAL = np.float32(2**-126)
 DIVISION_ERROR = 2**-22.5  # of div.full and div.approx
 DOUBLE_ERROR = 2**-52
 FUNCTIONS: dict[str, tuple[Callable[[Array], Array], float]] = {  # and the relative error of .approx
@@ -23,16 +22,16 @@ FUNCTIONS: dict[str, tuple[Callable[[Array], Array], float]] = {  # and the rela
 }
 
 
-@instruction(*FUNCTIONS)
+@instruction(*FUNCTIONS, modifiers="approx rn ftz")
 def function(i: Instruction, operands: Operands) -> Step:
     """A function of one number, float32 ones by way of float64."""
     compute, error = FUNCTIONS[i.base]
-    approximate, flushes = "approx" in i.parts, "ftz" in i.parts
+    approximate = "approx" in i.parts
 
     def run(batch: Batch, x: Array) -> Array:
         if i.type != "f32":
             return batch.machine.nudge(compute(x), DOUBLE_ERROR) if approximate else compute(x)
-        x = (flushed(x) if flushes else x).astype(np.float64)
+        x = x.astype(np.float64)
         result = batch.machine.nudge(compute(x), error) if approximate else compute(x)
         return result.astype(np.float32)
 
@@ -52,15 +51,10 @@ def approximated(i: Instruction, operands: Operands, run: Callable[..., Array]) 
     """A step that sets the first operand to a function of the batch and of numbers."""
     target, guard, negated = operands.register(i.operands[0]), operands.guard(i), np.bool_(i.negated)
     sources = operands.sources(i.operands[1:], size_of(i.type))
-    numbers, bits = reader(i.type), writer(i.type, operands.sizes[target])
+    numbers, bits = reader(i.type, i.flushes), writer(i.type, operands.sizes[target], i.flushes)
 
     def step(batch: Batch) -> None:
         result = run(batch, *[numbers(batch.registers[s]) for s in sources])
         batch.write(target, bits(result), batch.mask(guard, negated))
 
     return step
-
-
-def flushed(x: Array) -> Array:
-    """Numbers with subnormal ones as zeros of their sign (.ftz)."""
-    return np.where(np.abs(x) < SMALLEST_NORMAL, np.copysign(np.float32(0), x), x)

@@ -28,7 +28,7 @@ REDUCE = {
 }  # fmt: skip
 
 
-@instruction("shfl")
+@instruction("shfl", modifiers="sync " + " ".join(SHUFFLES))
 def shuffle(i: Instruction, operands: Operands) -> Step:
     if "|" in i.operands[0] or literal(i.operands[4], 4) & ALL != ALL:
         raise Unsupported("shuffle; executed are those of all lanes, without a predicate as result")
@@ -51,7 +51,7 @@ def shuffle(i: Instruction, operands: Operands) -> Step:
     return step
 
 
-@instruction("redux")
+@instruction("redux", modifiers="sync " + " ".join(REDUCE))
 def reduce(i: Instruction, operands: Operands) -> Step:
     """A sum, an extreme or logic of all lanes of a warp."""
     how = i.parts[2]
@@ -73,7 +73,7 @@ def reduce(i: Instruction, operands: Operands) -> Step:
     return step
 
 
-@instruction("vote")
+@instruction("vote", modifiers="sync ballot")
 def vote(i: Instruction, operands: Operands) -> Step:
     """The predicates of a warp's lanes as bits."""
     if i.parts[2] != "ballot":
