@@ -253,9 +253,23 @@ OP_INFOS = {
     for info in op_db
     if info.name.startswith(PREFIX) and info.name.removeprefix(PREFIX) in normreg.functional.__all__
 }
-every_op = pytest.mark.parametrize("info", OP_INFOS.values(), ids=OP_INFOS)
 DROPOUT_INFOS = {name: info for name, info in OP_INFOS.items() if "dropout" in name}
 every_dropout = pytest.mark.parametrize("info", DROPOUT_INFOS.values(), ids=DROPOUT_INFOS)
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def in_every_dtype(infos):
+    """A test for each operation and each dtype that torch declares for it on this device."""
+    return pytest.mark.parametrize(
+        ("info", "dtype"),
+        [
+            pytest.param(info, dtype, id=f"{name}-{dtype}")
+            for name, info in infos.items()
+            for dtype in sorted(info.supported_dtypes(DEVICE), key=str)
+        ],
+    )
+
+
 with_errors = pytest.mark.parametrize(
     "info", [pytest.param(i, id=name) for name, i in OP_INFOS.items() if i.error_inputs_func is not None]
 )
@@ -273,13 +287,6 @@ def is_random(info, sample):
     usual = inspect.signature(functions(info)[1]).parameters
     p, training = (sample.kwargs.get(name, usual[name].default) for name in ("p", "training"))
     return training and p not in (0.0, 1.0)
-
-
-def dtypes(info, device):
-    found = info.supported_dtypes(device.type)
-    if not found:
-        pytest.skip(f"torch declares no dtype of {info.full_name} on {device.type}")
-    return sorted(found, key=str)
 
 
 def samples(info, device, dtype):
@@ -331,17 +338,16 @@ def two_threads():
 
 # once in a process
 @pytest.mark.filterwarnings("ignore:dropout2d:UserWarning")
-@every_op
-def test_function_samples(device, two_threads, info):
-    """Every sample in every dtype that torch declares, where chance does not decide."""
+@in_every_dtype(OP_INFOS)
+def test_function_samples(device, two_threads, info, dtype):
+    """Every sample where chance does not decide."""
     ours, theirs = functions(info)
-    for dtype in dtypes(info, device):
-        for description, sample, call, tensors in samples(info, device, dtype):
-            if not is_random(info, sample):
-                try:
-                    assert_same_results(ours, theirs, call, tensors)
-                except AssertionError as wrong:
-                    raise AssertionError(f"{dtype}, {description}") from wrong
+    for description, sample, call, tensors in samples(info, device, dtype):
+        if not is_random(info, sample):
+            try:
+                assert_same_results(ours, theirs, call, tensors)
+            except AssertionError as wrong:
+                raise AssertionError(description) from wrong
 
 
 def assert_same_results(ours, theirs, call, tensors):
@@ -384,20 +390,19 @@ SEEDS = 24  # two of 25 independent decisions agree in all of them once in 50,00
 
 # once in a process
 @pytest.mark.filterwarnings("ignore:dropout2d:UserWarning")
-@every_dropout
-def test_random_samples(device, info):
+@in_every_dtype(DROPOUT_INFOS)
+def test_random_samples(device, info, dtype):
     """Each element has one of torch's two values; those share a decision that share one in torch."""
     ours, theirs = functions(info)
-    for dtype in dtypes(info, device):
-        for description, sample, call, tensors in samples(info, device, dtype):
-            if is_random(info, sample):
-                x = tensors[0]
-                # many masks for the small samples of one dtype; test_dropout_family.py has large ones
-                all_pairs = dtype == torch.float32 and x.numel() < 200
-                try:
-                    assert_same_decisions(ours, theirs, call, x, all_pairs)
-                except AssertionError as wrong:
-                    raise AssertionError(f"{dtype}, {description}") from wrong
+    for description, sample, call, tensors in samples(info, device, dtype):
+        if is_random(info, sample):
+            x = tensors[0]
+            # many masks for the small samples of one dtype; test_dropout_family.py has large ones
+            all_pairs = dtype == torch.float32 and x.numel() < 200
+            try:
+                assert_same_decisions(ours, theirs, call, x, all_pairs)
+            except AssertionError as wrong:
+                raise AssertionError(description) from wrong
 
 
 def outcomes(call, function, x, seeds):
@@ -441,21 +446,20 @@ def groups(kept):
 
 # once in a process
 @pytest.mark.filterwarnings("ignore:dropout2d:UserWarning")
-@every_dropout
-def test_function_samples_in_place(device, info):
+@in_every_dtype(DROPOUT_INFOS)
+def test_function_samples_in_place(device, info, dtype):
     ours, theirs = functions(info)
-    for dtype in dtypes(info, device):
-        for description, sample, call, tensors in samples(info, device, dtype):
-            outcomes = []
-            for function in (theirs, ours):
-                x = tensors[0].detach().clone()
-                y = call(function, x, inplace=True)
-                assert y is x or (y.data_ptr() == x.data_ptr() and y.shape == x.shape), description
-                outcomes.append((y is x, y.dtype, y.stride(), y))
-            their, our = outcomes
-            assert our[:3] == their[:3], description
-            if not is_random(info, sample):
-                assert torch.equal(our[3], their[3]), description
+    for description, sample, call, tensors in samples(info, device, dtype):
+        outcomes = []
+        for function in (theirs, ours):
+            x = tensors[0].detach().clone()
+            y = call(function, x, inplace=True)
+            assert y is x or (y.data_ptr() == x.data_ptr() and y.shape == x.shape), description
+            outcomes.append((y is x, y.dtype, y.stride(), y))
+        their, our = outcomes
+        assert our[:3] == their[:3], description
+        if not is_random(info, sample):
+            assert torch.equal(our[3], their[3]), description
 
 
 @with_errors
