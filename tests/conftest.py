@@ -22,7 +22,7 @@ ON_A_GPU = (
     "course_notes",
 )  # fmt: skip
 # Those that need kernels compiled for a GPU, and no GPU.
-COMPILED = ("barriers", "lab", "static")
+COMPILED = ("barriers", "lab", "static", "trained")
 # The others: what a GPU shows no better, or what takes minutes.
 ELSEWHERE = (
     "bench", "conftest", "cpu_kernels", "data_parallel", "diagnose", "explain", "far_offsets", "foreign",
