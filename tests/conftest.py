@@ -16,20 +16,20 @@ os.environ["OMP_NUM_THREADS"] = "1"  # of processes that tests start
 # Files test_*.py whose tests `pytest -m gpu` runs, on what a GPU alone can show: the kernels compiled, in its
 # memory, beside torch's own kernels.
 ON_A_GPU = (
-    "on_gpu", "layer_norm", "rms_norm", "layer_norm_channels", "batch_norm", "batch_norm_act", "group_norm",
-    "instance_norm", "dropout", "dropout_family", "dropout_add", "dropout_add_norm", "gradient", "l2_penalty",
-    "operators", "compile", "saved_bytes", "devices", "large_reductions", "convert", "dispatch",
-    "course_notes",
+    "on_gpu", "layer_norm", "rms_norm", "layer_norm_channels", "batch_norm", "batch_norm_act",
+    "group_norm", "instance_norm", "dropout", "dropout_family", "dropout_add", "dropout_add_norm",
+    "gradient", "l2_penalty", "operators", "compile", "saved_bytes", "devices", "large_reductions",
+    "convert", "dispatch", "course_notes",
 )  # fmt: skip
 # Those that need kernels compiled for a GPU, and no GPU.
 COMPILED = ("barriers", "lab", "static", "trained")
 # The others: what a GPU shows no better, or what takes minutes.
 ELSEWHERE = (
     "bench", "conftest", "cpu_kernels", "data_parallel", "diagnose", "explain", "far_offsets", "foreign",
-    "fuse", "gpu_pass", "gpu_watch", "init", "interpreter", "launch", "meter", "models", "mutations",
-    "package", "parameter_groups", "processes", "readme", "report", "running_statistics", "smoke",
-    "speed", "study", "sync_batch_norm", "tensor_parallel", "tiling", "timing", "torch_cases",
-    "transformers", "worker",
+    "fuse", "gpu_pass", "gpu_watch", "init", "interpreter", "lab_instructions", "lab_warps", "launch",
+    "meter", "models", "mutations", "package", "parameter_groups", "processes", "readme", "report",
+    "running_statistics", "smoke", "speed", "study", "sync_batch_norm", "tensor_parallel", "tiling",
+    "timing", "torch_cases", "transformers", "worker",
 )  # fmt: skip
 
 
