@@ -10,13 +10,14 @@ import tempfile
 from unittest import mock
 
 import numpy as np
+import pytest
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.backends.nvidia.compiler import CUDABackend
 from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
 
-from bench.lab.ptx import Machine, Memory, Program
+from bench.lab.ptx import GpuFault, Machine, Memory, Program
 
 POINTERS = {"f2": "*fp16", "f4": "*fp32", "f8": "*fp64", "i4": "*i32", "i8": "*i64", "u1": "*u8"}
 
@@ -98,3 +99,11 @@ def opcodes(ptx):
     code = re.sub(r"//.*", "", ptx)
     start = r"(?:^|[;:{])\s*(?:@!?%p\d+\s+)?"  # of a statement, and its guard
     return set(re.findall(start + r"([a-z]\w*(?:\.[\w.:]+)?)(?=[\s;])", code, re.MULTILINE))
+
+
+def raises(what):
+    return pytest.raises(GpuFault, match=what)
+
+
+def whole(count, kind=np.float32):
+    return aligned(np.arange(count).astype(kind))
