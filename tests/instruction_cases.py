@@ -50,8 +50,10 @@ EXACT = {
     "div": operator.truediv,
 }  # fmt: skip
 for opcode in (
-    "add.f32", "add.f64", "add.rn.f64", "add.f32x2", "add.bf16x2", "sub.f32", "sub.f64", "sub.f32x2",
-    "mul.f32", "mul.f64", "mul.f32x2", "mul.bf16", "fma.rn.f32", "fma.rn.f64", "fma.rn.f32x2",
+    "add.f32", "add.f64", "add.rn.f64", "add.f32x2", "add.bf16", "add.bf16x2",
+    "sub.f32", "sub.f64", "sub.f32x2", "sub.bf16", "mul.f32", "mul.f64", "mul.f32x2", "mul.bf16",
+    "mul.bf16x2",
+    "fma.rn.f32", "fma.rn.f64", "fma.rn.f32x2", "fma.rn.bf16", "fma.rn.f16x2",
     "div.rn.f32", "div.rn.f64",
 ):  # fmt: skip
     name = opcode.split(".")[0]

@@ -3,6 +3,7 @@
 Registers have the names that Triton's have: %p predicates, %rs 16 bits, %r 32, %rd 64.
 """
 
+import contextlib
 import os
 import re
 import struct
@@ -58,13 +59,19 @@ def compiled(kernel, *arguments, num_warps=4, aligned=True, **constants):
     of_16 = [(i,) for i, a in enumerate(arguments) if aligned and isinstance(a, np.ndarray)]
     source = ASTSource(function, signature, values, {i: [["tt.divisibility", 16]] for i in of_16})
     options = {"num_warps": num_warps, "enable_fp_fusion": True}
-    # a cache of its own, because what is made without the assembler cannot run on a GPU
+    with without_assembler():
+        return triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options).asm["ptx"]
+
+
+@contextlib.contextmanager
+def without_assembler():
+    """Triton compiles as far as PTX, into a cache of its own: what is made so cannot run on a GPU."""
     with (
         tempfile.TemporaryDirectory() as cache,
         mock.patch.dict(os.environ, TRITON_CACHE_DIR=cache),
         mock.patch.object(CUDABackend, "make_cubin", return_value=b""),
     ):
-        return triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options).asm["ptx"]
+        yield
 
 
 def aligned(array, to=128):

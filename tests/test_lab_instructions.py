@@ -1,15 +1,22 @@
 """Each instruction of one thread in the emulator, against rational numbers and Python's integers."""
 
 import itertools
+import json
+import os
 import re
+import subprocess
+import sys
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
 from exact_numbers import FORMATS, bits_of, flushed, infinity, is_float, numbers, once_rounded, width
 from instruction_cases import CASES, Case
-from small_kernels import aligned, machine, written
+from small_kernels import aligned, machine, opcodes, written
+from warp_kernels import KERNELS
 
+ROOT = Path(__file__).parent.parent
 ROWS = 640  # of operands
 REGISTERS = {1: "%p", 8: "%rs", 16: "%rs", 32: "%r", 64: "%rd"}
 
@@ -41,12 +48,16 @@ def special(kind):
 
 def near_ties(kind):
     """Rows of a, b, c with a b + c so near to halfway between two numbers that rounding twice would show."""
-    digits = FORMATS[kind][0]
+    digits, least, _ = FORMATS[kind]
     step, x = 2.0 ** (1 - digits), 2.0 ** (digits // 2)
     above = ((x + 1) / x, (x * x - x + 1) / (x * x))  # whose product is 1 + x**-3
     below = (1 + step, 1 - step)
     for (a, b), odd, sign, other in itertools.product((above, below), (0, 1, 2, 3), (1, -1), (1, -1)):
         yield [bits_of(value, kind) for value in (a * sign, b * other * step / 2, (1 + odd * step) * sign)]
+    smallest = 2.0 ** max(least - digits + 1, -60)
+    for odd, sign in itertools.product((1, 3, 5, 7), (1, -1)):  # a b is halfway, c all but nothing
+        k = 2**digits // 3 // 8 * 8 + 8 + odd
+        yield [bits_of(value, kind) for value in (192, k * 64 / 2**digits, sign * smallest)]
 
 
 def operands(case):
@@ -57,7 +68,7 @@ def operands(case):
     if len(rows) > ROWS // 2:
         rows = [rows[i] for i in rng.choice(len(rows), ROWS // 2, replace=False)]
     rows += itertools.product(*[(0, 1 << width(kind) - 1) for kind in kinds])  # zeros of both signs
-    if kinds in (["f32"] * 3, ["f64"] * 3):
+    if len(kinds) == 3 and is_float(kinds[0]) and len(set(kinds)) == 1:
         rows += near_ties(kinds[0])
     columns = [random_bits(kind, rng, ROWS - len(rows)) for kind in kinds]
     halves = [np.array([*first, *rest.tolist()], rest.dtype) for first, rest in zip(zip(*rows), columns)]
@@ -223,3 +234,16 @@ def test_product_that_is_used_twice_or_states_its_rounding_is_not_fused():
         apart = Case("mul.f32", "f32", ["f32"] * 3, None, text)
         inputs = operands(apart)
         assert (computed(apart, inputs) == computed(apart, inputs, fuse=False)).all()
+
+
+def test_all_instructions_of_the_kernels_are_tested():
+    """Of a choice of kernels that has nearly all of them; a Triton that makes others fails here."""
+    environment = os.environ | {"TRITON_INTERPRET": "0", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, ROOT / "tests" / "kernel_opcodes.py"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    tested = set().union(*(opcodes(kernel(case, "")) for case in CASES), *map(opcodes, KERNELS))
+    made = json.loads(done.stdout)
+    assert len(set().union(*made.values())) > 100
+    missing = {name: unknown for name, found in made.items() if (unknown := sorted({*found} - tested))}
+    assert not missing, "add them to instruction_cases.py or warp_kernels.py"

@@ -1,0 +1,44 @@
+"""Prints the instructions of kernels that compile in a fraction of a second, chosen so that few are missing.
+
+A process of its own compiles what the suite's interprets.
+"""
+
+import json
+import sys
+
+from small_kernels import opcodes, without_assembler
+
+from bench import static
+from bench.operations import cases
+
+# case, kernel, target
+CHOSEN = (
+    ("batch_norm+add+relu fp32 32x64x56x56 channels_last", "batch_norm_statistics_kernel", "sm_90"),
+    ("batch_norm+add+relu fp32 32x64x56x56 channels_last", "batch_norm_normalize_kernel", "sm_90"),
+    ("batch_norm+add+relu bf16 32x64x56x56", "batch_norm_normalize_kernel", "sm_100"),
+    ("batch_norm+add+relu bf16 32x64x56x56", "batch_norm_backward_sums_kernel", "sm_100"),
+    ("batch_norm+add+gelu bf16 64x512x1x1", "batch_norm_held_backward_kernel", "sm_80"),
+    ("scaled drop path+add bf16 64x197x768", "dropout_add_kernel", "sm_90"),
+    ("dropout fp64 1024x1024", "dropout_kernel", "sm_80"),
+    ("rms_norm bf16 4096x64", "layer_norm_backward_kernel", "sm_90"),
+    ("rms_norm bf16 4096x64", "layer_norm_forward_kernel", "sm_80"),
+    ("rms_norm bf16 4096x64", "layer_norm_forward_kernel", "sm_100"),
+    ("group_norm fp16 16x1280x8x8", "group_norm_backward_kernel", "sm_100"),
+    ("group_norm fp16 16x1280x8x8", "layer_norm_backward_finish_kernel", "sm_80"),
+    ("group_norm bf16 16x320x64x64", "group_norm_backward_merge_kernel", "sm_100"),
+)
+
+
+def main():
+    named = {str(case): case for case in cases("static", None)}
+    found = {}
+    with without_assembler():
+        for name, kernel, target in CHOSEN:
+            (noted, *_) = [n for n in static.launches(named[name]) if n.kernel.__name__ == kernel]
+            ptx = static.compile_launch(noted, static.TARGETS[target]).asm["ptx"]
+            found[f"{kernel} of {name} for {target}"] = sorted(opcodes(ptx))
+    json.dump(found, sys.stdout)
+
+
+if __name__ == "__main__":
+    main()
