@@ -82,6 +82,15 @@ def test_race_of_warps_in_one_instruction():
         in_shared("and.b32 %r4, %r2, 127;", STORE_OTHER)
 
 
+def test_race_of_lanes_of_a_warp_in_one_instruction():
+    """Which lane's number stays is undefined."""
+    for store in ("st.shared.b32 [%r4], {};", "st.global.b32 [%rd1], {};"):
+        first = "ld.param.b64 %rd1, [small_param_0];\nmov.b32 %r4, 16;\n"
+        machine(written(OWN + first + store.format(7), "p"), whole(4), shared=32)
+        with raises("race"):
+            machine(written(OWN + first + store.format("%r1"), "p"), whole(4), shared=32)
+
+
 def test_a_warp_may_read_what_several_have_read():
     both_read = ("and.b32 %r4, %r2, 127;", STORE, BAR, LOAD_OTHER, LOAD_OTHER)
     in_shared(*both_read, BAR, STORE)
