@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from .async_copies import AsyncCopies
 from .errors import GpuFault
-from .memory import Access
+from .history import WARPS, keys
+from .lanes import WARP, Lanes
 from .shared import SharedMemory
 from .values import Array
 
 if TYPE_CHECKING:
     from .machine import Machine
-
-WARP = 32
 
 
 class Batch:
@@ -30,14 +30,16 @@ class Batch:
         self.programs, threads = last - first, machine.program.kernel.threads
         self.lanes = self.programs * threads
         self.all_lanes = np.arange(self.lanes)
-        self.program = np.repeat(np.arange(self.programs), threads)  # of each lane, within the batch
-        self.program_id = (self.program + first).astype(np.int32)  # within the grid
-        self.warp = (self.all_lanes // WARP).astype(np.int32)
+        program = np.repeat(np.arange(self.programs), threads)  # of each lane, within the batch
+        self.program_id = program + first  # within the grid
         thread = np.tile(np.arange(threads, dtype=np.uint32), self.programs)
         self.lane = (thread % WARP).astype(np.int64)  # within its warp
         self.registers = list(machine.program.operands.initial)
         self.set_specials(thread)
+        key = keys(self.program_id, thread.astype(np.int64) // WARP)
+        self.everyone = Lanes(None, program, self.all_lanes // WARP, key)
         self.active: Array | None = None
+        self.nobody = np.zeros(self.lanes, bool)
         self.shared = SharedMemory(
             self.programs, machine.shared_bytes, machine.races, machine.counting, machine.count
         )
@@ -59,14 +61,23 @@ class Batch:
         """The lanes that execute an instruction with that predicate; None for all."""
         if guard is None:
             return self.active
-        mask = self.full(self.registers[guard] ^ negated)
+        mask = self.registers[guard] ^ negated
+        if mask.shape[0] == 1:
+            return self.active if mask[0] else self.nobody
         if self.active is not None:
             mask = mask & self.active
         return None if mask.all() else mask
 
     def full(self, x: Array) -> Array:
         """A value for each lane."""
-        return x if x.shape[0] == self.lanes else np.broadcast_to(x, (self.lanes,))
+        return x if x.shape[0] == self.lanes else x.repeat(self.lanes)
+
+    def set(self, place: int, bits: Array) -> None:
+        """Set a register in the active lanes."""
+        if self.active is None:
+            self.registers[place] = bits
+        else:
+            self.registers[place] = np.where(self.active, bits, self.registers[place])
 
     def write(self, place: int, bits: Array, mask: Array | None) -> None:
         """Set a register in the lanes of a mask."""
@@ -91,41 +102,11 @@ class Batch:
         if parts.any():
             raise GpuFault(f"{what} with inactive lanes: {int(active[parts][0])} of 32 came")
 
-    def load_shared(
-        self, address: Array, access: Access, mask: Array | None
-    ) -> tuple[Array | None, list[Array]]:
-        """(lanes by number, None for all; their elements) from shared memory."""
-        selected, address, warp = self.chosen(address, mask)
-        program = self.of(self.program, selected)
-        return selected, self.shared.read(address, access, program, warp)
+    def lanes_of(self, mask: Array | None) -> Lanes:
+        """The lanes of a mask."""
+        return self.everyone.chosen(mask)
 
-    def store_shared(self, address: Array, access: Access, values: list[Array], mask: Array | None) -> None:
-        """Elements of the lanes of a mask to shared memory."""
-        selected, address, warp = self.chosen(address, mask)
-        program = self.of(self.program, selected)
-        self.shared.write(address, access, [self.of(v, selected) for v in values], program, warp)
-
-    def load_global(
-        self, address: Array, access: Access, mask: Array | None
-    ) -> tuple[Array | None, list[Array]]:
-        """(lanes by number, None for all; their elements) from global memory."""
-        selected, address, warp = self.chosen(address, mask)
-        program = self.of(self.program_id, selected)
-        return selected, self.machine.globals.read(address, access, program, warp)
-
-    def store_global(self, address: Array, access: Access, values: list[Array], mask: Array | None) -> None:
-        """Elements of the lanes of a mask to global memory."""
-        selected, address, warp = self.chosen(address, mask)
-        program = self.of(self.program_id, selected)
-        values = [self.of(v, selected) for v in values]
-        self.machine.globals.write(address, access, values, program, warp)
-
-    def chosen(self, address: Array, mask: Array | None) -> tuple[Array | None, Array, Array]:
-        """The lanes of a mask by number, their addresses and their warps."""
-        selected = None if mask is None else np.flatnonzero(mask)
-        return selected, self.of(address, selected), self.of(self.warp, selected)
-
-    def of(self, x: Array, selected: Array | None) -> Array:
-        """The values of the selected lanes."""
-        full = self.full(x)
-        return full if selected is None else full[selected]
+    def pass_barrier(self, programs: Array | None = None) -> None:
+        """All lanes of some programs, or of all, have met."""
+        passed = WARPS if programs is None else WARPS * programs[self.everyone.program]
+        self.everyone = replace(self.everyone, key=self.everyone.key + passed)

@@ -13,11 +13,14 @@ MULTIPLY = ("mul.f32", "mul.f64")
 ADD = ("add.f32", "add.f64")
 SUBTRACT = ("sub.f32", "sub.f64")
 READS_FIRST = ("st", "cp", "stmatrix")  # instructions that read their first operand, too
+DIGITS = "-0123456789"
 REGISTER = re.compile(r"%[\w.]+")
 
 
 def contract(kernel: Kernel) -> None:
     """Contract a kernel's instructions, and move its labels with them."""
+    if not any(i.opcode in MULTIPLY for i in kernel.instructions):
+        return
     reads, writes = uses(kernel.instructions)
     products: dict[str, int] = {}
     kept: list[Instruction | None] = list(kernel.instructions)
@@ -43,17 +46,18 @@ def contract(kernel: Kernel) -> None:
 
 def uses(instructions: list[Instruction]) -> tuple[Counter[str], Counter[str]]:
     """How many operands read each register, and how many write it."""
-    reads, writes = Counter(), Counter()
+    reads, writes = [], []
     for i in instructions:
         if i.predicate:
-            reads[i.predicate] += 1
-        for k, operand in enumerate(i.operands):
-            names = [operand] if operand[0] == "%" and "|" not in operand else REGISTER.findall(operand)
-            if k > 0 or i.base in READS_FIRST:
-                reads.update(names)
-            if k == 0:
-                writes.update(names)
-    return reads, writes
+            reads.append(i.predicate)
+        kinds = (reads, writes) if i.base in READS_FIRST else (writes,)
+        for operand in i.operands:
+            single = operand[0] == "%" and "|" not in operand
+            names = (operand,) if single else () if operand[0] in DIGITS else REGISTER.findall(operand)
+            for kind in kinds:
+                kind += names
+            kinds = (reads,)
+    return Counter(reads), Counter(writes)
 
 
 def remove(kernel: Kernel, kept: list[Instruction | None]) -> None:

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .batch import WARP, Batch
+from .batch import Batch
 from .errors import GpuFault
+from .lanes import WARP
 from .values import Array
 
 
@@ -29,9 +30,13 @@ class Exit:
 
 @dataclass(frozen=True, slots=True)
 class Barrier:
-    """All lanes of a program meet."""
+    """All lanes of a program meet; `aligned`: those of a warp all by this instruction."""
+
+    aligned: bool
 
     def leave(self, flow: Flow) -> None:
+        if self.aligned:
+            flow.batch.whole_warps(flow.batch.active, "a barrier")
         flow.wait()
 
 
@@ -141,7 +146,7 @@ class Flow:
     def wait(self) -> None:
         """The active lanes wait for the others of their programs."""
         if self.places is None:
-            self.batch.shared.epoch += 1
+            self.batch.pass_barrier()
             self.at += 1
             return
         self.waiting[self.active()] = True
@@ -161,4 +166,5 @@ class Flow:
                 f"{int(self.batch.program_id[program * alive.shape[1]])} have"
             )
         waiting[here] = False
-        self.batch.shared.epoch[here] += 1
+        if here.any():
+            self.batch.pass_barrier(here)

@@ -1,16 +1,19 @@
 """Global memory as a launch uses it: checked, counted, and shared between its programs."""
 
 from collections import Counter
+from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 
 from .counting import sectors
 from .errors import GpuFault
-from .memory import Access, Memory
-from .ownership import Owners
-from .values import Array
+from .history import History
+from .lanes import Lanes
+from .memory import Access, Memory, Where, get, is_aligned, is_held, place_of, put
+from .values import UINT, Array
 
-LARGEST_OWNED = 1 << 26  # bytes of a tensor; who touches larger ones is not kept
+LARGEST_KEPT = 1 << 26  # bytes of a tensor; the history of larger ones is not kept
 CACHED = 1 << 20  # bytes of a tensor that stays in cache: its re-reads cost no DRAM traffic
 
 
@@ -20,51 +23,64 @@ class GlobalMemory:
     def __init__(self, memory: Memory, races: bool, counting: bool, counts: Counter[str]):
         self.memory, self.races, self.counting, self.counts = memory, races, counting, counts
         self.moved: Counter[tuple[int, str]] = Counter()  # bytes by (range, load or store)
-        self.owners: dict[int, Owners] = {}
+        self.histories: dict[int, History] = {}
 
-    def read(self, address: Array, access: Access, program: Array, warp: Array) -> list[Array]:
-        """The elements at the addresses of lanes, whose programs and warps these are."""
+    def read(self, address: Array, access: Access, lanes: Lanes) -> list[Array]:
+        """The elements at the addresses of lanes."""
         if address.size == 0:
-            return [np.empty(0, f"u{access.element}")] * access.count
-        self.check_alignment(address, access)
-        elements = self.memory.read(address, access)
-        self.note(address, access, program, warp)
+            return [np.empty(0, UINT[access.element])] * access.count
+        pieces = self.pieces(address, access, lanes)
+        for i, where in pieces:
+            place = place_of(address[where], self.memory.origin(i), access.width)
+            got = get(self.memory.rows(i, access), place, access.count)
+            self.note(i, place, access, lanes.at(where))
+            if len(pieces) == 1:
+                return got
+            if where is pieces[0][1]:
+                elements = [np.empty(address.size, UINT[access.element]) for _ in got]
+            for whole, part in zip(elements, got):
+                whole[where] = part
         return elements
 
-    def write(self, address: Array, access: Access, values: list[Array], program: Array, warp: Array) -> None:
+    def write(self, address: Array, access: Access, values: list[Array], lanes: Lanes) -> None:
         """Elements to the addresses of lanes."""
         if address.size == 0:
             return
-        self.check_alignment(address, access)
-        self.memory.write(address, access, values)
-        self.note(address, access, program, warp)
+        for i, where in self.pieces(address, access, lanes):
+            place = place_of(address[where], self.memory.origin(i), access.width)
+            rows, here = self.memory.rows(i, access), [x[where] for x in values]
+            put(rows, place, here)
+            self.note(i, place, access, lanes.at(where), partial(is_held, rows, place, here))
 
-    def check_alignment(self, address: Array, access: Access) -> None:
-        """A fault where an address is no multiple of what is accessed."""
-        odd = address % np.uint64(access.width) != 0
-        if odd.any():
-            place = self.memory.place(int(address[odd][0]))
-            raise GpuFault(f"misaligned {access}, at {place}: {access.text}")
-
-    def note(self, address: Array, access: Access, program: Array, warp: Array) -> None:
-        """Counts, and who touched what."""
+    def pieces(self, address: Array, access: Access, lanes: Lanes) -> list[tuple[int, Where]]:
+        """(range, positions) of checked and counted addresses."""
+        if not is_aligned(address, access.width):
+            first = int(address[address % np.uint64(access.width) != 0][0])
+            raise GpuFault(f"misaligned {access}, at {self.memory.describe(first)}: {access.instruction}")
         if self.counting:
             name = f"global {access.name}"
             self.counts[f"{name} bytes"] += access.width * address.size
-            self.counts[f"{name} sectors"] += sectors(address, warp)
-            self.counts[f"{name} requests"] += int(np.unique(warp).size)
-        for i, where in self.memory.split(address, access):
-            here = address[where]
-            if self.counting:
-                self.moved[i, access.name] += access.width * here.size
-            start, end = self.memory.ranges[i]
-            if self.races and end - start <= LARGEST_OWNED:
-                if i not in self.owners:
-                    self.owners[i] = Owners(start, end)
-                try:
-                    self.owners[i].note(here, access.width, program[where], access.writes)
-                except GpuFault as fault:
-                    raise GpuFault(f"{fault} of tensor {self.memory.numbers[i]}: {access.text}") from None
+            self.counts[f"{name} sectors"] += sectors(address, lanes.warp)
+            self.counts[f"{name} requests"] += lanes.warps
+        return self.memory.split(address, access)
+
+    def note(
+        self, i: int, place: Where, access: Access, lanes: Lanes, held: Callable[[], Array] | None = None
+    ) -> None:
+        """Who accessed what of a range."""
+        if self.counting:
+            self.moved[i, access.name] += access.width * lanes.warp.size
+        start, end = self.memory.ranges[i]
+        if not self.races or end - start > LARGEST_KEPT:
+            return
+        if i not in self.histories:
+            self.histories[i] = History(end - start, start - self.memory.origin(i), replicated=True)
+        try:
+            self.histories[i].note(place, access.width, lanes.key, held)
+            if self.histories[i].disputed:
+                raise GpuFault("race: lanes of a warp store different numbers to the same bytes")
+        except GpuFault as fault:
+            raise GpuFault(f"{fault} of tensor {self.memory.numbers[i]}: {access.instruction}") from None
 
     def dram_bytes(self) -> int:
         """Loads and stores; those of small tensors once."""

@@ -12,6 +12,9 @@ from .memory import Memory
 from .program import Program
 from .values import Array
 
+OF_SINGLE = 1e-10  # errors of float32 functions are larger
+MIX = (0xBF58476D1CE4E5B9, 0x94D049BB133111EB)  # of splitmix64
+
 
 class Machine:
     """Executes `program` for every program of a grid.
@@ -41,7 +44,7 @@ class Machine:
             )
         self.program, self.grid, self.arguments, self.memory = program, grid, arguments, memory
         self.shared_bytes = max(16, -(-shared_bytes // 16) * 16)
-        self.rng = None if approximate is None else np.random.default_rng(approximate)
+        self.approximate = approximate
         self.races, self.counting = races, count
         self.count: Counter[str] = Counter()
         self.by_class: Counter[str] = Counter()
@@ -67,6 +70,7 @@ class Machine:
         """Execute the programs from `first` up to `last` of the grid."""
         batch = Batch(self, first, last)
         Flow(batch).run()
+        batch.shared.count_disputed()
         left = batch.copies.left()
         if left:
             self.count["cp.async not waited for"] += left
@@ -76,11 +80,22 @@ class Machine:
         return self.globals.dram_bytes()
 
     def nudge(self, x: Array, relative: float) -> Array:
-        """Results moved by at most a relative error, where asked for. Exact ones are exact on a GPU, too."""
-        if self.rng is None:
+        """Float64 results moved by at most a relative error, where asked for; the same result always alike.
+
+        Exact ones are exact on a GPU, too.
+        """
+        if self.approximate is None:
             return x
-        error = self.rng.uniform(-relative, relative, x.shape)
-        exact = ~np.isfinite(x)
-        if relative > 1e-10:  # of float32
-            exact |= x.astype(np.float32) == x
-        return np.where(exact, x, x * (1 + error))
+        moved = x * (1 + relative * scattered(x, self.approximate))
+        kept = ~np.isfinite(moved)
+        if relative > OF_SINGLE:
+            kept |= (x.astype(np.float32) == x) | ~np.isfinite(moved.astype(np.float32))
+        return np.where(kept, x, moved)
+
+
+def scattered(x: Array, seed: int) -> Array:
+    """Numbers from -1 to 1, as if by chance, that are a function of float64 numbers and a seed."""
+    bits = x.view(np.uint64) ^ np.uint64((seed * MIX[0] + MIX[1]) % 2**64)
+    for factor in MIX:
+        bits = (bits ^ (bits >> np.uint64(31))) * np.uint64(factor)
+    return (bits >> np.uint64(11)).astype(np.float64) * 2.0**-52 - 1

@@ -2,7 +2,7 @@
 
 import ctypes
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,7 +11,7 @@ from .errors import GpuFault
 from .values import UINT, Array
 
 Where = Array | slice  # positions of accesses among all of an instruction
-ALIGNED = 16  # bytes: views of a range begin at a multiple
+ALIGNED = 32  # bytes: views of a range begin at a multiple, as accesses do
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +21,7 @@ class Access:
     element: int
     count: int
     writes: bool
-    text: str  # the instruction
+    instruction: object  # in words
 
     @property
     def width(self) -> int:
@@ -37,6 +37,40 @@ class Access:
         return f"{self.name} of {self.width} bytes"
 
 
+def place_of(address: Array, start: int, width: int) -> Where:
+    """Addresses as numbers of units of a width behind a start; as a slice where they follow each other."""
+    count = address.size
+    first, last = int(address[0]), int(address[-1])
+    if last - first == width * (count - 1) and (address[1:] - address[:-1] == width).all():
+        return slice((first - start) // width, (last - start) // width + 1)
+    return ((address - address.dtype.type(start)) // address.dtype.type(width)).view(f"i{address.itemsize}")
+
+
+def get(rows: Array, place: Where, count: int) -> list[Array]:
+    """The elements of accesses to places, an array for each of `count`."""
+    if count == 1:
+        return [rows[place].copy() if isinstance(place, slice) else rows[place]]
+    return list(np.ascontiguousarray(rows[place].T))
+
+
+def put(rows: Array, place: Where, values: list[Array]) -> None:
+    """Elements to places; of several accesses to one the last counts."""
+    columns = [rows] if len(values) == 1 else rows.T
+    for column, elements in zip(columns, values):
+        column[place] = elements
+
+
+def is_held(rows: Array, place: Where, values: list[Array]) -> Array:
+    """Whether places hold elements."""
+    columns = [rows] if len(values) == 1 else rows.T
+    return np.logical_and.reduce([column[place] == elements for column, elements in zip(columns, values)])
+
+
+def is_aligned(address: Array, width: int) -> bool:
+    """Whether all addresses are multiples of a width."""
+    return not int(np.bitwise_or.reduce(address)) & (width - 1)
+
+
 class Memory:
     """Ranges [start, end) of host memory that a launch may touch, in the order of its tensors."""
 
@@ -47,17 +81,22 @@ class Memory:
         self.starts = [start for start, _ in self.ranges]
         self.bases = np.array(self.starts, np.uint64)
         self.ends = np.array([end for _, end in self.ranges], np.uint64)
-        self.views: dict[tuple[int, int], tuple[int, Array]] = {}
+        self.views: dict[tuple[int, int, int], Array] = {}
 
-    def view(self, i: int, element: int) -> tuple[int, Array]:
-        """Where the view of a range begins, and its elements of that many bytes."""
-        if (i, element) not in self.views:
-            start, end = self.ranges[i]
-            start -= start % ALIGNED
-            count = (end - start) // element
-            buffer = (ctypes.c_uint8 * (count * element)).from_address(start)
-            self.views[i, element] = (start, np.frombuffer(buffer, UINT[element]))
-        return self.views[i, element]
+    def origin(self, i: int) -> int:
+        """Where the views of a range begin."""
+        return self.starts[i] - self.starts[i] % ALIGNED
+
+    def rows(self, i: int, access: Access) -> Array:
+        """The elements of a range, by accesses: a row each where they have several."""
+        element, count = access.element, access.count
+        if (i, element, count) not in self.views:
+            start = self.origin(i)
+            rows = (self.ranges[i][1] - start) // access.width
+            buffer = (ctypes.c_uint8 * (rows * access.width)).from_address(start)
+            shape = rows if count == 1 else (rows, count)
+            self.views[i, element, count] = np.frombuffer(buffer, UINT[element]).reshape(shape)
+        return self.views[i, element, count]
 
     def split(self, address: Array, access: Access) -> list[tuple[int, Where]]:
         """(range, positions) of addresses; a fault where one is outside every range."""
@@ -65,51 +104,28 @@ class Memory:
         i = bisect_right(self.starts, low) - 1
         if i >= 0 and high <= self.ranges[i][1]:
             return [(i, slice(None))]
-        if not self.ranges:
-            raise GpuFault(f"{access} at {low:#x} of a launch without tensors: {access.text}")
         which = np.searchsorted(self.bases, address, side="right") - 1
-        outside = (which < 0) | (address + np.uint64(access.width) > self.ends[np.maximum(which, 0)])
+        outside = which < 0
+        if self.ranges:
+            outside |= address + np.uint64(access.width) > self.ends[np.maximum(which, 0)]
         if outside.any():
             first = int(address[outside][0])
             raise GpuFault(
                 f"{access}: {int(outside.sum())} accesses outside every tensor, first at {first:#x}, "
-                f"{self.place(first)}: {access.text}"
+                f"{self.describe(first)}: {access.instruction}"
             )
         return [(int(j), np.flatnonzero(which == j)) for j in np.unique(which)]
 
-    def place(self, address: int) -> str:
+    def describe(self, address: int) -> str:
         """An address in words: the byte of a tensor, or how far from the nearest."""
         if not self.ranges:
             return "of a launch without tensors"
-        i = max(0, bisect_right(self.starts, address) - 1)
-        start, end = self.ranges[i]
-        if address < start:
-            return f"{start - address} bytes before tensor {self.numbers[i]}"
-        beyond = i + 1 < len(self.ranges) and self.starts[i + 1] - address < address - end
-        if address >= end and beyond:
-            return f"{self.starts[i + 1] - address} bytes before tensor {self.numbers[i + 1]}"
-        return f"byte {address - start} of tensor {self.numbers[i]}, which has {end - start}"
-
-    def read(self, address: Array, access: Access) -> list[Array]:
-        """The elements at aligned addresses: an array for each of `access.count`."""
-        out = [np.empty(address.shape, UINT[access.element]) for _ in range(access.count)]
-        for view, at, where in self.elements(address, access):
-            for k, elements in enumerate(out):
-                elements[where] = view[at + k]
-        return out
-
-    def write(self, address: Array, access: Access, values: list[Array]) -> None:
-        """Elements to aligned addresses; of two lanes with the same address the last counts."""
-        for view, at, where in self.elements(address, access):
-            for k, elements in enumerate(values):
-                view[at + k] = elements[where].astype(UINT[access.element], copy=False)
-
-    def elements(self, address: Array, access: Access) -> Iterator[tuple[Array, Array, Where]]:
-        """(view, first element's position in it, positions among the addresses) for each range."""
-        for i, where in self.split(address, access):
-            start, view = self.view(i, access.element)
-            yield (
-                view,
-                ((address[where] - np.uint64(start)) // np.uint64(access.element)).astype(np.int64),
-                where,
-            )
+        after = bisect_right(self.starts, address)
+        before = max(0, after - 1)
+        start, end = self.ranges[before]
+        if start <= address < end:
+            return f"byte {address - start} of tensor {self.numbers[before]}, which has {end - start}"
+        if address >= end and (after == len(self.starts) or address - end <= self.starts[after] - address):
+            return f"{address - end} bytes behind tensor {self.numbers[before]}, which has {end - start}"
+        next_one = before if address < start else after
+        return f"{self.starts[next_one] - address} bytes before tensor {self.numbers[next_one]}"

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cache
 
 from .errors import Unsupported
 
@@ -21,20 +22,13 @@ class Instruction:
     predicate: str | None = None
     negated: bool = False
     line: str = ""  # of the kernel's source, where the PTX says it
-    parts: list[str] = field(init=False)
+    parts: tuple[str, ...] = field(init=False)
+    base: str = field(init=False)  # what it does, without types and modifiers
+    type: str = field(init=False)  # what its name ends in
 
     def __post_init__(self):
-        self.parts = self.opcode.split(".")
-
-    @property
-    def base(self) -> str:
-        """What it does, without types and modifiers."""
-        return self.parts[0]
-
-    @property
-    def type(self) -> str:
-        """What its name ends in."""
-        return self.parts[-1]
+        self.parts = parts_of(self.opcode)
+        self.base, self.type = self.parts[0], self.parts[-1]
 
     @property
     def flushes(self) -> bool:
@@ -45,6 +39,12 @@ class Instruction:
         when = f"@{'!' * self.negated}{self.predicate} " if self.predicate else ""
         where = f" ({self.line})" if self.line else ""
         return f"{when}{self.opcode} {', '.join(self.operands)}{where}"
+
+
+@cache
+def parts_of(opcode: str) -> tuple[str, ...]:
+    """An opcode cut at its dots."""
+    return tuple(opcode.split("."))
 
 
 @dataclass

@@ -9,7 +9,7 @@ import numpy as np
 from .batch import Batch
 from .contraction import contract
 from .control import Barrier, Branch, End, Exit, IndexedBranch, Next
-from .counting import class_of
+from .counting import unit_of
 from .errors import Unsupported
 from .instructions import build
 from .operands import Operands
@@ -54,7 +54,7 @@ class Program:
         """The instructions from `start` up to `end` as a block."""
         block = Block()
         for i in self.kernel.instructions[start:end]:
-            block.units[class_of(i)] += 1
+            block.units[unit_of(i.opcode)] += 1
             try:
                 if ends_block(i):
                     block.end = self.end(i)
@@ -83,7 +83,7 @@ class Program:
             return Exit()
         if i.opcode not in BARRIERS or i.operands != ["0"]:
             raise Unsupported(f"barrier; executed are {', '.join(BARRIERS)} 0, of all threads")
-        return Barrier()
+        return Barrier("aligned" in i.parts or i.base == "bar")
 
 
 def ends_block(i: Instruction) -> bool:

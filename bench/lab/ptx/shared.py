@@ -1,86 +1,94 @@
-"""Shared memory of the programs that run at the same time, and who touched it since the last barrier."""
+"""Shared memory of the programs that run at the same time."""
 
 from collections import Counter
+from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 
 from .counting import wavefronts
 from .errors import GpuFault
-from .memory import Access
+from .history import History
+from .lanes import Lanes
+from .memory import Access, Where, get, is_aligned, is_held, place_of, put
 from .values import UINT, Array
-
-NEVER = -1
-SEVERAL = -2  # warps
 
 
 class SharedMemory:
     """`size` bytes for each of `programs`; addresses count from the beginning of a program's own."""
 
     def __init__(self, programs: int, size: int, races: bool, counting: bool, counts: Counter[str]):
-        self.size, self.races, self.counting, self.counts = size, races, counting, counts
-        data = np.full(programs * size, 0xFF, np.uint8)
-        self.views = {width: data.view(dtype) for width, dtype in UINT.items()}
-        self.epoch = np.zeros(programs, np.int32)  # barriers that each program passed
-        if races:
-            self.wrote_at, self.writer, self.read_at, self.reader = np.full(
-                (4, programs * size), NEVER, np.int32
-            )
+        self.size, self.counting, self.counts = size, counting, counts
+        self.data = np.full(programs * size, 0xFF, np.uint8)
+        self.history = History(programs * size) if races else None
 
-    def read(self, address: Array, access: Access, program: Array, warp: Array) -> list[Array]:
-        """The elements at the addresses of lanes, whose programs and warps these are."""
-        at = self.locate(address, access, program, warp) // access.element
-        return [self.views[access.element][at + k] for k in range(access.count)]
-
-    def write(self, address: Array, access: Access, values: list[Array], program: Array, warp: Array) -> None:
-        """Elements to the addresses of lanes."""
-        at = self.locate(address, access, program, warp) // access.element
-        for k, elements in enumerate(values):
-            self.views[access.element][at + k] = elements.astype(UINT[access.element], copy=False)
-
-    def locate(self, address: Array, access: Access, program: Array, warp: Array) -> Array:
-        """Positions in the memory of all programs; faults, races and counts are seen to."""
+    def read(self, address: Array, access: Access, lanes: Lanes) -> list[Array]:
+        """The elements at the addresses of lanes."""
         if address.size == 0:
-            return address.astype(np.int64)
+            return [np.empty(0, UINT[access.element])] * access.count
+        place = self.place(address, access, lanes)
+        if self.history is not None:
+            if self.history.unwritten(place, access.width):
+                self.counts["reads of shared memory never written"] += 1
+            self.note(self.history.note, place, access, lanes)
+        return get(self.rows(access), place, access.count)
+
+    def write(self, address: Array, access: Access, values: list[Array], lanes: Lanes) -> None:
+        """Elements to the addresses of lanes."""
+        if address.size == 0:
+            return
+        place = self.place(address, access, lanes)
+        rows = self.rows(access)
+        put(rows, place, values)
+        if self.history is not None:
+            self.note(self.history.note, place, access, lanes, partial(is_held, rows, place, values))
+
+    def depart(self, address: Array, access: Access, lanes: Lanes) -> None:
+        """Copies of lanes set out, which write to the addresses until they have arrived."""
+        if address.size and self.history is not None:
+            self.note(self.history.depart, self.place(address, access, lanes, False), access, lanes)
+
+    def arrive(self, address: Array, access: Access, values: list[Array], lanes: Lanes) -> None:
+        """Copies of lanes arrive."""
+        place = self.place(address, access, lanes)
+        if self.history is not None:
+            self.history.arrive(place, access.width, lanes.key)
+        put(self.rows(access), place, values)
+
+    def count_disputed(self) -> None:
+        """Stores by which lanes of a warp wrote different numbers to one place: which stays is undefined.
+
+        Triton 3.9 lets all lanes store a sum that it computes by one fma in half of them.
+        """
+        if self.history is not None and self.history.disputed:
+            self.counts["stores of different numbers to one place"] += self.history.disputed
+
+    def rows(self, access: Access) -> Array:
+        """All elements, by accesses: a row each where they have several."""
+        elements = self.data.view(UINT[access.element])
+        return elements if access.count == 1 else elements.reshape(-1, access.count)
+
+    def place(self, address: Array, access: Access, lanes: Lanes, counting: bool = True) -> Where:
+        """Checked and counted addresses as places in the memory of all programs."""
         if int(address.max()) + access.width > self.size:
             raise GpuFault(
                 f"{access}: shared memory out of bounds, byte {int(address.max())} where a program "
-                f"has {self.size}: {access.text}"
+                f"has {self.size}: {access.instruction}"
             )
         address = address.astype(np.int64)
-        if (address % access.width).any():
+        if not is_aligned(address, access.width):
             first = int(address[address % access.width != 0][0])
             raise GpuFault(
-                f"misaligned shared access of {access.width} bytes, at byte {first}: {access.text}"
+                f"misaligned shared access of {access.width} bytes, at byte {first}: {access.instruction}"
             )
-        if self.counting:
-            self.counts["shared wavefronts"] += wavefronts(address, access.width, warp)
-            self.counts["shared requests"] += int(np.unique(warp).size)
-        at = address + program * self.size
-        if self.races:
-            self.note(at, access, program, warp)
-        return at
+        if self.counting and counting:
+            self.counts["shared wavefronts"] += wavefronts(address, access.width, lanes.warp)
+            self.counts["shared requests"] += lanes.warps
+        return place_of(address + lanes.program * self.size, 0, access.width)
 
-    def note(self, at: Array, access: Access, program: Array, warp: Array) -> None:
-        """Accesses of warps; a fault where another warp's has no barrier between."""
-        at = (at[:, None] + np.arange(access.width)).ravel()
-        warp, epoch = np.repeat(warp, access.width), np.repeat(self.epoch[program], access.width)
-        self.check(at, access, (self.wrote_at[at] == epoch) & (self.writer[at] != warp), "wrote")
-        if access.writes:
-            self.check(at, access, (self.read_at[at] == epoch) & (self.reader[at] != warp), "read")
-            self.wrote_at[at], self.writer[at] = epoch, warp
-            return
-        if (self.wrote_at[at] == NEVER).any():
-            self.counts["reads of shared memory never written"] += 1
-        others = (self.read_at[at] == epoch) & (self.reader[at] != warp)
-        self.reader[at] = np.where(others, SEVERAL, warp)
-        self.read_at[at] = epoch
-
-    def check(self, at: Array, access: Access, clash: Array, did: str) -> None:
-        """A fault where there is a clash."""
-        if clash.any():
-            byte = int(at[clash][0]) % self.size
-            how = "write" if access.writes else "read"
-            raise GpuFault(
-                f"race in shared memory ({how}) at byte {byte}, which another warp {did} since the last "
-                f"barrier: {access.text}"
-            )
+    def note(self, what: Callable[..., None], place: Where, access: Access, lanes: Lanes, *held) -> None:
+        """What the history is told, with where it was in a fault."""
+        try:
+            what(place, access.width, lanes.key, *held)
+        except GpuFault as fault:
+            raise GpuFault(f"race in shared memory: {fault}: {access.instruction}") from None

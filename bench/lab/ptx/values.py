@@ -32,34 +32,34 @@ def is_float(ty: str) -> bool:
     return ty == "bf16" or ty in FLOATS
 
 
-def dtype_of_size(size: int) -> type:
-    """The dtype in which a register of `size` bytes is held."""
-    return UINT[size] if size else np.bool_
-
-
+@cache
 def undefined(size: int) -> Array:
     """What a register that nothing has written holds: compilers read such where the value does not matter."""
     return np.ones(1, bool) if size == 0 else np.full(1, ~UINT[size](0), UINT[size])
 
 
 @cache
+def view_of(ty: str) -> np.dtype | None:
+    """The dtype by which bits of a type are its numbers; None where they must be converted."""
+    if ty == "bf16" or ty.endswith("x2"):
+        return None
+    size = size_of(ty)
+    if ty == "pred":
+        return np.dtype(bool)
+    return np.dtype(FLOATS.get(ty) or (SIGNED if ty[0] == "s" else UINT)[size])
+
+
+@cache
 def reader(ty: str, ftz: bool = False) -> Callable[[Array], Array]:
     """A function from the bits of a register to the numbers that they are as `ty`; `ftz` flushes float32."""
-    size = size_of(ty)
     if ty == "f32" and ftz:
         return lambda bits: flushed(bits.view(np.float32))
-    if ty == "pred":
-        return lambda bits: bits
     if ty == "bf16":
         return lambda bits: (bits.astype(np.uint32) << np.uint32(16)).view(np.float32)
-    unsigned = UINT[size]
-    if ty in FLOATS:
-        number = FLOATS[ty]
-    elif ty[0] == "s":
-        number = SIGNED[size]
-    else:
-        return lambda bits: bits if bits.itemsize == size else bits.astype(unsigned)
-    return lambda bits: (bits if bits.itemsize == size else bits.astype(unsigned)).view(number)
+    view, size = view_of(ty), size_of(ty)
+    if ty == "pred":
+        return lambda bits: bits
+    return lambda bits: (bits if bits.itemsize == size else bits.astype(UINT[size])).view(view)
 
 
 @cache
@@ -67,31 +67,23 @@ def writer(ty: str, size: int, ftz: bool = False) -> Callable[[Array], Array]:
     """A function from numbers to the bits of a register of `size` bytes that holds them as `ty`."""
     if ty == "f32" and ftz:
         return lambda x: flushed(x.astype(np.float32, copy=False)).view(np.uint32)
+    if ty == "bf16":
+        return lambda x: bfloat16_bits(x).astype(UINT[size], copy=False)
     if ty == "pred":
         return lambda x: x
-    unsigned = UINT[size]
-    if ty == "bf16":
-        return lambda x: widened(bfloat16_bits(x), unsigned)
-    own = size_of(ty)
-    if ty in FLOATS:
-        number, bits = FLOATS[ty], UINT[own]
-        return lambda x: widened((x if x.dtype == number else x.astype(number)).view(bits), unsigned)
+    view, own, unsigned = view_of(ty), size_of(ty), np.dtype(UINT[size])
+    if own == size:
+        return lambda x: (x if x.dtype is view else converted(x, view)).view(unsigned)
     if ty[0] == "s":
-        number, wide = SIGNED[own], SIGNED[size]
-        return lambda x: integers(x, number).astype(wide, copy=False).view(unsigned)
-    return lambda x: widened(integers(x, UINT[own]), unsigned)
+        return lambda x: converted(x, view).astype(SIGNED[size]).view(unsigned)
+    return lambda x: converted(x, view).view(UINT[own]).astype(unsigned)
 
 
-def widened(bits: Array, dtype: type) -> Array:
-    """Bits in a register of that dtype, with zeros above."""
-    return bits if bits.dtype == dtype else bits.astype(dtype)
-
-
-def integers(x: Array, dtype: type) -> Array:
-    """Numbers as integers: floats at the ends of the range become the ends and NaN 0, integers wrap."""
+def converted(x: Array, dtype: np.dtype) -> Array:
+    """Numbers in another dtype. As integers, floats beyond an end are it and NaN is 0; integers wrap."""
     if x.dtype == dtype:
         return x
-    if x.dtype.kind != "f":
+    if x.dtype.kind != "f" or dtype.kind == "f":
         return x.astype(dtype)
     info = np.iinfo(dtype)
     low, high = float(info.min), float(info.max)
@@ -112,4 +104,5 @@ def bfloat16_bits(x: Array) -> Array:
 
 def flushed(x: Array) -> Array:
     """Float32 numbers with subnormal ones as zeros of their sign (.ftz)."""
-    return np.where(np.abs(x) < SMALLEST_NORMAL, np.copysign(np.float32(0), x), x)
+    small = np.abs(x) < SMALLEST_NORMAL
+    return np.where(small, np.copysign(np.float32(0), x), x) if small.any() else x

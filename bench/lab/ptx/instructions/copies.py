@@ -36,7 +36,7 @@ def issue(i: Instruction, operands: Operands) -> Step:
     given = operands.operand(i.operands[3] if len(i.operands) > 3 else str(size), 4)
     guard, negated = operands.guard(i), np.bool_(i.negated)
     element = min(LARGEST_ELEMENT, size)
-    load, store = (Access(element, size // element, writes, str(i)) for writes in (False, True))
+    load, store = (Access(element, size // element, writes, i) for writes in (False, True))
 
     def step(batch: Batch) -> None:
         mask = batch.mask(guard, negated)
@@ -47,10 +47,17 @@ def issue(i: Instruction, operands: Operands) -> Step:
         if ((bytes_read != 0) & (bytes_read != size) & mask).any():
             raise Unsupported(f"cp.async of a part; executed are those of all bytes and of none: {i}")
         reads = mask & (bytes_read == size)
-        selected, elements = batch.load_global(batch.registers[of] + of_offset, load, reads)
-        values = [spread(batch, selected, x) for x in elements]
-        target = batch.registers[to] + to_offset
-        batch.copies.issue(lambda lanes: batch.store_shared(target, store, values, lanes), mask)
+        readers, writers = batch.lanes_of(reads), batch.lanes_of(mask)
+        elements = batch.machine.globals.read(readers.of(batch.registers[of] + of_offset), load, readers)
+        values = [spread(batch, readers.numbers, x) for x in elements]
+        target = batch.full(batch.registers[to] + to_offset)
+        batch.shared.depart(writers.of(target), store, writers)
+
+        def arrive(arriving: Array) -> None:
+            lanes = batch.lanes_of(arriving)
+            batch.shared.arrive(lanes.of(target), store, [lanes.of(x) for x in values], lanes)
+
+        batch.copies.issue(arrive, mask)
 
     return step
 

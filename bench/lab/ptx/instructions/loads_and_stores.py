@@ -1,6 +1,7 @@
 """Loads and stores of parameters, global and shared memory (ld, st)."""
 
 import re
+from operator import attrgetter
 
 import numpy as np
 
@@ -33,7 +34,7 @@ def access_of(i: Instruction) -> Access:
     listed = len(vector(i.operands[i.base == "st"]))
     if listed != count:
         raise Unsupported(f"access of {count} elements; {listed} registers are listed")
-    return Access(size_of(i.type), count, i.base == "st", str(i))
+    return Access(size_of(i.type), count, i.base == "st", i)
 
 
 def base_of(text: str, operands: Operands, size: int) -> tuple[int, np.unsignedinteger]:
@@ -54,13 +55,14 @@ def load(i: Instruction, operands: Operands) -> Step:
     names = vector(i.operands[0])
     targets = [None if name == DISCARDED else operands.register(name) for name in names]
     bits = [None if t is None else extended(i.type, operands.sizes[t]) for t in targets]
-    read = Batch.load_global if space == "global" else Batch.load_shared
+    memory = attrgetter("machine.globals" if space == "global" else "shared")
 
     def step(batch: Batch) -> None:
-        selected, values = read(batch, batch.registers[base] + offset, access, batch.mask(guard, negated))
+        lanes = batch.lanes_of(batch.mask(guard, negated))
+        values = memory(batch).read(lanes.of(batch.registers[base] + offset), access, lanes)
         for target, as_bits, value in zip(targets, bits, values):
             if target is not None:
-                batch.put(target, as_bits(value), selected)
+                batch.put(target, as_bits(value), lanes.numbers)
 
     return step
 
@@ -97,11 +99,11 @@ def store(i: Instruction, operands: Operands) -> Step:
     access, guard, negated = access_of(i), operands.guard(i), np.bool_(i.negated)
     base, offset = base_of(i.operands[0], operands, 8 if space == "global" else 4)
     sources = operands.sources(vector(i.operands[1]), access.element)
-    write = Batch.store_global if space == "global" else Batch.store_shared
+    memory, held = attrgetter("machine.globals" if space == "global" else "shared"), UINT[access.element]
 
     def step(batch: Batch) -> None:
-        registers = batch.registers
-        values = [registers[s] for s in sources]
-        write(batch, registers[base] + offset, access, values, batch.mask(guard, negated))
+        lanes, registers = batch.lanes_of(batch.mask(guard, negated)), batch.registers
+        values = [lanes.of(registers[s]).astype(held, copy=False) for s in sources]
+        memory(batch).write(lanes.of(registers[base] + offset), access, values, lanes)
 
     return step

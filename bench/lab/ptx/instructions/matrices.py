@@ -26,7 +26,7 @@ def matrix(i: Instruction, operands: Operands) -> Step:
     listed, place = i.operands if loads else reversed(i.operands)
     base, offset = base_of(place, operands, 4)
     registers = [operands.register(name) for name in vector(listed)]
-    access = Access(2 if transposed else 4, 1, not loads, str(i))
+    access = Access(2 if transposed else 4, 1, not loads, i)
 
     def step(batch: Batch) -> None:
         batch.whole_warps(batch.active, i.base)
@@ -62,18 +62,20 @@ def row_of(batch: Batch, rows: Array, lane: Array) -> Array:
 
 def load(batch: Batch, register: int, places: list[Array], access: Access) -> None:
     """Numbers at the places into the register, the second above the first."""
-    got = [batch.load_shared(place, access, batch.active) for place in places]
-    selected, (value,) = got[0]
-    if len(got) == 2:
-        value = value.astype(np.uint32) | (got[1][1][0].astype(np.uint32) << np.uint32(16))
-    batch.put(register, value, selected)
+    lanes = batch.lanes_of(batch.active)
+    got = [batch.shared.read(lanes.of(place), access, lanes)[0] for place in places]
+    value = (
+        got[0] if len(got) == 1 else got[0].astype(np.uint32) | (got[1].astype(np.uint32) << np.uint32(16))
+    )
+    batch.put(register, value, lanes.numbers)
 
 
 def store(batch: Batch, register: int, places: list[Array], access: Access) -> None:
     """The register's numbers to the places."""
-    value = batch.registers[register]
+    lanes = batch.lanes_of(batch.active)
+    value = lanes.of(batch.registers[register])
     values = (
         [value] if len(places) == 1 else [value.astype(np.uint16), (value >> np.uint32(16)).astype(np.uint16)]
     )
     for place, part in zip(places, values):
-        batch.store_shared(place, access, [part], batch.active)
+        batch.shared.write(lanes.of(place), access, [part], lanes)

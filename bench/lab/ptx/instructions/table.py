@@ -1,6 +1,7 @@
 """The table of instructions: by the first part of its name, what makes a step of one."""
 
 from collections.abc import Callable
+from functools import cache
 
 import numpy as np
 
@@ -8,7 +9,7 @@ from ..batch import Batch
 from ..errors import Unsupported
 from ..operands import Operands
 from ..parsing import Instruction
-from ..values import SIZES, Array, reader, size_of, writer
+from ..values import SIZES, Array, reader, size_of, view_of, writer
 
 Step = Callable[[Batch], None]
 Maker = Callable[[Instruction, Operands], Step | None]
@@ -27,26 +28,70 @@ def instruction(*names: str, modifiers: str = "") -> Callable[[Maker], Maker]:
 
 def build(i: Instruction, operands: Operands) -> Step | None:
     """The step of an instruction."""
-    if i.base not in MAKERS:
-        raise Unsupported(f"instruction {i.base!r}; executed are {', '.join(sorted(MAKERS))}")
-    maker, known = MAKERS[i.base]
-    for part in i.parts[1:]:
+    return maker_of(i.opcode)(i, operands)
+
+
+@cache
+def maker_of(opcode: str) -> Maker:
+    """What makes the steps of an opcode."""
+    base, *parts = opcode.split(".")
+    if base not in MAKERS:
+        raise Unsupported(f"instruction {base!r}; executed are {', '.join(sorted(MAKERS))}")
+    maker, known = MAKERS[base]
+    for part in parts:
         if part not in known and part not in SIZES:
             raise Unsupported(
-                f"modifier {part!r}; {i.base} is executed with {', '.join(sorted(known)) or 'none'}"
+                f"modifier {part!r}; {base} is executed with {', '.join(sorted(known)) or 'none'}"
             )
-    return maker(i, operands)
+    return maker
 
 
 def assign(i: Instruction, operands: Operands, function: Callable[..., Array], sources: list[int]) -> Step:
     """A step that sets the first operand to a function of bits, in the lanes that run."""
-    target, guard, negated = operands.register(i.operands[0]), operands.guard(i), np.bool_(i.negated)
+    target = operands.register(i.operands[0])
+    if i.predicate is None and len(sources) in UNGUARDED:
+        return UNGUARDED[len(sources)](target, function, *sources)
+    guard, negated = operands.guard(i), np.bool_(i.negated)
 
     def step(batch: Batch) -> None:
         registers = batch.registers
         batch.write(target, function(*[registers[s] for s in sources]), batch.mask(guard, negated))
 
     return step
+
+
+def set_from_one(target: int, function: Callable[[Array], Array], a: int) -> Step:
+    """A step without a predicate."""
+
+    def step(batch: Batch) -> None:
+        registers = batch.registers
+        batch.set(target, function(registers[a]))
+
+    return step
+
+
+def set_from_two(target: int, function: Callable[[Array, Array], Array], a: int, b: int) -> Step:
+    """A step without a predicate."""
+
+    def step(batch: Batch) -> None:
+        registers = batch.registers
+        batch.set(target, function(registers[a], registers[b]))
+
+    return step
+
+
+def set_from_three(target: int, function: Callable[..., Array], a: int, b: int, c: int) -> Step:
+    """A step without a predicate."""
+
+    def step(batch: Batch) -> None:
+        registers = batch.registers
+        batch.set(target, function(registers[a], registers[b], registers[c]))
+
+    return step
+
+
+# most instructions are these, and most of their time would go where arguments are gathered
+UNGUARDED = {1: set_from_one, 2: set_from_two, 3: set_from_three}
 
 
 def compute(i: Instruction, operands: Operands, function: Callable[..., Array]) -> Step:
@@ -56,8 +101,23 @@ def compute(i: Instruction, operands: Operands, function: Callable[..., Array]) 
     if ty.endswith("x2"):
         return assign(i, operands, in_halves(function, ty.removesuffix("x2")), sources)
     size = operands.sizes[operands.register(i.operands[0])]
-    numbers, bits = reader(ty, i.flushes), writer(ty, size, i.flushes)
-    return assign(i, operands, lambda *x: bits(function(*[numbers(v) for v in x])), sources)
+    return assign(i, operands, on_numbers(function, len(sources), ty, size, i.flushes), sources)
+
+
+def on_numbers(
+    function: Callable[..., Array], count: int, ty: str, size: int, ftz: bool
+) -> Callable[..., Array]:
+    """A function of bits that computes with `count` numbers of a type, and has a register of `size` bytes."""
+    numbers, bits, view = reader(ty, ftz), writer(ty, size, ftz), view_of(ty)
+    if view is None or ftz or count not in (1, 2, 3):
+        return lambda *x: bits(function(*[numbers(v) for v in x]))
+    if view.kind in "ub":
+        return lambda *x: bits(function(*x))
+    if count == 1:
+        return lambda a: bits(function(a.view(view)))
+    if count == 2:
+        return lambda a, b: bits(function(a.view(view), b.view(view)))
+    return lambda a, b, c: bits(function(a.view(view), b.view(view), c.view(view)))
 
 
 def in_halves(function: Callable[..., Array], ty: str) -> Callable[..., Array]:

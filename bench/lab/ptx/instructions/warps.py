@@ -4,8 +4,9 @@ from collections.abc import Callable
 
 import numpy as np
 
-from ..batch import WARP, Batch
+from ..batch import Batch
 from ..errors import Unsupported
+from ..lanes import WARP
 from ..operands import Operands, literal
 from ..parsing import Instruction
 from ..values import Array, reader, writer
@@ -82,12 +83,14 @@ def vote(i: Instruction, operands: Operands) -> Step:
     inverted = np.bool_(i.operands[1][0] == "!")
     source = operands.operand(i.operands[1].lstrip("!"), 0)
     place = np.arange(WARP, dtype=np.uint64)
+    if literal(i.operands[2], 4) & ALL != ALL:
+        raise Unsupported("vote; executed are those of all lanes")
 
     def step(batch: Batch) -> None:
+        mask = batch.mask(guard, negated)
+        batch.whole_warps(mask, "vote.sync")
         votes = batch.full(batch.registers[source]) ^ inverted
-        if batch.active is not None:
-            votes = votes & batch.active
         ballots = (votes.reshape(-1, WARP).astype(np.uint64) << place).sum(1).astype(np.uint32)
-        batch.write(target, np.repeat(ballots, WARP), batch.mask(guard, negated))
+        batch.write(target, np.repeat(ballots, WARP), mask)
 
     return step
