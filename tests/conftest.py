@@ -16,7 +16,7 @@ os.environ["OMP_NUM_THREADS"] = "1"  # of processes that tests start
 # Files test_*.py whose tests `pytest -m gpu` runs, on what a GPU alone can show: the kernels compiled, in its
 # memory, beside torch's own kernels.
 ON_A_GPU = (
-    "on_gpu", "layer_norm", "rms_norm", "layer_norm_channels", "batch_norm", "batch_norm_act",
+    "on_gpu", "rows", "layer_norm", "rms_norm", "layer_norm_channels", "batch_norm", "batch_norm_act",
     "group_norm", "instance_norm", "dropout", "dropout_family", "dropout_add", "dropout_add_norm",
     "gradient", "l2_penalty", "operators", "compile", "saved_bytes", "devices", "large_reductions",
     "convert", "dispatch", "course_notes",

@@ -1,6 +1,7 @@
 """What is right, how far from it a result may be, and the sizes and layouts that break kernels."""
 
 import torch
+import torch.nn.functional as F
 
 from normreg.kernels import cpu
 
@@ -152,3 +153,16 @@ def drop_path(x, drop_prob=0.0, training=False, scale_by_keep=True):
     if drop_prob < 1 and scale_by_keep:
         noise.div_(1 - drop_prob)
     return x * noise
+
+
+# {name that `act` takes: torch's function}; the slope of leaky_relu is not its default
+ACTIVATIONS = {
+    None: lambda z: z,
+    "relu": F.relu,
+    "relu6": F.relu6,
+    "leaky_relu": lambda z: F.leaky_relu(z, 0.3),
+    "silu": F.silu,
+    "gelu": F.gelu,
+    "gelu_tanh": lambda z: F.gelu(z, approximate="tanh"),
+    "hardswish": F.hardswish,
+}

@@ -3,6 +3,7 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
+from over_channels import LAST, split_all
 from reference import (
     DTYPES,
     UNITS,
@@ -16,9 +17,7 @@ from reference import (
 )
 
 import normreg
-from normreg.kernels import channels, launch, tiling
-
-LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
+from normreg.kernels import channels, launch
 
 # (shape, channels-last?): one and several channel blocks, tiles, splits; ragged beside a tile
 SHAPES = [
@@ -86,8 +85,7 @@ def layer(name, dims, channels, device, dtype=torch.float32, **options):
 def regime(request, monkeypatch):
     """Channels of a few thousand elements are held by a program each; here they are split as well."""
     if request.param == "split":
-        for direction in ("forward", "backward"):
-            monkeypatch.setattr(tiling, f"batch_norm_held_{direction}_tile", lambda *_: None)
+        split_all(monkeypatch)
     return request.param
 
 

@@ -4,26 +4,23 @@ import pickle
 import pytest
 import torch
 import torch.nn.functional as F
-from reference import DTYPES, assert_agrees, gradient_layouts
-from test_batch_norm import LAST, regime  # noqa: F401
-from test_saved_bytes import bytes_beside, saved_by
+from over_channels import LAST, split_all
+from reference import ACTIVATIONS, DTYPES, assert_agrees, gradient_layouts
+from saved import bytes_beside, saved_by
 
 import normreg
 from normreg import dispatch
 from normreg.kernels import tiling
 from normreg.kernels.activations import LINES, NAMES
 
-TORCHS = {
-    None: lambda z: z,
-    "relu": F.relu,
-    "relu6": F.relu6,
-    "leaky_relu": lambda z: F.leaky_relu(z, 0.3),
-    "silu": F.silu,
-    "gelu": F.gelu,
-    "gelu_tanh": lambda z: F.gelu(z, approximate="tanh"),
-    "hardswish": F.hardswish,
-}
 modes = pytest.mark.parametrize("training", [True, False], ids=["training", "inference"])
+
+
+@pytest.fixture(params=["held", "split"])
+def regime(request, monkeypatch):
+    if request.param == "split":
+        split_all(monkeypatch)
+    return request.param
 
 
 def running_for(channels, device):
@@ -49,14 +46,14 @@ def functions(act, training, running):
     def theirs(x, weight, bias, residual=None):
         buffers = [buffer.to(x.dtype) for buffer in running]
         y = F.batch_norm(x, *buffers, weight, bias, training, 0.3)
-        return TORCHS[act](y if residual is None else y + residual)
+        return ACTIVATIONS[act](y if residual is None else y + residual)
 
     return ours, theirs
 
 
 @pytest.mark.parametrize(("training", "residual"), [(True, False), (True, True), (False, True)])
-@pytest.mark.parametrize("act", TORCHS, ids=str)
-def test_agrees_with_torch(device, guarded_memory, launches, act, training, residual, regime):  # noqa: F811
+@pytest.mark.parametrize("act", ACTIVATIONS, ids=str)
+def test_agrees_with_torch(device, guarded_memory, launches, act, training, residual, regime):
     shape, channels_last = (2, 17, 7, 7), act not in (None, "relu6", "gelu", "silu")
     inputs = inputs_for(shape, device, channels_last=channels_last, residual=residual)
     inputs = [guarded_memory.place(t) for t in inputs]
@@ -66,7 +63,7 @@ def test_agrees_with_torch(device, guarded_memory, launches, act, training, resi
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("act", ["relu", "silu"])
-def test_every_dtype(device, act, dtype, regime):  # noqa: F811
+def test_every_dtype(device, act, dtype, regime):
     inputs = inputs_for((6, 9, 5, 5), device, dtype, channels_last=True)
     assert_agrees(*functions(act, True, running_for(9, device)), inputs)
 
@@ -75,7 +72,7 @@ def test_every_dtype(device, act, dtype, regime):  # noqa: F811
 @pytest.mark.parametrize(("shape", "channels_last"), [
     ((4, 5), False), ((70, 65), False), ((3, 2, 3), False), ((9, 3, 33, 32), False), ((3, 12, 2, 3, 5), True),
 ], ids=str)  # fmt: skip
-def test_bits_of_every_layout(device, guarded_memory, shape, channels_last, training, regime):  # noqa: F811
+def test_bits_of_every_layout(device, guarded_memory, shape, channels_last, training, regime):
     inputs = [guarded_memory.place(t) for t in inputs_for(shape, device, channels_last=channels_last)]
     assert_agrees(*functions("leaky_relu", training, running_for(shape[1], device)), inputs)
 
@@ -93,7 +90,7 @@ def test_both_regimes_agree_on_the_bits(device, monkeypatch, split, channels_las
     [*((bits, True) for bits in range(1, 16)), (0b1000, False), (0b1001, False), (0b0011, False)],
     ids=lambda value: f"{value:04b}" if type(value) is int else "training" if value else "inference",
 )
-def test_gradient_of_any_subset(device, wanted, training, regime):  # noqa: F811
+def test_gradient_of_any_subset(device, wanted, training, regime):
     inputs = inputs_for((4, 3, 2, 5), device)
     for i, t in enumerate(inputs):
         t.requires_grad_(bool(wanted >> i & 1))
@@ -128,14 +125,14 @@ def test_where_lines_meet(device, act, residual):
         residual=torch.zeros_like(x) if residual else None,
         negative_slope=0.3,
     )
-    expected = TORCHS[act](x)
+    expected = ACTIVATIONS[act](x)
     torch.testing.assert_close(y, expected, equal_nan=True)
     slopes = [torch.autograd.grad(t, x, torch.ones_like(x))[0] for t in (y, expected)]
     torch.testing.assert_close(*slopes, equal_nan=True, rtol=1e-5, atol=1e-6)
 
 
 @modes
-@pytest.mark.parametrize("act", TORCHS, ids=str)
+@pytest.mark.parametrize("act", ACTIVATIONS, ids=str)
 def test_what_is_kept(device, guarded_memory, monkeypatch, act, training):
     """x and the statistics; beside a residual, it or a bit an element."""
     monkeypatch.undo()  # guard bands would be counted
@@ -153,7 +150,7 @@ def test_what_is_kept(device, guarded_memory, monkeypatch, act, training):
         assert (residual.data_ptr() in kept) == (added is not None and act in NAMES and act not in LINES)
 
 
-def test_constant_channels_of_huge_values(device, regime):  # noqa: F811
+def test_constant_channels_of_huge_values(device, regime):
     """Where there is no element z overflows, and that must not reach the sums."""
     x = torch.full((3, 5, 6, 7), 3e38, device=device, requires_grad=True)
     weight, bias = (torch.ones(5, device=device, requires_grad=True) for _ in range(2))
@@ -162,7 +159,7 @@ def test_constant_channels_of_huge_values(device, regime):  # noqa: F811
     assert all(gradient.isfinite().all() for gradient in gradients)
 
 
-def test_a_residual_that_is_the_input(device, regime):  # noqa: F811
+def test_a_residual_that_is_the_input(device, regime):
     x, weight, bias, _ = inputs_for((4, 3, 5), device)
     ours, theirs = functions("relu", True, running_for(3, device))
     assert_agrees(lambda *a: ours(*a, a[0]), lambda *a: theirs(*a, a[0]), [x, weight, bias])

@@ -38,7 +38,7 @@ def test_the_marker_is_of_the_files_in_the_list():
     tests = collected("-m", "gpu")
     assert {stem(Path(test.partition("::")[0])) for test in tests} == {*ON_A_GPU}
     for dtype, found in (("torch.bfloat16", True), ("torch.float16", False)):
-        assert (f"tests/test_rms_norm.py::test_agrees_with_torch[1025-{dtype}]" in tests) == found
+        assert (f"tests/test_rows.py::test_agrees_with_torch[1025-{dtype}-rms_norm]" in tests) == found
 
 
 # what torch._dynamo.reset() does where there is a GPU; what autograd's thread says there

@@ -3,9 +3,8 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from reference import DTYPES, assert_agrees
-from test_batch_norm_act import TORCHS
-from test_saved_bytes import bytes_beside, saved_by
+from reference import ACTIVATIONS, DTYPES, assert_agrees
+from saved import bytes_beside, saved_by
 
 import normreg
 from normreg import dropout_mask, functional
@@ -153,7 +152,7 @@ def test_nothing_to_do_is_a_sum(device, launches):
     assert torch.equal(functional.dropout_add(x, residual, 1.0), residual)
 
 
-@pytest.mark.parametrize("act", TORCHS, ids=str)
+@pytest.mark.parametrize("act", ACTIVATIONS, ids=str)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_bias_act_dropout(device, dtype, act):
     x, bias = made(device, dtype, 3, 72), made(device, dtype, 72)
@@ -162,7 +161,7 @@ def test_bias_act_dropout(device, dtype, act):
         lambda x, bias: functional.bias_act_dropout(
             x, bias, act, 0.3, negative_slope=0.3, generator=generator(device)
         ),
-        lambda x, bias: torch.where(keep, TORCHS[act](x + bias) * scale, 0),
+        lambda x, bias: torch.where(keep, ACTIVATIONS[act](x + bias) * scale, 0),
         [x, bias],
     )
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from reference import DTYPES, IN_PARTS, RAGGED, WIDE, assert_accurate, assert_agrees, gradient_layouts, run
-from test_saved_bytes import bytes_beside, saved_by
+from saved import bytes_beside, saved_by
 
 import normreg
 from normreg import dropout_mask, functional

@@ -3,6 +3,7 @@ import itertools
 import pytest
 import torch
 import torch.nn.functional as F
+from over_channels import VIEWS, inputs_for, nothing_is_held
 from reference import (
     DTYPES,
     GRADIENT_UNITS,
@@ -54,15 +55,6 @@ SPLIT = ((2, 4, 5, 505), 2)  # where none is held: three tiles a group, two a ch
 held_and_split = pytest.mark.parametrize("case", [HELD, SPLIT], ids=["held", "split"], indirect=True)
 
 
-def inputs_for(shape, dtype, device, affine="weight bias", mean=0.0, std=1.0):
-    x = (torch.randn(shape, device=device, dtype=torch.float64) * std + mean).to(dtype).requires_grad_()
-    weight, bias = (
-        torch.randn(shape[1], device=device, dtype=dtype, requires_grad=True) if name in affine else None
-        for name in ("weight", "bias")
-    )
-    return [x, weight, bias]
-
-
 def functions(groups, eps=1e-5):
     def of(operation):
         return lambda x, weight=None, bias=None: operation(x, groups, weight, bias, eps)
@@ -71,15 +63,9 @@ def functions(groups, eps=1e-5):
 
 
 @pytest.fixture
-def nothing_is_held(monkeypatch):
-    monkeypatch.setattr(tiling, "HELD_WORDS_FORWARD", 0)
-    monkeypatch.setattr(tiling, "HELD_WORDS_BACKWARD", 0)
-
-
-@pytest.fixture
-def case(request):
+def case(request, monkeypatch):
     if request.param == SPLIT:
-        request.getfixturevalue("nothing_is_held")
+        nothing_is_held(monkeypatch)
     return request.param
 
 
@@ -111,7 +97,8 @@ def test_agrees_with_torch(device, guarded_memory, shape, groups, dtype):
 @pytest.mark.parametrize(("shape", "groups"), [
     ((5, 6), 3), ((3, 70), 1), ((7, 66, 3), 2), ((2, 18, 5, 5), 3), ((2, 17, 7, 7), 17), ((1, 6, 40, 60), 2),
 ])  # fmt: skip
-def test_small_groups_that_are_split_agree(device, guarded_memory, nothing_is_held, shape, groups):
+def test_small_groups_that_are_split_agree(device, guarded_memory, monkeypatch, shape, groups):
+    nothing_is_held(monkeypatch)
     inputs = [guarded_memory.place(t) for t in inputs_for(shape, torch.float32, device)]
     assert_agrees(*functions(groups), inputs)
 
@@ -163,18 +150,6 @@ def test_gradient_layouts(device, shape):
     for layout, dy in gradient_layouts(inputs[0]):
         print(layout)
         assert_agrees(*functions(2), inputs, dy)
-
-
-VIEWS = {
-    "batch and channels swapped": lambda x: x.transpose(0, 1),
-    "cols sliced": lambda x: x[..., ::2],
-    "channels sliced": lambda x: x[:, ::2],
-    "flipped": lambda x: x.flip(1),
-    "plane transposed": lambda x: x.transpose(2, 3),
-    "expanded": lambda x: x[:1].expand(3, -1, -1, -1),
-    "channels_last": lambda x: x.contiguous(memory_format=torch.channels_last),
-    "channels_last sliced": lambda x: x.contiguous(memory_format=torch.channels_last)[:, 2:],
-}
 
 
 @pytest.mark.parametrize("view", VIEWS.values(), ids=VIEWS)
@@ -304,8 +279,9 @@ def test_many_partial_sums(device, monkeypatch):
 
 
 @pytest.mark.parametrize("shape", [(1, 600, 32), (1, 1, 33 * 2048 + 9)], ids=["of a group", "of a channel"])
-def test_many_splits(device, monkeypatch, nothing_is_held, shape):
+def test_many_splits(device, monkeypatch, shape):
     """More than are merged at a time, and a last one that is shorter."""
+    nothing_is_held(monkeypatch)
     monkeypatch.setattr(launch, "multiprocessors", lambda device: 64)
     monkeypatch.setattr(tiling, "GROUP_NORM_SPLIT_TILES", 1)
     x = torch.empty(shape, device=device)

@@ -1,32 +1,10 @@
-"""RMSNorm: the tests that it shares with LayerNorm, on the operation that `norm` is here, and its own."""
+"""RMSNorm: what it has beside other operations over rows, of which test_rows.py has the tests."""
 
 import pytest
 import torch
 import torch.nn.functional as F
+from over_rows import RMS_NORM
 from reference import DTYPES, IN_PARTS, WIDE, assert_accurate, assert_agrees, copies, error, run, unit
-from test_layer_norm import RowNorm
-from test_layer_norm import (
-    test_a_row_does_not_depend_on_the_others as test_a_row_does_not_depend_on_the_others,
-)
-from test_layer_norm import (
-    test_a_subnormal_variance_is_no_zero as test_a_subnormal_variance_is_no_zero,
-)
-from test_layer_norm import test_absent_parameters as test_absent_parameters
-from test_layer_norm import test_agrees_with_torch as test_agrees_with_torch
-from test_layer_norm import test_eps as test_eps
-from test_layer_norm import test_float16_near_its_maximum as test_float16_near_its_maximum
-from test_layer_norm import test_float32_parameters_beside_16_bits as test_float32_parameters_beside_16_bits
-from test_layer_norm import test_gradient_of_any_subset as test_gradient_of_any_subset
-from test_layer_norm import test_input_strides as test_input_strides
-from test_layer_norm import test_large_means as test_large_means
-from test_layer_norm import test_many_partial_sums as test_many_partial_sums
-from test_layer_norm import test_ranks as test_ranks
-from test_layer_norm import test_rows_beside_a_tile as test_rows_beside_a_tile
-from test_layer_norm import test_rows_too_wide_to_be_held as test_rows_too_wide_to_be_held
-from test_layer_norm import test_statistics_are_saved_in_float32 as test_statistics_are_saved_in_float32
-from test_layer_norm import test_two_backward_passes_are_equal as test_two_backward_passes_are_equal
-from test_layer_norm import test_wide_rows as test_wide_rows
-from test_layer_norm import test_without_gradients_nothing_is_saved as test_without_gradients_nothing_is_saved
 
 import normreg
 from normreg import functional
@@ -35,11 +13,6 @@ from normreg.ops import autocast
 from normreg.ops.rms_norm import rms_norm as rms_norm_to
 
 HELD_AND_CHUNKED = pytest.mark.parametrize("cols", [1, 3, 100, IN_PARTS, WIDE])
-
-
-@pytest.fixture
-def norm():
-    return RowNorm(functional.rms_norm, F.rms_norm, parameters=1, statistics=1)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -58,8 +31,8 @@ def test_eps_of_none_is_that_of_the_dtype_computed_in(device, dtype):
 
 @HELD_AND_CHUNKED
 @pytest.mark.parametrize("eps", [None, 1e-5])
-def test_rows_of_zeros_give_zeros(norm, device, cols, eps):
-    x, weight = norm.inputs((3, cols), (cols,), torch.float32, device)
+def test_rows_of_zeros_give_zeros(device, cols, eps):
+    x, weight = RMS_NORM.inputs((3, cols), (cols,), torch.float32, device)
     with torch.no_grad():
         x[1] = 0.0
     y = functional.rms_norm(x, (cols,), weight, eps)
@@ -67,19 +40,19 @@ def test_rows_of_zeros_give_zeros(norm, device, cols, eps):
     dx, dweight = torch.autograd.grad(y, (x, weight), torch.randn_like(y))
     assert dx.isfinite().all()
     assert dweight.isfinite().all()
-    assert_agrees(*norm.functions((cols,), eps or torch.finfo(torch.float32).eps), [x, weight])
+    assert_agrees(*RMS_NORM.functions((cols,), eps or torch.finfo(torch.float32).eps), [x, weight])
 
 
 @HELD_AND_CHUNKED
 @pytest.mark.parametrize(("size", "dtype"), [
     (6e4, torch.float16), (1e16, torch.bfloat16), (1e16, torch.float32), (1e90, torch.float64),
 ], ids=str)  # fmt: skip
-def test_squares_that_are_large(norm, device, cols, size, dtype):
+def test_squares_that_are_large(device, cols, size, dtype):
     """6e4 squared is no float16, and the squares are not computed in it."""
-    inputs = norm.inputs((3, cols), (cols,), dtype, device)
+    inputs = RMS_NORM.inputs((3, cols), (cols,), dtype, device)
     with torch.no_grad():
         inputs[0].copy_(inputs[0].sign() * size)
-    assert_agrees(*norm.functions((cols,)), inputs)
+    assert_agrees(*RMS_NORM.functions((cols,)), inputs)
 
 
 @pytest.mark.filterwarnings("ignore:Mismatch dtype between input and:UserWarning")

@@ -1,0 +1,39 @@
+"""Operations over channels as their tests take them: inputs, views of them, and kernels that hold nothing."""
+
+import torch
+
+from normreg.kernels import tiling
+
+LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
+
+VIEWS = {
+    "batch and channels swapped": lambda x: x.transpose(0, 1),
+    "cols sliced": lambda x: x[..., ::2],
+    "channels sliced": lambda x: x[:, ::2],
+    "flipped": lambda x: x.flip(1),
+    "plane transposed": lambda x: x.transpose(2, 3),
+    "expanded": lambda x: x[:1].expand(3, -1, -1, -1),
+    "channels_last": lambda x: x.contiguous(memory_format=torch.channels_last),
+    "channels_last sliced": lambda x: x.contiguous(memory_format=torch.channels_last)[:, 2:],
+}
+
+
+def inputs_for(shape, dtype, device, affine="weight bias", mean=0.0, std=1.0):
+    x = (torch.randn(shape, device=device, dtype=torch.float64) * std + mean).to(dtype).requires_grad_()
+    weight, bias = (
+        torch.randn(shape[1], device=device, dtype=dtype, requires_grad=True) if name in affine else None
+        for name in ("weight", "bias")
+    )
+    return [x, weight, bias]
+
+
+def nothing_is_held(monkeypatch):
+    """Groups are split, whatever their size."""
+    monkeypatch.setattr(tiling, "HELD_WORDS_FORWARD", 0)
+    monkeypatch.setattr(tiling, "HELD_WORDS_BACKWARD", 0)
+
+
+def split_all(monkeypatch):
+    """Channels of BatchNorm are split, where those of a few thousand elements are held by a program each."""
+    for direction in ("forward", "backward"):
+        monkeypatch.setattr(tiling, f"batch_norm_held_{direction}_tile", lambda *_: None)
