@@ -6,6 +6,7 @@ A capture that fails leaves torch's generator unusable in its process.
 import copy
 import sys
 
+import operations
 import torch
 
 import normreg
@@ -26,15 +27,9 @@ MASKS = {
     "bias_act_dropout": lambda x: [functional.bias_act_dropout(x, None, None, 0.5)],
 }  # fmt: skip
 
-LAYERS = {
-    "LayerNorm": (lambda: normreg.LayerNorm(512), (64, 512)),
+LAYERS = {name: (row.make, (16, *row.sample)) for name, row in operations.LAYERS.items() if not row.draws} | {
     "wide LayerNorm": (lambda: normreg.LayerNorm(70_000), (4, 70_000)),
-    "RMSNorm": (lambda: normreg.RMSNorm(512), (64, 512)),
-    "BatchNorm2d": (lambda: normreg.BatchNorm2d(8), (16, 8, 7, 7)),
     "BatchNorm2d, split": (lambda: normreg.BatchNorm2d(3, momentum=None), (16, 3, 200, 200)),
-    "BatchNormAct2d": (lambda: normreg.BatchNormAct2d(8, act="silu"), (16, 8, 7, 7)),
-    "GroupNorm": (lambda: normreg.GroupNorm(2, 8), (16, 8, 7, 7)),
-    "InstanceNorm2d": (lambda: normreg.InstanceNorm2d(8, track_running_stats=True), (16, 8, 7, 7)),
 }
 
 

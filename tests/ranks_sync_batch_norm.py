@@ -7,6 +7,7 @@ from unittest import mock
 import pytest
 import torch
 import torch.distributed as dist
+from formulas import ACTIVATIONS as TORCHS
 from reference import assert_accurate, copies
 from torch import nn
 
@@ -16,13 +17,6 @@ from normreg.kernels import launch
 from normreg.ops import collectives
 
 LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
-TORCHS = {
-    None: lambda z: z,
-    "relu": nn.functional.relu,
-    "silu": nn.functional.silu,
-    "gelu": nn.functional.gelu,
-    "leaky_relu": lambda z: nn.functional.leaky_relu(z, 0.3),
-}
 
 
 @contextlib.contextmanager

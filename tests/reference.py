@@ -1,7 +1,6 @@
 """What is right, how far from it a result may be, and the sizes and layouts that break kernels."""
 
 import torch
-import torch.nn.functional as F
 
 from normreg.kernels import cpu
 
@@ -143,26 +142,3 @@ def gradient_layouts(like):
     if len(shape) in (4, 5):
         last = torch.channels_last if len(shape) == 4 else torch.channels_last_3d
         yield "channels_last", torch.randn(shape, **options).to(memory_format=last)
-
-
-def drop_path(x, drop_prob=0.0, training=False, scale_by_keep=True):
-    """What timm computes; torch has none."""
-    if drop_prob == 0.0 or not training:
-        return x
-    noise = x.new_empty((x.shape[0],) + (1,) * (x.ndim - 1)).bernoulli_(1 - drop_prob)
-    if drop_prob < 1 and scale_by_keep:
-        noise.div_(1 - drop_prob)
-    return x * noise
-
-
-# {name that `act` takes: torch's function}; the slope of leaky_relu is not its default
-ACTIVATIONS = {
-    None: lambda z: z,
-    "relu": F.relu,
-    "relu6": F.relu6,
-    "leaky_relu": lambda z: F.leaky_relu(z, 0.3),
-    "silu": F.silu,
-    "gelu": F.gelu,
-    "gelu_tanh": lambda z: F.gelu(z, approximate="tanh"),
-    "hardswish": F.hardswish,
-}

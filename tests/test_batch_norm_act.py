@@ -4,8 +4,9 @@ import pickle
 import pytest
 import torch
 import torch.nn.functional as F
+from formulas import ACTIVATIONS
 from over_channels import LAST, split_all
-from reference import ACTIVATIONS, DTYPES, assert_agrees, gradient_layouts
+from reference import DTYPES, assert_agrees, gradient_layouts
 from saved import bytes_beside, saved_by
 
 import normreg

@@ -6,6 +6,7 @@ import shutil
 import pytest
 import torch
 import torch.nn.functional as F
+from operations import every_layer
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch._functorch import config as functorch_config
 from torch._inductor import config as inductor_config
@@ -15,65 +16,6 @@ import normreg
 from normreg.ops import seed
 
 BATCHES = (2, 3, 5, 8)  # not 1, for which every operator is compiled by itself
-
-
-class NormBlock(torch.nn.Module):
-    """A residual block."""
-
-    def __init__(self, **options):
-        super().__init__()
-        self.norm = normreg.BatchNormAct2d(4, **options)
-
-    def forward(self, x):
-        return self.norm(x * 2, residual=x)
-
-
-class Residual(torch.nn.Module):
-    """A residual branch, and the norm of the sum where that is the layer's."""
-
-    def __init__(self, layer):
-        super().__init__()
-        self.layer = layer
-
-    def forward(self, x):
-        result = self.layer(x * 2, x)
-        return result if isinstance(result, torch.Tensor) else torch.cat(result)
-
-
-# {name: (the layer, the shape of a sample)}
-LAYERS = {
-    "LayerNorm": (lambda: normreg.LayerNorm(4), (3, 4)),
-    "LayerNorm without parameters": (lambda: normreg.LayerNorm((3, 4), elementwise_affine=False), (3, 4)),
-    "RMSNorm": (lambda: normreg.RMSNorm(4), (2, 3, 4)),
-    "BatchNorm1d": (lambda: normreg.BatchNorm1d(4), (4,)),
-    "BatchNorm2d, cumulative": (lambda: normreg.BatchNorm2d(4, momentum=None), (4, 3, 3)),
-    "BatchNorm3d without state": (
-        lambda: normreg.BatchNorm3d(4, affine=False, track_running_stats=False), (4, 2, 1, 3)),
-    "BatchNormAct1d": (lambda: normreg.BatchNormAct1d(4, act="silu"), (4, 3)),
-    "BatchNormAct2d with a residual": (NormBlock, (4, 3, 5)),
-    "GroupNorm": (lambda: normreg.GroupNorm(2, 4), (4, 3, 5)),
-    "InstanceNorm1d": (lambda: normreg.InstanceNorm1d(4), (4, 3)),
-    "InstanceNorm2d with state": (
-        lambda: normreg.InstanceNorm2d(4, affine=True, track_running_stats=True), (4, 3, 5)),
-    "InstanceNorm3d, cumulative": (
-        lambda: normreg.InstanceNorm3d(4, momentum=None, track_running_stats=True), (4, 2, 1, 3)),
-    "LayerNorm1d": (lambda: normreg.LayerNorm1d(4), (4, 3)),
-    "LayerNorm2d": (lambda: normreg.LayerNorm2d(4), (4, 3, 2)),
-    "LayerNorm3d without parameters": (lambda: normreg.LayerNorm3d(4, affine=False), (4, 2, 1, 3)),
-    "Dropout": (lambda: normreg.Dropout(0.4), (4,)),
-    "Dropout in place": (
-        lambda: torch.nn.Sequential(torch.nn.Linear(4, 4), normreg.Dropout(0.4, inplace=True)), (4,)),
-    "Dropout1d": (lambda: normreg.Dropout1d(0.4), (4, 3)),
-    "Dropout2d": (lambda: normreg.Dropout2d(0.4), (4, 3, 2)),
-    "Dropout3d": (lambda: normreg.Dropout3d(0.4), (4, 2, 1, 3)),
-    "AlphaDropout": (lambda: normreg.AlphaDropout(0.4), (4,)),
-    "FeatureAlphaDropout": (lambda: normreg.FeatureAlphaDropout(0.4), (4, 3)),
-    "DropPath": (lambda: normreg.DropPath(0.4), (4, 3)),
-    "DropPathAdd": (lambda: Residual(normreg.DropPathAdd(0.4)), (4, 3)),
-    "BiasActDropout": (lambda: normreg.BiasActDropout(4, p=0.4), (3, 4)),
-    "DropoutAddLayerNorm": (lambda: Residual(normreg.DropoutAddLayerNorm(4, p=0.4, layer_scale=0.5)), (3, 4)),
-    "DropoutAddRMSNorm, prenorm": (lambda: Residual(normreg.DropoutAddRMSNorm(4, p=0.4, prenorm=True)), (4,)),
-}  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
@@ -128,12 +70,12 @@ def assert_steps_are_same(launches, eager, backend, batches):
 
 
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
-@pytest.mark.parametrize(("make", "shape"), LAYERS.values(), ids=LAYERS)
-def test_layers(device, launches, seeds_of_graphs, make, shape, training):
+@every_layer
+def test_layers(device, launches, seeds_of_graphs, row, training):
     """Two compilations, of which the second serves every further batch size."""
-    layer = make().train(training).to(device)
+    layer = row.make().train(training).to(device)
     counter = CompileCounterWithBackend("aot_eager")
-    batches = [torch.randn(batch, *shape, device=device) for batch in BATCHES]
+    batches = [torch.randn(batch, *row.sample, device=device) for batch in BATCHES]
     launched = assert_steps_are_same(launches, layer, counter, batches)
     assert counter.frame_count <= 2
     assert bool(launched) == (training or any(word in repr(layer) for word in ("Norm", "Act")))

@@ -1,5 +1,6 @@
 """What conftest.py and pyproject.toml decide for all tests: which of them a GPU runs, which warnings pass."""
 
+import ast
 import subprocess
 import sys
 from pathlib import Path
@@ -32,6 +33,14 @@ def test_every_file_is_in_one_list():
     assert files - {*ON_A_GPU, *ELSEWHERE} == set(), "say in conftest.py whether `pytest -m gpu` runs them"
     assert {*ON_A_GPU} - files == set()
     assert {*ON_A_GPU} & {*ELSEWHERE} == set()
+
+
+def test_no_file_of_tests_imports_another():
+    """What several need stands in a module without tests, or pytest would run them twice."""
+    files = sorted((ROOT / "tests").glob("test_*.py"))
+    for path in files:
+        imports = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.ImportFrom)]
+        assert {node.module for node in imports} & {other.stem for other in files} == set(), path.name
 
 
 def test_the_marker_is_of_the_files_in_the_list():

@@ -7,6 +7,7 @@ from collections import OrderedDict
 import pytest
 import torch
 from duplicates import every_duplicate
+from operations import KINDS, every_kind, torch_layer
 from reference import error, unit
 from torch import nn
 from torch.nn.utils import parametrize
@@ -14,42 +15,6 @@ from torch.nn.utils import parametrize
 import normreg
 from normreg import convert
 from normreg.report import Change, Report, Skip
-
-# kind: (arguments of its constructor, shape of an input, what its kernels' names start with)
-KINDS = {
-    "LayerNorm": ((6,), (5, 6), "layer_norm"),
-    "RMSNorm": ((6,), (5, 6), "layer_norm"),  # its kernels without the mean
-    "BatchNorm1d": ((6,), (5, 6), "batch_norm"),
-    "BatchNorm2d": ((3,), (2, 3, 4, 4), "batch_norm"),
-    "BatchNorm3d": ((2,), (2, 2, 3, 2, 2), "batch_norm"),
-    "Dropout": ((0.25,), (5, 6), "dropout"),
-    "Dropout1d": ((0.25,), (5, 6), "dropout"),
-    "Dropout2d": ((0.25,), (5, 6, 2, 3), "dropout"),
-    "Dropout3d": ((0.25,), (5, 6, 2, 2, 1), "dropout"),
-    "AlphaDropout": ((0.25,), (5, 6), "dropout"),
-    "FeatureAlphaDropout": ((0.25,), (5, 6, 2), "dropout"),
-    "GroupNorm": ((2, 6), (5, 6), "group_norm"),
-    "InstanceNorm1d": ((6, 1e-5, 0.1, True, True), (2, 6, 5), "group_norm instance_norm"),
-    "InstanceNorm2d": ((3, 1e-5, 0.1, True), (2, 3, 4, 4), "group_norm"),
-    "InstanceNorm3d": ((2,), (2, 2, 3, 2, 2), "group_norm"),
-    "SyncBatchNorm": ((6,), (5, 6), "batch_norm"),  # which of one rank it is
-}
-every_kind = pytest.mark.parametrize("kind", KINDS)
-
-
-def layer(kind, device, dtype=torch.float32):
-    """A torch layer with nothing at its initial value, and an input for it."""
-    arguments, shape, _ = KINDS[kind]
-    module = getattr(nn, kind)(*arguments).to(device, dtype)
-    for parameter in module.parameters():
-        nn.init.normal_(parameter)
-    for buffer in module.buffers():
-        if buffer.is_floating_point():
-            buffer.uniform_(0.5, 2.0)
-        else:
-            buffer.fill_(3)
-    return module, torch.randn(shape, device=device, dtype=dtype)
-
 
 NESTED = {
     "stem.1": "LayerNorm",
@@ -77,27 +42,26 @@ class PlainNorm(nn.modules.batchnorm._BatchNorm):
 
 def nested(device):
     """Every kind in every container, beside what stays; hooks, extra attributes, frozen and eval parts."""
-    norm, rms_norm, batch_norm1d, batch_norm2d, batch_norm3d, dropout, *others = (
-        layer(kind, device)[0] for kind in KINDS
-    )
+    made = {path: torch_layer(kind, device)[0] for path, kind in NESTED.items()}
     model = nn.Sequential(
         OrderedDict(
-            stem=nn.Sequential(nn.Linear(6, 6), norm, rms_norm),
-            blocks=nn.ModuleList([batch_norm1d, nn.ModuleList([dropout, nn.GELU()])]),
-            heads=nn.ModuleDict({"a": batch_norm2d, "b": nn.Sequential(batch_norm3d, PlainNorm(2))}),
-            drops=nn.ModuleList(others[:5]),
-            groups=nn.ModuleList(others[5:]),
+            stem=nn.Sequential(nn.Linear(6, 6), made["stem.1"], made["stem.2"]),
+            blocks=nn.ModuleList([made["blocks.0"], nn.ModuleList([made["blocks.1.0"], nn.GELU()])]),
+            heads=nn.ModuleDict({"a": made["heads.a"], "b": nn.Sequential(made["heads.b.0"], PlainNorm(2))}),
+            drops=nn.ModuleList(module for path, module in made.items() if path.startswith("drops")),
+            groups=nn.ModuleList(module for path, module in made.items() if path.startswith("groups")),
             last=PlainNorm(6),
         )
     ).to(device)
-    for module in (norm, batch_norm1d, dropout):
+    norm = made["stem.1"]
+    for module in (norm, made["blocks.0"], made["blocks.1.0"]):
         module.register_forward_pre_hook(lambda module, inputs: None)
         module.register_forward_hook(lambda module, inputs, output: None)
         module.register_full_backward_hook(lambda module, dx, dy: None)
         module.extra = {"tag": object()}
     norm.weight.requires_grad_(False)
     norm.bias.grad = torch.ones_like(norm.bias)
-    batch_norm2d.eval()
+    made["heads.a"].eval()
     return model
 
 
@@ -142,13 +106,13 @@ def assert_states_equal(state, expected):
 
 @every_kind
 def test_kernels_run_after_replace_and_not_after_restore(device, launches, kind):
-    module, x = layer(kind, device)
+    module, x = torch_layer(kind, device)
     run(module, x)
     assert launches == []
     normreg.replace(module)
     run(module, x)
     assert len(launches) >= 2
-    kernels = (*KINDS[kind][2].split(), "layer_norm_backward_finish")
+    kernels = (*KINDS[kind].kernels.split(), "layer_norm_backward_finish")
     assert all(name.startswith(kernels) for name in launches)
     assert launches[0].startswith(kernels[0])
     launches.clear()
@@ -205,7 +169,7 @@ def test_nothing_but_the_class_changes(device, undo):
 
 @every_kind
 def test_is_still_the_torch_class(device, kind):
-    module, _ = layer(kind, device)
+    module, _ = torch_layer(kind, device)
     text = repr(module)
     normreg.replace(module)
     assert type(module) is getattr(normreg, kind)
@@ -217,7 +181,7 @@ def test_is_still_the_torch_class(device, kind):
 
 @every_kind
 def test_the_root_itself(device, kind):
-    module, _ = layer(kind, device)
+    module, _ = torch_layer(kind, device)
     report = normreg.replace(module)
     assert [change.name for change in report.changed] == ["(the model itself)"]
     assert type(normreg.restore(module)) is Report
@@ -244,7 +208,7 @@ def test_idempotent(device):
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
 @every_kind
 def test_restore_is_bit_exact(device, launches, kind, training):
-    module, x = layer(kind, device)
+    module, x = torch_layer(kind, device)
     module.train(training)
     reference = copy.deepcopy(module)
     normreg.replace(module)
@@ -276,7 +240,7 @@ def test_checkpoints_load_both_ways(device):
 
 def test_checkpoint_from_before_num_batches_tracked(device):
     """Torch 0.4 and older; the layer's own counter stays."""
-    module, _ = layer("BatchNorm2d", device)
+    module, _ = torch_layer("BatchNorm2d", device)
     normreg.replace(module)
     state = {name: t * 2 for name, t in module.state_dict().items() if name != "num_batches_tracked"}
     assert not any(module.load_state_dict(state, strict=True))
@@ -285,7 +249,7 @@ def test_checkpoint_from_before_num_batches_tracked(device):
 
 @every_duplicate
 def test_copies(device, launches, duplicate):
-    model = nn.Sequential(*(layer(kind, device)[0] for kind in KINDS))
+    model = nn.Sequential(*(torch_layer(kind, device)[0] for kind in KINDS))
     normreg.replace(model)
     twin = duplicate(model)
     assert types(twin) == types(model)
@@ -293,7 +257,9 @@ def test_copies(device, launches, duplicate):
     pointers = {t.data_ptr() for t in model.state_dict().values()}
     assert not pointers & {t.data_ptr() for t in twin.state_dict().values()}
     x = torch.randn(5, 6, device=device)
-    ends = [nn.Sequential(*m[:3], m[5]) for m in (twin, model)]
+    of_six = ("LayerNorm", "RMSNorm", "BatchNorm1d", "Dropout")
+    places = [place for place, kind in enumerate(KINDS) if kind in of_six]
+    ends = [nn.Sequential(*(m[place] for place in places)) for m in (twin, model)]
     assert_all_equal(run(ends[0], x), run(ends[1], x))
     assert {name.split("_")[0] for name in launches} == {"layer", "batch", "dropout"}
     assert len(normreg.restore(twin).changed) == len(KINDS)
@@ -321,7 +287,7 @@ def test_hooks_fire(device, launches):
     def hook(event):
         return lambda *arguments: events.append(event)
 
-    module, x = layer("LayerNorm", device)
+    module, x = torch_layer("LayerNorm", device)
     module.register_forward_pre_hook(hook("forward pre"))
     module.register_forward_hook(hook("forward"))
     module.register_full_backward_pre_hook(hook("backward pre"))
@@ -342,7 +308,7 @@ def test_hooks_fire(device, launches):
 
 def test_hooks_may_change_what_passes(device):
     """A hook's return value replaces the output, and the gradient of the input."""
-    module, x = layer("LayerNorm", device)
+    module, x = torch_layer("LayerNorm", device)
     module.register_forward_hook(lambda module, inputs, output: output * 2)
     module.register_full_backward_hook(lambda module, dx, dy: (dx[0] * 0 + 7,))
     normreg.replace(module)
@@ -485,7 +451,7 @@ def test_relatives_are_left_alone(relative):
 
 
 def test_a_parametrization_of_a_replaced_layer(device, launches):
-    module, x = layer("LayerNorm", device)
+    module, x = torch_layer("LayerNorm", device)
     expected = normreg.functional.layer_norm(x, (6,), module.weight / 2, module.bias)
     normreg.replace(module)
     launches.clear()
@@ -564,8 +530,9 @@ def test_meta_model(device):
         name: getattr(normreg, kind) for name, kind in NESTED.items()
     }
     assert {t.device.type for t in [*model.parameters(), *model.buffers()]} == {"meta"}
-    for kind, (arguments, shape, _) in KINDS.items():
-        y = getattr(normreg, kind)(*arguments).to("meta")(torch.empty(shape, device="meta"))
+    for row in KINDS.values():
+        shape = 5, *row.sample
+        y = row.make().to("meta")(torch.empty(shape, device="meta"))
         assert (y.device.type, tuple(y.shape)) == ("meta", shape)
     filled = model.to_empty(device=device)
     filled.load_state_dict(nested(device).state_dict(), strict=True)
@@ -576,7 +543,7 @@ def test_meta_model(device):
 @every_kind
 def test_16_bit_models(device, launches, kind, dtype):
     """Converted before or after replace; accuracy beside torch's is for the tests of each operation."""
-    module, x = layer(kind, device, dtype)
+    module, x = torch_layer(kind, device, dtype)
     later = copy.deepcopy(module).float()
     with torch.no_grad():
         exact = copy.deepcopy(module).double()(x.double())
@@ -836,9 +803,9 @@ def test_a_thousand_layers_in_less_than_a_second():
 
 def test_a_replaced_model_is_a_model_built_with_normreg(device):
     """The same code runs either way, so results are bit-equal."""
-    for kind, (arguments, _, _) in KINDS.items():
-        module, x = layer(kind, device)
+    for kind, row in KINDS.items():
+        module, x = torch_layer(kind, device)
         normreg.replace(module)
-        built = getattr(normreg, kind)(*arguments).to(device)
+        built = row.make().to(device)
         built.load_state_dict(module.state_dict(), strict=True)
         assert_all_equal(run(built, x), run(module, x))

@@ -4,23 +4,9 @@ import contextlib
 
 import pytest
 import torch
+from operations import every_layer
 
-import normreg
 from normreg.kernels import launch
-
-LAYERS = {
-    "LayerNorm": (lambda: normreg.LayerNorm(6), (4, 6)),
-    "LayerNorm2d": (lambda: normreg.LayerNorm2d(6), (4, 6, 2, 2)),
-    "RMSNorm": (lambda: normreg.RMSNorm(6), (4, 6)),
-    "BatchNorm1d": (lambda: normreg.BatchNorm1d(6), (4, 6)),
-    "BatchNorm1d, split": (lambda: normreg.BatchNorm1d(6, momentum=None), (4, 6)),
-    "BatchNormAct2d": (lambda: normreg.BatchNormAct2d(6, act="silu"), (4, 6, 2, 2)),
-    "GroupNorm": (lambda: normreg.GroupNorm(2, 6), (4, 6)),
-    "InstanceNorm1d": (lambda: normreg.InstanceNorm1d(6, track_running_stats=True), (4, 6, 2)),
-    "Dropout": (lambda: normreg.Dropout(0.5), (4, 6)),
-    "Dropout2d": (lambda: normreg.Dropout2d(0.5), (4, 6, 2, 2)),
-}
-every_layer = pytest.mark.parametrize(("make", "shape"), LAYERS.values(), ids=LAYERS)
 
 
 class OnAnotherGpu(launch.Launch):
@@ -33,7 +19,7 @@ class OnAnotherGpu(launch.Launch):
 
 
 @every_layer
-def test_every_launch_enters_the_device_of_its_plan(monkeypatch, make, shape):
+def test_every_launch_enters_the_device_of_its_plan(monkeypatch, row):
     """With two GPUs made up: 0 is current, and the plans are for 1."""
     current, seen, real = [0], [], launch.launch
 
@@ -57,8 +43,8 @@ def test_every_launch_enters_the_device_of_its_plan(monkeypatch, make, shape):
         return real(plan, *tensors, **options)
 
     monkeypatch.setattr(launch, "launch", spy)
-    x = torch.randn(shape, device="cuda" if torch.cuda.is_available() else "cpu", requires_grad=True)
-    y = make().to(x.device)(x)
+    x = torch.randn(5, *row.sample, device="cuda" if torch.cuda.is_available() else "cpu", requires_grad=True)
+    y = row.make().to(x.device)(x)
     forward = len(seen)
     y.sum().backward()
     assert 0 < forward < len(seen)
@@ -68,11 +54,11 @@ def test_every_launch_enters_the_device_of_its_plan(monkeypatch, make, shape):
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
 @every_layer
-def test_layers_on_a_device_that_is_not_current(make, shape):
-    layer, x = make(), torch.randn(shape)
+def test_layers_on_a_device_that_is_not_current(row):
+    layer, x = row.make(), torch.randn(5, *row.sample)
     results = []
     for index in (0, 1):
-        there = make().to(f"cuda:{index}")
+        there = row.make().to(f"cuda:{index}")
         there.load_state_dict(layer.state_dict())
         leaf = x.to(f"cuda:{index}").requires_grad_()
         torch.cuda.manual_seed_all(0)

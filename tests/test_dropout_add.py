@@ -3,7 +3,8 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from reference import ACTIVATIONS, DTYPES, assert_agrees
+from formulas import ACTIVATIONS
+from reference import DTYPES, assert_agrees
 from saved import bytes_beside, saved_by
 
 import normreg

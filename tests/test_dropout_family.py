@@ -3,12 +3,12 @@
 import itertools
 import math
 import warnings
-from typing import NamedTuple
 
+import formulas
 import pytest
-import reference
 import torch
 import torch.nn.functional as F
+from operations import FUNCTIONS, OURS, Dropout
 from reference import DTYPES, RAGGED, gradient_layouts
 from torch.utils.checkpoint import checkpoint
 
@@ -19,42 +19,17 @@ from normreg.ops import seed
 
 P = 0.25  # a multiple of 2^-16, so that nothing is rounded
 
-
-class Form(NamedTuple):
-    function: str
-    shape: tuple
-    leading: int | None = None  # how many dimensions name a decision
-    alpha: bool = False
-    options: dict = {}  # noqa: RUF012
-
-    def __call__(self, x, p=P, library=normreg.functional, **options):
-        function = getattr(library, self.function, reference.drop_path)
-        return function(x, p, training=True, **self.options, **options)
-
-    def decisions(self, x):
-        """The shape of the mask."""
-        if self.leading is None:
-            return x.shape
-        return (*x.shape[: self.leading], *(1,) * (x.dim() - self.leading))
-
-
-FORMS = {
-    "dropout": Form("dropout", (5, 4, 2, 5)),
-    "dropout1d": Form("dropout1d", (5, 7, 3), 2),
-    "dropout1d of one sample": Form("dropout1d", (30, 5), 1),
-    "dropout2d": Form("dropout2d", (5, 7, 3, 2), 2),
-    "dropout2d of single positions": Form("dropout2d", (5, 7, 1, 1), 2),
-    "dropout3d": Form("dropout3d", (5, 7, 3, 2, 2), 2),
-    "dropout3d of one sample": Form("dropout3d", (30, 3, 2, 2), 1),
-    "alpha_dropout": Form("alpha_dropout", (5, 4, 2, 5), alpha=True),
-    "feature_alpha_dropout": Form("feature_alpha_dropout", (5, 7, 6), 2, alpha=True),
-    "feature_alpha_dropout without positions": Form("feature_alpha_dropout", (5, 7), 2, alpha=True),
-    "drop_path": Form("drop_path", (30, 4, 3), 1),
-    "drop_path without scale": Form("drop_path", (30, 4, 3), 1, options=dict(scale_by_keep=False)),
-}
+FORMS = {name: row for name, row in FUNCTIONS.items() if isinstance(row, Dropout)}
 every_form = pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
-INPLACE = {name: form for name, form in FORMS.items() if form.function != "drop_path"}
+INPLACE = {name: form for name, form in FORMS.items() if form.name != "drop_path"}
 every_inplace_form = pytest.mark.parametrize("form", INPLACE.values(), ids=INPLACE)
+
+
+def decisions(form, x):
+    """The shape of the mask."""
+    if form.leading is None:
+        return x.shape
+    return (*x.shape[: form.leading], *(1,) * (x.dim() - form.leading))
 
 
 def generator_of(device, state=7):
@@ -63,7 +38,7 @@ def generator_of(device, state=7):
 
 def mask_of(form, x, p=P, state=7):
     """Which elements a generator in this state keeps: `test_dropout.py` has tested the numbers."""
-    shape = form.decisions(x)
+    shape = decisions(form, x)
     # groups take 32 bits in every dtype
     dtype = x.dtype if math.prod(shape) == x.numel() else torch.float32
     seed_ = seed.draw(x.device, generator_of(x.device, state))
@@ -78,7 +53,7 @@ def expected(form, x, kept, p=P, linear=False):
         alpha = -1.0507009873554805 * 1.6732632423543772
         scale = ((1 - p) * (1 + p * alpha**2)) ** -0.5
         shift, dropped = -scale * alpha * p, scale * alpha * (1 - p)
-    elif not form.options.get("scale_by_keep", True):
+    elif not form.scaled:
         scale = 1.0
     if linear:
         shift = dropped = 0.0
@@ -99,7 +74,7 @@ def assert_agrees(form, x, dy):
     """y and dx against the formula with the mask that the generator decides."""
     x = x.detach().requires_grad_()
     before = x.detach().clone(), dy.clone()
-    y = form(x, generator=generator_of(x.device))
+    y = form(OURS, x, generator=generator_of(x.device))
     (dx,) = torch.autograd.grad(y, x, dy)
     kept = mask_of(form, x)
     assert_result(form, y, before[0], kept)
@@ -112,7 +87,7 @@ def assert_agrees(form, x, dy):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @every_form
 def test_agrees_with_the_formula(device, guarded_memory, form, dtype):
-    x, dy = (guarded_memory.place(torch.randn(form.shape, device=device).to(dtype)) for _ in range(2))
+    x, dy = (guarded_memory.place(torch.randn(form.shapes[0], device=device).to(dtype)) for _ in range(2))
     assert_agrees(form, x, dy)
 
 
@@ -147,10 +122,10 @@ def test_channels_last(device, guarded_memory, launches, channels, spatial, dtyp
     form = FORMS["dropout2d"]
     y = assert_agrees(form, x, dy)
     assert y.stride() == x.stride()
-    assert torch.equal(y, form(x.contiguous(), generator=generator_of(device)))
+    assert torch.equal(y, form(OURS, x.contiguous(), generator=generator_of(device)))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.Tensor, "contiguous", None)
-        form(x)
+        form(OURS, x)
     assert set(launches) == {"dropout_grouped_kernel", "dropout_kernel"}  # the latter for the reference
 
 
@@ -180,25 +155,25 @@ def strides(tensor):
 
 @every_form
 def test_layout_changes_neither_mask_nor_gradient(device, form):
-    x = torch.randn(form.shape, device=device)
+    x = torch.randn(form.shapes[0], device=device)
     dy = torch.randn_like(x)
     y, dx = None, None
     for layout, view in layouts(form, x):
         for gradient_layout, dy_view in layouts(form, dy):
             leaf = view.detach().requires_grad_()
-            result = form(leaf, generator=generator_of(device))
+            result = form(OURS, leaf, generator=generator_of(device))
             (gradient,) = torch.autograd.grad(result, leaf, dy_view)
             y, dx = (result.detach(), gradient) if y is None else (y, dx)
             assert torch.equal(result, y), layout
             assert torch.equal(gradient, dx), (layout, gradient_layout)
-            assert strides(result) == strides(form(leaf, library=F)), layout
+            assert strides(result) == strides(form(formulas, leaf)), layout
 
 
 @every_form
 def test_gradient_layouts(device, form):
-    x = torch.randn(form.shape, device=device, requires_grad=True)
+    x = torch.randn(form.shapes[0], device=device, requires_grad=True)
     for layout, dy in gradient_layouts(x):
-        y = form(x)
+        y = form(OURS, x)
         dx, plain = (torch.autograd.grad(y, x, g, retain_graph=True)[0] for g in (dy, dy.contiguous()))
         assert torch.equal(dx, plain), layout
 
@@ -208,8 +183,8 @@ def test_gradient_layouts(device, form):
 )
 def test_groups_are_kept_or_dropped_whole(device, name):
     form = FORMS[name]
-    x = torch.full((64, 32, 9)[-len(form.shape) :], 3.0, device=device)
-    y = form(x, 0.5)
+    x = torch.full((64, 32, 9)[-len(form.shapes[0]) :], 3.0, device=device)
+    y = form(OURS, x, 0.5)
     groups = y.flatten(form.leading)
     assert (groups == groups[..., :1]).all()
     assert len(groups.unique()) == 2
@@ -219,10 +194,10 @@ def test_groups_are_kept_or_dropped_whole(device, name):
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=str)
 def test_tiles_do_not_change_the_mask(device, monkeypatch, memory_format, tile):
     x = torch.randn(2, 37, 5, 13, device=device).contiguous(memory_format=memory_format)
-    y = FORMS["dropout2d"](x, generator=generator_of(device))
+    y = FORMS["dropout2d"](OURS, x, generator=generator_of(device))
     monkeypatch.setattr(tiling, "dropout_grouped_tile", lambda *_: tiling.GroupTile(*tile))
     launch.forget_plans()
-    assert torch.equal(FORMS["dropout2d"](x, generator=generator_of(device)), y)
+    assert torch.equal(FORMS["dropout2d"](OURS, x, generator=generator_of(device)), y)
 
 
 @pytest.mark.parametrize(("memory_format", "p"), [
@@ -230,7 +205,7 @@ def test_tiles_do_not_change_the_mask(device, monkeypatch, memory_format, tile):
 ], ids=str)  # fmt: skip
 def test_rate_of_groups(device, memory_format, p):
     x = torch.ones(64, 512, 1, 2, device=device).contiguous(memory_format=memory_format)
-    kept = FORMS["dropout2d"](x, p)[..., 0] != 0
+    kept = FORMS["dropout2d"](OURS, x, p)[..., 0] != 0
     n = kept.numel()
     # binomial: four standard deviations
     assert abs(kept.sum().item() - n * (1 - p)) <= 4 * math.sqrt(n * p * (1 - p))
@@ -240,7 +215,7 @@ def test_rate_of_groups(device, memory_format, p):
 def test_neighbouring_groups_are_independent(device, name):
     form = FORMS[name]
     shape = (64, 512, 2) if form.leading == 2 else (2**15, 2)
-    kept = (form(torch.ones(shape, device=device), 0.5) != 0)[..., 0].flatten()
+    kept = (form(OURS, torch.ones(shape, device=device), 0.5) != 0)[..., 0].flatten()
     for lag in (1, 2, 3, 4, 8, 512, 2048):
         same = (kept[lag:] == kept[:-lag]).sum().item()
         n = kept.numel() - lag
@@ -257,7 +232,7 @@ def test_neighbouring_groups_are_independent(device, name):
 ])  # fmt: skip
 @pytest.mark.parametrize("p", [0.1, 0.5, 0.8])
 def test_alpha_keeps_mean_and_variance(device, name, shape, p):
-    y = FORMS[name](torch.randn(shape, device=device), p).double()
+    y = FORMS[name](OURS, torch.randn(shape, device=device), p).double()
     decisions = math.prod(shape[:2])
     # four standard errors, as many independent values as there are decisions
     assert abs(y.mean().item()) < 4 * y.std().item() / math.sqrt(decisions)
@@ -285,23 +260,27 @@ def test_constants_are_exact_for_the_rounded_p(p, bits):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @every_form
 def test_p_one(device, form, dtype):
-    x = torch.randn(form.shape, device=device, dtype=dtype)
+    x = torch.randn(form.shapes[0], device=device, dtype=dtype)
     x.view(-1)[:3] = torch.tensor([math.inf, -math.inf, math.nan])
     x.requires_grad_()
-    y = form(x, 1.0)
+    y = form(OURS, x, 1.0)
     (dx,) = torch.autograd.grad(y, x, torch.full_like(x, math.inf))
     assert torch.equal(y, torch.zeros_like(x))
     assert torch.equal(dx, torch.zeros_like(x))
-    finite = torch.randn(form.shape, device=device, dtype=dtype)
-    assert torch.equal(form(finite, 1.0), form(finite, 1.0, library=F))
+    finite = torch.randn(form.shapes[0], device=device, dtype=dtype)
+    assert torch.equal(form(OURS, finite, 1.0), form(formulas, finite, 1.0))
 
 
 @every_form
 def test_p_zero_and_evaluation_return_the_input(device, form, launches):
-    x = torch.randn(form.shape, device=device)
-    function = getattr(normreg.functional, form.function)
+    x = torch.randn(form.shapes[0], device=device)
+    function = getattr(normreg.functional, form.name)
     state = rng_state(device)
-    for y in (form(x, 0.0), function(x, 0.5, training=False), form(x, 0.0, generator=generator_of(device))):
+    for y in (
+        form(OURS, x, 0.0),
+        function(x, 0.5, training=False),
+        form(OURS, x, 0.0, generator=generator_of(device)),
+    ):
         # torch's dropout1d and dropout3d of one sample return a view of it
         assert y is x or (form.leading == 1 and y.data_ptr() == x.data_ptr() and y.shape == x.shape)
     assert torch.equal(rng_state(device), state)
@@ -310,13 +289,13 @@ def test_p_zero_and_evaluation_return_the_input(device, form, launches):
 
 @every_form
 def test_dropped_inf_and_nan_are_gone(device, form):
-    x = torch.full(form.shape, math.nan, device=device)
+    x = torch.full(form.shapes[0], math.nan, device=device)
     x[::2] = math.inf
     kept = mask_of(form, x)
     assert 0 < kept.sum() < kept.numel()
-    finite = form(torch.zeros(form.shape, device=device), generator=generator_of(device))
+    finite = form(OURS, torch.zeros(form.shapes[0], device=device), generator=generator_of(device))
     for layout, view in layouts(form, x):
-        y = form(view, generator=generator_of(device))
+        y = form(OURS, view, generator=generator_of(device))
         assert torch.equal(y[kept].nan_to_num(7.0), x[kept].nan_to_num(7.0)), layout
         assert torch.equal(y[~kept], finite[~kept]), layout
 
@@ -324,18 +303,18 @@ def test_dropped_inf_and_nan_are_gone(device, form):
 @every_form
 def test_the_sign_of_zero_is_torchs(device, form):
     if not form.alpha:
-        y = form(torch.full(form.shape, -0.0, device=device), generator=generator_of(device))
+        y = form(OURS, torch.full(form.shapes[0], -0.0, device=device), generator=generator_of(device))
         assert (y == 0).all()
         assert torch.equal(y.signbit(), mask_of(form, y))
 
 
 @every_inplace_form
 def test_inplace(device, form):
-    for _, leaf in layouts(form, torch.randn(form.shape, device=device)):
+    for _, leaf in layouts(form, torch.randn(form.shapes[0], device=device)):
         leaf = leaf.detach().requires_grad_()
         x = leaf * 1  # in the layout of leaf; a view of it would go to torch
         before, version = x.detach().clone(), x._version
-        y = form(x, inplace=True, generator=generator_of(device))
+        y = form(OURS, x, inplace=True, generator=generator_of(device))
         assert y is x
         assert x.shape == before.shape
         assert x._version > version
@@ -348,9 +327,9 @@ def test_inplace(device, form):
 
 @every_inplace_form
 def test_inplace_without_gradient(device, form):
-    x = torch.randn(form.shape, device=device)
+    x = torch.randn(form.shapes[0], device=device)
     before, version = x.clone(), x._version
-    assert form(x, inplace=True, generator=generator_of(device)) is x
+    assert form(OURS, x, inplace=True, generator=generator_of(device)) is x
     assert x._version == version + 1
     assert_result(form, x, before, mask_of(form, x))
 
@@ -358,17 +337,17 @@ def test_inplace_without_gradient(device, form):
 @every_form
 def test_nothing_is_saved(device, form):
     saved = []
-    x = torch.randn(form.shape, device=device, requires_grad=True)
+    x = torch.randn(form.shapes[0], device=device, requires_grad=True)
     with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
-        form(x)
+        form(OURS, x)
     assert saved == []
 
 
 @every_form
 def test_backward_twice_and_double_backward(device, form):
-    x = torch.randn(form.shape, device=device, requires_grad=True)
-    dy = torch.randn(form.shape, device=device, requires_grad=True)
-    y = form(x, generator=generator_of(device))
+    x = torch.randn(form.shapes[0], device=device, requires_grad=True)
+    dy = torch.randn(form.shapes[0], device=device, requires_grad=True)
+    y = form(OURS, x, generator=generator_of(device))
     first, second = (torch.autograd.grad(y, x, dy, create_graph=create)[0] for create in (True, True))
     assert torch.equal(first, second)
     direction = torch.randn_like(x)
@@ -378,7 +357,7 @@ def test_backward_twice_and_double_backward(device, form):
 
 @every_form
 def test_a_seed_in_memory_is_the_same_as_its_number(device, form):
-    x = torch.randn(form.shape, device=device)
+    x = torch.randn(form.shapes[0], device=device)
     seed_ = 2**61 + 12345
     in_memory = torch.tensor(seed_, device=device)
     options = dict(leading=form.leading, constants=kernels.alpha if form.alpha else kernels.scaled)
@@ -388,11 +367,11 @@ def test_a_seed_in_memory_is_the_same_as_its_number(device, form):
 @pytest.mark.parametrize("use_reentrant", [True, False])
 @every_form
 def test_activation_checkpointing_recomputes_the_mask(device, form, use_reentrant):
-    x = torch.randn(form.shape, device=device, requires_grad=True)
+    x = torch.randn(form.shapes[0], device=device, requires_grad=True)
     grads = []
     for checkpointed in (False, True):
         torch.manual_seed(11)
-        block = lambda x: form(x * 2) ** 2  # noqa: E731
+        block = lambda x: form(OURS, x * 2) ** 2  # noqa: E731
         y = checkpoint(block, x, use_reentrant=use_reentrant) if checkpointed else block(x)
         x.grad = None
         y.sum().backward()
@@ -406,26 +385,26 @@ def rng_state(device):
 
 @every_form
 def test_a_generator_decides_the_mask_and_the_default_one_does_not(device, form):
-    x = torch.randn(form.shape, device=device)
+    x = torch.randn(form.shapes[0], device=device)
     generator = generator_of(device)
     state = rng_state(device)
-    first, second = (form(x, generator=generator) for _ in range(2))
+    first, second = (form(OURS, x, generator=generator) for _ in range(2))
     assert torch.equal(rng_state(device), state)
     assert not torch.equal(first, second)
     torch.manual_seed(99)
     generator.manual_seed(7)
-    assert torch.equal(form(x, generator=generator), first)
-    assert torch.equal(form(x, generator=generator), second)
-    assert not torch.equal(form(x, generator=generator_of(device, 8)), first)
+    assert torch.equal(form(OURS, x, generator=generator), first)
+    assert torch.equal(form(OURS, x, generator=generator), second)
+    assert not torch.equal(form(OURS, x, generator=generator_of(device, 8)), first)
 
 
 @every_form
 def test_manual_seed_decides_the_mask(device, form):
-    x = torch.randn(form.shape, device=device)
+    x = torch.randn(form.shapes[0], device=device)
     torch.manual_seed(7)
-    y = form(x)
-    assert torch.equal(form(x, generator=generator_of(device)), y)
-    assert not torch.equal(form(x), y)
+    y = form(OURS, x)
+    assert torch.equal(form(OURS, x, generator=generator_of(device)), y)
+    assert not torch.equal(form(OURS, x), y)
 
 
 class GeneratorOfAGpu(torch.Generator):
@@ -434,19 +413,19 @@ class GeneratorOfAGpu(torch.Generator):
 
 @every_form
 def test_unsuitable_generators(device, form, launches):
-    x = torch.randn(form.shape)
+    x = torch.randn(form.shapes[0])
     before = x.clone()
     message = (
         r"^expected a generator of the input's device, cpu, got one of cuda:0: make it with "
         r"torch.Generator\('cpu'\)$"
     )
     with pytest.raises(RuntimeError, match=message):
-        form(x, generator=GeneratorOfAGpu())
+        form(OURS, x, generator=GeneratorOfAGpu())
     for wrong in (7, torch.manual_seed, "cpu"):
         with pytest.raises(TypeError, match=r"^expected generator to be a torch.Generator or None, got "):
-            form(x, generator=wrong)
+            form(OURS, x, generator=wrong)
     with pytest.raises(TypeError, match=r"^expected a torch.Tensor to draw a mask for, got list"):
-        form([1.0], generator=torch.Generator())
+        form(OURS, [1.0], generator=torch.Generator())
     assert torch.equal(x, before)
     assert launches == []
 
@@ -469,12 +448,16 @@ def without_kernels(monkeypatch, launches):
 def test_a_generator_in_torchs_operator(without_kernels, form, inplace, dtype):
     """Bit for bit what torch computes from the default generator in the same state, gradients too."""
     options = dict(inplace=True) if inplace else {}
-    results, dy = [], torch.randn(form.shape, dtype=dtype)
-    for library, extra in ((F, {}), (normreg.functional, dict(generator=torch.Generator().manual_seed(3)))):
+    results, dy = [], torch.randn(form.shapes[0], dtype=dtype)
+    for library, extra in ((formulas, {}), (OURS, dict(generator=torch.Generator().manual_seed(3)))):
         torch.manual_seed(3)
-        leaf = torch.linspace(-2, 2, math.prod(form.shape), dtype=dtype).view(form.shape).requires_grad_()
+        leaf = (
+            torch.linspace(-2, 2, math.prod(form.shapes[0]), dtype=dtype)
+            .view(form.shapes[0])
+            .requires_grad_()
+        )
         x = leaf * 1
-        y = form(x, 0.3, library=library, **options, **extra)
+        y = form(library, x, 0.3, **options, **extra)
         assert (y is x) == inplace
         results.append([y.detach(), *torch.autograd.grad(y, leaf, dy), rng_state(leaf.device)])
         if extra:
@@ -487,30 +470,30 @@ def test_a_generator_in_torchs_operator(without_kernels, form, inplace, dtype):
 
 @every_form
 def test_a_generator_in_torchs_operator_advances(without_kernels, form):
-    x, generator = torch.randn(form.shape), torch.Generator().manual_seed(3)
-    first, second = (form(x, generator=generator) for _ in range(2))
+    x, generator = torch.randn(form.shapes[0]), torch.Generator().manual_seed(3)
+    first, second = (form(OURS, x, generator=generator) for _ in range(2))
     assert not torch.equal(first, second)
     generator.manual_seed(3)
-    assert torch.equal(form(x, generator=generator), first)
+    assert torch.equal(form(OURS, x, generator=generator), first)
 
 
 @pytest.mark.parametrize("p", [0.0, 1.0, 0, 1])
 @every_form
 def test_torchs_operator_draws_nothing_for_certain(without_kernels, form, p):
-    x, generator = torch.randn(form.shape), torch.Generator().manual_seed(3)
-    y = form(x, p, generator=generator)
-    assert torch.equal(y, form(x, p, library=F))
-    if form.function != "drop_path":
+    x, generator = torch.randn(form.shapes[0]), torch.Generator().manual_seed(3)
+    y = form(OURS, x, p, generator=generator)
+    assert torch.equal(y, form(formulas, x, p))
+    if form.name != "drop_path":
         assert torch.equal(generator.get_state(), torch.Generator().manual_seed(3).get_state())
 
 
 @every_form
 def test_empty_and_meta_tensors_with_a_generator(device, form, launches):
     for x in (
-        torch.ones((0, *form.shape[1:]), device=device, requires_grad=True),
-        torch.ones(form.shape, device="meta", requires_grad=True),
+        torch.ones((0, *form.shapes[0][1:]), device=device, requires_grad=True),
+        torch.ones(form.shapes[0], device="meta", requires_grad=True),
     ):
-        y = form(x, generator=generator_of(device))
+        y = form(OURS, x, generator=generator_of(device))
         assert (y.shape, y.dtype, y.device) == (x.shape, x.dtype, x.device)
         (dx,) = torch.autograd.grad(y, x, torch.ones_like(y))
         assert dx.shape == x.shape
@@ -580,7 +563,7 @@ def test_an_odd_number_of_dimensions_in_dropout3d(device):
 def test_drop_path_outside_its_range(device, launches, p):
     x = torch.ones(3, 4, device=device)
     with pytest.raises(RuntimeError) as theirs:
-        reference.drop_path(x, p, True)
+        formulas.drop_path(x, p, True)
     with pytest.raises(RuntimeError) as ours:
         normreg.functional.drop_path(x, p, True)
     assert str(ours.value) == str(theirs.value)

@@ -1,22 +1,20 @@
 """Sums over a million elements of a row, and over more elements of a channel than float32 can count."""
 
+import formulas
 import pytest
 import torch
-import torch.nn.functional as F
+from operations import OPERATIONS, OURS
 from reference import GRADIENT_UNITS, assert_accurate, copies, error, nudged, run
 
-import normreg
 from normreg.kernels import launch, tiling
 
 MILLION, MORE_THAN_FLOAT32_COUNTS = 10**6, 2**24 + 16
 
-# {name: (operation of a library on input, weight and bias, shape of the input, of those parameters it has)}
+# {name: (row of the table, shape of the input, of the parameters that it is given)}
 CASES = {
-    "layer_norm of a row": (lambda library, x: library.layer_norm(x, x.shape[1:]), (3, MILLION)),
-    "batch_norm": (
-        lambda library, x, w, b: library.batch_norm(x, None, None, w, b, training=True),
-        (2, 1, MORE_THAN_FLOAT32_COUNTS // 2), (1,), (1,)),
-}  # fmt: skip
+    "layer_norm of a row": ("layer_norm", (3, MILLION)),
+    "batch_norm": ("batch_norm", (2, 1, MORE_THAN_FLOAT32_COUNTS // 2), (1,), (1,)),
+}
 
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
@@ -26,7 +24,8 @@ def test_large_reductions(device, monkeypatch, case):
     if launch.INTERPRET:  # the kernel that adds over rows, which are few here, takes more columns at once
         tile = tiling.RowTile(4, 8192, num_warps=4)
         monkeypatch.setattr(tiling, "layer_norm_backward_parameters_tile", lambda rows, dtype: tile)
-    operation, shape, *parameters = case
+    name, shape, *parameters = case
+    operation = OPERATIONS[name]
     inputs = [
         torch.randn(shape, device=device) + 3,
         *(torch.rand(p, device=device) + 0.5 for p in parameters),
@@ -34,9 +33,9 @@ def test_large_reductions(device, monkeypatch, case):
     inputs = [t.requires_grad_() for t in inputs]
     dy = torch.randn(shape, device=device)
 
-    ours = run(lambda *given: operation(normreg.functional, *given), inputs, dy)
+    ours = run(lambda *given: operation(OURS, *given), inputs, dy)
     theirs, exact, moved = (
-        run(lambda *given: operation(F, *given), given, incoming)
+        run(lambda *given: operation(formulas, *given), given, incoming)
         for given, incoming in (
             (inputs, dy),
             (copies(inputs, torch.float64), dy.double()),

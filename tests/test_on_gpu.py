@@ -9,7 +9,7 @@ from pathlib import Path
 import graphs
 import pytest
 import torch
-from test_devices import every_layer
+from operations import every_layer
 
 from normreg import dropout_mask, functional
 
@@ -27,9 +27,9 @@ def test_captured_in_a_cuda_graph(case):
 
 
 @every_layer
-def test_on_another_stream(device, make, shape):
+def test_on_another_stream(device, row):
     """What is launched elsewhere reads its input before it is written."""
-    layer, source = make().to(device), torch.randn(shape, device=device)
+    layer, source = row.make().to(device), torch.randn(5, *row.sample, device=device)
 
     def step(layer):
         torch.manual_seed(3)

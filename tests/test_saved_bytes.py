@@ -4,11 +4,10 @@ import copy
 
 import pytest
 import torch
+from operations import every_kind, torch_layer
 from saved import bytes_beside, saved_by
-from test_convert import KINDS, layer
 
 import normreg
-from normreg.convert import COUNTERPARTS
 
 
 @pytest.fixture(autouse=True)
@@ -18,13 +17,12 @@ def guarded_memory():
 
 def both(kind, device, dtype=torch.float32):
     """torch's layer, normreg's with the same state, and an input that requires a gradient."""
-    theirs, x = layer(kind, device, dtype)
+    theirs, x = torch_layer(kind, device, dtype)
     ours = copy.deepcopy(theirs)
     normreg.replace(ours)
     return ours, theirs, x.requires_grad_()
 
 
-every_layer = pytest.mark.parametrize("kind", KINDS)
 modes = pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
 
 
@@ -43,7 +41,7 @@ STATISTICS = {
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @modes
-@every_layer
+@every_kind
 def test_what_is_kept(device, kind, training, dtype):
     *modules, x = both(kind, device, dtype)
     kept = []
@@ -84,7 +82,7 @@ def nodes(y):
 
 
 @modes
-@every_layer
+@every_kind
 def test_nothing_is_kept_out_of_sight(device, kind, training):
     """Every tensor went through save_for_backward, where offloading and checkpointing see it."""
     module, _, x = both(kind, device)
@@ -106,7 +104,7 @@ def assert_equal(ours, theirs):
         assert torch.equal(our, their)
 
 
-@every_layer
+@every_kind
 def test_what_is_kept_may_wait_elsewhere(device, kind):
     module, _, x = both(kind, device)
     expected = gradients(module, x)
@@ -123,7 +121,7 @@ def test_what_is_kept_may_wait_elsewhere(device, kind):
     assert_equal(gradients(module, x, y), expected)
 
 
-@every_layer
+@every_kind
 def test_two_forwards_before_a_backward(device, kind):
     """The second one updates the buffers, which the first one's backward is not to see."""
     module, _, x = both(kind, device)
@@ -140,13 +138,9 @@ def test_two_forwards_before_a_backward(device, kind):
 
 
 @modes
-@every_layer
+@every_kind
 def test_two_backward_passes_of_one_forward(device, kind, training):
     module, _, x = both(kind, device)
     y = module.train(training)(x)
     if y is not x:
         assert_equal(gradients(module, x, y, retain_graph=True), gradients(module, x, y))
-
-
-def test_every_layer_is_here():
-    assert set(KINDS) == {cls.__name__ for cls in COUNTERPARTS}
