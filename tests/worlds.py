@@ -1,20 +1,75 @@
 """Worlds of ranks on this machine's CPU, connected by gloo, which run checks one after the other.
 
-Kernels run in the interpreter, beside a GPU, too.
+Ranks begin with the first check of a world of their size, and stay until one fails or the tests end. Kernels run
+in the interpreter, beside a GPU, too.
 """
 
+import atexit
 import datetime
 import importlib
+import multiprocessing
 import os
 import sys
+import tempfile
 import traceback
 
 from processes import begun
 
 TIMEOUT = 30  # seconds that a rank waits for the others
+begun_worlds = {}  # by size
 
 
-def _rank(module, names, rank, size, folder, path):
+class World:
+    """Ranks of a process group, and the connection to each."""
+
+    def __init__(self, size):
+        self.folder = tempfile.TemporaryDirectory()
+        self.processes, self.connections = [], []
+        for rank in range(size):
+            ours, theirs = multiprocessing.Pipe()
+            arguments = theirs, rank, size, self.folder.name, sys.path
+            self.processes.append(begun(_rank, arguments))
+            self.connections.append(ours)
+            theirs.close()
+
+    def answer(self, rank):
+        """(whether the rank goes on, what went wrong)"""
+        try:
+            if self.connections[rank].poll(TIMEOUT * 4):
+                return self.connections[rank].recv()
+        except EOFError:
+            return False, "the rank died"
+        return False, f"no answer in {TIMEOUT * 4} s"
+
+    def end(self):
+        for process, connection in zip(self.processes, self.connections, strict=True):
+            connection.close()
+            process.kill()
+            process.join()
+        self.folder.cleanup()
+
+
+def check(module, name, size):
+    """Runs the function (rank, size) of the module on every rank of a world."""
+    if size not in begun_worlds:
+        begun_worlds[size] = World(size)
+    world = begun_worlds[size]
+    for connection in world.connections:
+        connection.send((module, name))
+    answers = [world.answer(rank) for rank in range(size)]
+    if not all(goes_on for goes_on, _ in answers):
+        begun_worlds.pop(size).end()
+    failures = [f"rank {rank}: {what}" for rank, (_, what) in enumerate(answers) if what]
+    assert not failures, "\n".join(failures)
+
+
+@atexit.register
+def end_all():
+    while begun_worlds:
+        begun_worlds.popitem()[1].end()
+
+
+def _rank(connection, rank, size, folder, path):
     sys.path[:] = path
     import torch
     import torch.distributed as dist
@@ -29,35 +84,24 @@ def _rank(module, names, rank, size, folder, path):
         "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=size,
         timeout=datetime.timedelta(seconds=TIMEOUT),
     )  # fmt: skip
-    functions = vars(importlib.import_module(module))
-    result = dict.fromkeys(names, "not reached")
-    for name in names:
-        torch.manual_seed(0)
+    goes_on = True
+    while goes_on:
         try:
-            functions[name](rank, size)
-            result[name] = ""
-        except SystemExit as end:  # of a rank that is to die
-            result[name] = "" if str(end) == "as intended" else str(end)
+            module, name = connection.recv()
+        except EOFError:  # the tests have ended
             break
-        except BaseException:
-            result[name] = "".join(traceback.format_exc().splitlines(keepends=True)[-12:])
-            break
-    with open(f"{folder}/rank{rank}", "w") as file:
-        file.write(repr(result))
+        torch.manual_seed(0)
+        goes_on, what = _result(vars(importlib.import_module(module))[name], rank, size)
+        connection.send((goes_on, what))
     os._exit(0)  # whoever waits for this rank is told so at once
 
 
-def check(module, names, size, folder):
-    """Runs functions (rank, size) of the module on every rank, each until the first that fails anywhere."""
-    arguments = [(module, names, rank, size, str(folder), sys.path) for rank in range(size)]
-    processes = [begun(_rank, of_rank) for of_rank in arguments]
-    for process in processes:
-        process.join(TIMEOUT * 4)
-        if process.exitcode is None:
-            process.kill()
-    failures = ""
-    for rank in range(size):
-        file = folder / f"rank{rank}"
-        results = eval(file.read_text()) if file.exists() else dict.fromkeys(names, "the rank died")
-        failures += "".join(f"{name}, rank {rank}: {what}\n" for name, what in results.items() if what)
-    assert failures == "", failures
+def _result(function, rank, size):
+    """(whether the rank goes on, what went wrong)"""
+    try:
+        function(rank, size)
+    except SystemExit as end:  # of a rank that is to die
+        return False, "" if str(end) == "as intended" else str(end)
+    except BaseException:
+        return False, "".join(traceback.format_exc().splitlines(keepends=True)[-12:])
+    return True, ""
