@@ -1,38 +1,35 @@
-"""What conftest.py and pyproject.toml decide for all tests: which of them a GPU runs, which warnings pass."""
+"""What conftest.py and pyproject.toml decide for all tests: which run where, which warnings pass."""
 
 import ast
-import subprocess
+import importlib
+import os
 import sys
+import types
+import warnings
 from pathlib import Path
 
-from conftest import ELSEWHERE, ON_A_GPU, stem
+import conftest
+import pytest
+import torch
+from conftest import COMPILED, ELSEWHERE, ON_A_GPU, stem
+from processes import exit_status
 
 ROOT = Path(__file__).parent.parent
+DTYPES = ("float16", "bfloat16", "float32", "float64")
 
 
-def collected(*options):
-    """Tests that pytest would run with these options."""
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "tests",
-        "--collect-only",
-        "-q",
-        "-p",
-        "no:cacheprovider",
-        *options,
-    ]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return [line for line in done.stdout.splitlines() if "::" in line]
+def output_of_pytest(log, *arguments):
+    source = f"import pytest; raise SystemExit(pytest.main({['-q', '-p', 'no:cacheprovider', *arguments]}))"
+    status = exit_status(source, ROOT, log)
+    assert status == 0, log.read_text()
+    return log.read_text()
 
 
 def test_every_file_is_in_one_list():
     files = {stem(path) for path in (ROOT / "tests").glob("test_*.py")}
-    assert files - {*ON_A_GPU, *ELSEWHERE} == set(), "say in conftest.py whether `pytest -m gpu` runs them"
-    assert {*ON_A_GPU} - files == set()
-    assert {*ON_A_GPU} & {*ELSEWHERE} == set()
+    listed = [*ON_A_GPU, *COMPILED, *ELSEWHERE]
+    assert files == {*listed}, "say in conftest.py where they run"
+    assert len(listed) == len({*listed})
 
 
 def test_no_file_of_tests_imports_another():
@@ -43,38 +40,134 @@ def test_no_file_of_tests_imports_another():
         assert {node.module for node in imports} & {other.stem for other in files} == set(), path.name
 
 
-def test_the_marker_is_of_the_files_in_the_list():
-    tests = collected("-m", "gpu")
-    assert {stem(Path(test.partition("::")[0])) for test in tests} == {*ON_A_GPU}
-    for dtype, found in (("torch.bfloat16", True), ("torch.float16", False)):
-        assert (f"tests/test_rows.py::test_agrees_with_torch[1025-{dtype}-rms_norm]" in tests) == found
+class Item:
+    """As much of a collected test as the selection asks for."""
+
+    def __init__(self, file, name="test", *markers):
+        self.nodeid, self.path = f"tests/test_{file}.py::{name}", Path(f"tests/test_{file}.py")
+        self.markers = [getattr(pytest.mark, marker) for marker in markers]
+
+    def add_marker(self, marker):
+        self.markers.append(getattr(pytest.mark, marker) if isinstance(marker, str) else marker)
+
+    def get_closest_marker(self, name):
+        return next((marker for marker in self.markers if marker.name == name), None)
 
 
-# what torch._dynamo.reset() does where there is a GPU; what autograd's thread says there
-WARNS = """
-import warnings
+@pytest.fixture
+def chosen(monkeypatch):
+    """{name: its markers} of the tests that a session would run, by what it has and by its options."""
 
-def test_import():
-    import torch._inductor.cudagraph_trees
+    def choose(items, on_a_gpu=False, interpreted=False, everything=False):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: on_a_gpu)
+        monkeypatch.setitem(os.environ, "TRITON_INTERPRET", "1" if interpreted else "0")
+        left_out = []
+        hook = types.SimpleNamespace(pytest_deselected=lambda items: left_out.extend(items))
+        config = types.SimpleNamespace(option=types.SimpleNamespace(all=everything), hook=hook)
+        every, items = [*items], [*items]
+        conftest.pytest_collection_modifyitems(config, items)
+        assert {*items} | {*left_out} == {*every}
+        return {item.nodeid.partition("::")[2]: {marker.name for marker in item.markers} for item in items}
 
-def test_cublas():
-    warnings.warn("Attempting to run cuBLAS, but there was no current CUDA context! Attempting to set the "
-                  "primary context... (Triggered internally at CublasHandlePool.cpp:330.)")
-"""
+    return choose
 
 
-def test_what_torch_warns_of_on_a_gpu_is_no_error(tmp_path):
-    path = tmp_path / "test_warns.py"
-    path.write_text(WARNS)
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-q",
-        "-p",
-        "no:cacheprovider",
-        "-c",
-        str(ROOT / "pyproject.toml"),
+def in_dtypes(file, parameters):
+    return [Item(file, f"test[torch.{dtype}-{p}]") for dtype in DTYPES for p in parameters]
+
+
+def test_of_each_test_one_dtype(chosen):
+    found = chosen(in_dtypes("rows", range(100)))
+    assert {name.partition("-")[2] for name in found} == {f"{p}]" for p in range(100)}
+    assert len(found) == 100
+    for dtype in DTYPES:
+        assert 10 < sum(f".{dtype}-" in name for name in found) < 45
+    assert found == chosen(in_dtypes("rows", range(100)))
+    assert len(chosen(in_dtypes("rows", range(100)), everything=True)) == 400
+
+
+def test_on_a_gpu_all_dtypes_but_the_twin(chosen):
+    found = chosen(in_dtypes("rows", range(3)), on_a_gpu=True)
+    assert {name: "gpu" in markers for name, markers in found.items()} == {
+        f"test[torch.{dtype}-{p}]": dtype != "float16" for dtype in DTYPES for p in range(3)
+    }
+
+
+def test_slow_tests_only_when_asked_for(chosen):
+    items = [Item("rows", "fast"), Item("rows", "slow", "slow")]
+    assert [*chosen(items)] == ["fast"]
+    assert [*chosen(items, everything=True)] == ["fast", "slow"]
+
+
+@pytest.mark.parametrize("interpreted", [True, False])
+def test_each_session_has_its_tests(chosen, interpreted):
+    items = [
+        Item("rows", "kernels"),
+        Item("static", "compiler"),
+        Item("fuse", "others"),
+        Item("l2_penalty", "meter", "interpreter"),
+        Item("meter", "all", "interpreter"),
     ]
-    done = subprocess.run([*command, str(path)], cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout
+    expected = {
+        "kernels": {"gpu", "compiled"},
+        "compiler": {"compiled"} | ({"skip"} if interpreted else set()),
+        "others": set(),
+        "meter": {"interpreter"} | (set() if interpreted else {"skip"}),
+        "all": {"interpreter"} | (set() if interpreted else {"skip"}),
+    }
+    assert chosen(items, interpreted=interpreted) == expected
+
+
+@pytest.mark.parametrize(
+    ("named", "variables", "kernels"),
+    [
+        (["tests"], {}, "interpreter"),
+        (["tests/test_rows.py::test_eps", "tests/test_static.py"], {}, "compiled"),
+        (["tests/test_rows.py", "tests/test_fuse.py"], {}, "interpreter"),
+        (["tests"], {"NORMREG_CPU_KERNELS": "compiled"}, "compiled"),
+        (["tests/test_rows.py"], {"NORMREG_CPU_KERNELS": "interpreter"}, "interpreter"),
+        (["tests/test_rows.py"], {"TRITON_INTERPRET": "1"}, "interpreter"),
+    ],
+)
+def test_by_what_kernels_run(monkeypatch, named, variables, kernels):
+    for name in ("NORMREG_CPU_KERNELS", "TRITON_INTERPRET"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert conftest.kernels_of_the_cpu(types.SimpleNamespace(args=named)) == kernels
+
+
+@pytest.mark.parametrize("mark", ["gpu", "compiled"])
+def test_files_without_such_tests_are_not_imported(mark):
+    config = types.SimpleNamespace(option=types.SimpleNamespace(markexpr=mark))
+    ignored = {
+        name
+        for name in (*ON_A_GPU, *COMPILED, *ELSEWHERE)
+        if conftest.pytest_ignore_collect(ROOT / f"tests/test_{name}.py", config)
+    }
+    assert ignored == {*ELSEWHERE} | ({*COMPILED} if mark == "gpu" else set())
+
+
+@pytest.mark.slow
+def test_the_marker_is_of_the_files_in_the_list(tmp_path):
+    printed = output_of_pytest(tmp_path / "log", "--collect-only", "-m", "gpu", "tests")
+    tests = [line for line in printed.splitlines() if "::" in line]
+    assert {stem(Path(test.partition("::")[0])) for test in tests} == {*ON_A_GPU}
+
+
+def test_what_torch_warns_of_on_a_gpu_is_no_error(monkeypatch):
+    """What torch._dynamo.reset() imports there; what autograd's thread says there."""
+    monkeypatch.delitem(sys.modules, "torch.utils.mkldnn", raising=False)
+    importlib.import_module("torch.utils.mkldnn")
+    warnings.warn(
+        "Attempting to run cuBLAS, but there was no current CUDA context! Attempting to set the primary "
+        "context... (Triggered internally at CublasHandlePool.cpp:330.)",
+        stacklevel=1,
+    )
+
+
+@pytest.mark.slow
+def test_nothing_else_that_is_imported_there_warns(tmp_path):
+    path = tmp_path / "test_imports.py"
+    path.write_text("def test_import():\n    import torch._inductor.cudagraph_trees\n")
+    output_of_pytest(tmp_path / "log", "-c", str(ROOT / "pyproject.toml"), str(path))

@@ -59,7 +59,8 @@ def run(tmp_path):
     return run
 
 
-@pytest.mark.parametrize("dist", ["load", "worksteal"])
+# worksteal as `bench gpu` runs tests
+@pytest.mark.parametrize("dist", [pytest.param("load", marks=pytest.mark.slow), "worksteal"])
 def test_another_worker_takes_over(run, dist):
     pytest.importorskip("xdist")
     done, found = run("-n", "2", "--dist", dist)

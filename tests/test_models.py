@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from unittest import mock
 
+import forked
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -241,7 +242,7 @@ def test_with_a_gpu_steps_are_timed_and_a_failure_is_a_record(stub_gpu):
 
 
 def test_an_attempt_that_kills_its_process_spoils_no_other():
-    with worker.Worker(models.Attempts) as attempts:
+    with forked.workers(), worker.Worker(models.Attempts) as attempts:
         assert models.attempt(attempts, os._exit, 1) == (None, "the process died: exit code 1")
         assert models.attempt(attempts, models.largest_difference, [1.0], [1.5]) == (0.5, None)
 

@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import forked
 import pytest
 import stand_in
 import torch
@@ -98,7 +99,8 @@ def test_help(part, monkeypatch, capsys):
 def test_side_by_side(quick, monkeypatch):
     """The same in processes of their own, however long a busy machine takes to start them."""
     monkeypatch.setattr(smoke, "LIMIT_S", 300)
-    alone, together = (list(smoke.run(options(processes=count), harness.Budget())) for count in (0, 2))
+    with forked.workers():
+        alone, together = (list(smoke.run(options(processes=count), harness.Budget())) for count in (0, 2))
 
     def judged(records):
         return sorted((record["case"], record["ok"], record.get("ours", [])) for record in records)

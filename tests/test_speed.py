@@ -5,6 +5,7 @@ import os
 import time
 from types import SimpleNamespace
 
+import forked
 import pytest
 import stand_in_gpu
 import torch
@@ -166,9 +167,9 @@ def hangs(operation, layer):
 def test_what_fails_spoils_nothing_after_it():
     """Fails where all is measured in one process: the next capture is refused, or nobody is left."""
     peers = [Peer("capture", fails_in_capture), Peer("death", dies), Peer("hang", hangs), *PEERS[:2]]
-    turns = [("capture", 60), ("torch eager", 60), ("hang", 5), ("death", 60), ("normreg", 60)]
+    turns = [("capture", 60), ("torch eager", 60), ("hang", 3), ("death", 60), ("normreg", 60)]
     records = {}
-    with Worker(stand_in_gpu.measurer) as measurer:
+    with forked.workers(), Worker(stand_in_gpu.measurer) as measurer:
         for name, limit in turns:
             peer = next(peer for peer in peers if peer.name == name)
             case = SMALL["layer_norm"]
@@ -177,7 +178,7 @@ def test_what_fails_spoils_nothing_after_it():
     assert records["capture"]["refused"] == "RuntimeError: operation not permitted when stream is capturing"
     assert records["capture"]["error"] <= 1e-4  # found before
     assert records["death"]["refused"] == "the process died: exit code 9"
-    assert records["hang"]["refused"] == "no answer in 5 s"
+    assert records["hang"]["refused"] == "no answer in 3 s"
     for name in ("torch eager", "normreg"):
         assert "refused" not in records[name]
         assert list(records[name]["times"]) == ["forward", "backward"]

@@ -4,8 +4,8 @@ import pytest
 import worlds
 
 CHECKS = [
-    (2, "sequence_parallel"), (2, "placements_of_every_kind"), (2, "second_derivatives"), (2, "masks_of_shards"),
-    (4, "a_mesh_of_two_dimensions"),
+    (2, "sequence_parallel"), (2, "placements_of_every_kind"), (2, "second_derivatives"),
+    (2, "masks_of_shards"), (4, "a_mesh_of_two_dimensions"),
 ]  # fmt: skip
 
 

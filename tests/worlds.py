@@ -1,7 +1,7 @@
 """Worlds of ranks on this machine's CPU, connected by gloo, which run checks one after the other.
 
-Ranks begin with the first check of a world of their size, and stay until one fails or the tests end. Kernels run
-in the interpreter, beside a GPU, too.
+Ranks begin with the first check in a world of that size, and stay until one fails or the tests end. Kernels
+run in the interpreter, beside a GPU, too.
 """
 
 import atexit
