@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import functools
 import json
 import os
 import subprocess
@@ -27,8 +28,22 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def bench(*arguments):
+    """`python -m bench` from the start."""
     command = [sys.executable, "-m", "bench", *map(str, arguments)]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+
+
+AS_A_COMMAND = """
+import runpy, sys
+sys.argv = ["python -m bench", *{arguments}]
+runpy.run_module("bench", run_name="__main__")
+"""
+
+
+def forked_bench(log, *arguments):
+    """Exit status and output of `python -m bench` where torch is imported, and Triton to interpret."""
+    status = processes.exit_status(AS_A_COMMAND.format(arguments=arguments), ROOT, log)
+    return status, log.read_text()
 
 
 # Cases
@@ -327,27 +342,42 @@ MEASURE_AGAIN = """
 import json
 from bench.__main__ import load
 ledger = load("ledger")
+from bench import interpreter
+interpreter.speed_up()
 for case in ledger.cases("ledger"):
-    if str(case) in ("layer_norm bf16 40x16384", "dropout bf16 640x1024"):
+    if str(case) in {names}:
         for record in ledger.measure(case):
             print(json.dumps(record), flush=True)
 """
+SAMPLE = ("layer_norm bf16 40x16384", "dropout bf16 640x1024")  # which take a second each
 
 
-def test_the_committed_ledger_is_what_the_kernels_move(tmp_path):
-    """Of the cases that the interpreter runs in seconds."""
-    committed = {
+@functools.cache
+def committed_ledger():
+    return {
         (record["case"], record["direction"]): record
         for name in OPERATIONS
         for record in report.records_of(report.load(ROOT / "bench/results/no-gpu", "ledger")[name])
     }
-    assert {case for case, _ in committed} == set(map(str, cases("ledger")))
+
+
+def test_the_committed_ledger_has_every_case():
+    directions = "forward", "backward"
+    assert committed_ledger().keys() == {(str(c), d) for c in cases("ledger") for d in directions}
+
+
+@pytest.mark.parametrize(
+    "names",
+    [SAMPLE, *(pytest.param([*map(str, cases("ledger", [n]))], marks=pytest.mark.slow) for n in OPERATIONS)],
+    ids=["sample", *OPERATIONS],
+)
+def test_the_committed_ledger_is_what_the_kernels_move(tmp_path, names):
     log = tmp_path / "log"
-    assert processes.exit_status(MEASURE_AGAIN, ROOT, log) == 0, log.read_text()
+    assert processes.exit_status(MEASURE_AGAIN.format(names=names), ROOT, log) == 0, log.read_text()
     measured = [json.loads(line) for line in log.read_text().splitlines()]
-    assert len(measured) == 4
+    assert len(measured) == 2 * len(names)
     for record in measured:
-        assert record == committed[record["case"], record["direction"]]
+        assert record == committed_ledger()[record["case"], record["direction"]]
 
 
 # The command
@@ -359,12 +389,23 @@ def test_tables_align():
     )
 
 
-FREED = """
-import gc
+COMPILING = """
+import gc, sys
+from bench import __main__
+out = sys.argv[1]
+
+def run(*arguments):
+    sys.argv = ["python -m bench", *arguments]
+    assert __main__.main() == 0
+
+run("static", "--operations", "instance_norm", "--targets", "sm_90", "--dtypes", "fp32")
+run("host", "--operations", "instance_norm", "--out", out, "--commit", "abc")
+
 import torch
 from bench import stub_driver
 from normreg.kernels import group_norm, launch
 
+launch.forget_plans()
 record = stub_driver.install()
 group_norm.group_norm_forward(torch.zeros(2, 4, 8), None, None, 2, 1e-5, torch.float32, False)
 assert record.compiled == [name for name, _ in record.launched] == ["group_norm_forward_kernel"]
@@ -374,38 +415,34 @@ gc.collect()
 """
 
 
-def test_the_stub_driver_lets_kernels_be_freed():
-    """Which newer Tritons unload, and where that fails Python prints it instead of raising."""
+def test_parts_that_compile_with_results_in_a_file(tmp_path):
+    """And the stub driver lets kernels be freed, which newer Tritons unload: a failure of that is printed."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    command = [sys.executable, "-W", "ignore", "-c", FREED]
+    command = [sys.executable, "-W", "ignore", "-c", COMPILING, str(tmp_path)]
     done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
-
-
-def test_one_part_with_results_in_a_file(tmp_path):
-    done = bench("host", "--operations", "dropout", "--out", tmp_path, "--commit", "abc")
-    assert done.returncode == 0, done.stderr
-    assert "normreg / plain" in done.stdout
-    run = json.loads((tmp_path / "host/dropout.json").read_text())["runs"][0]
+    assert "group_norm_forward" in done.stdout.partition("## static: ")[2].partition("## host: ")[0]
+    assert "normreg / plain" in done.stdout.partition("## host: ")[2]
+    run = json.loads((tmp_path / "host/instance_norm.json").read_text())["runs"][0]
     assert run["environment"]["commit"] == "abc"
     samples = run["records"][0]["samples_us"]
     assert set(samples) == {"normreg", "plain launch", "torch"}
     assert all(len(times) == len(samples["torch"]) > 10 for times in samples.values())
 
 
-def test_without_time_everything_is_left_out_and_said():
-    done = bench("ledger", "--budget", "0")
-    assert done.returncode == 0, done.stderr
-    assert "left out, because the budget was spent: layer_norm" in done.stdout
+def test_without_time_everything_is_left_out_and_said(tmp_path):
+    status, printed = forked_bench(tmp_path / "log", "ledger", "--budget", "0")
+    assert status == 0, printed
+    assert "## ledger: " in printed
+    assert "left out, because the budget was spent: layer_norm" in printed
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_speed_says_that_it_needs_a_gpu():
-    done = bench("speed")
-    assert done.returncode == 2
-    assert done.stderr == "speed: not measured. It needs a GPU, and none was found.\n"
+def test_speed_says_that_it_needs_a_gpu(tmp_path):
+    status, printed = forked_bench(tmp_path / "log", "speed")
+    assert (status, printed) == (2, "speed: not measured. It needs a GPU, and none was found.\n")
 
 
+@pytest.mark.slow
 def test_everything_that_this_machine_can_show():
     done = bench("--operations", "dropout", "--budget", "5")
     assert done.returncode == 0, done.stderr
@@ -420,6 +457,44 @@ def command_line(monkeypatch):
     """Sets the arguments of this process; what the command does to the environment is undone."""
     monkeypatch.setenv("TRITON_INTERPRET", os.environ.get("TRITON_INTERPRET", ""))
     return lambda *arguments: monkeypatch.setattr(sys, "argv", ["python -m bench", *arguments])
+
+
+@pytest.fixture
+def commands(monkeypatch):
+    """Command lines of the processes of parts, each of which ends at once with its part's status, or 0."""
+    begun, statuses = [], {}
+
+    def run(command):
+        begun.append(command)
+        return SimpleNamespace(returncode=statuses.get(command[3], 0))
+
+    monkeypatch.setattr(__main__.subprocess, "run", run)
+    return begun, statuses
+
+
+@pytest.mark.parametrize("gpu", [False, True])
+def test_everything_is_a_process_for_each_part(command_line, commands, monkeypatch, capsys, gpu):
+    monkeypatch.setattr(__main__, "has_gpu", lambda: gpu)
+    command_line("--budget", "5", "--out", "results", "--commit", "abc", "--json")
+    assert __main__.main() == 0
+    parts = ["host", "static", "ledger"] + ["speed", "models"] * gpu
+    for command, part in zip(commands[0], parts, strict=True):
+        budget = command.pop(5)
+        assert command == [
+            sys.executable, "-m", "bench", part, "--budget", "--out", "results", "--commit", "abc", "--json",
+        ]  # fmt: skip
+        assert 4 < float(budget) <= 5
+    said = "" if gpu else "speed and models: not measured. They need a GPU, and none was found.\n"
+    assert capsys.readouterr().err == said
+
+
+def test_a_part_that_fails_ends_everything(command_line, commands):
+    begun, statuses = commands
+    statuses["static"] = 3
+    command_line("--operations", "dropout")
+    assert __main__.main() == 3
+    assert [command[3:] for command in begun][-1][-2:] == ["--operations", "dropout"]
+    assert [command[3] for command in begun] == ["host", "static"]
 
 
 def test_unknown_operations_are_named(command_line):
