@@ -27,9 +27,9 @@ COMPILED = ("barriers", "lab", "static", "trained")
 ELSEWHERE = (
     "bench", "conftest", "cpu_kernels", "data_parallel", "diagnose", "explain", "far_offsets", "foreign",
     "fuse", "gpu_pass", "gpu_watch", "init", "interpreter", "lab_counts", "lab_faults",
-    "lab_instructions", "lab_races", "lab_warps", "launch", "meter", "models", "mutations", "operations",
-    "package", "parameter_groups", "processes", "readme", "report", "running_statistics", "smoke",
-    "speed", "study", "sync_batch_norm", "tensor_parallel", "tiling", "timing", "torch_cases",
+    "lab_instructions", "lab_races", "lab_warps", "launch", "meter", "models", "operations", "package",
+    "parameter_groups", "planted", "planted_notes", "processes", "readme", "report", "running_statistics",
+    "smoke", "speed", "study", "sync_batch_norm", "tensor_parallel", "tiling", "timing", "torch_cases",
     "transformers", "worker",
 )  # fmt: skip
 

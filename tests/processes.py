@@ -4,14 +4,20 @@ They have no GPU but Triton's interpreter, whatever the tests' process has: NCCL
 and what these processes show does not depend on the device.
 """
 
+import contextlib
 import multiprocessing
 import os
 import sys
+from multiprocessing import forkserver
 from unittest import mock
 
-PRELOADED = ["torch._dynamo", "torch.distributed.fsdp", "triton", "numpy", "pytest"]
+# the last is what triton imports at its first launch
+PRELOADED = [
+    "torch._dynamo", "torch.distributed.fsdp", "triton", "numpy", "pytest", "triton.experimental.gluon",
+]  # fmt: skip
 # of the server that they are forked from: triton reads it on import, torch before it first looks for a GPU
 ENVIRONMENT = {"CUDA_VISIBLE_DEVICES": "", "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
+ENVIRONMENT |= {"NORMREG_CPU_KERNELS": "interpreter"}
 
 
 def begun(target, arguments):
@@ -19,9 +25,25 @@ def begun(target, arguments):
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)
     process = context.Process(target=target, args=arguments)
-    with mock.patch.dict(os.environ, ENVIRONMENT):
+    with mock.patch.dict(os.environ, ENVIRONMENT), _server_of_the_parent():
         process.start()
     return process
+
+
+def _server_of_the_parent():
+    """A process that comes from a server has its address, but would start another server."""
+    server = forkserver._forkserver
+    if multiprocessing.parent_process() is None or server._forkserver_address is None:
+        return contextlib.nullcontext()
+    return mock.patch.object(server, "ensure_running")
+
+
+def leave_this_checkout(folder):
+    """Imports are of the checkout `folder` from then on, and not of the one that this file is in."""
+    tests = os.path.dirname(os.path.abspath(__file__))
+    sys.path[:] = [folder, *(path for path in sys.path if path not in ("", tests, os.path.dirname(tests)))]
+    for name in [name for name in sys.modules if name.partition(".")[0] in ("processes", "planted")]:
+        del sys.modules[name]
 
 
 def _run(source, folder, log):
@@ -29,10 +51,7 @@ def _run(source, folder, log):
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
     os.chdir(folder)
-    tests = os.path.dirname(os.path.abspath(__file__))
-    # of another checkout: the paths of the one that this file is in must not find what that one has
-    sys.path[:] = [folder, *(path for path in sys.path if path not in ("", tests, os.path.dirname(tests)))]
-    sys.modules.pop("processes", None)
+    leave_this_checkout(folder)
     exec(source, {"__name__": "__main__"})
 
 

@@ -5,7 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from processes import ENVIRONMENT
+from processes import ENVIRONMENT, exit_status
 
 FOLDER = Path(__file__).parent
 # in an environment as beside a GPU
@@ -33,3 +33,18 @@ def test_processes_have_the_interpreter_beside_a_gpu(tmp_path):
         env=plain | {"CUDA_VISIBLE_DEVICES": "0"}, cwd=FOLDER, capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr + log.read_text()
+
+
+NESTED = """
+import os, sys
+sys.path.insert(0, "tests")
+from processes import exit_status
+same_server = f"import os; assert os.getppid() == {os.getppid()}"
+assert exit_status(same_server, ".", sys.argv[0]) == 0
+"""
+
+
+def test_processes_of_processes_come_from_the_same_server(tmp_path):
+    log = tmp_path / "log"
+    source = NESTED.replace("sys.argv[0]", repr(str(tmp_path / "inner")))
+    assert exit_status(source, FOLDER.parent, log) == 0, log.read_text()

@@ -1,0 +1,115 @@
+"""Bugs that were found are not looked for again until something that they reach has changed."""
+
+import pytest
+from planted import notes, patches
+from planted.patches import Patch
+from planted.running import NotFound
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    """The root of a project with a patch, where notes are taken in `notes`."""
+    monkeypatch.setattr(patches, "ROOT", tmp_path)
+    monkeypatch.setattr(notes, "ROOT", tmp_path)
+    monkeypatch.setenv(notes.VARIABLE, str(tmp_path / "notes"))
+    files = {
+        "kernels/dropout.py": "import torch\n",
+        "kernels/another.py": "",
+        "tests/test_dropout.py": "import reference\nfrom worlds import check\ncheck('ranks_dropout')\n",
+        "tests/test_another.py": "import unused\n",
+        "tests/unused.py": "",
+        "tests/reference.py": "from bench.meter import Meter\n",
+        "tests/worlds.py": "def check(module): ...\n",
+        "tests/ranks_dropout.py": "",
+        "tests/conftest.py": "import importlib\nimportlib.import_module('surroundings')\n",
+        "tests/surroundings.py": "",
+        "bench/meter.py": "from bench import lab\n",
+        "bench/lab/__init__.py": "",
+        "bench/demo.py": "",
+        "pyproject.toml": "",
+        "a.patch": "",
+    }
+    for file, text in files.items():
+        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / file).write_text(text)
+    return tmp_path
+
+
+def bug(project):
+    return Patch(project / "a.patch", "kernels/dropout.py", ("test_dropout.py", "-k", "x"), (("a", "b"),))
+
+
+class FindsOrNot:
+    """Stands in for a checkout."""
+
+    def __init__(self, finds):
+        self.finds, self.asked = finds, 0
+
+    def find(self, patch):
+        self.asked += 1
+        if not self.finds:
+            raise NotFound
+        return True
+
+
+def is_run_again(patch):
+    checkout = FindsOrNot(True)
+    try:
+        notes.find(patch, checkout)
+    except pytest.skip.Exception:
+        assert not checkout.asked
+        return False
+    return True
+
+
+REACHED = [
+    "a.patch", "kernels/dropout.py", "tests/test_dropout.py", "tests/reference.py", "tests/worlds.py",
+    "tests/ranks_dropout.py", "tests/conftest.py", "tests/surroundings.py", "bench/meter.py",
+    "bench/lab/__init__.py", "pyproject.toml",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("file", REACHED)
+def test_a_bug_is_found_again_after_a_change(project, file):
+    patch = bug(project)
+    assert [is_run_again(patch), is_run_again(patch)] == [True, False]
+    with open(project / file, "a") as changed:
+        changed.write("# changed\n")
+    assert [is_run_again(patch), is_run_again(patch)] == [True, False]
+
+
+def test_changes_that_a_bug_does_not_reach(project):
+    patch = bug(project)
+    assert is_run_again(patch)
+    for file in ("kernels/another.py", "tests/test_another.py", "tests/unused.py", "bench/demo.py"):
+        (project / file).write_text("# changed\n")
+    assert not is_run_again(patch)
+
+
+@pytest.mark.parametrize("package", ["torch", "triton", "numpy", "pytest", "python"])
+def test_a_bug_is_found_again_in_another_version(project, monkeypatch, package):
+    patch = bug(project)
+    assert [is_run_again(patch), is_run_again(patch)] == [True, False]
+    version = notes.version
+    monkeypatch.setattr(notes, "version", lambda name: "0.1" if name == package else version(name))
+    if package == "python":
+        monkeypatch.setattr(notes.platform, "python_version", lambda: "3.99")
+    assert [is_run_again(patch), is_run_again(patch)] == [True, False]
+
+
+def test_a_bug_is_found_again_by_other_kernels(project, monkeypatch):
+    patch = bug(project)
+    monkeypatch.setenv("NORMREG_CPU_KERNELS", "interpreter")
+    assert is_run_again(patch)
+    monkeypatch.setenv("NORMREG_CPU_KERNELS", "compiled")
+    assert is_run_again(patch)
+
+
+def test_what_is_not_noted(project, monkeypatch):
+    patch = bug(project)
+    with pytest.raises(NotFound):
+        notes.find(patch, FindsOrNot(False))
+    assert not (project / "notes").exists()
+    monkeypatch.delenv(notes.VARIABLE)
+    assert [is_run_again(patch), is_run_again(patch)] == [True, True]
+    assert not (project / "notes").exists()
