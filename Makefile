@@ -34,12 +34,14 @@ test: $(INSTALLED)
 test-planted: $(INSTALLED)
 	$(PYTEST) --all -m planted $(TEST_ARGS)
 
-# the last line in an environment of its own
+# what a GPU would run, on compiled code for three; what is compiled, in the interpreter, where the meter looks on;
+# and the newest torch, in an environment of its own
 test-all: $(INSTALLED)
 	$(MAKE) test TEST_ARGS=--all
 	$(MAKE) test-planted
-	NORMREG_LAB_ARCH=80 NORMREG_CPU_KERNELS=compiled $(PYTEST) -m compiled
-	NORMREG_LAB_ARCH=100 NORMREG_CPU_KERNELS=compiled $(PYTEST) -m compiled
+	NORMREG_CPU_KERNELS=interpreter $(PYTEST) --all -m compiled
+	for arch in 80 90 100; do \
+		NORMREG_LAB_ARCH=$$arch NORMREG_CPU_KERNELS=compiled $(PYTEST) --all -m gpu || exit; done
 	$(MAKE) test VENV=.venv-newest CONSTRAINTS=/dev/null
 
 bench: $(INSTALLED)

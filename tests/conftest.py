@@ -13,21 +13,25 @@ from gpu_watch import GpuWatch
 DTYPE = re.compile(r"torch\.(float16|bfloat16|float32|float64|complex64|complex128)\b")
 os.environ["OMP_NUM_THREADS"] = "1"  # of processes that tests start
 
-# Files test_*.py whose tests `pytest -m gpu` runs, on what a GPU alone can show: the kernels compiled, in its
-# memory, beside torch's own kernels.
-ON_A_GPU = (
-    "on_gpu", "rows", "layer_norm", "rms_norm", "layer_norm_channels", "batch_norm", "batch_norm_act",
-    "group_norm", "instance_norm", "dropout", "dropout_family", "dropout_add", "dropout_add_norm",
-    "gradient", "l2_penalty", "operators", "compile", "saved_bytes", "devices", "large_reductions",
-    "convert", "dispatch", "course_notes",
+# Files test_*.py of kernels, which without a GPU run on compiled code.
+KERNELS = (
+    "rows", "layer_norm", "rms_norm", "layer_norm_channels", "batch_norm", "batch_norm_act", "group_norm",
+    "instance_norm", "dropout", "dropout_family", "dropout_add", "dropout_add_norm", "l2_penalty",
+    "large_reductions", "course_notes",
 )  # fmt: skip
-# Those that need kernels compiled for a GPU, and no GPU.
+# Those whose tests `pytest -m gpu` runs, on what a GPU alone can show: the kernels compiled, in its memory,
+# beside torch's own kernels.
+ON_A_GPU = (
+    *KERNELS, "on_gpu", "gradient", "operations", "operators", "compile", "saved_bytes", "devices", "convert",
+    "dispatch",
+)  # fmt: skip
+# Those about compiled code, which need no GPU.
 COMPILED = ("barriers", "lab", "static", "trained")
 # The others: what a GPU shows no better, or what takes minutes.
 ELSEWHERE = (
     "bench", "conftest", "cpu_kernels", "data_parallel", "diagnose", "explain", "far_offsets", "foreign",
     "fuse", "gpu_pass", "gpu_watch", "init", "interpreter", "lab_counts", "lab_faults",
-    "lab_instructions", "lab_races", "lab_warps", "launch", "meter", "models", "operations", "package",
+    "lab_instructions", "lab_races", "lab_warps", "launch", "meter", "models", "package",
     "parameter_groups", "planted", "planted_notes", "processes", "readme", "report", "running_statistics",
     "smoke", "speed", "study", "sync_batch_norm", "tensor_parallel", "tiling", "timing", "torch_cases",
     "transformers", "worker",
@@ -52,7 +56,7 @@ def stem(path):
 
 def pytest_ignore_collect(collection_path, config):
     """Files of which -m gpu or -m compiled run no test are not imported, which takes each worker seconds."""
-    files = {"gpu": ON_A_GPU, "compiled": (*ON_A_GPU, *COMPILED)}.get(config.option.markexpr)
+    files = {"gpu": ON_A_GPU, "compiled": (*KERNELS, *COMPILED)}.get(config.option.markexpr)
     if files is not None and collection_path.suffix == ".py" and stem(collection_path) not in files:
         return True
 
@@ -86,11 +90,10 @@ def pytest_collection_modifyitems(config, items):
         twin = item.nodeid.replace("torch.float16", "torch.bfloat16")
         if stem(item.path) in ON_A_GPU and (twin == item.nodeid or twin not in ids):
             item.add_marker("gpu")
+        if stem(item.path) in (*KERNELS, *COMPILED):
             item.add_marker("compiled")
-        elif stem(item.path) in COMPILED:
-            item.add_marker("compiled")
-            if interpreted:
-                item.add_marker(pytest.mark.skip(reason="needs kernels compiled"))
+        if stem(item.path) in COMPILED and interpreted:
+            item.add_marker(pytest.mark.skip(reason="needs kernels compiled"))
 
 
 def gpu_works():
@@ -107,7 +110,7 @@ def kernels_of_the_cpu(config):
     if os.environ.get("TRITON_INTERPRET") == "1":
         return "interpreter"
     named = {Path(name.partition("::")[0]) for name in config.args}
-    chosen = "compiled" if {stem(path) for path in named} <= {*ON_A_GPU, *COMPILED} else "interpreter"
+    chosen = "compiled" if {stem(path) for path in named} <= {*KERNELS, *COMPILED} else "interpreter"
     return os.environ.get("NORMREG_CPU_KERNELS", chosen)
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import conftest
 import pytest
 import torch
-from conftest import COMPILED, ELSEWHERE, ON_A_GPU, stem
+from conftest import COMPILED, ELSEWHERE, KERNELS, ON_A_GPU, stem
 from processes import exit_status
 
 ROOT = Path(__file__).parent.parent
@@ -104,6 +104,7 @@ def test_each_session_has_its_tests(chosen, interpreted):
     items = [
         Item("rows", "kernels"),
         Item("static", "compiler"),
+        Item("convert", "contract"),
         Item("fuse", "others"),
         Item("l2_penalty", "meter", "interpreter"),
         Item("meter", "all", "interpreter"),
@@ -111,6 +112,7 @@ def test_each_session_has_its_tests(chosen, interpreted):
     expected = {
         "kernels": {"gpu", "compiled"},
         "compiler": {"compiled"} | ({"skip"} if interpreted else set()),
+        "contract": {"gpu"},
         "others": set(),
         "meter": {"interpreter"} | (set() if interpreted else {"skip"}),
         "all": {"interpreter"} | (set() if interpreted else {"skip"}),
@@ -140,12 +142,12 @@ def test_by_what_kernels_run(monkeypatch, named, variables, kernels):
 @pytest.mark.parametrize("mark", ["gpu", "compiled"])
 def test_files_without_such_tests_are_not_imported(mark):
     config = types.SimpleNamespace(option=types.SimpleNamespace(markexpr=mark))
-    ignored = {
+    read = {
         name
         for name in (*ON_A_GPU, *COMPILED, *ELSEWHERE)
-        if conftest.pytest_ignore_collect(ROOT / f"tests/test_{name}.py", config)
+        if not conftest.pytest_ignore_collect(ROOT / f"tests/test_{name}.py", config)
     }
-    assert ignored == {*ELSEWHERE} | ({*COMPILED} if mark == "gpu" else set())
+    assert read == ({*ON_A_GPU} if mark == "gpu" else {*KERNELS, *COMPILED})
 
 
 @pytest.mark.slow
