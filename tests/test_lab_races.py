@@ -9,7 +9,7 @@ from small_kernels import compiled, machine, raises, whole, written
 from triton.runtime.jit import JITFunction
 from warp_kernels import matrices_loaded, matrices_stored
 
-from bench.lab.ptx import GpuFault
+from bench.lab.ptx import GpuFault, Unsupported
 
 # Shared memory. All threads have their number in %r1 and their word's address in %r2.
 OWN = "mov.u32 %r1, %tid.x;\nshl.b32 %r2, %r1, 2;\nshl.b32 %r3, %r1, 4;\n"
@@ -80,6 +80,23 @@ def test_race_of_warps_in_one_instruction():
     in_shared("and.b32 %r4, %r2, 127;", "and.b32 %r1, %r1, 31;", STORE_OTHER)
     with raises("race"):
         in_shared("and.b32 %r4, %r2, 127;", STORE_OTHER)
+
+
+@pytest.mark.parametrize("planted", [0, 1])
+def test_barrier_of_another_program(planted):
+    """Program 0 passes a barrier where the planted one, at the same time, passes none."""
+    text = f"""mov.u32 %r5, %ctaid.x;
+        xor.b32 %r4, %r2, 128;
+        setp.eq.b32 %p1, %r5, {{}};
+        {STORE}
+        @%p1 bra $L__BB0_1;
+        {BAR}
+    $L__BB0_1:
+        {LOAD_OTHER}
+    """
+    machine(written(OWN + text.format(9), "", 64), shared=256, grid=(2, 1, 1))
+    with raises("race"):
+        machine(written(OWN + text.format(planted), "", 64), shared=256, grid=(2, 1, 1))
 
 
 def test_race_of_lanes_of_a_warp_in_one_instruction():
@@ -251,3 +268,17 @@ def test_misaligned_copy():
     for place in ("%rd2 + 0", "%r2 + 0"):
         with raises("misaligned"):
             copying(COPY.replace(place, place.replace("0", "2")), WAIT)
+
+
+@pytest.mark.parametrize("line", ["cp.async.commit_group;", WAIT])
+def test_groups_of_copies_are_whole_programs(line):
+    copying(COPY, in_halves(line, line, by=0), WAIT)
+    with pytest.raises(Unsupported, match="diverge"):
+        copying(COPY, in_halves(line, line, by=32), WAIT)
+
+
+def test_copies_of_a_part_are_unsupported():
+    part = COPY.replace("0x4;", "0x4, %r5;")
+    copying("mov.b32 %r5, 4;", part, WAIT)
+    with pytest.raises(Unsupported, match="part"):
+        copying("mov.b32 %r5, 2;", part, WAIT)
