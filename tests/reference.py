@@ -1,6 +1,7 @@
 """What is right, how far from it a result may be, and the sizes and layouts that break kernels."""
 
 import torch
+from torch.autograd import gradcheck, gradgradcheck
 
 from normreg.kernels import cpu
 
@@ -142,3 +143,12 @@ def gradient_layouts(like):
     if len(shape) in (4, 5):
         last = torch.channels_last if len(shape) == 4 else torch.channels_last_3d
         yield "channels_last", torch.randn(shape, **options).to(memory_format=last)
+
+
+def assert_derivatives(function, inputs, thorough, order=1):
+    """Derivatives of this order are those of finite differences: element by element where thorough.
+
+    Else in one random direction of all inputs and results, where a wrong term of any element shows as well.
+    """
+    check = {1: gradcheck, 2: gradgradcheck}[order]
+    assert check(function, inputs, fast_mode=not thorough)
