@@ -133,16 +133,35 @@ def assert_agrees(ours, theirs, inputs, dy=None):
     return results
 
 
+def layouts(dims):
+    """Names of the layouts in which an incoming gradient of so many dimensions arrives."""
+    return "contiguous", "expanded", "sliced", "transposed", *["channels_last"] * (dims in (4, 5))
+
+
+def in_layout(layout, like):
+    """A random tensor of that layout."""
+    shape, options = like.shape, dict(dtype=like.dtype, device=like.device)
+    if layout == "expanded":
+        return torch.randn((), **options).expand(shape)
+    if layout == "sliced":
+        return torch.randn((*shape[:-1], shape[-1] + 3), **options)[..., 1:-2]
+    if layout == "transposed":
+        return torch.randn(tuple(reversed(shape)), **options).permute(*reversed(range(len(shape))))
+    if layout == "channels_last":
+        last = torch.channels_last if len(shape) == 4 else torch.channels_last_3d
+        return torch.randn(shape, **options).to(memory_format=last)
+    return torch.randn(shape, **options)
+
+
 def gradient_layouts(like):
     """(name, tensor) for each layout in which an incoming gradient arrives."""
-    shape, options = like.shape, dict(dtype=like.dtype, device=like.device)
-    yield "contiguous", torch.randn(shape, **options)
-    yield "expanded", torch.randn((), **options).expand(shape)
-    yield "sliced", torch.randn((*shape[:-1], shape[-1] + 3), **options)[..., 1:-2]
-    yield "transposed", torch.randn(tuple(reversed(shape)), **options).permute(*reversed(range(len(shape))))
-    if len(shape) in (4, 5):
-        last = torch.channels_last if len(shape) == 4 else torch.channels_last_3d
-        yield "channels_last", torch.randn(shape, **options).to(memory_format=last)
+    for layout in layouts(like.dim()):
+        yield layout, in_layout(layout, like)
+
+
+def in_every_layout(*cases):
+    """Each case, whose first column is a shape, with each layout of the incoming gradient as its last."""
+    return [(*case, layout) for case in cases for layout in layouts(len(case[0]))]
 
 
 def assert_derivatives(function, inputs, thorough, order=1):

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from formulas import ACTIVATIONS
 from over_channels import LAST, split_all
-from reference import DTYPES, assert_agrees, gradient_layouts
+from reference import DTYPES, assert_agrees, in_layout, layouts
 from saved import bytes_beside, saved_by
 
 import normreg
@@ -99,13 +99,13 @@ def test_gradient_of_any_subset(device, wanted, training, regime):
     assert_agrees(*functions(act, training, running_for(3, device)), inputs)
 
 
-def test_layouts(device):
+@pytest.mark.parametrize("layout", layouts(dims=4))
+def test_layouts(device, layout):
     x, weight, bias, _ = inputs_for((4, 3, 3, 5), device, channels_last=True)
-    for layout, strided in gradient_layouts(x):
-        print(layout)
-        residual = strided.detach().requires_grad_()
-        act = "silu" if layout == "transposed" else "relu"
-        assert_agrees(*functions(act, True, running_for(3, device)), [x, weight, bias, residual], strided)
+    strided = in_layout(layout, x)
+    residual = strided.detach().requires_grad_()
+    act = "silu" if layout == "transposed" else "relu"
+    assert_agrees(*functions(act, True, running_for(3, device)), [x, weight, bias, residual], strided)
 
 
 @pytest.mark.parametrize("residual", [False, True], ids=["alone", "residual"])

@@ -1,5 +1,3 @@
-import itertools
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -12,7 +10,8 @@ from reference import (
     assert_agrees,
     copies,
     error,
-    gradient_layouts,
+    in_every_layout,
+    in_layout,
     nudged,
     run,
     unit,
@@ -112,11 +111,10 @@ def test_samples_beside_a_tile(device, guarded_memory, samples):
 
 
 @held_and_split
-def test_absent_parameters(device, case):
+@pytest.mark.parametrize("affine", ["weight", ""])
+def test_absent_parameters(device, case, affine):
     shape, groups = case
-    for affine in ("weight", ""):
-        print(affine)
-        assert_agrees(*functions(groups), inputs_for(shape, torch.float32, device, affine))
+    assert_agrees(*functions(groups), inputs_for(shape, torch.float32, device, affine))
 
 
 @held_and_split
@@ -133,23 +131,21 @@ def test_bias_without_weight(device, case):
 
 
 @held_and_split
-def test_gradient_of_any_subset(device, case):
+@pytest.mark.parametrize("wanted", range(1, 8), ids=lambda bits: f"{bits:03b}")
+def test_gradient_of_any_subset(device, case, wanted):
     shape, groups = case
     inputs = inputs_for(shape, torch.float32, device)
-    for wanted in itertools.product([True, False], repeat=3):
-        if any(wanted):
-            print(wanted)
-            for t, want in zip(inputs, wanted):
-                t.requires_grad_(want)
-            assert_agrees(*functions(groups), inputs)
+    for i, t in enumerate(inputs):
+        t.requires_grad_(bool(wanted >> i & 1))
+    assert_agrees(*functions(groups), inputs)
 
 
-@pytest.mark.parametrize("shape", [(6, 4), (4, 6, 7), (2, 6, 3, 5), (4, 2, 3, 1), (2, 4, 2, 3, 2)])
-def test_gradient_layouts(device, shape):
+@pytest.mark.parametrize(("shape", "layout"), in_every_layout(
+    ((6, 4),), ((4, 6, 7),), ((2, 6, 3, 5),), ((4, 2, 3, 1),), ((2, 4, 2, 3, 2),)
+))  # fmt: skip
+def test_gradient_layouts(device, shape, layout):
     inputs = inputs_for(shape, torch.float32, device)
-    for layout, dy in gradient_layouts(inputs[0]):
-        print(layout)
-        assert_agrees(*functions(2), inputs, dy)
+    assert_agrees(*functions(2), inputs, in_layout(layout, inputs[0]))
 
 
 @pytest.mark.parametrize("view", VIEWS.values(), ids=VIEWS)
