@@ -19,12 +19,15 @@ def project(tmp_path, monkeypatch):
         "tests/test_another.py": "import unused\n",
         "tests/unused.py": "",
         "tests/reference.py": "from bench.meter import Meter\n",
-        "tests/worlds.py": "def check(module): ...\n",
+        "tests/worlds.py": f"'{'A docstring. ' * 99}'\ndef check(module): ...\n",
         "tests/ranks_dropout.py": "",
         "tests/conftest.py": "import importlib\nimportlib.import_module('surroundings')\n",
         "tests/surroundings.py": "",
-        "bench/meter.py": "from bench import lab\n",
+        "bench/meter.py": "import bench.lab.driver\n",
         "bench/lab/__init__.py": "",
+        "bench/lab/driver.py": "from . import ptx\nfrom .. import tables\n'demo'\n",
+        "bench/lab/ptx.py": "",
+        "bench/tables.py": "",
         "bench/demo.py": "",
         "pyproject.toml": "",
         "a.patch": "",
@@ -47,9 +50,9 @@ class FindsOrNot:
 
     def find(self, patch):
         self.asked += 1
-        if not self.finds:
+        if self.finds is False:
             raise NotFound
-        return True
+        return self.finds
 
 
 def is_run_again(patch):
@@ -65,7 +68,7 @@ def is_run_again(patch):
 REACHED = [
     "a.patch", "kernels/dropout.py", "tests/test_dropout.py", "tests/reference.py", "tests/worlds.py",
     "tests/ranks_dropout.py", "tests/conftest.py", "tests/surroundings.py", "bench/meter.py",
-    "bench/lab/__init__.py", "pyproject.toml",
+    "bench/lab/__init__.py", "bench/lab/driver.py", "bench/lab/ptx.py", "bench/tables.py", "pyproject.toml",
 ]  # fmt: skip
 
 
@@ -109,6 +112,8 @@ def test_what_is_not_noted(project, monkeypatch):
     patch = bug(project)
     with pytest.raises(NotFound):
         notes.find(patch, FindsOrNot(False))
+    with pytest.raises(pytest.skip.Exception, match="not for kernels by interpreter"):
+        notes.find(patch, FindsOrNot(None))
     assert not (project / "notes").exists()
     monkeypatch.delenv(notes.VARIABLE)
     assert [is_run_again(patch), is_run_again(patch)] == [True, True]

@@ -6,7 +6,7 @@ import hashlib
 import os
 import platform
 from importlib.metadata import version
-from pathlib import Path
+from pathlib import Path, PurePath
 
 import pytest
 
@@ -50,27 +50,31 @@ def reached(patch):
 
 
 def imported(files):
-    """These, the files of tests/ and bench/ that they name, in imports or as words, and so on."""
-    known = {}
-    for file in (file for room in ("tests", "bench") for file in (ROOT / room).rglob("*.py")):
-        module = file.parent.name if file.stem == "__init__" else file.stem
-        known.setdefault(module, []).append(file)
+    """These, and what they import of tests/ and bench/, or name in a string of tests/, and so on."""
     seen, left = set(), [*files]
     while left:
         file = left.pop()
         if file not in seen:
             seen.add(file)
-            left += [other for name in _names(file.read_text()) for other in known.get(name, ())]
+            left += _imported_by(file, file.read_text())
     return seen
 
 
 @functools.cache
-def _names(source):
-    names = set()
+def _imported_by(file, source):
+    modules = set()  # paths from the root, without .py
     for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Import | ast.ImportFrom):
-            paths = getattr(node, "module", None) or "", *(alias.name for alias in node.names)
-            names |= {name for path in paths for name in path.split(".")}
+        if isinstance(node, ast.Import):
+            modules |= {PurePath(*alias.name.split(".")) for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            package = file.relative_to(ROOT).parents[node.level - 1] if node.level else PurePath()
+            module = package.joinpath(*(node.module or "").split("."))
+            modules |= {module, *(module / alias.name for alias in node.names)}
         elif isinstance(node, ast.Constant) and isinstance(node.value, str):
-            names.add(node.value.removesuffix(".py"))
-    return names
+            name = node.value.removesuffix(".py")
+            modules |= {PurePath(name)} if name.isidentifier() else set()
+    modules |= {package for module in modules for package in module.parents if package.parts}
+    modules |= {"tests" / module for module in modules if len(module.parts) == 1}
+    here = (ROOT / module for module in modules if module.parts[0] in ("bench", "tests"))
+    paths = (path for module in here for path in (module.with_suffix(".py"), module / "__init__.py"))
+    return [path for path in paths if path.exists()]
