@@ -43,6 +43,7 @@ class Program:
         self.targets = {label: number[at] for label, at in self.kernel.labels.items()}
         self.blocks = [self.block(a, b) for a, b in zip(starts, [*starts[1:], len(self.kernel.instructions)])]
         self.blocks[-1].end = Exit()
+        self.kernel.instructions = []  # they are steps now
 
     def starts(self) -> list[int]:
         """Where blocks begin; the last is empty."""

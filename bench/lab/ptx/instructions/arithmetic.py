@@ -1,6 +1,7 @@
 """Sums, products, quotients and extremes of numbers of one type, and fused multiply-adds."""
 
 from collections.abc import Callable
+from functools import cache
 
 import numpy as np
 
@@ -59,7 +60,12 @@ def multiply_add(i: Instruction, operands: Operands) -> Step:
         return multiplied_wide(i, operands)
     if "lo" not in i.parts:
         raise Unsupported("mad; executed are mad.lo and mad.wide")
-    return compute(i, operands, lambda a, b, c: a * b + c)
+    return compute(i, operands, product_and_sum)
+
+
+def product_and_sum(a: Array, b: Array, c: Array) -> Array:
+    """a * b + c"""
+    return a * b + c
 
 
 @instruction("fma", modifiers="rn ftz")
@@ -72,26 +78,33 @@ def fused(i: Instruction, operands: Operands) -> Step:
 @instruction("contracted", modifiers="add sub rsub")
 def contracted(i: Instruction, operands: Operands) -> Step:
     """What contraction makes of a multiplication and an addition or subtraction."""
-    function = fused_in(i.type)
-    if i.parts[1] == "sub":
-        return compute(i, operands, lambda a, b, c: function(a, b, -c))
-    if i.parts[1] == "rsub":
-        return compute(i, operands, lambda a, b, c: function(-a, b, c))
-    return compute(i, operands, function)
+    return compute(i, operands, fused_in(i.type, i.parts[1]))
 
 
-def fused_in(ty: str) -> Callable[[Array, Array, Array], Array]:
-    """a * b + c of a type's numbers, rounded once; of 16-bit ones to odd, as they are rounded further."""
+@cache
+def fused_in(ty: str, how: str = "add") -> Callable[[Array, Array, Array], Array]:
+    """a * b + c of a type's numbers, rounded once; of 16-bit ones to odd, as they are rounded further.
+
+    Of how it is contracted, `sub` is a * b - c and `rsub` c - a * b.
+    """
+    if how != "add":
+        fused = fused_in(ty)
+        return (lambda a, b, c: fused(a, b, -c)) if how == "sub" else (lambda a, b, c: fused(-a, b, c))
     if ty == "f64":
         return fused_double
     if not is_float(ty.removesuffix("x2")):
         raise Unsupported("fma of integers")
-    add = single_sum if ty in ("f32", "f32x2") else lambda a, b: odd_single(odd_sum(a, b))
+    add = single_sum if ty in ("f32", "f32x2") else odd_single_sum
 
-    def run(a: Array, b: Array, c: Array) -> Array:
+    def fused(a: Array, b: Array, c: Array) -> Array:
         return add(a.astype(np.float64) * b.astype(np.float64), c.astype(np.float64))
 
-    return run
+    return fused
+
+
+def odd_single_sum(a: Array, b: Array) -> Array:
+    """A sum of float64 as float32 rounded to odd."""
+    return odd_single(odd_sum(a, b))
 
 
 @instruction("div", modifiers="rn full approx ftz")
@@ -115,7 +128,12 @@ def absolute(i: Instruction, operands: Operands) -> Step:
 
 @instruction("copysign")
 def copy_sign(i: Instruction, operands: Operands) -> Step:
-    return compute(i, operands, lambda sign, magnitude: np.copysign(magnitude, sign))
+    return compute(i, operands, with_sign)
+
+
+def with_sign(sign: Array, magnitude: Array) -> Array:
+    """Numbers with the signs of others."""
+    return np.copysign(magnitude, sign)
 
 
 @instruction("min", modifiers="NaN ftz")
@@ -134,11 +152,15 @@ def extreme(
     """A step that chooses one of two numbers. Of -0 and +0 their bits combined are the chosen one."""
     if not is_float(i.type.removesuffix("x2")):
         return compute(i, operands, choose)
-    if "NaN" not in i.parts:
-        choose = skip_nan
+    return compute(i, operands, of_floats(choose if "NaN" in i.parts else skip_nan, zeros))
+
+
+@cache
+def of_floats(choose: np.ufunc, zeros: np.ufunc) -> Callable[[Array, Array], Array]:
+    """A choice of two floats, where zeros are chosen by their bits."""
 
     def run(a: Array, b: Array) -> Array:
         bits = f"u{a.itemsize}"
         return np.where(a == b, zeros(a.view(bits), b.view(bits)).view(a.dtype), choose(a, b))
 
-    return compute(i, operands, run)
+    return run

@@ -1,6 +1,7 @@
 """Logic, shifts and fields of bits."""
 
 from collections.abc import Callable
+from functools import cache
 
 import numpy as np
 
@@ -47,27 +48,23 @@ def any_logic(i: Instruction, operands: Operands) -> Step:
     return assign(i, operands, run, operands.sources(i.operands[1:4], 4))
 
 
-def shifted(i: Instruction, operands: Operands, function: Callable[[Array, Array], Array]) -> Step:
-    """A step of a shift: the distance has 32 bits, and whatever it exceeds the size by changes nothing."""
-    size, numbers = size_of(i.type), reader(i.type)
-
-    def run(x: Array, distance: Array) -> Array:
-        distance = np.minimum(distance, np.uint32(8 * size))
-        return function(numbers(x), distance).view(x.dtype)
-
-    return assign(
-        i, operands, run, [operands.operand(i.operands[1], size), operands.operand(i.operands[2], 4)]
-    )
+@instruction("shl", "shr")
+def shift(i: Instruction, operands: Operands) -> Step:
+    size = size_of(i.type)
+    sources = [operands.operand(i.operands[1], size), operands.operand(i.operands[2], 4)]
+    return assign(i, operands, shifted(i.type, np.left_shift if i.base == "shl" else np.right_shift), sources)
 
 
-@instruction("shl")
-def shift_left(i: Instruction, operands: Operands) -> Step:
-    return shifted(i, operands, lambda x, n: x << n.astype(x.dtype))
+@cache
+def shifted(ty: str, by: np.ufunc) -> Callable[[Array, Array], Array]:
+    """A function that shifts bits; the distance has 32 of them, and all beyond the size are alike."""
+    most, numbers = np.uint32(8 * size_of(ty)), reader(ty)
 
+    def run(bits: Array, distance: Array) -> Array:
+        x = numbers(bits)
+        return by(x, np.minimum(distance, most).astype(x.dtype)).view(bits.dtype)
 
-@instruction("shr")
-def shift_right(i: Instruction, operands: Operands) -> Step:
-    return shifted(i, operands, lambda x, n: x >> n.astype(x.dtype))
+    return run
 
 
 @instruction("shf", modifiers="l r wrap clamp")
@@ -148,9 +145,5 @@ def leading_zeros(i: Instruction, operands: Operands) -> Step:
 @instruction("popc")
 def count_ones(i: Instruction, operands: Operands) -> Step:
     """How many bits are one."""
-    return assign(
-        i,
-        operands,
-        lambda x: np.bitwise_count(x).astype(np.uint32),
-        [operands.operand(i.operands[1], size_of(i.type))],
-    )
+    source = operands.operand(i.operands[1], size_of(i.type))
+    return assign(i, operands, lambda x: np.bitwise_count(x).astype(np.uint32), [source])

@@ -1,6 +1,7 @@
 """Comparisons that set predicates (setp), and the choice by one (selp)."""
 
 from collections.abc import Callable
+from functools import cache
 
 import numpy as np
 
@@ -43,18 +44,21 @@ def comparison(name: str, floating: bool) -> Callable[[Array, Array], Array]:
     return COMPARE[name]
 
 
+@cache
+def comparison_of_bits(name: str, ty: str, ftz: bool) -> Callable[[Array, Array], Array]:
+    """A function of bits that compares the numbers which they are."""
+    numbers, compare = reader(ty, ftz), comparison(name, is_float(ty))
+    return lambda a, b: compare(numbers(a), numbers(b))
+
+
 @instruction("setp", modifiers="and or xor ftz num nan " + NAMES)
 def set_predicate(i: Instruction, operands: Operands) -> Step:
     targets = [operands.register(name.strip()) for name in i.operands[0].split("|")]
     combine = COMBINE.get(i.parts[2])
     if i.type in ("f16x2", "bf16x2") and len(targets) == 2 and combine is None:
         return of_halves(i, operands, targets)
-    numbers, compare = reader(i.type, i.flushes), comparison(i.parts[1], is_float(i.type))
+    run = comparison_of_bits(i.parts[1], i.type, i.flushes)
     sources = operands.sources(i.operands[1:3], size_of(i.type))
-
-    def run(a: Array, b: Array) -> Array:
-        return compare(numbers(a), numbers(b))
-
     if len(targets) == 2:
         if combine is not None:
             raise Unsupported("setp with two results and a third operand")
@@ -104,4 +108,9 @@ def of_halves(i: Instruction, operands: Operands, targets: list[int]) -> Step:
 def select(i: Instruction, operands: Operands) -> Step:
     sources = operands.sources(i.operands[1:3], size_of(i.type))
     sources.append(operands.operand(i.operands[3], 0))
-    return assign(i, operands, lambda a, b, chosen: np.where(chosen, a, b), sources)
+    return assign(i, operands, either, sources)
+
+
+def either(a: Array, b: Array, chosen: Array) -> Array:
+    """The one or the other."""
+    return np.where(chosen, a, b)

@@ -1,5 +1,8 @@
 """Conversions between types (cvt)."""
 
+from collections.abc import Callable
+from functools import cache
+
 import numpy as np
 
 from ..errors import Unsupported
@@ -17,27 +20,30 @@ PAIRS = ("bf16x2", "f16x2")
 def convert(i: Instruction, operands: Operands) -> Step:
     to, of = i.parts[-2:]
     if to in PAIRS:
-        return pack(i, operands, to.removesuffix("x2"))
+        function = pair(to.removesuffix("x2"), i.flushes)
+        return assign(i, operands, function, operands.sources(i.operands[1:], 4))
     size = operands.sizes[operands.register(i.operands[0])]
-    whole = next((TO_INTEGERS[part] for part in i.parts[1:-2] if part in TO_INTEGERS), None)
-    if is_float(of) and not is_float(to) and whole is None:
+    source = operands.operand(i.operands[1], max(size_of(of), 2))
+    return assign(i, operands, conversion(i.parts, size), [source])
+
+
+@cache
+def conversion(parts: tuple[str, ...], size: int) -> Callable[[Array], Array]:
+    """A function from bits to a register of `size` bytes, by the parts of an opcode."""
+    _, *how, to, of = parts
+    numbers, bits = reader(of, "ftz" in how), writer(to, size, "ftz" in how)
+    whole = next((TO_INTEGERS[part] for part in how if part in TO_INTEGERS), None)
+    if is_float(of) and whole is not None:
+        return lambda x: bits(whole(numbers(x)))
+    if is_float(of) and not is_float(to):
         raise Unsupported(f"conversion to an integer; executed are those with {', '.join(TO_INTEGERS)}")
-    numbers, bits = reader(of, i.flushes), writer(to, size, i.flushes)
-
-    def run(x: Array) -> Array:
-        value = numbers(x)
-        if to == "bf16" and of == "f64":
-            value = odd_single(value)
-        return bits(value if whole is None or value.dtype.kind != "f" else whole(value))
-
-    return assign(i, operands, run, [operands.operand(i.operands[1], max(size_of(of), 2))])
+    if to == "bf16" and of == "f64":
+        return lambda x: bits(odd_single(numbers(x)))
+    return lambda x: bits(numbers(x))
 
 
-def pack(i: Instruction, operands: Operands, narrow: str) -> Step:
-    """Two float32 numbers as one register of 16-bit ones, the first above."""
-    numbers, bits = reader("f32", i.flushes), writer(narrow, 4)
-
-    def run(high: Array, low: Array) -> Array:
-        return (bits(numbers(high)) << np.uint32(16)) | bits(numbers(low))
-
-    return assign(i, operands, run, operands.sources(i.operands[1:], 4))
+@cache
+def pair(narrow: str, ftz: bool) -> Callable[[Array, Array], Array]:
+    """A function from two float32 numbers to a register of 16-bit ones, the first above."""
+    numbers, bits = reader("f32", ftz), writer(narrow, 4)
+    return lambda high, low: (bits(numbers(high)) << np.uint32(16)) | bits(numbers(low))

@@ -1,5 +1,8 @@
 """Products and quotients of integers beyond what numpy's operators do."""
 
+from collections.abc import Callable
+from functools import cache
+
 import numpy as np
 
 from ..errors import Unsupported
@@ -12,24 +15,36 @@ from .table import Step, assign, compute, instruction
 def multiplied_wide(i: Instruction, operands: Operands) -> Step:
     """A product of twice the size, and a third operand of that size added."""
     size = size_of(i.type)
-    numbers, wide, bits = reader(i.type), (SIGNED if i.type[0] == "s" else UINT)[2 * size], UINT[2 * size]
     sources = operands.sources(i.operands[1:3], size) + operands.sources(i.operands[3:], 2 * size)
+    return assign(i, operands, wide_product(i.type), sources)
+
+
+@cache
+def wide_product(ty: str) -> Callable[..., Array]:
+    """A function of bits of a type: their product, and a third number of twice the size added."""
+    size = size_of(ty)
+    numbers, wide, bits = reader(ty), (SIGNED if ty[0] == "s" else UINT)[2 * size], UINT[2 * size]
 
     def run(a: Array, b: Array, c: Array | None = None) -> Array:
         product = (numbers(a).astype(wide) * numbers(b).astype(wide)).view(bits)
         return product if c is None else product + c
 
-    return assign(i, operands, run, sources)
+    return run
 
 
 def multiplied_high(i: Instruction, operands: Operands) -> Step:
     """The upper half of a product."""
     if i.type in ("u32", "s32"):
-        wide = np.int64 if i.type == "s32" else np.uint64
-        return compute(i, operands, lambda a, b: (a.astype(wide) * b.astype(wide)) >> wide(32))
+        return compute(i, operands, high_of_32)
     if i.type == "u64":
         return compute(i, operands, high_of_64)
     raise Unsupported("mul.hi; executed are u32, s32 and u64")
+
+
+def high_of_32(a: Array, b: Array) -> Array:
+    """The upper 32 bits of products of 32-bit integers."""
+    wide = np.int64 if a.dtype.kind == "i" else np.uint64
+    return (a.astype(wide) * b.astype(wide)) >> wide(32)
 
 
 def high_of_64(a: Array, b: Array) -> Array:
@@ -53,8 +68,10 @@ def divided(a: Array, b: Array) -> Array:
 
 @instruction("rem")
 def remainder(i: Instruction, operands: Operands) -> Step:
-    def run(a: Array, b: Array) -> Array:
-        zero = b == 0
-        return np.where(zero, a, np.fmod(a, np.where(zero, 1, b).astype(b.dtype)))
+    return compute(i, operands, left_over)
 
-    return compute(i, operands, run)
+
+def left_over(a: Array, b: Array) -> Array:
+    """Remainders with the sign of the dividend, which remains where the divisor is 0."""
+    zero = b == 0
+    return np.where(zero, a, np.fmod(a, np.where(zero, 1, b).astype(b.dtype)))

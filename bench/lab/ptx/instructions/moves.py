@@ -20,7 +20,12 @@ def move(i: Instruction, operands: Operands) -> Step:
     if source[0] == "{":
         return pack(i, operands)
     size = operands.sizes[operands.register(target)]
-    return assign(i, operands, lambda x: x, [operands.operand(source, size)])
+    return assign(i, operands, unchanged, [operands.operand(source, size)])
+
+
+def unchanged(x: Array) -> Array:
+    """What it gets."""
+    return x
 
 
 def unpack(i: Instruction, operands: Operands) -> Step:

@@ -1,7 +1,7 @@
 """The table of instructions: by the first part of its name, what makes a step of one."""
 
 from collections.abc import Callable
-from functools import cache
+from functools import cache, lru_cache, partial
 
 import numpy as np
 
@@ -50,44 +50,38 @@ def assign(i: Instruction, operands: Operands, function: Callable[..., Array], s
     """A step that sets the first operand to a function of bits, in the lanes that run."""
     target = operands.register(i.operands[0])
     if i.predicate is None and len(sources) in UNGUARDED:
-        return UNGUARDED[len(sources)](target, function, *sources)
-    guard, negated = operands.guard(i), np.bool_(i.negated)
-
-    def step(batch: Batch) -> None:
-        registers = batch.registers
-        batch.write(target, function(*[registers[s] for s in sources]), batch.mask(guard, negated))
-
-    return step
+        return partial(UNGUARDED[len(sources)], target, function, *sources)
+    return partial(set_where, target, function, sources, operands.guard(i), np.bool_(i.negated))
 
 
-def set_from_one(target: int, function: Callable[[Array], Array], a: int) -> Step:
-    """A step without a predicate."""
-
-    def step(batch: Batch) -> None:
-        registers = batch.registers
-        batch.set(target, function(registers[a]))
-
-    return step
-
-
-def set_from_two(target: int, function: Callable[[Array, Array], Array], a: int, b: int) -> Step:
-    """A step without a predicate."""
-
-    def step(batch: Batch) -> None:
-        registers = batch.registers
-        batch.set(target, function(registers[a], registers[b]))
-
-    return step
+def set_where(
+    target: int,
+    function: Callable[..., Array],
+    sources: list[int],
+    guard: int | None,
+    negated: np.bool_,
+    batch: Batch,
+) -> None:
+    """Set a register to a function of others where a predicate says so."""
+    bits = function(*[batch.registers[s] for s in sources])
+    batch.write(target, bits, batch.mask(guard, negated))
 
 
-def set_from_three(target: int, function: Callable[..., Array], a: int, b: int, c: int) -> Step:
-    """A step without a predicate."""
+def set_from_one(target: int, function: Callable[[Array], Array], a: int, batch: Batch) -> None:
+    """Set a register to a function of another."""
+    batch.set(target, function(batch.registers[a]))
 
-    def step(batch: Batch) -> None:
-        registers = batch.registers
-        batch.set(target, function(registers[a], registers[b], registers[c]))
 
-    return step
+def set_from_two(target: int, function: Callable[..., Array], a: int, b: int, batch: Batch) -> None:
+    """Set a register to a function of two others."""
+    registers = batch.registers
+    batch.set(target, function(registers[a], registers[b]))
+
+
+def set_from_three(target: int, function: Callable[..., Array], a: int, b: int, c: int, batch: Batch) -> None:
+    """Set a register to a function of three others."""
+    registers = batch.registers
+    batch.set(target, function(registers[a], registers[b], registers[c]))
 
 
 # most instructions are these, and most of their time would go where arguments are gathered
@@ -96,20 +90,20 @@ UNGUARDED = {1: set_from_one, 2: set_from_two, 3: set_from_three}
 
 def compute(i: Instruction, operands: Operands, function: Callable[..., Array]) -> Step:
     """A step that sets the first operand to a function of numbers, all of the type that the name ends in."""
-    ty = i.type
-    sources = operands.sources(i.operands[1:], size_of(ty))
-    if ty.endswith("x2"):
-        return assign(i, operands, in_halves(function, ty.removesuffix("x2")), sources)
+    sources = operands.sources(i.operands[1:], size_of(i.type))
     size = operands.sizes[operands.register(i.operands[0])]
-    return assign(i, operands, on_numbers(function, len(sources), ty, size, i.flushes), sources)
+    return assign(i, operands, on_numbers(function, len(sources), i.type, size, i.flushes), sources)
 
 
+@lru_cache(4096)  # for programs have few different ones
 def on_numbers(
     function: Callable[..., Array], count: int, ty: str, size: int, ftz: bool
 ) -> Callable[..., Array]:
     """A function of bits that computes with `count` numbers of a type, and has a register of `size` bytes."""
+    if ty.endswith("x2"):
+        return in_halves(function, ty.removesuffix("x2"))
     numbers, bits, view = reader(ty, ftz), writer(ty, size, ftz), view_of(ty)
-    if view is None or ftz or count not in (1, 2, 3):
+    if view is None or ftz or count not in UNGUARDED:
         return lambda *x: bits(function(*[numbers(v) for v in x]))
     if view.kind in "ub":
         return lambda *x: bits(function(*x))
