@@ -11,8 +11,8 @@ from pathlib import Path
 import conftest
 import pytest
 import torch
-from conftest import COMPILED, ELSEWHERE, KERNELS, ON_A_GPU, stem
 from processes import exit_status
+from selection import COMPILED, COMPILED_OF_EACH, ELSEWHERE, KERNELS, ON_A_GPU, stem
 
 ROOT = Path(__file__).parent.parent
 DTYPES = ("float16", "bfloat16", "float32", "float64")
@@ -28,7 +28,7 @@ def output_of_pytest(log, *arguments):
 def test_every_file_is_in_one_list():
     files = {stem(path) for path in (ROOT / "tests").glob("test_*.py")}
     listed = [*ON_A_GPU, *COMPILED, *ELSEWHERE]
-    assert files == {*listed}, "say in conftest.py where they run"
+    assert files == {*listed}, "say in selection.py where they run"
     assert len(listed) == len({*listed})
 
 
@@ -97,6 +97,21 @@ def test_slow_tests_only_when_asked_for(chosen):
     items = [Item("rows", "fast"), Item("rows", "slow", "slow")]
     assert [*chosen(items)] == ["fast"]
     assert [*chosen(items, everything=True)] == ["fast", "slow"]
+
+
+def test_some_of_each_test_on_compiled_code(chosen):
+    items = [Item("rows", f"{test}[{p}]") for test in ("test_a", "test_b") for p in range(50)]
+    items += [Item("rows", "test_c"), *(Item("lab", f"test[{p}]") for p in range(50))]
+    found = {name for name, markers in chosen(items).items() if "compiled" in markers}
+    for test, number in (
+        ("test_a", COMPILED_OF_EACH),
+        ("test_b", COMPILED_OF_EACH),
+        ("test_c", 1),
+        ("test", 50),
+    ):
+        assert sum(name.partition("[")[0] == test for name in found) == number
+    everything = chosen(items, everything=True)
+    assert all("compiled" in markers for markers in everything.values())
 
 
 @pytest.mark.parametrize("interpreted", [True, False])

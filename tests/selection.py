@@ -1,0 +1,90 @@
+"""Which tests a session runs, of those that are collected, and by what their kernels run.
+
+Without `--all` and without a GPU: none that is slow; of tests that differ in nothing but a floating dtype
+one; and of each test of kernels some of its parameters on compiled code and the others in the interpreter,
+because each has kernels of its own to be compiled.
+"""
+
+import re
+import zlib
+
+import pytest
+
+# Files test_*.py of kernels, which without a GPU run on compiled code.
+KERNELS = (
+    "rows", "layer_norm", "rms_norm", "layer_norm_channels", "batch_norm", "batch_norm_act", "group_norm",
+    "instance_norm", "dropout", "dropout_family", "dropout_add", "dropout_add_norm", "l2_penalty",
+    "large_reductions", "course_notes",
+)  # fmt: skip
+# Those whose tests `pytest -m gpu` runs, on what a GPU alone can show: the kernels compiled, in its memory,
+# beside torch's own kernels.
+ON_A_GPU = (
+    *KERNELS, "on_gpu", "gradient", "operations", "operators", "compile", "saved_bytes", "devices", "convert",
+    "dispatch",
+)  # fmt: skip
+# Those about compiled code, which need no GPU.
+COMPILED = ("barriers", "lab", "static", "trained")
+# The others: what a GPU shows no better, or what takes minutes.
+ELSEWHERE = (
+    "bench", "conftest", "cpu_kernels", "data_parallel", "diagnose", "explain", "far_offsets", "foreign",
+    "fuse", "gpu_pass", "gpu_watch", "init", "interpreter", "lab_counts", "lab_faults",
+    "lab_instructions", "lab_races", "lab_warps", "launch", "meter", "models", "package",
+    "parameter_groups", "planted", "planted_notes", "processes", "readme", "report", "running_statistics",
+    "smoke", "speed", "study", "sync_batch_norm", "tensor_parallel", "tiling", "timing", "torch_cases",
+    "transformers", "worker",
+)  # fmt: skip
+FILES = {"gpu": ON_A_GPU, "compiled": (*KERNELS, *COMPILED)}  # by marker
+COMPILED_OF_EACH = 8  # parameters of a test
+DTYPE = re.compile(r"torch\.(float16|bfloat16|float32|float64|complex64|complex128)\b")
+
+
+def stem(path):
+    return path.stem.removeprefix("test_")
+
+
+def drawn(text):
+    """A number that looks random and is the same in every process."""
+    return zlib.crc32(text.encode())
+
+
+def groups(items, name):
+    found = {}
+    for item in items:
+        found.setdefault(name(item), []).append(item)
+    return found
+
+
+def without_dtype(item):
+    return DTYPE.sub("", item.nodeid)
+
+
+def function(item):
+    return item.nodeid.partition("[")[0]
+
+
+def fast(items, on_a_gpu):
+    items = [item for item in items if not item.get_closest_marker("slow")]
+    if on_a_gpu:
+        return items
+    return [of[drawn(name) % len(of)] for name, of in groups(items, without_dtype).items()]
+
+
+def mark(items, on_a_gpu, everything, interpreted):
+    """Adds the markers gpu and compiled, and skips what needs the other kind of kernels."""
+    for item in items:
+        if item.get_closest_marker("interpreter") and not interpreted:
+            item.add_marker(pytest.mark.skip(reason="needs Triton's interpreter"))
+        elif stem(item.path) in COMPILED and interpreted:
+            item.add_marker(pytest.mark.skip(reason="needs kernels compiled"))
+    items = [item for item in items if not item.get_closest_marker("interpreter")]
+    ids = {item.nodeid for item in items} if on_a_gpu else set()
+    for item in items:
+        # of tests in both 16-bit dtypes a GPU runs the one that rounds more: an eighth less to compile
+        twin = item.nodeid.replace("torch.float16", "torch.bfloat16")
+        if stem(item.path) in ON_A_GPU and (twin == item.nodeid or twin not in ids):
+            item.add_marker("gpu")
+    for alike in groups(items, function).values():
+        few = len(alike) if everything or stem(alike[0].path) in COMPILED else COMPILED_OF_EACH
+        for item in sorted(alike, key=lambda item: drawn(item.nodeid))[:few]:
+            if stem(item.path) in FILES["compiled"]:
+                item.add_marker("compiled")
