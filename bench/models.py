@@ -210,9 +210,9 @@ class Attempts:
     """What a worker serves, one after the other: a failed one is ended with its process."""
 
     def make(self, function, *arguments):
-        """The function's result, with the memory of the attempt before given back."""
-        gc.collect()
+        """The function's result, with a GPU's memory of the attempt before given back."""
         if ON_GPU:
+            gc.collect()
             torch.compiler.reset()
             torch.cuda.empty_cache()
         yield function(*arguments)
@@ -295,7 +295,7 @@ def add_arguments(parser):
 def run(arguments, budget):
     if not ON_GPU:
         torch.set_num_threads(1)
-        interpreter.patch_language_once()
+        interpreter.speed_up()
     with worker.Worker(attempts_on_a_gpu) if ON_GPU else worker.Here(Attempts) as attempts:
         for model in budget.within(OPERATIONS[name] for name in arguments.operations or OPERATIONS):
             yield from measure(model, attempts)

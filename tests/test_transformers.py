@@ -11,7 +11,7 @@ from processes import exit_status
 
 import normreg
 from normreg import foreign
-from normreg.kernels import launch
+from normreg.kernels import cpu, launch
 
 ROOT = Path(__file__).parent.parent
 
@@ -85,8 +85,19 @@ for name in here.MODELS:
 """
 
 
-def test_trains_as_before_without_kernels(tmp_path):
-    """On a CPU, outside the interpreter."""
+@pytest.mark.parametrize("name", MODELS)
+def test_trains_as_before_without_kernels(transformers, monkeypatch, name):
+    """On a CPU, as outside the interpreter."""
+    monkeypatch.setattr(cpu, "KERNELS", None)
+    model, inputs = built(transformers, name, torch.device("cpu"))
+    twin, exact = copy.deepcopy(model), in_float64(model, inputs, 2)
+    normreg.replace(model, fuse=True)
+    assert_agrees(train(model, inputs, 2), train(twin, inputs, 2), exact)
+    assert {call.path for call in normreg.explain(model, **inputs)} <= {"torch", "nothing"}
+
+
+@pytest.mark.slow
+def test_trains_as_before_outside_the_interpreter(tmp_path):
     log = tmp_path / "log"
     assert exit_status(WITHOUT_KERNELS, ROOT, log) == 0, log.read_text()
 
