@@ -109,6 +109,28 @@ def test_what_ends_the_pass(run, record, status, reason):
     assert "left out: tests, speed\n" in printed
 
 
+LIMIT_S = 500
+
+
+@pytest.fixture
+def limit_ends(monkeypatch):
+    """Lets a limit of LIMIT_S end once what the step does until then is done, however fast the machine is."""
+
+    def set_end(done):
+        class Process(subprocess.Popen):
+            def wait(self, timeout=None):
+                if timeout != LIMIT_S:
+                    return super().wait(timeout)
+                deadline = time.monotonic() + 60
+                while not done() and time.monotonic() < deadline:
+                    time.sleep(0.02)
+                return super().wait(0.1)
+
+        monkeypatch.setattr(subprocess, "Popen", Process)
+
+    return set_end
+
+
 def is_alive(pid):
     """Whether the process runs; one that nobody has waited for does not."""
     try:
@@ -119,12 +141,13 @@ def is_alive(pid):
 
 
 @pytest.mark.parametrize("deaf", [False, True], ids=["stops when asked", "has to be killed"])
-def test_a_step_that_hangs(run, monkeypatch, deaf):
+def test_a_step_that_hangs(run, monkeypatch, limit_ends, deaf):
     """With a process of its own that hangs too; what it had written stays."""
     monkeypatch.setattr(gpu, "GRACE_S", 1)
-    ignoring = "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)" if deaf else ""
-    begin = time.monotonic()
-    hanging = step("tests", HANGS.format(deaf=ignoring), limit_s=3)
+    ignoring = "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)" if deaf else "pass"
+    begin, log = time.monotonic(), run.folder / "tests.log"
+    limit_ends(lambda: log.exists() and "deaf" in log.read_text())
+    hanging = step("tests", HANGS.format(deaf=f"{ignoring}; print('deaf or not', flush=True)"), LIMIT_S)
     status, printed, packed = run(hanging, step("speed", "print(7)"))
     assert time.monotonic() - begin < 30
     assert status == 1
@@ -150,15 +173,28 @@ def test_a_step_that_leaves_a_process_behind(run):
     assert not is_alive(pid)
 
 
-def test_pytest_writes_its_file_when_stopped(run, tmp_path, monkeypatch):
+STOPPED = """
+import pathlib, time
+
+def test_wrong():
+    assert 1 == 2
+
+def test_slow():
+    pathlib.Path({begun!r}).touch()
+    time.sleep(600)
+"""
+
+
+def test_pytest_writes_its_file_when_stopped(run, tmp_path, monkeypatch, limit_ends):
     """The pass stops it as Ctrl-C does, so that what it had seen is in the JUnit file."""
     monkeypatch.setattr(gpu, "GRACE_S", 20)
-    tests = tmp_path / "test_slow.py"
-    tests.write_text("import time\ndef test_wrong(): assert 1 == 2\ndef test_slow(): time.sleep(600)\n")
+    tests, begun = tmp_path / "test_slow.py", tmp_path / "begun"
+    tests.write_text(STOPPED.format(begun=str(begun)))
+    limit_ends(begun.exists)
     (tmp_path / "pytest.ini").write_text("[pytest]\n")
     command = [sys.executable, "-m", "pytest", "-q", "-c", str(tmp_path / "pytest.ini"), str(tests)]
     command += ["-p", "no:cacheprovider", f"--junitxml={run.folder}/{gpu.TESTS_FILE}"]
-    status, printed, packed = run(gpu.Step("tests", command, 8, "tests/tests.log", gpu.tests_summary))
+    status, printed, packed = run(gpu.Step("tests", command, LIMIT_S, "tests/tests.log", gpu.tests_summary))
     assert status == 1
     assert "test_wrong" in packed["unknown-gpu/tests/tests.xml"]
     assert re.search(r"test_slow::test_wrong \| assert 1 == 2", printed)
