@@ -17,7 +17,7 @@ from small_kernels import aligned, machine, opcodes, written
 from warp_kernels import KERNELS
 
 ROOT = Path(__file__).parent.parent
-ROWS = 640  # of operands
+ROWS = 512  # of operands
 REGISTERS = {1: "%p", 8: "%rs", 16: "%rs", 32: "%r", 64: "%rd"}
 
 
