@@ -72,6 +72,8 @@ def once_rounded(formula):
                 result = 0
             if result:
                 return result
+        else:  # beside an infinite number the size of others is no matter, and must not overflow
+            values = [math.copysign(1, v) if v and math.isfinite(v) else v for v in values]
         with np.errstate(all="ignore"):
             return float(formula(*map(np.float64, values)))
 
