@@ -50,7 +50,7 @@ class AsyncCopies:
         active = self.active_programs()
         for copy in self.copies:
             due = active & (copy.group != OPEN) & (copy.group < self.committed - keep)
-            arriving = copy.lanes & due[self.batch.everyone.program]
+            arriving = copy.lanes & due[self.batch.program]
             if arriving.any():
                 copy.arrive(arriving)
                 copy.lanes = copy.lanes & ~arriving
@@ -60,7 +60,7 @@ class AsyncCopies:
         """Groups, program by program, that nothing waited for; copies in no group are one more."""
         groups, alone = set(), False
         for copy in self.copies:
-            programs = np.unique(self.batch.everyone.program[copy.lanes])
+            programs = np.unique(self.batch.program[copy.lanes])
             alone |= bool((copy.group[programs] == OPEN).any())
             groups |= {(p, copy.group[p]) for p in programs if copy.group[p] != OPEN}
         return len(groups) + alone

@@ -30,14 +30,17 @@ class Batch:
         self.programs, threads = last - first, machine.program.kernel.threads
         self.lanes = self.programs * threads
         self.all_lanes = np.arange(self.lanes)
-        program = np.repeat(np.arange(self.programs), threads)  # of each lane, within the batch
-        self.program_id = program + first  # within the grid
+        self.program = np.repeat(np.arange(self.programs), threads)  # of each lane, within the batch
+        self.program_id = self.program + first  # within the grid
         thread = np.tile(np.arange(threads, dtype=np.uint32), self.programs)
         self.lane = (thread % WARP).astype(np.int64)  # within its warp
         self.registers = list(machine.program.operands.initial)
         self.set_specials(thread)
         key = keys(self.program_id, thread.astype(np.int64) // WARP)
-        self.everyone = Lanes(None, program, self.all_lanes // WARP, key)
+        homes = self.program * machine.shared_bytes
+        self.everyone = Lanes(None, self.all_lanes // WARP, homes, key)
+        self.known: dict[tuple[int, np.bool_], tuple[Array, Lanes]] = {}
+        self.shuffles: dict[object, Array] = {}
         self.active: Array | None = None
         self.nobody = np.zeros(self.lanes, bool)
         self.shared = SharedMemory(
@@ -88,7 +91,7 @@ class Batch:
         old = self.registers[place]
         bits = bits.astype(old.dtype, copy=False)
         if selected is not None:
-            new = np.array(self.full(old))
+            new = old.repeat(self.lanes) if old.shape[0] == 1 else old.copy()
             new[selected] = bits
             bits = new
         self.registers[place] = bits
@@ -104,9 +107,23 @@ class Batch:
 
     def lanes_of(self, mask: Array | None) -> Lanes:
         """The lanes of a mask."""
-        return self.everyone.chosen(mask)
+        return self.everyone if mask is None else self.everyone.chosen(np.flatnonzero(mask))
+
+    def lanes_where(self, guard: int | None, negated: np.bool_) -> Lanes:
+        """The lanes that execute an access with that predicate; many have the same."""
+        if guard is None or self.active is not None:
+            return self.lanes_of(self.mask(guard, negated))
+        register = self.registers[guard]
+        known = self.known.get((id(register), negated))
+        if known is None:
+            known = (register, self.lanes_of(self.mask(guard, negated)))
+            self.known[id(register), negated] = known  # holds the register, so that no other has its id
+        return known[1]
 
     def pass_barrier(self, programs: Array | None = None) -> None:
         """All lanes of some programs, or of all, have met."""
-        passed = WARPS if programs is None else WARPS * programs[self.everyone.program]
-        self.everyone = replace(self.everyone, key=self.everyone.key + passed)
+        passed = WARPS if programs is None else WARPS * programs[self.program]
+        self.everyone = replace(self.everyone, keys=self.everyone.keys + passed)
+        self.known.clear()
+        if programs is None and self.shared.history is not None:
+            self.shared.history.forget_reads()

@@ -61,7 +61,7 @@ class GlobalMemory:
             name = f"global {access.name}"
             self.counts[f"{name} bytes"] += access.width * address.size
             self.counts[f"{name} sectors"] += sectors(address, lanes.warp)
-            self.counts[f"{name} requests"] += lanes.warps
+            self.counts[f"{name} requests"] += lanes.warp_count
         return self.memory.split(address, access)
 
     def note(
@@ -69,7 +69,7 @@ class GlobalMemory:
     ) -> None:
         """Who accessed what of a range."""
         if self.counting:
-            self.moved[i, access.name] += access.width * lanes.warp.size
+            self.moved[i, access.name] += access.width * lanes.count
         start, end = self.memory.ranges[i]
         if not self.races or end - start > LARGEST_KEPT:
             return

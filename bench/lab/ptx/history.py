@@ -12,6 +12,7 @@ from .errors import GpuFault
 from .values import Array
 
 LARGEST_CELL = 16
+LEAST_KEPT = 1 << 16
 NOBODY = -1
 WARPS = 1 << 6  # keys of one program between two barriers
 PROGRAM = 1 << 32  # keys of one program
@@ -42,29 +43,47 @@ class History:
         self.reader = np.full(cells, NOBODY, np.int64)
         self.written = self.read = False
         self.disputed = 0  # stores by which lanes of a warp wrote different numbers to the same bytes
+        self.reads: list[tuple[Place, int, Array]] = []  # not yet in `reader`: many are followed by no write
+        self.kept = 0  # lanes of those
 
-    def note(self, place: Place, width: int, key: Array, held: Callable[[], Array] | None = None) -> None:
-        """Accesses by keys; a fault where another's may come before or after.
+    def note(
+        self, place: Place, width: int, key: Array, held: Callable[[], Array] | None = None
+    ) -> Array | None:
+        """Accesses by keys; a fault where another's may come before or after. Returns who wrote before.
 
         Those that write give a function that says whether each place holds what was written to it just now.
         """
-        writes = held is not None
         writer, reader = self.rows(width)
-        if writer.ndim == 2:
-            key = key[:, None]
-        if self.written:
-            self.check(writer, place, key, writes, "wrote")
-        if writes:
-            if self.read:
-                self.check(reader, place, key, writes, "read")
-            writer[place] = key
-            self.written = True
-            if not isinstance(place, slice):
-                self.check_programs(writer, place, key)
-                self.check_numbers(writer, place, key, held())
-        else:
-            self.note_read(reader, place, key)
-            self.read = True
+        keys = key if writer.ndim == 1 else key[:, None]
+        writes = held is not None
+        before = self.check(writer, place, keys, writes, "wrote") if self.written else None
+        if not writes:
+            self.reads.append((place, width, key))
+            self.kept += key.size
+            if self.kept > max(LEAST_KEPT, self.reader.size):
+                self.settle()
+            return before
+        if self.reads:
+            self.settle()
+        if self.read:
+            self.check(reader, place, keys, writes, "read")
+        writer[place] = keys
+        self.written = True
+        if not is_ascending(place):
+            self.check_programs(writer, place, keys)
+            self.check_numbers(writer, place, keys, held())
+        return before
+
+    def settle(self) -> None:
+        """Put the reads that are kept into the cells."""
+        for place, width, key in self.reads:
+            self.note_read(place, width, key)
+        self.forget_reads()
+
+    def forget_reads(self) -> None:
+        """Reads that are kept no longer matter, because all have met since."""
+        self.reads.clear()
+        self.kept = 0
 
     def depart(self, place: Place, width: int, key: Array) -> None:
         """Copies set out that write somewhere between now and their arrival."""
@@ -75,10 +94,6 @@ class History:
         """Copies have arrived, for those keys."""
         writer, _ = self.rows(width)
         writer[place] = key if writer.ndim == 1 else key[:, None]
-
-    def unwritten(self, place: Place, width: int) -> bool:
-        """Whether nobody wrote some of these places."""
-        return not self.written or bool((self.rows(width)[0][place] == NOBODY).any())
 
     def rows(self, width: int) -> tuple[Array, Array]:
         """The cells of writers and readers, by accesses of a width: rows where an access has several."""
@@ -91,35 +106,39 @@ class History:
         several = (-1, width // self.cell)
         return self.writer.reshape(several), self.reader.reshape(several)
 
-    def note_read(self, reader: Array, place: Place, key: Array) -> None:
+    def note_read(self, place: Place, width: int, key: Array) -> None:
         """Readers of places; with others that read there, several."""
-        before = reader[place]
-        after = joint(before, key) if self.read else key
+        _, reader = self.rows(width)
+        key = key if reader.ndim == 1 else key[:, None]
+        after = joint(at(reader, place), key) if self.read else key
         reader[place] = after
-        if isinstance(place, slice):
+        self.read = True
+        if is_ascending(place):
             return
-        kept = reader[place]  # of lanes that read the same, the last
+        kept = at(reader, place)  # of lanes that read the same, the last
         lost = kept != after
         if lost.any():
-            at = lost if lost.ndim == 1 else lost.any(1)
-            np.maximum.at(reader, place[at], joint(kept, after)[at])  # several are greater than one
+            rows = lost if lost.ndim == 1 else lost.any(1)
+            np.maximum.at(reader, place[rows], joint(kept, after)[rows])  # several are greater than one
 
-    def check(self, cells: Array, place: Place, key: Array, writes: bool, did: str) -> None:
-        """A fault where another program, or another warp since the last barrier, is in the cells."""
-        before = cells[place]
+    def check(self, cells: Array, place: Place, key: Array, writes: bool, did: str) -> Array:
+        """Who is in the cells; a fault where another program is, or another warp since the last barrier."""
+        before = at(cells, place)
         different = before ^ key
-        if not (different > 0).any():
-            return
-        warps = (different > 0) & (different < WARPS)
+        positive = different > 0
+        if not positive.any():
+            return before
+        warps = positive & (different < WARPS)
         if self.replicated and did == "read":
             warps &= (before & SEVERAL_WARPS) != SEVERAL_WARPS
         clash = (different >= PROGRAM) | warps
         if clash.any():
             self.fault(cells, place, clash, before, key, writes, did)
+        return before
 
     def check_programs(self, writer: Array, place: Array, key: Array) -> None:
         """A fault where programs write the same at once."""
-        before = writer[place]
+        before = at(writer, place)
         clash = (before ^ key) >= PROGRAM
         if clash.any():
             self.fault(writer, place, clash, before, key, True, "wrote")
@@ -128,7 +147,7 @@ class History:
         """A fault where warps write different numbers to the same at once; lanes of a warp are counted."""
         if held.all():
             return
-        if ((writer[place] != key).T & ~held).any():
+        if ((at(writer, place) != key).T & ~held).any():
             raise GpuFault("race: warps write different numbers by one instruction to the same bytes")
         self.disputed += 1
 
@@ -153,6 +172,16 @@ class History:
         raise GpuFault(
             f"race: warp {mine % WARPS} {what} byte {byte}, which {others} {did} since the last barrier"
         )
+
+
+def at(cells: Array, place: Place) -> Array:
+    """The cells of places."""
+    return cells[place] if isinstance(place, slice) else cells.take(place, axis=0)
+
+
+def is_ascending(place: Place) -> bool:
+    """Whether no place comes twice, as far as is seen at once."""
+    return isinstance(place, slice) or bool((place[1:] > place[:-1]).all())
 
 
 def joint(before: Array, key: Array) -> Array:

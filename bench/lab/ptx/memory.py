@@ -48,16 +48,15 @@ def place_of(address: Array, start: int, width: int) -> Where:
 
 def get(rows: Array, place: Where, count: int) -> list[Array]:
     """The elements of accesses to places, an array for each of `count`."""
+    got = rows[place] if isinstance(place, slice) else rows.take(place, axis=0)
     if count == 1:
-        return [rows[place].copy() if isinstance(place, slice) else rows[place]]
-    return list(np.ascontiguousarray(rows[place].T))
+        return [got.copy() if isinstance(place, slice) else got]
+    return list(got.T.copy())
 
 
 def put(rows: Array, place: Where, values: list[Array]) -> None:
     """Elements to places; of several accesses to one the last counts."""
-    columns = [rows] if len(values) == 1 else rows.T
-    for column, elements in zip(columns, values):
-        column[place] = elements
+    rows[place] = values[0] if len(values) == 1 else np.stack(values, 1)
 
 
 def is_held(rows: Array, place: Where, values: list[Array]) -> Array:

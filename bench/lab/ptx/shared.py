@@ -8,7 +8,7 @@ import numpy as np
 
 from .counting import wavefronts
 from .errors import GpuFault
-from .history import History
+from .history import NOBODY, History
 from .lanes import Lanes
 from .memory import Access, Where, get, is_aligned, is_held, place_of, put
 from .values import UINT, Array
@@ -28,9 +28,9 @@ class SharedMemory:
             return [np.empty(0, UINT[access.element])] * access.count
         place = self.place(address, access, lanes)
         if self.history is not None:
-            if self.history.unwritten(place, access.width):
+            writers = self.note(self.history.note, place, access, lanes)
+            if writers is None or (writers == NOBODY).any():
                 self.counts["reads of shared memory never written"] += 1
-            self.note(self.history.note, place, access, lanes)
         return get(self.rows(access), place, access.count)
 
     def write(self, address: Array, access: Access, values: list[Array], lanes: Lanes) -> None:
@@ -83,12 +83,12 @@ class SharedMemory:
             )
         if self.counting and counting:
             self.counts["shared wavefronts"] += wavefronts(address, access.width, lanes.warp)
-            self.counts["shared requests"] += lanes.warps
-        return place_of(address + lanes.program * self.size, 0, access.width)
+            self.counts["shared requests"] += lanes.warp_count
+        return place_of(address + lanes.home, 0, access.width)
 
-    def note(self, what: Callable[..., None], place: Where, access: Access, lanes: Lanes, *held) -> None:
-        """What the history is told, with where it was in a fault."""
+    def note(self, what: Callable[..., Array | None], place: Where, access: Access, lanes: Lanes, *held):
+        """What the history is told and answers, with where it was in a fault."""
         try:
-            what(place, access.width, lanes.key, *held)
+            return what(place, access.width, lanes.key, *held)
         except GpuFault as fault:
             raise GpuFault(f"race in shared memory: {fault}: {access.instruction}") from None

@@ -58,7 +58,7 @@ def load(i: Instruction, operands: Operands) -> Step:
     memory = attrgetter("machine.globals" if space == "global" else "shared")
 
     def step(batch: Batch) -> None:
-        lanes = batch.lanes_of(batch.mask(guard, negated))
+        lanes = batch.lanes_where(guard, negated)
         values = memory(batch).read(lanes.of(batch.registers[base] + offset), access, lanes)
         for target, as_bits, value in zip(targets, bits, values):
             if target is not None:
@@ -102,7 +102,7 @@ def store(i: Instruction, operands: Operands) -> Step:
     memory, held = attrgetter("machine.globals" if space == "global" else "shared"), UINT[access.element]
 
     def step(batch: Batch) -> None:
-        lanes, registers = batch.lanes_of(batch.mask(guard, negated)), batch.registers
+        lanes, registers = batch.lanes_where(guard, negated), batch.registers
         values = [lanes.of(registers[s]).astype(held, copy=False) for s in sources]
         memory(batch).write(lanes.of(registers[base] + offset), access, values, lanes)
 

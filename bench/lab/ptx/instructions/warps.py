@@ -35,21 +35,32 @@ def shuffle(i: Instruction, operands: Operands) -> Step:
         raise Unsupported("shuffle; executed are those of all lanes, without a predicate as result")
     if i.parts[2] not in SHUFFLES:
         raise Unsupported(f"shuffle; executed are {', '.join(SHUFFLES)}")
-    source_of = SHUFFLES[i.parts[2]]
+    mode = i.parts[2]
     target, guard, negated = operands.register(i.operands[0]), operands.guard(i), np.bool_(i.negated)
     a, b, c = operands.sources(i.operands[1:4], 4)
 
     def step(batch: Batch) -> None:
         mask = batch.mask(guard, negated)
         batch.whole_warps(mask, "shfl.sync")
-        lane = batch.lane
-        distance, clamp = batch.registers[b].astype(np.int64) & 31, batch.registers[c].astype(np.int64)
-        segment = (clamp >> 8) & 31
-        source, exists = source_of(lane, distance, segment, (lane & segment) | (clamp & 31 & ~segment))
-        taken = np.where(exists, batch.all_lanes - lane + source, batch.all_lanes)
-        batch.write(target, batch.full(batch.registers[a])[taken], mask)
+        distance, clamp = batch.registers[b], batch.registers[c]
+        if distance.size == clamp.size == 1:
+            how = (mode, int(distance[0]), int(clamp[0]))
+            if how not in batch.shuffles:
+                batch.shuffles[how] = sources(batch, mode, distance, clamp)
+            taken = batch.shuffles[how]
+        else:
+            taken = sources(batch, mode, distance, clamp)
+        batch.write(target, batch.full(batch.registers[a]).take(taken), mask)
 
     return step
+
+
+def sources(batch: Batch, mode: str, distance: Array, clamp: Array) -> Array:
+    """The lane that each takes from, itself where there is none."""
+    lane, distance, clamp = batch.lane, distance.astype(np.int64) & 31, clamp.astype(np.int64)
+    segment = (clamp >> 8) & 31
+    source, exists = SHUFFLES[mode](lane, distance, segment, (lane & segment) | (clamp & 31 & ~segment))
+    return np.where(exists, batch.all_lanes - lane + source, batch.all_lanes)
 
 
 @instruction("redux", modifiers="sync " + " ".join(REDUCE))
