@@ -32,8 +32,9 @@ def checkout(tmp_path_factory):
 @pytest.mark.planted
 @pytest.mark.slow
 @pytest.mark.parametrize("path", PATCHES, ids=name)
-def test_a_planted_bug_is_found(checkout, path):
-    notes.find(patches.read(path), checkout)
+def test_a_planted_bug_is_found(request, path):
+    # no process begins where all have been found before
+    notes.find(patches.read(path), lambda patch: request.getfixturevalue("checkout").find(patch))
 
 
 @pytest.mark.parametrize("bug", FEW)

@@ -42,26 +42,22 @@ def bug(project):
     return Patch(project / "a.patch", "kernels/dropout.py", ("test_dropout.py", "-k", "x"), (("a", "b"),))
 
 
-class FindsOrNot:
-    """Stands in for a checkout."""
+def not_found(patch):
+    raise NotFound
 
-    def __init__(self, finds):
-        self.finds, self.asked = finds, 0
 
-    def find(self, patch):
-        self.asked += 1
-        if self.finds is False:
-            raise NotFound
-        return self.finds
+def not_searched(patch):
+    return False
 
 
 def is_run_again(patch):
-    checkout = FindsOrNot(True)
+    searched = []
     try:
-        notes.find(patch, checkout)
+        notes.find(patch, lambda patch: not searched.append(patch))
     except pytest.skip.Exception:
-        assert not checkout.asked
+        assert not searched
         return False
+    assert searched == [patch]
     return True
 
 
@@ -111,9 +107,9 @@ def test_a_bug_is_found_again_by_other_kernels(project, monkeypatch):
 def test_what_is_not_noted(project, monkeypatch):
     patch = bug(project)
     with pytest.raises(NotFound):
-        notes.find(patch, FindsOrNot(False))
+        notes.find(patch, not_found)
     with pytest.raises(pytest.skip.Exception, match="not for kernels by interpreter"):
-        notes.find(patch, FindsOrNot(None))
+        notes.find(patch, not_searched)
     assert not (project / "notes").exists()
     monkeypatch.delenv(notes.VARIABLE)
     assert [is_run_again(patch), is_run_again(patch)] == [True, True]

@@ -16,12 +16,12 @@ from .running import kernels
 VARIABLE = "NORMREG_PLANTED_CACHE"  # names the folder of the notes; there are none without it
 
 
-def find(patch, checkout):
-    """Fails unless the bug is found, or skips the test, which is never a reason to pass."""
+def find(patch, search):
+    """Fails unless `search` finds the bug, or skips the test, which is never a reason to pass."""
     note = _note(patch)
     if note and note.exists():
         pytest.skip("found before, and nothing that it reaches has changed since")
-    if not checkout.find(patch):
+    if not search(patch):
         pytest.skip(f"its tests are not for kernels by {kernels()}")
     if note:
         note.parent.mkdir(parents=True, exist_ok=True)
