@@ -16,6 +16,7 @@ from pathlib import Path
 PARTS = {  # the quick ones first
     "host": "Python's time from a layer's call to its launches; needs no GPU",
     "static": "what the compilers make of each kernel, for four targets; needs no GPU",
+    "instructions": "what compiled kernels execute, and what a model of a GPU makes of it; needs no GPU",
     "ledger": "bytes moved and kernels launched, counted in Triton's interpreter; needs no GPU",
     "speed": "device and end-to-end time against torch and every installed peer; needs a GPU",
     "models": "training steps of five networks before and after normreg.replace; timed on a GPU",
@@ -60,6 +61,7 @@ def parse_arguments():
 def load(part):
     """The part's module. Triton reads whether to interpret when kernels are defined, so it is said before."""
     os.environ.pop("TRITON_INTERPRET", None)
+    os.environ.pop("NORMREG_CPU_KERNELS", None)
     if part == "ledger" or (part in ("models", "smoke") and not has_gpu()):
         os.environ["TRITON_INTERPRET"] = "1"
     try:

@@ -178,6 +178,7 @@ class Peer:
     distribution: str = "torch"  # as it is installed
     around: Callable = contextlib.nullcontext  # (operation) -> a context to be measured in
     forward_only: tuple = ()  # operations without a backward
+    triton: bool = False  # whether its kernels are Triton's
 
     def installed(self):
         return importlib.util.find_spec(self.package) is not None
@@ -194,12 +195,12 @@ PEERS = (
     Peer(OURS, ours, "normreg", "normreg"),
     Peer("torch eager", torch_eager),
     Peer("torch.compile", torch_compile),
-    Peer("liger-kernel", liger, "liger_kernel", "liger-kernel"),
+    Peer("liger-kernel", liger, "liger_kernel", "liger-kernel", triton=True),
     Peer("cuDNN frontend", cudnn_frontend, "cudnn", "nvidia-cudnn-frontend"),
     Peer("quack", quack, "quack", "quack-kernels", forward_only=("layer_norm",)),
-    Peer("flash-attn", flash_attention, "flash_attn", "flash-attn"),
-    Peer("FlagGems", flag_gems, "flag_gems", "flag-gems", flag_gems_operators),
+    Peer("flash-attn", flash_attention, "flash_attn", "flash-attn", triton=True),
+    Peer("FlagGems", flag_gems, "flag_gems", "flag-gems", flag_gems_operators, triton=True),
     Peer("apex", apex, "apex", "apex"),
     Peer("TransformerEngine", transformer_engine, "transformer_engine", "transformer-engine"),
-    Peer("attorch", attorch, "attorch", "attorch"),
+    Peer("attorch", attorch, "attorch", "attorch", triton=True),
 )

@@ -10,7 +10,7 @@ import statistics
 import sys
 from pathlib import Path
 
-from . import archive, checks, classes, compare, ledger, models, tables
+from . import archive, checks, classes, compare, instructions_table, ledger, models, tables
 from .operations import OPERATIONS
 
 ROOT = Path(__file__).parent.parent
@@ -42,7 +42,7 @@ def records_of(runs):
     for run in runs:
         for record in run["records"]:
             who = record.get("peer") or record.get("variant")
-            latest[record["case"], who, record.get("direction")] = record
+            latest[record["case"], who, record.get("direction"), record.get("launch")] = record
     return list(latest.values())
 
 
@@ -112,6 +112,17 @@ def models_summary(machines):
     return tables.markdown(headers, rows)
 
 
+def instructions_runs(machines):
+    return [run for machine in machines for found in load(machine, "instructions").values() for run in found]
+
+
+def instructions_page(machine):
+    """The text of the page with all launches that were executed."""
+    runs = instructions_runs([machine])
+    lines = [f"# Instructions: {machine.name}", "", *environment_lines(runs), ""]
+    return "\n".join([*lines, *instructions_table.page(records_of(runs)), ""])
+
+
 def readme_section(results):
     machines = sorted(path for path in results.iterdir() if path.is_dir()) if results.is_dir() else []
     lines = ["### Bytes moved and kernels launched", ""]
@@ -123,6 +134,12 @@ def readme_section(results):
         lines += ["", ledger.summary(records_of(runs)), ""]
     else:
         lines += [f"{NOT_MEASURED}.", ""]
+    lines += [*instructions_table.section(records_of(instructions_runs(machines))), ""]
+    lines += [
+        f"Every launch that was executed: [{machine.name}]({machine.relative_to(ROOT)}/instructions.md)\n"
+        for machine in machines
+        if instructions_runs([machine])
+    ]
     lines += ["### Time, against the best of torch eager, torch.compile and the installed peers", ""]
     lines += [speed_summary(machines), ""]
     lines += ["### Training steps, against the faster of torch.nn and torch.compile", ""]
@@ -254,6 +271,10 @@ def run(arguments):
     for machine in machines:
         if was_on_a_gpu(machine):
             print(f"written: {write_machine_report(machine)}")
+        if instructions_runs([machine]):
+            path = machine / "instructions.md"
+            path.write_text(instructions_page(machine))
+            print(f"written: {path}")
     fill(arguments.readme, readme_section(arguments.results))
     fill(arguments.readme, classes.section(), classes.BEGIN, classes.END)
     print(f"written: {arguments.readme}")

@@ -23,12 +23,12 @@ ON_A_GPU = (
     "dispatch",
 )  # fmt: skip
 # Those about compiled code, which need no GPU.
-COMPILED = ("barriers", "lab", "static", "trained")
+COMPILED = ("barriers", "instructions", "lab", "static", "trained")
 # The others: what a GPU shows no better, or what takes minutes.
 ELSEWHERE = (
     "bench", "conftest", "cpu_kernels", "data_parallel", "diagnose", "explain", "far_offsets", "foreign",
-    "fuse", "gpu_pass", "gpu_watch", "init", "interpreter", "lab_counts", "lab_faults",
-    "lab_instructions", "lab_races", "lab_warps", "launch", "meter", "models", "package",
+    "fuse", "gpu_pass", "gpu_watch", "init", "instructions_table", "interpreter", "lab_counts",
+    "lab_faults", "lab_instructions", "lab_races", "lab_warps", "launch", "meter", "models", "package",
     "parameter_groups", "planted", "planted_notes", "processes", "readme", "report", "running_statistics",
     "smoke", "speed", "study", "sync_batch_norm", "tensor_parallel", "tiling", "timing", "torch_cases",
     "transformers", "worker",

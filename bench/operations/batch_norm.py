@@ -81,6 +81,16 @@ OPERATION = Operation(
             ((128, 512), False, False),
         )
     ),
+    instructions=(
+        Case(NAME, (8, 64, 56, 56)),
+        Case(NAME, (8, 64, 56, 56), channels_last=True),
+        Case(NAME, (8, 64, 56, 56), training=False),
+        Case(NAME, (8, 64, 56, 56), channels_last=True, training=False),
+        Case(NAME, (32, 512, 7, 8)),
+        Case(NAME, (16, 64, 32, 32)),
+        Case(NAME, (32, 420, 7, 7), channels_last=True),
+        Case(NAME, (1024, 1024)),
+    ),
     host=(Case(NAME, (8, 64, 4, 4)), Case(NAME, (8, 64, 4, 4), training=False)),
     speed=(
         *(Case(NAME, shape, channels_last=last, origin=origin) for origin, shape, last in shapes()),

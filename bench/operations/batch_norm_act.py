@@ -98,6 +98,14 @@ OPERATION = WithResidual(
             ((128, 512, 1, 1), False, True, "batch_norm+add+gelu"),
         )
     ),
+    instructions=(
+        Case(NAME, (8, 64, 56, 56), layer="batch_norm+add+relu"),
+        Case(NAME, (8, 64, 56, 56), channels_last=True, layer="batch_norm+add+relu"),
+        Case(NAME, (8, 64, 56, 56), layer="batch_norm+gelu"),
+        Case(NAME, (8, 64, 56, 56), channels_last=True, training=False, layer="batch_norm+add+relu"),
+        Case(NAME, (16, 64, 32, 32), layer="batch_norm+add+silu"),
+        Case(NAME, (32, 512, 7, 8), layer="batch_norm+add+relu"),
+    ),
     host=(
         Case(NAME, (8, 64, 4, 4), layer="batch_norm+relu"),
         Case(NAME, (8, 64, 4, 4), layer="batch_norm+add+relu"),

@@ -72,6 +72,11 @@ OPERATION = Operation(
         for dtype in DTYPES.values()
         for shape, act in (((4096, 4096), "gelu"), ((4096, 3072), "silu"), ((4096, 1000), "relu"))
     ),
+    instructions=(
+        Case(NAME, (264, 4096), layer="bias+gelu+dropout"),
+        Case(NAME, (352, 3072), layer="bias+silu+dropout"),
+        Case(NAME, (1056, 1000), layer="bias+relu+dropout"),
+    ),
     host=(Case(NAME, (8, 768), layer="bias+gelu+dropout"),),
     speed=tuple(
         Case(NAME, shape, layer=f"bias+{act}+dropout", origin="language")

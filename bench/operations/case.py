@@ -96,6 +96,7 @@ class Operation:
     passes: dict  # direction -> how many tensors of the input's size it moves at least
     ledger: tuple[Case, ...]
     static: tuple[Case, ...]
+    instructions: tuple[Case, ...]
     host: tuple[Case, ...]
     speed: tuple[Case, ...]
     masked_error: Callable | None = None  # (reference, layer, x, dy, y, gradients), where results are random

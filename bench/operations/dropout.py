@@ -57,6 +57,12 @@ OPERATION = Operation(
             )
         ),
     ),
+    instructions=(
+        Case(NAME, (256, 4096)),
+        Case(NAME, (256, 4096), torch.float32),
+        Case(NAME, (4, 64, 56, 56), layer="Dropout2d"),
+        Case(NAME, (4, 64, 56, 56), channels_last=True, layer="Dropout2d"),
+    ),
     host=(Case(NAME, (8, 768)),),
     masked_error=error,
     speed=(

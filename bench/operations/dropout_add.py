@@ -89,6 +89,12 @@ OPERATION = Operation(
             ((32, 96, 56, 56), True, "drop path+add"),
         )
     ),
+    instructions=(
+        Case(NAME, (1024, 1024), layer="dropout+add"),
+        Case(NAME, (7, 197, 768), layer="scaled drop path+add"),
+        Case(NAME, (1056, 1000), layer="scaled dropout+add"),
+        Case(NAME, (4, 96, 56, 56), channels_last=True, layer="drop path+add"),
+    ),
     host=(Case(NAME, (8, 768), layer="dropout+add"),),
     speed=tuple(
         Case(NAME, shape, layer=kind, origin=origin)

@@ -133,6 +133,14 @@ OPERATION = Sum(
         )
         for cols in widths
     ),
+    instructions=(
+        Case(NAME, (264, 4096), layer="prenorm dropout+add+LayerNorm"),
+        Case(NAME, (264, 4096), layer="prenorm dropout+add+RMSNorm"),
+        Case(NAME, (264, 4096), layer="prenorm add+RMSNorm"),
+        Case(NAME, (1024, 1024), layer="dropout+add+LayerNorm"),
+        Case(NAME, (66, 16384), layer="prenorm dropout+add+LayerNorm"),
+        Case(NAME, (16, 65536), layer="prenorm dropout+add+LayerNorm"),
+    ),
     host=(Case(NAME, (8, 768), layer="prenorm dropout+add+LayerNorm"),),
     speed=(
         *both_kinds(((16384, 1024), (16384, 4096), (8192, 8192)), origin="language"),

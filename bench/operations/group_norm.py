@@ -62,6 +62,13 @@ OPERATION = Operation(
             (16, 128, 4, 4),
         )
     ),
+    instructions=(
+        Case(NAME, (4, 320, 32, 32)),
+        Case(NAME, (4, 64, 64, 64)),
+        Case(NAME, (2048, 512)),
+        Case(NAME, (512, 128, 4, 4)),
+        Case(NAME, (1, 128, 128, 128)),  # groups that are not held
+    ),
     host=(Case(NAME, (8, 64, 4, 4)),),
     speed=(
         *(Case(NAME, shape, origin=origin) for origin, shape in shapes()),

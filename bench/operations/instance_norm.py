@@ -47,6 +47,7 @@ OPERATION = Operation(
     static=tuple(
         Case(NAME, shape, dtype) for dtype in DTYPES.values() for shape in ((16, 64, 64, 64), (2, 32, 16, 8))
     ),
+    instructions=(Case(NAME, (4, 64, 64, 64)), Case(NAME, (1, 20, 256, 128))),
     host=(Case(NAME, (8, 64, 4, 4)),),
     speed=(
         *(Case(NAME, shape, origin=origin) for origin, shape in shapes()),

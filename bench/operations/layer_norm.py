@@ -39,6 +39,20 @@ AWKWARD = (
     (3333, 1001),
     (333, 50257),
 )
+# Of which the compiled code is executed: above 1 MiB, and no fewer rows than a tile has
+EXECUTED = (
+    (1056, 4096),
+    (2112, 1024),
+    (4096, 128),
+    (1024, 768),
+    (132, 5120),
+    (132, 8192),
+    (66, 12288),
+    (66, 16384),
+    (32, 32768),
+    (16, 65536),
+    (16, 73728),
+)
 OTHER_DTYPES = ((16384, 768), (16384, 4096), (4096, 16384), (1024, 65536), (100352, 192), (8, 768))
 
 
@@ -68,6 +82,10 @@ OPERATION = Operation(
         Case(NAME, (4096, cols), dtype)
         for dtype in DTYPES.values()
         for cols in (4096, 65536, 768, 64, 1024, 5120, 8192, 12288, 16384, 32768, 131072)
+    ),
+    instructions=(
+        *(Case(NAME, shape) for shape in EXECUTED),
+        Case(NAME, (264, 4096), torch.float32),
     ),
     host=(Case(NAME, (8, 768)),),
     speed=(

@@ -40,6 +40,12 @@ OPERATION = Operation(
         for dtype in DTYPES.values()
         for shape in ((32, 96, 56, 56), (32, 768, 7, 8), (2, 3000, 16, 16))
     ),
+    instructions=(
+        Case(NAME, (4, 96, 56, 56)),
+        Case(NAME, (4, 96, 56, 56), channels_last=True),
+        Case(NAME, (16, 768, 7, 8)),
+        Case(NAME, (1, 3000, 16, 16)),
+    ),
     host=(Case(NAME, (8, 64, 4, 4)),),
     speed=tuple(
         Case(NAME, shape, dtype, channels_last, origin=origin)

@@ -24,6 +24,7 @@ OPERATION = Operation(
     passes=layer_norm.OPERATION.passes,
     ledger=of_layer_norm("ledger", widths=(4096, 16384, 65536)),
     static=of_layer_norm("static", widths=(64, 4096, 16384, 65536)),
+    instructions=of_layer_norm("instructions", widths=(1024, 4096, 16384)),
     host=of_layer_norm("host"),
     speed=of_layer_norm("speed"),
 )
