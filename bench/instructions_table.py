@@ -166,11 +166,8 @@ def section(records):
     lines = ["### Instructions, and what a model makes of them", ""]
     if not records:
         return [*lines, "not counted."]
-    lines += [
-        f"{WHAT} Kernels of which memory is not the largest term, each where it is furthest from it:",
-        "",
-    ]
-    lines += [worst(records)]
+    lines += [WHAT, "", "Kernels of which memory is not the largest term, each where it is furthest from it:"]
+    lines += ["", worst(records)]
     if beside := beside_peers(records):
         lines += ["", BESIDE, "", beside]
     return lines

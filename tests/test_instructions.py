@@ -18,11 +18,92 @@ ROOT = Path(__file__).parent.parent
 PINNED = triton.__version__.startswith("3.7.")  # counts depend on the compiler
 
 # Lane instructions an element of the case, at most: a tenth above the worst that Triton 3.7 makes for sm_90
-LIMITS = {}
+LIMITS = {
+    "batch_norm_backward": 34,
+    "batch_norm_backward gelu": 114,
+    "batch_norm_backward_sums": 50,
+    "batch_norm_backward_sums gelu": 136,
+    "batch_norm_held": 44,
+    "batch_norm_held_backward": 44,
+    "batch_norm_inference": 20,
+    "batch_norm_normalize": 39,
+    "batch_norm_normalize gelu": 88,
+    "batch_norm_statistics": 31,
+    "batch_norm_statistics gelu": 26,
+    "bias_act_dropout_backward": 41,
+    "bias_act_dropout_backward gelu": 263,
+    "bias_act_dropout_forward": 35,
+    "bias_act_dropout_forward gelu": 71,
+    "dropout": 34,
+    "dropout_add": 31,
+    "dropout_add_backward": 30,
+    "dropout_add_norm_backward": 63,
+    "dropout_add_norm_backward wide": 88,
+    "dropout_add_norm_forward": 49,
+    "dropout_add_norm_forward_parts": 44,
+    "dropout_add_norm_forward_parts wide": 53,
+    "dropout_grouped": 22,
+    "group_norm_backward": 34,
+    "group_norm_backward_input": 24,
+    "group_norm_backward_merge": 8.3,
+    "group_norm_backward_sums": 29,
+    "group_norm_forward": 30,
+    "group_norm_normalize": 30,
+    "layer_norm_backward": 56,
+    "layer_norm_backward wide": 56,
+    "layer_norm_backward_finish": 12,
+    "layer_norm_backward_finish gelu": 2.3,
+    "layer_norm_backward_finish wide": 49,
+    "layer_norm_backward_parts": 38,
+    "layer_norm_backward_sums": 28,
+    "layer_norm_backward_sums wide": 20,
+    "layer_norm_forward": 58,
+    "layer_norm_forward_chunked": 36,
+    "layer_norm_forward_chunked wide": 28,
+    "layer_norm_forward_parts": 20,
+    "layer_norm_forward_parts wide": 27,
+}
 # Sectors over bytes of launches that move more than 1 MiB, at most, where it is more than 1.05
-SECTORS = {}
+SECTORS = {
+    # 420 channels, channels last: positions begin within sectors
+    "batch_norm_statistics": 1.15,
+    "batch_norm_normalize": 1.11,
+    "batch_norm_backward_sums": 1.18,
+    "batch_norm_backward": 1.12,
+    # 56 positions a channel: so do channels
+    "batch_norm_held": 1.08,
+    "layer_norm_forward": 1.2,
+    # groups of 16 elements, a sector, with statistics of their own
+    "group_norm_forward": 1.23,
+    "group_norm_backward": 1.18,
+    # lanes that part in erf are executed apart from then on
+    "batch_norm_normalize gelu": 1.17,
+    "bias_act_dropout_backward gelu": 1.64,
+}
 # Passes over shared memory a request, at most, where they are more than one: 16 bytes a lane take 4
-PASSES = {}
+PASSES = {
+    "batch_norm_backward": 9.8,
+    "batch_norm_backward_sums": 6.5,
+    "batch_norm_normalize": 9.8,
+    "batch_norm_statistics": 7.2,
+    "bias_act_dropout_backward": 4.4,
+    "bias_act_dropout_backward gelu": 4.4,
+    "dropout_add": 2.8,
+    "dropout_add_backward": 15.8,
+    "dropout_add_norm_backward": 11,
+    "dropout_add_norm_backward wide": 11,
+    "group_norm_backward": 7.9,
+    "group_norm_backward_merge": 2.6,
+    "layer_norm_backward": 7.2,
+    "layer_norm_backward wide": 7.7,
+    "layer_norm_backward_finish": 5.6,
+    "layer_norm_backward_finish gelu": 4.8,
+    "layer_norm_backward_finish wide": 4.8,
+    "layer_norm_backward_parts": 3.3,
+    "layer_norm_backward_sums": 4.1,
+    "layer_norm_forward": 6.5,
+    "layer_norm_forward_chunked": 4.1,
+}
 
 
 def committed(part="instructions"):
@@ -35,7 +116,7 @@ OURS_COMMITTED = [record for record in committed() if record["peer"] == OURS]
 
 def limited(record):
     """The name of a record's limits: erf, and rows that are not held, take more than the others."""
-    wide = "x73728" in record["case"] or "x65536" in record["case"] or "x32768" in record["case"]
+    wide = any(cols in record["case"] for cols in ("x32768", "x65536", "x73728"))
     return record["kernel"].removesuffix("_kernel") + " gelu" * ("gelu" in record["case"]) + " wide" * wide
 
 

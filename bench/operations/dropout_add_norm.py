@@ -138,6 +138,7 @@ OPERATION = Sum(
         Case(NAME, (264, 4096), layer="prenorm dropout+add+RMSNorm"),
         Case(NAME, (264, 4096), layer="prenorm add+RMSNorm"),
         Case(NAME, (1024, 1024), layer="dropout+add+LayerNorm"),
+        Case(NAME, (16384, 64), layer="prenorm dropout+add+LayerNorm"),
         Case(NAME, (66, 16384), layer="prenorm dropout+add+LayerNorm"),
         Case(NAME, (16, 65536), layer="prenorm dropout+add+LayerNorm"),
     ),
