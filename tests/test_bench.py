@@ -37,7 +37,7 @@ def bench(*arguments):
 # Cases
 
 
-@pytest.mark.parametrize("proof", ["ledger", "static", "host", "speed"])
+@pytest.mark.parametrize("proof", ["ledger", "static", "instructions", "host", "speed"])
 def test_every_operation_has_cases_and_they_take_turns(proof):
     chosen = cases(proof)
     assert len(chosen) == len(set(chosen))
@@ -63,7 +63,7 @@ def test_cases_of_speed_cover_what_is_promised():
 
 
 @pytest.mark.parametrize("name", OPERATIONS)
-@pytest.mark.parametrize("proof", ["ledger", "static", "host", "speed"])
+@pytest.mark.parametrize("proof", ["ledger", "static", "instructions", "host", "speed"])
 def test_the_layer_of_every_case_exists_in_both_libraries(name, proof):
     for case in getattr(OPERATIONS[name], proof):
         layers = [
@@ -435,7 +435,7 @@ def test_speed_says_that_it_needs_a_gpu(tmp_path):
 def test_everything_that_this_machine_can_show():
     done = bench("--operations", "dropout", "--budget", "5")
     assert done.returncode == 0, done.stderr
-    for part in ("host", "static", "ledger"):
+    for part in ("host", "static", "instructions", "ledger"):
         assert f"## {part}: " in done.stdout
     if not torch.cuda.is_available():
         assert done.stdout.endswith("speed and models: not measured. They need a GPU, and none was found.\n")
@@ -466,7 +466,7 @@ def test_everything_is_a_process_for_each_part(command_line, commands, monkeypat
     monkeypatch.setattr(__main__, "has_gpu", lambda: gpu)
     command_line("--budget", "5", "--out", "results", "--commit", "abc", "--json")
     assert __main__.main() == 0
-    parts = ["host", "static", "ledger"] + ["speed", "models"] * gpu
+    parts = ["host", "static", "instructions", "ledger"] + ["speed", "models"] * gpu
     for command, part in zip(commands[0], parts, strict=True):
         budget = command.pop(5)
         assert command == [

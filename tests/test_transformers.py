@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hugging_face import MODELS, assert_trains, built, imported, train
+from hugging_face import MODELS, assert_agrees, assert_trains, built, imported, in_float64, train
 from processes import exit_status
 
 import normreg
