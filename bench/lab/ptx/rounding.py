@@ -9,14 +9,12 @@ from fractions import Fraction
 
 import numpy as np
 
-from .values import Array
+from .values import NORMAL, Array
 
 SPLITTER = float(2**27 + 1)
 SMALLEST_FACTOR, LARGEST_ADDEND = 2.0**-400, 2.0**900  # no term of an error over- or underflows
 HALF_OF_SINGLE = np.uint64(1 << 28)  # the bits of float64 below those of float32, halfway
 BELOW_SINGLE = np.uint64((1 << 29) - 1)
-ONE = np.uint64(1)
-NORMAL = np.uint64((2 * (1023 - 126) << 52) - 1)  # the bits of 2**-126, doubled, - 1
 
 
 def sum_and_error(a: Array, b: Array) -> tuple[Array, Array]:
@@ -59,13 +57,14 @@ def single_sum(a: Array, b: Array) -> Array:
     """A sum of float64 rounded once to float32."""
     total = a + b
     rounded = total.astype(np.float32)
-    bits = total.view(np.uint64)
     # only what lies halfway between two of float32 is rounded a second time; subnormal ones have fewer bits
-    from_half = (bits - HALF_OF_SINGLE) & BELOW_SINGLE
-    magnitude = (bits << ONE) - ONE  # of zero the greatest
-    if np.minimum.reduce(from_half) and np.minimum.reduce(magnitude) >= NORMAL:
+    doubtful = (total.view(np.uint64) & BELOW_SINGLE) == HALF_OF_SINGLE
+    magnitude = np.abs(rounded)
+    if not np.minimum.reduce(magnitude) >= NORMAL:
+        doubtful |= (magnitude < NORMAL) & (magnitude > 0)
+    if not np.count_nonzero(doubtful):
         return rounded
-    at = np.flatnonzero((from_half == 0) | (magnitude < NORMAL))
+    at = np.flatnonzero(doubtful)
     a, b = (x if x.shape[0] == 1 else x[at] for x in (a, b))
     rounded[at] = odd_sum(a, b).astype(np.float32)
     return rounded

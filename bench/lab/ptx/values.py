@@ -16,7 +16,7 @@ UINT = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64}
 SIGNED = {1: np.int8, 2: np.int16, 4: np.int32, 8: np.int64}
 SIZES = {"pred": 0, "bf16": 2, "f16": 2, "f32": 4, "f64": 8, "bf16x2": 4, "f16x2": 4, "f32x2": 8}
 SIZES |= {f"{kind}{8 * size}": size for kind in "bus" for size in UINT}
-ONE, NORMAL = np.uint32(1), np.uint32((2 << 23) - 1)  # of the smallest normal float32 the bits, doubled, - 1
+NORMAL = np.float32(2**-126)  # the smallest
 FLOATS = {"f16": np.float16, "f32": np.float32, "f64": np.float64}
 
 
@@ -105,7 +105,7 @@ def bfloat16_bits(x: Array) -> Array:
 
 def flushed(x: Array) -> Array:
     """Float32 numbers with subnormal ones as zeros of their sign (.ftz)."""
-    magnitude = (x.view(np.uint32) << ONE) - ONE  # of zero the greatest
+    magnitude = np.abs(x)
     if np.minimum.reduce(magnitude) >= NORMAL:
         return x
     return np.where(magnitude < NORMAL, np.copysign(np.float32(0), x), x)

@@ -97,7 +97,7 @@ def fused_in(ty: str, how: str = "add") -> Callable[[Array, Array, Array], Array
     add = single_sum if ty in ("f32", "f32x2") else odd_single_sum
 
     def fused(a: Array, b: Array, c: Array) -> Array:
-        return add(np.multiply(a, b, dtype=np.float64), c)
+        return add(a.astype(np.float64) * b.astype(np.float64), c.astype(np.float64))
 
     return fused
 
