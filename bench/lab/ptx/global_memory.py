@@ -73,14 +73,18 @@ class GlobalMemory:
         start, end = self.memory.ranges[i]
         if not self.races or end - start > LARGEST_KEPT:
             return
+        origin = self.memory.origin(i)
         if i not in self.histories:
-            self.histories[i] = History(end - start, start - self.memory.origin(i), replicated=True)
+            self.histories[i] = History(end - origin, lambda byte: self.memory.describe(origin + byte), True)
         try:
             self.histories[i].note(place, access.width, lanes.key, held)
             if self.histories[i].disputed:
-                raise GpuFault("race: lanes of a warp store different numbers to the same bytes")
+                raise GpuFault(
+                    "race: lanes of a warp store different numbers to the same bytes of tensor "
+                    f"{self.memory.numbers[i]}"
+                )
         except GpuFault as fault:
-            raise GpuFault(f"{fault} of tensor {self.memory.numbers[i]}: {access.instruction}") from None
+            raise GpuFault(f"{fault}: {access.instruction}") from None
 
     def dram_bytes(self) -> int:
         """Loads and stores; those of small tensors once."""

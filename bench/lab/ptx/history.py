@@ -29,16 +29,16 @@ def keys(program: Array, warp: Array) -> Array:
 
 
 class History:
-    """Writers and readers of `size` bytes, the first `before` bytes behind a multiple of every width.
+    """Writers and readers of `size` bytes, from a multiple of every width on; `describe` names a byte.
 
     Where `replicated`, a warp may write what several warps of its program read before: Triton loads a number
     that a program has once in every warp, and stores it from one, whose own load was in order.
     """
 
-    def __init__(self, size: int, before: int = 0, replicated: bool = False):
-        self.before, self.replicated = before, replicated
+    def __init__(self, size: int, describe: Callable[[int], str], replicated: bool = False):
+        self.describe, self.replicated = describe, replicated
         self.cell = LARGEST_CELL
-        cells = 2 * -(-(before + size) // (2 * self.cell))  # even, for accesses of two
+        cells = 2 * -(-size // (2 * self.cell))  # even, for accesses of two
         self.writer = np.full(cells, NOBODY, np.int64)
         self.reader = np.full(cells, NOBODY, np.int64)
         self.written = self.read = False
@@ -147,31 +147,33 @@ class History:
         """A fault where warps write different numbers to the same at once; lanes of a warp are counted."""
         if held.all():
             return
-        if ((at(writer, place) != key).T & ~held).any():
-            raise GpuFault("race: warps write different numbers by one instruction to the same bytes")
+        clash = ((at(writer, place) != key).T & ~held).T
+        if clash.any():
+            byte = self.byte(writer, place, int(np.argmax(clash)))
+            raise GpuFault(f"race: warps write different numbers by one instruction to {byte}")
         self.disputed += 1
+
+    def byte(self, cells: Array, place: Place, k: int) -> str:
+        """The byte of the k-th cell of places."""
+        cell = np.arange(cells.size).reshape(cells.shape)[place].flat[k]
+        return self.describe(int(cell) * self.cell)
 
     def fault(
         self, cells: Array, place: Place, clash: Array, before: Array, key: Array, writes: bool, did: str
     ) -> None:
         """The fault of the first clash."""
         first = int(np.argmax(clash))
-        byte = int(np.arange(cells.size).reshape(cells.shape)[place].flat[first]) * self.cell - self.before
+        byte = self.byte(cells, place, first)
         mine, other = int(np.broadcast_to(key, clash.shape).flat[first]), int(before.flat[first])
+        warp = f"warp {mine % WARPS} {'writes to' if writes else 'reads'} {byte}"
         if other == ON_ITS_WAY:
-            what = "writes to" if writes else "reads"
-            raise GpuFault(f"race: warp {mine % WARPS} {what} byte {byte}, where a copy is on its way")
+            raise GpuFault(f"race: {warp}, where a copy is on its way")
         if other // PROGRAM != mine // PROGRAM:
             others = "others" if other == SEVERAL_PROGRAMS else other // PROGRAM
-            raise GpuFault(
-                f"programs {mine // PROGRAM} and {others} {'write' if writes else 'read'} the same byte, "
-                f"{byte}"
-            )
+            how = "write" if writes else "read"
+            raise GpuFault(f"programs {mine // PROGRAM} and {others} {how} the same byte, {byte}")
         others = "several warps" if other % WARPS == SEVERAL_WARPS else f"warp {other % WARPS}"
-        what = "writes to" if writes else "reads"
-        raise GpuFault(
-            f"race: warp {mine % WARPS} {what} byte {byte}, which {others} {did} since the last barrier"
-        )
+        raise GpuFault(f"race: {warp}, which {others} {did} since the last barrier")
 
 
 def at(cells: Array, place: Place) -> Array:

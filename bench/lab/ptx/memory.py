@@ -116,15 +116,15 @@ class Memory:
         return [(int(j), np.flatnonzero(which == j)) for j in np.unique(which)]
 
     def describe(self, address: int) -> str:
-        """An address in words: the byte of a tensor, or how far from the nearest."""
+        """An address in words: the byte of a tensor, or how far it is from the nearest."""
         if not self.ranges:
             return "of a launch without tensors"
         after = bisect_right(self.starts, address)
         before = max(0, after - 1)
         start, end = self.ranges[before]
         if start <= address < end:
-            return f"byte {address - start} of tensor {self.numbers[before]}, which has {end - start}"
+            return f"byte {address - start} of tensor {self.numbers[before]} of {end - start} bytes"
         if address >= end and (after == len(self.starts) or address - end <= self.starts[after] - address):
-            return f"{address - end} bytes behind tensor {self.numbers[before]}, which has {end - start}"
+            return f"byte {address - start} of tensor {self.numbers[before]}, which has {end - start}"
         next_one = before if address < start else after
         return f"{self.starts[next_one] - address} bytes before tensor {self.numbers[next_one]}"

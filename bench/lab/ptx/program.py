@@ -65,6 +65,10 @@ class Program:
                         block.steps.append(step)
             except Unsupported as wrong:
                 raise Unsupported(f"{self.kernel.name}: {i}: {wrong}") from None
+            except (LookupError, ValueError) as wrong:
+                raise Unsupported(
+                    f"{self.kernel.name}: {i}: operands other than expected: {wrong!r}"
+                ) from wrong
         return block
 
     def end(self, i: Instruction) -> End:

@@ -20,7 +20,11 @@ class SharedMemory:
     def __init__(self, programs: int, size: int, races: bool, counting: bool, counts: Counter[str]):
         self.size, self.counting, self.counts = size, counting, counts
         self.data = np.full(programs * size, 0xFF, np.uint8)
-        self.history = History(programs * size) if races else None
+        self.history = History(programs * size, self.describe) if races else None
+
+    def describe(self, byte: int) -> str:
+        """A byte of a program's shared memory, in words."""
+        return f"byte {byte % self.size} of shared memory"
 
     def read(self, address: Array, access: Access, lanes: Lanes) -> list[Array]:
         """The elements at the addresses of lanes."""
@@ -91,4 +95,4 @@ class SharedMemory:
         try:
             return what(place, access.width, lanes.key, *held)
         except GpuFault as fault:
-            raise GpuFault(f"race in shared memory: {fault}: {access.instruction}") from None
+            raise GpuFault(f"{fault}: {access.instruction}") from None
