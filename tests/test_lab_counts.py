@@ -181,3 +181,32 @@ def test_shared_memory_that_was_never_written():
     body = "mov.b32 %r1, 8;\nst.shared.b32 [%r1], %r1;\nld.shared.b32 %r2, [%r1{}];"
     assert not machine(written(body.format("")), shared=16).count["reads of shared memory never written"]
     assert machine(written(body.format("+4")), shared=16).count["reads of shared memory never written"] == 1
+
+
+# Twice round a loop whose end stands before its beginning, as LLVM writes it: lanes part, and meet at the end
+PARTED = """
+mov.u32 %r1, %tid.x;
+mov.u32 %r2, 0;
+bra.uni $BEGINNING;
+$END:
+shl.b32 %r4, %r1, 1;
+add.s32 %r2, %r2, 1;
+setp.lt.u32 %p2, %r2, 2;
+@%p2 bra $BEGINNING;
+bra.uni $BEHIND;
+$BEGINNING:
+setp.lt.u32 %p1, %r1, 16;
+@%p1 bra $LOW;
+cvt.rn.f32.u32 %r3, %r1;
+bra.uni $END;
+$LOW:
+cvt.rn.f32.u32 %r3, %r1;
+bra.uni $END;
+$BEHIND:
+"""
+
+
+def test_lanes_that_part_in_a_loop_meet_at_its_end():
+    counts = machine(written(PARTED)).by_class
+    assert counts["cvt"] == 2 * 2  # both sides, twice
+    assert counts["alu"] == 2 + 2 * 4 + 1  # before, once each time, ret

@@ -19,10 +19,17 @@ class Next:
     def leave(self, flow: Flow) -> None:
         flow.jump(flow.at + 1)
 
+    def after(self, at: int) -> list[int]:
+        """Blocks that may follow this one."""
+        return [at + 1]
+
 
 @dataclass(frozen=True, slots=True)
 class Exit:
     """The lanes end."""
+
+    def after(self, at: int) -> list[int]:
+        return []
 
     def leave(self, flow: Flow) -> None:
         flow.exit()
@@ -33,6 +40,9 @@ class Barrier:
     """All lanes of a program meet; `aligned`: those of a warp all by this instruction."""
 
     aligned: bool
+
+    def after(self, at: int) -> list[int]:
+        return [at + 1]
 
     def leave(self, flow: Flow) -> None:
         if self.aligned:
@@ -47,6 +57,9 @@ class Branch:
     target: int
     guard: int | None
     negated: np.bool_
+
+    def after(self, at: int) -> list[int]:
+        return [self.target] if self.guard is None else [self.target, at + 1]
 
     def leave(self, flow: Flow) -> None:
         if self.guard is None:
@@ -66,6 +79,9 @@ class IndexedBranch:
 
     targets: Array
     index: int
+
+    def after(self, at: int) -> list[int]:
+        return [int(target) for target in self.targets]
 
     def leave(self, flow: Flow) -> None:
         flow.part(self.targets[flow.batch.full(flow.batch.registers[self.index]).astype(np.int64)])
@@ -97,14 +113,18 @@ class Flow:
             block.end.leave(self)
 
     def choose(self) -> bool:
-        """The lanes furthest back go on, so that those ahead are met; False where all have ended."""
+        """The lanes furthest back go on, so that those ahead are met; False where all have ended.
+
+        Furthest back by the ways that lead there, not by the text, in which a loop's end may stand before it.
+        """
         if self.places is None:
             self.batch.active = None
             return self.at >= 0
         ready = self.alive & ~self.waiting
         if not ready.any():
             return False
-        self.at = int(self.places[ready].min())
+        program = self.batch.machine.program
+        self.at = int(program.order[program.rank[self.places[ready]].min()])
         ready &= self.places == self.at
         self.batch.active = None if ready.all() else ready
         return True

@@ -14,6 +14,7 @@ from .errors import Unsupported
 from .instructions import build
 from .operands import Operands
 from .parsing import Instruction, Kernel, parse
+from .ways import ordered
 
 Step = Callable[[Batch], None]
 BARRIERS = ("bar.sync", "barrier.sync", "barrier.sync.aligned")
@@ -44,6 +45,14 @@ class Program:
         self.blocks = [self.block(a, b) for a, b in zip(starts, [*starts[1:], len(self.kernel.instructions)])]
         self.blocks[-1].end = Exit()
         self.kernel.instructions = []  # they are steps now
+        order = ordered(self.after, [0], set(range(len(self.blocks))))
+        self.order = np.array(order)
+        self.rank = np.full(len(self.blocks), len(order))  # of blocks that no way leads to, never asked for
+        self.rank[self.order] = np.arange(len(order))
+
+    def after(self, block: int) -> list[int]:
+        """Blocks that may follow one."""
+        return self.blocks[block].end.after(block)
 
     def starts(self) -> list[int]:
         """Where blocks begin; the last is empty."""

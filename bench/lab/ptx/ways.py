@@ -1,0 +1,51 @@
+"""The order of blocks by the ways through a program: behind what leads to them, loops beside each other."""
+
+from collections.abc import Callable, Iterable
+
+After = Callable[[int], Iterable[int]]  # blocks that may follow one
+
+
+def ordered(after: After, first: Iterable[int], within: set[int]) -> list[int]:
+    """Those of `within` that ways from `first` reach.
+
+    A loop's first block comes first of it, and what follows the loop behind all of it.
+    """
+    order = []
+    for loop in loops(after, first, within):
+        order.append(loop[0])
+        if len(loop) > 1:
+            order += ordered(after, after(loop[0]), within & set(loop[1:]))
+    return order
+
+
+def loops(after: After, first: Iterable[int], within: set[int]) -> list[list[int]]:
+    """Tarjan's strongly connected components, each behind those that lead to it, first what was met first."""
+    number: dict[int, int] = {}  # in the order in which blocks are met
+    lowest: dict[int, int] = {}  # that a block leads back to
+    open_: list[int] = []
+    found: list[list[int]] = []
+
+    def meet(block: int) -> tuple[int, list[int]]:
+        number[block] = lowest[block] = len(number)
+        open_.append(block)
+        return block, [following for following in after(block) if following in within]
+
+    for start in first:
+        ways = [meet(start)] if start in within and start not in number else []
+        while ways:
+            block, following = ways[-1]
+            if following:
+                other = following.pop()
+                if other not in number:
+                    ways.append(meet(other))
+                elif other in open_:
+                    lowest[block] = min(lowest[block], number[other])
+                continue
+            ways.pop()
+            if ways:
+                lowest[ways[-1][0]] = min(lowest[ways[-1][0]], lowest[block])
+            if lowest[block] == number[block]:
+                at = open_.index(block)
+                found.append(open_[at:])
+                del open_[at:]
+    return found[::-1]
