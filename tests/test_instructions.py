@@ -210,7 +210,7 @@ def exponentials_kernel(x_ptr, y_ptr, BLOCK: tl.constexpr):
 
 def described(kernel, host, x, y, **constants):
     with lab.counted(host) as launches:
-        kernel[(y.numel() // 1024,)](x, y, **constants, BLOCK=1024)
+        kernel[(y.numel() // 1024,)](x, y, **constants, BLOCK=1024, enable_fp_fusion=True)
     return instructions.described(launches[0], host) | dict(elements=y.numel())
 
 
