@@ -152,8 +152,7 @@ WHAT = (
     f"What they would take on an {H100.name} is a model, not a measurement: {H100.multiprocessors} "
     f"multiprocessors at {H100.clock_hz / 1e9:.1f} GHz, copies at {H100.copy_bytes_per_s / 1e12:.1f} TB/s, "
     f"which leaves room for {H100.room():.1f} lane instructions a byte moved. Tensors are small, so that "
-    "launches which merge partial results weigh more than in large ones. Lanes that part inside a loop meet "
-    "behind it, those of a GPU at once: GELU's in a loop are counted up to three times over."
+    "launches which merge partial results weigh more than in large ones."
 )
 BESIDE = (
     "Kernels of installed peers beside ours, launches of a call together; torch's own operators that a peer "
