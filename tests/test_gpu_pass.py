@@ -362,8 +362,7 @@ import torch
 from normreg import functional
 
 def test_compiles():
-    x = torch.randn(4, 64, requires_grad=True)
-    torch.autograd.grad(functional.rms_norm(x, (64,)).sum(), x)
+    functional.rms_norm(torch.randn(4, 64), (64,))
 """
 
 
@@ -379,6 +378,6 @@ def test_what_tests_compile_is_counted(tmp_path):
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
     (counts,) = map(json.loads, (path.read_text() for path in tmp_path.glob("*.json")))
-    assert counts["kernels"] == ["layer_norm_forward_kernel", "layer_norm_backward_kernel"]
+    assert counts["kernels"] == ["layer_norm_forward_kernel"]
     assert counts["compile_s"] > 0
     assert counts["cpu_s"] > 0
