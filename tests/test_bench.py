@@ -13,7 +13,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import forked
-import processes
+import programs
 import pytest
 import torch
 from stand_in_gpu import SMALL
@@ -325,18 +325,6 @@ def test_peers_that_are_not_installed_are_known_not_to_be():
 # The ledger
 
 
-# in a process of its own: with a GPU, the kernels of this one are not interpreted
-MEASURE_AGAIN = """
-import json
-from bench.__main__ import load
-ledger = load("ledger")
-from bench import interpreter
-interpreter.speed_up()
-for case in ledger.cases("ledger"):
-    if str(case) in {names}:
-        for record in ledger.measure(case):
-            print(json.dumps(record), flush=True)
-"""
 SAMPLE = ("layer_norm bf16 40x16384", "dropout bf16 640x1024")  # which take a second each
 
 
@@ -360,9 +348,9 @@ def test_the_committed_ledger_has_every_case():
     ids=["sample", *OPERATIONS],
 )
 def test_the_committed_ledger_is_what_the_kernels_move(tmp_path, names):
-    log = tmp_path / "log"
-    assert processes.exit_status(MEASURE_AGAIN.format(names=names), ROOT, log) == 0, log.read_text()
-    measured = [json.loads(line) for line in log.read_text().splitlines()]
+    # in a process of its own: with a GPU, the kernels of this one are not interpreted
+    printed = programs.interpreted("ledger_again", tmp_path / "log", *names)
+    measured = [json.loads(line) for line in printed.splitlines()]
     assert len(measured) == 2 * len(names)
     for record in measured:
         assert record == committed_ledger()[record["case"], record["direction"]]
@@ -377,39 +365,10 @@ def test_tables_align():
     )
 
 
-COMPILING = """
-import gc, os, sys
-from bench import __main__
-out = sys.argv[1]
-os.sched_getaffinity = lambda process: {0}  # static has one process compile: each takes seconds to begin
-
-def run(*arguments):
-    sys.argv = ["python -m bench", *arguments]
-    assert __main__.main() == 0
-
-run("static", "--operations", "instance_norm", "--targets", "sm_90", "--dtypes", "fp32")
-run("host", "--operations", "instance_norm", "--out", out, "--commit", "abc")
-
-import torch
-from bench import stub_driver
-from normreg.kernels import group_norm, launch
-
-launch.forget_plans()
-record = stub_driver.install()
-group_norm.group_norm_forward(torch.zeros(2, 4, 8), None, None, 2, 1e-5, torch.float32, False)
-assert record.compiled == [name for name, _ in record.launched] == ["group_norm_forward_kernel"]
-launch.forget_plans()
-group_norm.group_norm_forward_kernel.device_caches.clear()
-gc.collect()
-"""
-
-
 def test_parts_that_compile_with_results_in_a_file(tmp_path):
     """And the stub driver lets kernels be freed, which newer Tritons unload: a failure of that is printed."""
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    command = [sys.executable, "-W", "ignore", "-c", COMPILING, str(tmp_path)]
-    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True)
-    assert (done.returncode, done.stderr) == (0, "")
+    done = programs.compiling("parts_that_compile", str(tmp_path))
+    assert done.stderr == ""
     assert "group_norm_forward" in done.stdout.partition("## static: ")[2].partition("## host: ")[0]
     assert "normreg / plain" in done.stdout.partition("## host: ")[2]
     run = json.loads((tmp_path / "host/instance_norm.json").read_text())["runs"][0]

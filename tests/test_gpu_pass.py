@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import tarfile
 import time
 import zipfile
 
+import programs
 import pytest
 
 from bench import gpu, gpu_plan
@@ -22,13 +24,9 @@ SMOKE = [
 WRONG = dict(operation="rms_norm", case="rms_norm bf16 768", what="agrees", ok=False, wrong_value=True)
 REFUSED = dict(operation="dropout", case="dropout bf16 8", what="CUDA graph", ok=False, error="no capture")
 SILENT = dict(operation="GPU", case="GPU", what="answers", ok=False, error="no answer in 40 s")
-HANGS = """
-import subprocess, sys, time
-child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
-print("grandchild", child.pid, flush=True)
-{deaf}
-time.sleep(600)
-"""
+
+
+SUITES = programs.FOLDER / "suites"
 
 
 def python(source):
@@ -45,6 +43,12 @@ def smoke_step(*records, status=0):
 
 def step(name, source, limit_s=20, **given):
     return gpu.Step(name, python(source), limit_s, f"{name}.log", **given)
+
+
+def leaving(*arguments, limit_s=20):
+    """A step that starts a process and does not end it."""
+    command = [sys.executable, str(programs.path_of("hangs")), *arguments]
+    return gpu.Step("tests", command, limit_s, "tests.log")
 
 
 @pytest.fixture
@@ -144,10 +148,9 @@ def is_alive(pid):
 def test_a_step_that_hangs(run, monkeypatch, limit_ends, deaf):
     """With a process of its own that hangs too; what it had written stays."""
     monkeypatch.setattr(gpu, "GRACE_S", 1)
-    ignoring = "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)" if deaf else "pass"
     begin, log = time.monotonic(), run.folder / "tests.log"
-    limit_ends(lambda: log.exists() and "deaf" in log.read_text())
-    hanging = step("tests", HANGS.format(deaf=f"{ignoring}; print('deaf or not', flush=True)"), LIMIT_S)
+    limit_ends(lambda: log.exists() and "hangs" in log.read_text())
+    hanging = leaving("stays", *["deaf"] * deaf, limit_s=LIMIT_S)
     status, printed, packed = run(hanging, step("speed", "print(7)"))
     assert time.monotonic() - begin < 30
     assert status == 1
@@ -164,8 +167,7 @@ def test_a_step_that_hangs(run, monkeypatch, limit_ends, deaf):
 
 def test_a_step_that_leaves_a_process_behind(run):
     """Nothing of a step that has ended slows the next one down."""
-    ends = HANGS.format(deaf="").rsplit("time.sleep", 1)[0]
-    _, _, packed = run(step("tests", ends))
+    _, _, packed = run(leaving())
     pid = int(packed["unknown-gpu/tests.log"].split()[1])
     deadline = time.monotonic() + 10
     while is_alive(pid) and time.monotonic() < deadline:
@@ -173,23 +175,11 @@ def test_a_step_that_leaves_a_process_behind(run):
     assert not is_alive(pid)
 
 
-STOPPED = """
-import pathlib, time
-
-def test_wrong():
-    assert 1 == 2
-
-def test_slow():
-    pathlib.Path({begun!r}).touch()
-    time.sleep(600)
-"""
-
-
 def test_pytest_writes_its_file_when_stopped(run, tmp_path, monkeypatch, limit_ends):
     """The pass stops it as Ctrl-C does, so that what it had seen is in the JUnit file."""
     monkeypatch.setattr(gpu, "GRACE_S", 20)
     tests, begun = tmp_path / "test_slow.py", tmp_path / "begun"
-    tests.write_text(STOPPED.format(begun=str(begun)))
+    shutil.copy(SUITES / "stopped.py", tests)
     limit_ends(begun.exists)
     (tmp_path / "pytest.ini").write_text("[pytest]\n")
     command = [sys.executable, "-m", "pytest", "-q", "-c", str(tmp_path / "pytest.ini"), str(tests)]
@@ -357,18 +347,9 @@ def test_a_plan_that_does_not_fit(plan, monkeypatch):
     assert printed[-1] == "WRONG: a step does not fit its limit"
 
 
-TESTS = """
-import torch
-from normreg import functional
-
-def test_compiles():
-    functional.rms_norm(torch.randn(4, 64), (64,))
-"""
-
-
 def test_what_tests_compile_is_counted(tmp_path):
     """In processes that were told to interpret, as tests/conftest.py does."""
-    (tmp_path / "test_some.py").write_text(TESTS)
+    shutil.copy(SUITES / "compiles.py", tmp_path / "test_some.py")
     (tmp_path / "pytest.ini").write_text("[pytest]\n")
     environment = dict(os.environ, TRITON_INTERPRET="1", TRITON_CACHE_DIR=str(tmp_path / "cache"))
     environment |= dict(

@@ -2,54 +2,23 @@
 
 import os
 import re
+import shutil
 import subprocess
 import sys
-from pathlib import Path
 
+import programs
 import pytest
-
-CONFTEST = """
-import os, sys
-sys.path.insert(0, {folder!r})
-from gpu_watch import GpuWatch
-import test_tiny
-
-def pytest_configure(config):
-    config.pluginmanager.register(GpuWatch(config, works=lambda: not test_tiny.spoilt))
-"""
-SUITE = """
-import pytest
-spoilt = False
-
-@pytest.mark.parametrize("i", range(8))
-def test_good(i):
-    assert not spoilt, "the process went on"
-
-def test_bad():
-    assert False, "wrong, and the GPU works"
-
-@pytest.mark.parametrize("i", range(8, 12))
-def test_good_too(i):
-    assert not spoilt, "the process went on"
-
-def test_spoils():
-    global spoilt
-    spoilt = True
-    raise RuntimeError("an illegal address")
-
-@pytest.mark.parametrize("i", range(12, 24))
-def test_good_still(i):
-    assert not spoilt, "the process went on"
-"""
 
 
 @pytest.fixture
 def run(tmp_path):
-    (tmp_path / "conftest.py").write_text(CONFTEST.format(folder=str(Path(__file__).parent)))
-    (tmp_path / "test_tiny.py").write_text(SUITE)
+    suites = programs.FOLDER / "suites"
+    shutil.copy(suites / "watched_conftest.py", tmp_path / "conftest.py")
+    shutil.copy(suites / "tiny.py", tmp_path / "test_tiny.py")
 
     def run(*options):
         environment = {name: v for name, v in os.environ.items() if not name.startswith("PYTEST_XDIST")}
+        environment["PYTHONPATH"] = str(programs.TESTS)
         command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--junitxml=found.xml"]
         done = subprocess.run(
             [*command, *options], cwd=tmp_path, env=environment, capture_output=True, text=True

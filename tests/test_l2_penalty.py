@@ -1,10 +1,8 @@
 """L2 penalty: against float64, against the optimizers' weight_decay, and what it refuses."""
 
 import json
-import subprocess
-import sys
-from pathlib import Path
 
+import programs
 import pytest
 import torch
 from reference import assert_derivatives
@@ -15,7 +13,6 @@ from normreg.kernels import cpu, launch, tiling
 from normreg.kernels import l2_penalty as kernels
 from normreg.ops import l2_penalty as ops
 
-ROOT = Path(__file__).parent.parent
 CHUNK, BLOCK = tiling.L2_PENALTY_CHUNK, 2048
 # next to a tile and to a chunk, and below one vector
 SIZES = (1, 3, 17, 129, 1000, BLOCK - 1, BLOCK, BLOCK + 1, CHUNK - 1, CHUNK, CHUNK + 1, 2 * CHUNK + 5)
@@ -349,50 +346,9 @@ def test_tables_are_kept_until_a_tensor_moves(device, launches):
     assert launches.count("l2_penalty_table_kernel") == once
 
 
-COMPILED = """
-import json
-import torch
-from bench import static
-from bench.without_gpu import as_on_a_gpu, noted_launches
-from normreg.kernels import l2_penalty
-
-with as_on_a_gpu(), noted_launches() as noted:
-    for dtypes in ((torch.bfloat16,), (torch.float32, torch.bfloat16, torch.float16, torch.float64)):
-        tensors = [torch.empty(40000, dtype=dtype) for dtype in dtypes]
-        y = l2_penalty.l2_penalty_forward(tensors, 0.1)
-        l2_penalty.l2_penalty_backward(y, tensors, 0.1)
-for launch in noted:
-    if launch.kernel.__name__ != "l2_penalty_table_kernel":
-        code = static.nvidia_machine_code(static.compile_launch(launch, static.TARGETS["sm_90"]))
-        print(json.dumps([launch.kernel.__name__, code.registers, code.spill_bytes, max(code.access_bytes)]))
-"""
-COMPILED_ONCE = """
-import torch
-from bench import stub_driver
-from normreg.kernels import l2_penalty
-
-record = stub_driver.install()
-for tensors in (2, 3, 17, 600):
-    for size in (1, 1000, 50000)[: 3 if tensors < 600 else 1]:
-        given = [torch.zeros(size + i) for i in range(tensors)]
-        y = l2_penalty.l2_penalty_forward(given, 0.1)
-        l2_penalty.l2_penalty_backward(y, given, 0.1)
-assert len(record.launched) > 40
-assert sorted(record.compiled) == sorted({name for name, _ in record.launched}), record.compiled
-assert len(record.compiled) == 4
-"""
-
-
-def run_compiler(source):
-    done = subprocess.run([sys.executable, "-c", source], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
 @pytest.mark.interpreter
-def test_machine_code(monkeypatch):
-    monkeypatch.delenv("TRITON_INTERPRET")
-    rows = [json.loads(line) for line in run_compiler(COMPILED).splitlines()]
+def test_machine_code():
+    rows = [json.loads(line) for line in programs.compiling("penalty_machine_code").stdout.splitlines()]
     assert len(rows) == 6
     for name, registers, spill_bytes, widest in rows:
         assert registers <= 128
@@ -401,6 +357,5 @@ def test_machine_code(monkeypatch):
 
 
 @pytest.mark.interpreter
-def test_nothing_is_compiled_anew_for_other_tensors(monkeypatch):
-    monkeypatch.delenv("TRITON_INTERPRET")
-    run_compiler(COMPILED_ONCE)
+def test_nothing_is_compiled_anew_for_other_tensors():
+    programs.compiling("penalty_compiled_once")

@@ -1,10 +1,8 @@
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import programs
 import pytest
 import torch
 
@@ -14,145 +12,19 @@ from normreg.kernels import launch
 
 ROOT = Path(__file__).parent.parent
 
-SWEEP = """
-import torch
-from bench import stub_driver
-from normreg.kernels import batch_norm, dropout, group_norm, instance_norm, launch, layer_norm, rms_norm
-from normreg.kernels import tiling
-
-held = tiling.batch_norm_held_forward_tile, tiling.batch_norm_held_backward_tile
-tiling.batch_norm_held_forward_tile = tiling.batch_norm_held_backward_tile = lambda *_: None
-
-def launch_all(batch):
-    def tensor(*shape, dtype=torch.bfloat16):
-        return torch.zeros(shape, dtype=dtype)
-
-    all_three = (True, True, True)
-    for cols in (64, 768, 12000, 20000, 70000):
-        x, w, s = tensor(batch, cols), tensor(cols), tensor(batch, dtype=torch.float32)
-        layer_norm.layer_norm_forward(x, w, w, cols, 1e-5, x.dtype, True)
-        layer_norm.layer_norm_backward(x, x, w, s, s, cols, x.dtype, all_three)
-        rms_norm.rms_norm_forward(x, w, cols, 1e-5, x.dtype, True)
-        rms_norm.rms_norm_backward(x, x, w, s, cols, x.dtype, (True, True))
-    c, s, tracked = tensor(24), tensor(24, dtype=torch.float64), tensor(dtype=torch.int64)
-    for x in (
-        tensor(batch, 24, 14, 14), tensor(batch, 24, 14, 14).to(memory_format=torch.channels_last),
-        tensor(batch, 24, 2, 2), tensor(batch, 24),
-    ):
-        batch_norm.batch_norm_forward(x, c, c, c, c, tracked, None, 1e-5, True)
-        batch_norm.batch_norm_inference(x, c, c, c, c, 1e-5, True)
-        batch_norm.batch_norm_backward(x, x, c, s, c, 1e-5, c.dtype, True, all_three)
-    for x in (tensor(batch, 24), tensor(batch, 24, 14, 14), tensor(batch, 24, 80, 80)):
-        for groups in (3, 24):
-            m = tensor(batch, groups, dtype=torch.float32)
-            group_norm.group_norm_forward(x, c, c, groups, 1e-5, x.dtype, True)
-            group_norm.group_norm_backward(x, x, c, m, m, groups, 1e-5, c.dtype, all_three)
-    instance_norm.instance_norm_update_running(x, m, m, c, c, 0.1)
-    dropout.dropout(tensor(batch, 768), 0.1, batch)
-    dropout.dropout(tensor(batch, 768), 0.1, batch, constants=dropout.alpha)
-    image = tensor(batch, 24, 14, 14)
-    for leading, x in ((1, image), (2, image), (2, image.to(memory_format=torch.channels_last))):
-        dropout.dropout(x, 0.1, batch, leading=leading)
-
-record = stub_driver.install()
-launch_all(2)
-compiled, launched = len(record.compiled), len(record.launched)
-assert set(record.compiled) == {name for name, _ in record.launched}
-assert launched == (5 * 3 + 2) + (5 * 3 + 1) + 4 * 5 + (5 * 3 + 2 + 4) + 1 + 5, launched
-for batch in (1, 3, 16, 17, 32, 1000):
-    launch_all(batch)
-assert len(record.launched) == 7 * launched
-assert len(record.compiled) == compiled, record.compiled[compiled:]
-
-tiling.batch_norm_held_forward_tile, tiling.batch_norm_held_backward_tile = held
-launch.forget_plans()
-for batch in range(2, 65):  # a channel of all samples is a tile: from 2 to 4, ..., from 32 to 64
-    x, c, s = (torch.zeros(shape, dtype=torch.bfloat16) for shape in ((batch, 24, 2, 2), (24,), (24,)))
-    batch_norm.batch_norm_forward(x, c, c, c, c, None, 0.1, 1e-5, True)
-    batch_norm.batch_norm_backward(x, x, c, s.double(), s.float(), 1e-5, c.dtype, True, (True, True, True))
-new = record.compiled[compiled:]
-assert set(new) == {"batch_norm_held_kernel", "batch_norm_held_backward_kernel"}
-assert len(new) <= 2 * 6, len(new)
-types = {name: signature for name, signature in record.launched}
-assert types["layer_norm_forward_kernel"]["eps"] == "fp64"
-assert types["batch_norm_normalize_kernel"]["momentum"] == "fp64"
-assert types["dropout_kernel"]["seed"] == types["dropout_kernel"]["keep_threshold"] == "i64"
-assert {types["dropout_grouped_kernel"][name] for name in ("scale", "shift", "dropped")} == {"fp64"}
-"""
-
-
-def printed_where_kernels_are_compiled(*program):
-    """What Python prints of a program in this checkout, in a process that does not interpret kernels."""
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    command, environment["PYTHONPATH"] = [sys.executable, "-W", "ignore", *program], str(ROOT)
-    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
 
 def test_a_sweep_over_batch_sizes_compiles_nothing_new():
     """Counted on Triton's own way from a launch to machine code, with a driver that launches nothing."""
-    printed_where_kernels_are_compiled("-c", SWEEP)
-
-
-AGAIN = """
-import torch, normreg
-from bench import stub_driver
-from bench.operations import OPERATIONS, cases
-from bench.without_gpu import as_on_a_gpu
-
-def told(argument):
-    if isinstance(argument, torch.Tensor):
-        return argument.dtype, argument.shape, argument.data_ptr() % 16
-    return type(argument), getattr(argument, "data", argument)  # the data of what hooks are given
-
-seen = []
-def launcher(self, source, metadata):
-    name = source.fn.__name__
-    return lambda *arguments, **options: seen.append((name, options, *map(told, arguments)))
-
-stub_driver.StubDriver.launcher = launcher
-record = stub_driver.install()
-
-def step(layer, x, dy):
-    seen.clear()
-    y = layer(x)
-    torch.autograd.grad(y, (x, *layer.parameters()), dy)
-    return list(seen)
-
-def told_by_triton(*arguments):  # what Triton's own way says each time
-    normreg.kernels.launch.forget_plans()
-    return step(*arguments)
-
-with as_on_a_gpu():
-    found = [case for name in OPERATIONS for case in cases("host", [name])]
-    for case in found:
-        layer = OPERATIONS[case.operation].layer(normreg, case, dtype=case.dtype)
-        x = case.like_input(torch.randn, "cpu").requires_grad_()
-        dy = torch.randn_like(x)
-        first = told_by_triton(layer, x, dy)
-        compiled = len(record.compiled)
-        assert len(first) >= 2, case
-        assert step(layer, x, dy) == first == step(layer, x, dy), case
-
-        elsewhere = torch.empty(x.numel() + 1, dtype=x.dtype)[1:].view(x.shape).copy_(x.detach())
-        elsewhere.requires_grad_()
-        assert elsewhere.data_ptr() % 16
-        moved = step(layer, elsewhere, dy)
-        assert len(record.compiled) > compiled, case  # other code, without 16-byte accesses
-        assert moved == told_by_triton(layer, elsewhere, dy) != first, case
-        assert step(layer, x, dy) == first, case
-print(len(found))
-"""
+    programs.compiling("sweep_of_batches")
 
 
 def test_a_launch_of_a_kept_plan_is_tritons_own():
     """Grid, arguments and variant of the kernels of `bench host`, with a driver that launches nothing."""
-    assert int(printed_where_kernels_are_compiled("-c", AGAIN)) >= 8
+    assert int(programs.compiling("kept_plans").stdout) >= 8
 
 
 def test_a_captured_step_loads_no_module_that_eager_steps_did_not():
-    found = json.loads(printed_where_kernels_are_compiled("tests/drawn_under_capture.py"))
+    found = json.loads(programs.compiling("drawn_under_capture").stdout)
     assert found["launched"] == found["wanted"] != []
     assert found["new"] == []
 

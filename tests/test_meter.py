@@ -4,11 +4,11 @@ import json
 import shutil
 from pathlib import Path
 
+import programs
 import pytest
 import torch
 import triton
 import triton.language as tl
-from processes import exit_status
 
 from bench.ledger import Operators
 from bench.meter import CACHED_BYTES, Meter, OutOfBounds
@@ -141,18 +141,6 @@ PLANTED = {
 }
 
 
-LEDGER_OF_DROPOUT = """
-import json
-import torch
-from bench import interpreter, ledger
-from bench.operations.case import Case
-
-interpreter.speed_up()
-forward = next(ledger.measure(Case("dropout", (320, 1024), torch.float32)))
-print(json.dumps(forward))
-"""
-
-
 @pytest.mark.parametrize("fault", PLANTED)
 def test_the_ledger_shows_what_is_planted_in_a_kernel(fault, tmp_path):
     for room in ("bench", "kernels", "normreg"):
@@ -163,7 +151,7 @@ def test_the_ledger_shows_what_is_planted_in_a_kernel(fault, tmp_path):
     text = (tmp_path / file).read_text()
     assert text.count(was) == 1
     (tmp_path / file).write_text(text.replace(was, now))
-    status = exit_status(LEDGER_OF_DROPOUT, tmp_path, tmp_path / "log")
+    status = programs.exit_status("ledger_of_dropout", tmp_path / "log", folder=tmp_path)
     printed = (tmp_path / "log").read_text()
     if fault == "a read out of bounds":
         assert status == 1

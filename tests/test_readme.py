@@ -4,19 +4,12 @@ import importlib.util
 import re
 from pathlib import Path
 
+import programs
 import pytest
-from processes import exit_status
 
 ROOT = Path(__file__).parent.parent
 # an example, and the block that follows it at once, if any
 EXAMPLES = re.findall(r"```python\n(.*?)```\n(?:```\n(.*?)```)?", (ROOT / "README.md").read_text(), re.DOTALL)
-# on a CPU, as a user would who is not in this folder
-BEFORE = """
-import os
-os.environ.pop("TRITON_INTERPRET", None)
-import sys
-sys.modules["kernels"] = None
-"""
 
 
 def test_examples(tmp_path):
@@ -27,12 +20,11 @@ def test_examples(tmp_path):
         if code.startswith("import ")
         and ("transformers" not in code or importlib.util.find_spec("transformers"))
     ]
-    source = BEFORE
-    for number, (code, _) in enumerate(chosen):
-        source += f"print('--- {number}')\nexec({code!r}, globals())\n"
-    log = tmp_path / "log"
-    assert exit_status(source, ROOT, log) == 0, log.read_text()
-    printed = re.split(r"^--- \d+\n", log.read_text(), flags=re.MULTILINE)[1:]
+    files = [tmp_path / f"{number}.py" for number, _ in enumerate(chosen)]
+    for file, (code, _) in zip(files, chosen):
+        file.write_text(code)
+    log = programs.interpreted("examples", tmp_path / "log", *files)
+    printed = re.split(r"^--- \d+\n", log, flags=re.MULTILINE)[1:]
     for (_, expected), output in zip(chosen, printed, strict=True):
         if expected:
             assert output == expected
@@ -40,6 +32,6 @@ def test_examples(tmp_path):
 
 @pytest.mark.parametrize("found", [True, False])
 def test_an_example_that_fails_is_seen(tmp_path, found):
-    log = tmp_path / "log"
-    source = BEFORE + f"exec({'pass' if found else 'raise ValueError'!r}, globals())"
-    assert (exit_status(source, ROOT, log) == 0) == found
+    example = tmp_path / "example.py"
+    example.write_text("pass" if found else "raise ValueError")
+    assert (programs.exit_status("examples", tmp_path / "log", example) == 0) == found

@@ -2,18 +2,15 @@
 
 import copy
 import importlib
-from pathlib import Path
 
+import programs
 import pytest
 import torch
 from hugging_face import MODELS, assert_agrees, assert_trains, built, imported, in_float64, train
-from processes import exit_status
 
 import normreg
 from normreg import foreign
 from normreg.kernels import cpu, launch
-
-ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture(autouse=True)
@@ -67,24 +64,6 @@ def test_restores_to_the_last_bit(transformers, device, deterministic, name):
         assert torch.equal(result, expected)
 
 
-WITHOUT_KERNELS = """
-import os
-os.environ.pop("TRITON_INTERPRET", None)
-import sys
-from pathlib import Path
-sys.path.insert(0, "tests")
-import hugging_face as here
-sys.modules["kernels"] = None
-import torch, transformers
-for name in here.MODELS:
-    model, inputs = here.built(transformers, name, torch.device("cpu"))
-    twin, exact = here.copy.deepcopy(model), here.in_float64(model, inputs, 3)
-    here.normreg.replace(model, fuse=True)
-    here.assert_agrees(here.train(model, inputs, 3), here.train(twin, inputs, 3), exact)
-    assert {call.path for call in here.normreg.explain(model, **inputs)} <= {"torch", "nothing"}
-"""
-
-
 @pytest.mark.parametrize("name", MODELS)
 def test_trains_as_before_without_kernels(transformers, monkeypatch, name):
     """On a CPU, as outside the interpreter."""
@@ -98,8 +77,7 @@ def test_trains_as_before_without_kernels(transformers, monkeypatch, name):
 
 @pytest.mark.slow
 def test_trains_as_before_outside_the_interpreter(tmp_path):
-    log = tmp_path / "log"
-    assert exit_status(WITHOUT_KERNELS, ROOT, log) == 0, log.read_text()
+    programs.interpreted("transformers_without_kernels", tmp_path / "log")
 
 
 def test_the_classes_that_are_known_exist(transformers):

@@ -2,11 +2,10 @@
 
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
+import programs
 import pytest
 
 from bench.side_by_side import together
@@ -113,18 +112,6 @@ def test_calls_together_end_in_time():
     assert time.monotonic() - begin < LIMIT / 2
 
 
-ORPHAN = """
-import os, sys
-sys.path[:0] = ["tests", "."]
-from bench.worker import Worker
-from test_worker import Served
-if __name__ == "__main__":
-    worker = Worker(Served)
-    print(*worker.call("process", limit=60), flush=True)
-    os._exit(0)  # as a signal that is not caught
-"""
-
-
 def runs(process):
     try:
         state = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0]
@@ -134,8 +121,7 @@ def runs(process):
 
 
 def test_a_worker_ends_with_its_parent():
-    parent = subprocess.run([sys.executable, "-c", ORPHAN], cwd=ROOT, capture_output=True, text=True)
-    process = int(parent.stdout)
+    process = int(programs.compiling("orphan").stdout)
     end = time.monotonic() + LIMIT
     while time.monotonic() < end and runs(process):
         time.sleep(0.1)

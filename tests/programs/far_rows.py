@@ -1,0 +1,169 @@
+"""Rows beyond 2^31 elements: LayerNorm, RMSNorm, and LayerNorm over channels."""
+
+from types import SimpleNamespace
+
+import torch
+import torch.nn.functional as F
+
+from normreg.kernels import layer_norm
+from programs.far import COLS, COMPUTED, LAST_TILE, ROWS, check, on_y, reserved, run_program
+
+TILE = COMPUTED | dict(CHANNELS_FIRST=False, BLOCK_ROWS=4, BLOCK_COLS=COLS)
+CHUNKS = TILE | dict(BLOCK_ROWS=1)
+PARTS = COMPUTED | dict(PARTS=4, BLOCK_COLS=COLS // 4)
+SIZES = ROWS, COLS // 8
+LAST_ROW = (ROWS - 1, 0, 0), (ROWS, 1, 1)
+
+
+def last_rows(centered):
+    """Tensors of which the last four rows are there, and what is expected of those."""
+    x, y = reserved(ROWS, COLS), reserved(ROWS, COLS)
+    rstd = reserved(ROWS, dtype=torch.float32)
+    x[-4:] = torch.randn(4, COLS)
+    weight, bias = torch.randn(2, COLS).half()
+    last = x[-4:].float().requires_grad_()
+    if centered:
+        expected = F.layer_norm(last, (COLS,), weight.float(), bias.float())
+        mean = reserved(ROWS, dtype=torch.float32)
+        mean[-4:] = (last - last[:, :1]).mean(1).detach()
+        rstd[-4:] = last.var(1, correction=0).add(1e-5).rsqrt().detach()
+    else:
+        expected = F.rms_norm(last, (COLS,), weight.float(), 1e-5)
+        mean = bias = None
+        rstd[-4:] = last.square().mean(1).add(1e-5).rsqrt().detach()
+    forward = x, y, weight, bias, mean, rstd, *SIZES, 1e-5
+    backward = x, y, weight, mean, rstd
+    return SimpleNamespace(y=y, last=last, expected=expected, forward=forward, backward=backward)
+
+
+def gradients(case, rows=4):
+    """dy of the last rows, and dx of them."""
+    dy = reserved(ROWS, COLS)
+    dy[-rows:] = torch.randn(rows, COLS)
+    (dx,) = torch.autograd.grad(case.expected[-rows:], case.last, dy[-rows:].float())
+    return dy, dx
+
+
+def forward(centered):
+    case = last_rows(centered)
+    programs = (LAST_TILE, 0, 0), (ROWS // 4, 1, 1)
+    run_program(layer_norm.layer_norm_forward_kernel, *programs, *case.forward, **TILE, CENTERED=centered)
+    check(case.y[-4:], case.expected)
+
+
+def forward_chunked(centered):
+    case, kernel = last_rows(centered), layer_norm.layer_norm_forward_chunked_kernel
+    run_program(kernel, *LAST_ROW, *case.forward, **CHUNKS, CENTERED=centered)
+    check(case.y[-1], case.expected[-1])
+
+
+def forward_parts(centered):
+    case, kernel = last_rows(centered), layer_norm.layer_norm_forward_parts_kernel
+    run_program(kernel, *LAST_ROW, *case.forward, PACKED=True, **PARTS, CENTERED=centered)
+    check(case.y[-1], case.expected[-1])
+
+
+def backward(centered):
+    case = last_rows(centered)
+    dy, dx = gradients(case)
+    run_program(
+        layer_norm.layer_norm_backward_kernel, (0, LAST_TILE, 0), (1, ROWS // 4, 1),
+        dy, *case.backward, None, None, None, None, *SIZES, ROWS // 4, **TILE, STAGES=3, IN_BLOCKS=False,
+    )  # fmt: skip
+    check(case.y[-4:], dx)
+
+
+def backward_parts(centered):
+    case = last_rows(centered)
+    dy, dx = gradients(case, rows=1)
+    run_program(
+        layer_norm.layer_norm_backward_parts_kernel, *on_y(*LAST_ROW),
+        dy, *case.backward, None, None, *SIZES, **PARTS,
+    )  # fmt: skip
+    check(case.y[-1], dx[-1])
+
+
+def backward_of_wide_rows(centered):
+    case = last_rows(centered)
+    dy, dx = gradients(case)
+    x, y, weight, mean, rstd = case.backward
+    sums = [
+        reserved(ROWS, dtype=torch.float32),
+        reserved(ROWS, dtype=torch.float32) if centered else None,
+    ]
+    run_program(
+        layer_norm.layer_norm_backward_sums_kernel, *LAST_ROW,
+        dy, x, weight, mean, rstd, *sums, *SIZES, **CHUNKS,
+    )  # fmt: skip
+    run_program(
+        layer_norm.layer_norm_backward_kernel, *on_y(*LAST_ROW),
+        dy, x, y, weight, mean, rstd, *sums, None, None, *SIZES, ROWS, STAGES=3, IN_BLOCKS=True, **CHUNKS,
+    )  # fmt: skip
+    check(y[-1], dx[-1])
+
+
+CHANNELS_FIRST = COMPUTED | dict(CHANNELS_FIRST=True, BLOCK_ROWS=512, BLOCK_COLS=64)
+
+
+def channels():
+    """Tensors of which the last sample is there."""
+    samples, channels, positions = 2**16 + 1, 64, 512
+    x, y, dy = (reserved(samples, channels, positions) for _ in range(3))
+    x[-1], dy[-1] = torch.randn(2, channels, positions)
+    weight, bias = torch.randn(2, channels).half()
+    mean, rstd = (reserved(samples, positions, dtype=torch.float32) for _ in range(2))
+    last = x[-1].float().t().requires_grad_()
+    expected = F.layer_norm(last, (channels,), weight.float(), bias.float())
+    (dx,) = torch.autograd.grad(expected, last, dy[-1].float().t())
+    mean[-1] = (last - last[:, :1]).mean(1).detach()
+    rstd[-1] = last.var(1, correction=0).add(1e-5).rsqrt().detach()
+    return SimpleNamespace(
+        x=x, y=y, dy=dy, weight=weight, bias=bias, statistics=(mean, rstd), expected=expected, dx=dx,
+        samples=samples, positions=positions, sizes=(positions // 8, channels),
+        last_program=((samples - 1, 0, 0), (samples, 1, 1)),
+    )  # fmt: skip
+
+
+def channels_forward():
+    c = channels()
+    for kernel in (layer_norm.layer_norm_forward_kernel, layer_norm.layer_norm_forward_chunked_kernel):
+        c.y[-1] = 0
+        run_program(
+            kernel, *c.last_program, c.x, c.y, c.weight, c.bias, *c.statistics, *c.sizes, 1e-5,
+            CENTERED=True, **CHANNELS_FIRST,
+        )  # fmt: skip
+        check(c.y[-1], c.expected.t())
+
+
+def channels_backward():
+    c = channels()
+    kernel, options = layer_norm.layer_norm_backward_kernel, dict(STAGES=1, **CHANNELS_FIRST)
+    run_program(
+        kernel, *on_y(*c.last_program), c.dy, c.x, c.y, c.weight, *c.statistics, None, None, None, None,
+        *c.sizes, c.samples, IN_BLOCKS=False, **options,
+    )  # fmt: skip
+    check(c.y[-1], c.dx.t())
+    c.y[-1] = 0
+    sums = [reserved(c.samples, c.positions, dtype=torch.float32) for _ in range(2)]
+    run_program(
+        layer_norm.layer_norm_backward_sums_kernel, *c.last_program,
+        c.dy, c.x, c.weight, *c.statistics, *sums, *c.sizes, **CHANNELS_FIRST,
+    )  # fmt: skip
+    run_program(
+        kernel, *on_y(*c.last_program), c.dy, c.x, c.y, c.weight, *c.statistics, *sums, None, None,
+        *c.sizes, c.samples, IN_BLOCKS=True, **options,
+    )  # fmt: skip
+    check(c.y[-1], c.dx.t())
+
+
+OF_BOTH_NORMS = (
+    forward, forward_chunked, forward_parts, backward, backward_parts, backward_of_wide_rows,
+)  # fmt: skip
+CASES = {
+    f"{norm}_{case.__name__}": (case, norm == "layer_norm")
+    for norm in ("layer_norm", "rms_norm")
+    for case in OF_BOTH_NORMS
+} | {
+    "layer_norm_channels_forward": (channels_forward,),
+    "layer_norm_channels_backward": (channels_backward,),
+}

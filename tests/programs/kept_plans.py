@@ -1,0 +1,59 @@
+"""Compares what kept plans launch with what Triton's own way does; prints of how many layers."""
+
+import torch
+
+import normreg
+from bench import stub_driver
+from bench.operations import OPERATIONS, cases
+from bench.without_gpu import as_on_a_gpu
+
+
+def told(argument):
+    if isinstance(argument, torch.Tensor):
+        return argument.dtype, argument.shape, argument.data_ptr() % 16
+    return type(argument), getattr(argument, "data", argument)  # the data of what hooks are given
+
+
+seen = []
+
+
+def launcher(self, source, metadata):
+    name = source.fn.__name__
+    return lambda *arguments, **options: seen.append((name, options, *map(told, arguments)))
+
+
+stub_driver.StubDriver.launcher = launcher
+record = stub_driver.install()
+
+
+def step(layer, x, dy):
+    seen.clear()
+    y = layer(x)
+    torch.autograd.grad(y, (x, *layer.parameters()), dy)
+    return list(seen)
+
+
+def told_by_triton(*arguments):  # what Triton's own way says each time
+    normreg.kernels.launch.forget_plans()
+    return step(*arguments)
+
+
+with as_on_a_gpu():
+    found = [case for name in OPERATIONS for case in cases("host", [name])]
+    for case in found:
+        layer = OPERATIONS[case.operation].layer(normreg, case, dtype=case.dtype)
+        x = case.like_input(torch.randn, "cpu").requires_grad_()
+        dy = torch.randn_like(x)
+        first = told_by_triton(layer, x, dy)
+        compiled = len(record.compiled)
+        assert len(first) >= 2, case
+        assert step(layer, x, dy) == first == step(layer, x, dy), case
+
+        elsewhere = torch.empty(x.numel() + 1, dtype=x.dtype)[1:].view(x.shape).copy_(x.detach())
+        elsewhere.requires_grad_()
+        assert elsewhere.data_ptr() % 16
+        moved = step(layer, elsewhere, dy)
+        assert len(record.compiled) > compiled, case  # other code, without 16-byte accesses
+        assert moved == told_by_triton(layer, elsewhere, dy) != first, case
+        assert step(layer, x, dy) == first, case
+print(len(found))

@@ -1,0 +1,78 @@
+"""Launches every kernel over a sweep of batch sizes, which compiles nothing new."""
+
+import torch
+
+from bench import stub_driver
+from normreg.kernels import (
+    batch_norm,
+    dropout,
+    group_norm,
+    instance_norm,
+    launch,
+    layer_norm,
+    rms_norm,
+    tiling,
+)
+
+held = tiling.batch_norm_held_forward_tile, tiling.batch_norm_held_backward_tile
+tiling.batch_norm_held_forward_tile = tiling.batch_norm_held_backward_tile = lambda *_: None
+
+
+def launch_all(batch):
+    def tensor(*shape, dtype=torch.bfloat16):
+        return torch.zeros(shape, dtype=dtype)
+
+    all_three = (True, True, True)
+    for cols in (64, 768, 12000, 20000, 70000):
+        x, w, s = tensor(batch, cols), tensor(cols), tensor(batch, dtype=torch.float32)
+        layer_norm.layer_norm_forward(x, w, w, cols, 1e-5, x.dtype, True)
+        layer_norm.layer_norm_backward(x, x, w, s, s, cols, x.dtype, all_three)
+        rms_norm.rms_norm_forward(x, w, cols, 1e-5, x.dtype, True)
+        rms_norm.rms_norm_backward(x, x, w, s, cols, x.dtype, (True, True))
+    c, s, tracked = tensor(24), tensor(24, dtype=torch.float64), tensor(dtype=torch.int64)
+    for x in (
+        tensor(batch, 24, 14, 14),
+        tensor(batch, 24, 14, 14).to(memory_format=torch.channels_last),
+        tensor(batch, 24, 2, 2),
+        tensor(batch, 24),
+    ):
+        batch_norm.batch_norm_forward(x, c, c, c, c, tracked, None, 1e-5, True)
+        batch_norm.batch_norm_inference(x, c, c, c, c, 1e-5, True)
+        batch_norm.batch_norm_backward(x, x, c, s, c, 1e-5, c.dtype, True, all_three)
+    for x in (tensor(batch, 24), tensor(batch, 24, 14, 14), tensor(batch, 24, 80, 80)):
+        for groups in (3, 24):
+            m = tensor(batch, groups, dtype=torch.float32)
+            group_norm.group_norm_forward(x, c, c, groups, 1e-5, x.dtype, True)
+            group_norm.group_norm_backward(x, x, c, m, m, groups, 1e-5, c.dtype, all_three)
+    instance_norm.instance_norm_update_running(x, m, m, c, c, 0.1)
+    dropout.dropout(tensor(batch, 768), 0.1, batch)
+    dropout.dropout(tensor(batch, 768), 0.1, batch, constants=dropout.alpha)
+    image = tensor(batch, 24, 14, 14)
+    for leading, x in ((1, image), (2, image), (2, image.to(memory_format=torch.channels_last))):
+        dropout.dropout(x, 0.1, batch, leading=leading)
+
+
+record = stub_driver.install()
+launch_all(2)
+compiled, launched = len(record.compiled), len(record.launched)
+assert set(record.compiled) == {name for name, _ in record.launched}
+assert launched == (5 * 3 + 2) + (5 * 3 + 1) + 4 * 5 + (5 * 3 + 2 + 4) + 1 + 5, launched
+for batch in (1, 3, 16, 17, 32, 1000):
+    launch_all(batch)
+assert len(record.launched) == 7 * launched
+assert len(record.compiled) == compiled, record.compiled[compiled:]
+
+tiling.batch_norm_held_forward_tile, tiling.batch_norm_held_backward_tile = held
+launch.forget_plans()
+for batch in range(2, 65):  # a channel of all samples is a tile: from 2 to 4, ..., from 32 to 64
+    x, c, s = (torch.zeros(shape, dtype=torch.bfloat16) for shape in ((batch, 24, 2, 2), (24,), (24,)))
+    batch_norm.batch_norm_forward(x, c, c, c, c, None, 0.1, 1e-5, True)
+    batch_norm.batch_norm_backward(x, x, c, s.double(), s.float(), 1e-5, c.dtype, True, (True, True, True))
+new = record.compiled[compiled:]
+assert set(new) == {"batch_norm_held_kernel", "batch_norm_held_backward_kernel"}
+assert len(new) <= 2 * 6, len(new)
+types = dict(record.launched)
+assert types["layer_norm_forward_kernel"]["eps"] == "fp64"
+assert types["batch_norm_normalize_kernel"]["momentum"] == "fp64"
+assert types["dropout_kernel"]["seed"] == types["dropout_kernel"]["keep_threshold"] == "i64"
+assert {types["dropout_grouped_kernel"][name] for name in ("scale", "shift", "dropped")} == {"fp64"}
