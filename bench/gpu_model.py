@@ -2,7 +2,8 @@
 
 Every term is what it would take alone, with all multiprocessors busy from beginning to end: latency, the
 launch, and one term that waits for another are left out. Instructions are those of PTX, of which a GPU's
-assembler merges some and splits others.
+assembler drops moves and splits divisions: dropout's 19.9 an element are 17.2 in sm_90's machine code, those
+of bias, GELU and dropout 64.4 and 56.2, with SiLU 31.3 and 37.6 (`bench static`): terms may be a fifth off.
 """
 
 from dataclasses import dataclass
