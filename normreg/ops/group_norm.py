@@ -12,6 +12,7 @@ class GroupNormFunction(torch.autograd.Function):
     def forward(ctx, *inputs):
         output = kernels.group_norm_forward(*inputs)
         ctx.mark_non_differentiable(*output[1:])  # which InstanceNorm averages
+        ctx.set_materialize_grads(False)  # nor makes zeros for them in each backward
         GroupNormFunction.save(ctx, inputs, output)
         return output
 
