@@ -1,12 +1,6 @@
-"""Prints the instructions of kernels that compile in a fraction of a second, chosen so that few are missing.
+"""The instructions of kernels that compile in a fraction of a second, chosen so that few are missing."""
 
-A process of its own compiles what the suite's interprets.
-"""
-
-import json
-import sys
-
-from small_kernels import opcodes, without_assembler
+from small_kernels import opcodes, ptx_of
 
 from bench import static
 from bench.operations import cases
@@ -29,16 +23,12 @@ CHOSEN = (
 )
 
 
-def main():
+def found():
+    """{kernel, case and target: its instructions}"""
     named = {str(case): case for case in cases("static", None)}
-    found = {}
-    with without_assembler():
-        for name, kernel, target in CHOSEN:
-            (noted, *_) = [n for n in static.launches(named[name]) if n.kernel.__name__ == kernel]
-            ptx = static.compile_launch(noted, static.TARGETS[target]).asm["ptx"]
-            found[f"{kernel} of {name} for {target}"] = sorted(opcodes(ptx))
-    json.dump(found, sys.stdout)
-
-
-if __name__ == "__main__":
-    main()
+    of_each = {}
+    for name, kernel, target in CHOSEN:
+        (noted, *_) = [n for n in static.launches(named[name]) if n.kernel.__name__ == kernel]
+        ptx = ptx_of(static.compile_launch(noted, static.TARGETS[target]))
+        of_each[f"{kernel} of {name} for {target}"] = opcodes(ptx)
+    return of_each

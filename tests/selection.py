@@ -23,15 +23,17 @@ ON_A_GPU = (
     "dispatch",
 )  # fmt: skip
 # Those about compiled code, which need no GPU.
-COMPILED = ("barriers", "instructions", "lab", "static", "trained")
+COMPILED = (
+    "barriers", "instructions", "lab", "lab_counts", "lab_faults", "lab_instructions", "lab_races",
+    "lab_warps", "static", "trained",
+)  # fmt: skip
 # The others: what a GPU shows no better, or what takes minutes.
 ELSEWHERE = (
     "bench", "conftest", "cpu_kernels", "data_parallel", "diagnose", "explain", "far_offsets", "foreign",
-    "fuse", "gpu_pass", "gpu_watch", "init", "instructions_table", "interpreter", "lab_counts",
-    "lab_faults", "lab_instructions", "lab_races", "lab_warps", "launch", "meter", "models", "package",
-    "parameter_groups", "planted", "planted_notes", "processes", "readme", "report", "running_statistics",
-    "smoke", "speed", "study", "sync_batch_norm", "tensor_parallel", "tiling", "timing", "torch_cases",
-    "transformers", "worker",
+    "fuse", "gpu_pass", "gpu_watch", "init", "instructions_table", "interpreter", "launch", "meter",
+    "models", "package", "parameter_groups", "planted", "planted_notes", "processes", "readme", "report",
+    "running_statistics", "smoke", "speed", "study", "sync_batch_norm", "tensor_parallel", "tiling",
+    "timing", "torch_cases", "transformers", "worker",
 )  # fmt: skip
 FILES = {"gpu": ON_A_GPU, "compiled": (*KERNELS, *COMPILED)}  # by marker
 COMPILED_OF_EACH = 8  # parameters of a test

@@ -256,8 +256,9 @@ def test_nobody_waits_for_what_is_left():
     found = side_by_side.results(tasks, stand_in.do, 3, 600)
     assert next(found)[0] == ("a", "one")
     found.close()
+    for process in multiprocessing.active_children():  # killed, which takes a moment
+        process.join(30)
     assert time.monotonic() - begin < 30
-    assert not multiprocessing.active_children()
 
 
 @pytest.mark.parametrize(
