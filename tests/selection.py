@@ -1,8 +1,8 @@
 """Which tests a session runs, of those that are collected, and by what their kernels run.
 
-Without `--all` and without a GPU: none that is slow; of tests that differ in nothing but a floating dtype
-one; and of each test of kernels some of its parameters on compiled code and the others in the interpreter,
-because each has kernels of its own to be compiled.
+Without `--all` and without a GPU: none that is slow; of tests that differ in nothing but a floating dtype, or
+in training and evaluation, one; and of each test of kernels some of its parameters on compiled code and the
+others in the interpreter, because each has kernels of its own to be compiled.
 """
 
 import re
@@ -36,8 +36,8 @@ ELSEWHERE = (
     "timing", "torch_cases", "transformers", "worker",
 )  # fmt: skip
 FILES = {"gpu": ON_A_GPU, "compiled": (*KERNELS, *COMPILED)}  # by marker
-COMPILED_OF_EACH = 8  # parameters of a test
-DTYPE = re.compile(r"torch\.(float16|bfloat16|float32|float64|complex64|complex128)\b")
+COMPILED_OF_EACH = 4  # sets of parameters of a test
+ALIKE = re.compile(r"torch\.(float16|bfloat16|float32|float64|complex64|complex128)\b|\b(train|eval)\b")
 
 
 def stem(path):
@@ -56,8 +56,8 @@ def groups(items, name):
     return found
 
 
-def without_dtype(item):
-    return DTYPE.sub("", item.nodeid)
+def without_dtype_and_mode(item):
+    return ALIKE.sub("", item.nodeid)
 
 
 def function(item):
@@ -68,7 +68,7 @@ def fast(items, on_a_gpu):
     items = [item for item in items if not item.get_closest_marker("slow")]
     if on_a_gpu:
         return items
-    return [of[drawn(name) % len(of)] for name, of in groups(items, without_dtype).items()]
+    return [of[drawn(name) % len(of)] for name, of in groups(items, without_dtype_and_mode).items()]
 
 
 def mark(items, on_a_gpu, everything, interpreted):

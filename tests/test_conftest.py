@@ -88,6 +88,15 @@ def test_of_each_test_one_dtype(chosen):
     assert len(chosen(in_dtypes("rows", range(100)), everything=True)) == 400
 
 
+def test_of_training_and_evaluation_one(chosen):
+    items = [
+        Item("compile", f"test[{p}-{mode}]") for p in range(40) for mode in ("train", "eval", "with_train")
+    ]
+    found = chosen(items)
+    assert len(found) == 80
+    assert 8 < sum(name.endswith("-train]") for name in found) < 32
+
+
 def test_on_a_gpu_all_dtypes_but_the_twin(chosen):
     found = chosen(in_dtypes("rows", range(3)), on_a_gpu=True)
     assert {name: "gpu" in markers for name, markers in found.items()} == {
