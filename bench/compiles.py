@@ -31,7 +31,7 @@ class Compiled:
 
     def install(self, path=None):
         """path: of a file that says after each kernel how far it is, whatever becomes of the process."""
-        stub_driver.install()
+        stub_driver.install(machine_code=True)
         self.path = path
         triton.knobs.compilation.listener = self.heard
         return self

@@ -1,8 +1,9 @@
 """Which tests a session runs, of those that are collected, and by what their kernels run.
 
-Without `--all` and without a GPU: none that is slow; of tests that differ in nothing but a floating dtype, or
-in training and evaluation, one; and of each test of kernels some of its parameters on compiled code and the
-others in the interpreter, because each has kernels of its own to be compiled.
+Without `--all` and without a GPU: none that is slow; of one that is marked `some(n)` n sets of parameters;
+of tests that differ only in a floating dtype, or in training and evaluation, one, in bfloat16 or float32;
+and of each test of kernels some sets of parameters on compiled code and the others in the interpreter,
+because each has kernels of its own to be compiled.
 """
 
 import re
@@ -36,8 +37,9 @@ ELSEWHERE = (
     "timing", "torch_cases", "transformers", "worker",
 )  # fmt: skip
 FILES = {"gpu": ON_A_GPU, "compiled": (*KERNELS, *COMPILED)}  # by marker
-COMPILED_OF_EACH = 4  # sets of parameters of a test
+COMPILED_OF_EACH = 3  # sets of parameters of a test
 ALIKE = re.compile(r"torch\.(float16|bfloat16|float32|float64|complex64|complex128)\b|\b(train|eval)\b")
+USUAL = re.compile(r"torch\.(bfloat16|float32)\b")
 
 
 def stem(path):
@@ -68,7 +70,19 @@ def fast(items, on_a_gpu):
     items = [item for item in items if not item.get_closest_marker("slow")]
     if on_a_gpu:
         return items
-    return [of[drawn(name) % len(of)] for name, of in groups(items, without_dtype_and_mode).items()]
+    items = [one(alike, name) for name, alike in groups(items, without_dtype_and_mode).items()]
+    return [item for alike in groups(items, function).values() for item in some(alike)]
+
+
+def one(alike, name):
+    usual = [item for item in alike if USUAL.search(item.nodeid)] or alike
+    return usual[drawn(name) % len(usual)]
+
+
+def some(alike):
+    """As many sets of parameters of a test as its marker `some` says, or all."""
+    marker = alike[0].get_closest_marker("some")
+    return sorted(alike, key=lambda item: drawn(item.nodeid))[: marker.args[0]] if marker else alike
 
 
 def mark(items, on_a_gpu, everything, interpreted):

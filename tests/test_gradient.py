@@ -18,11 +18,13 @@ def doubles(device, *shapes):
     return [torch.randn(s, dtype=torch.float64, device=device, requires_grad=True) for s in shapes]
 
 
+@pytest.mark.some(20)
 @every_function
 def test_gradcheck(device, row, thorough):
     assert_derivatives(row.seeded, row.inputs(device, torch.float64), thorough)
 
 
+@pytest.mark.some(30)
 @every_function
 def test_gradgradcheck(device, row, thorough):
     assert_derivatives(row.seeded, row.inputs(device, torch.float64), thorough, order=2)
@@ -39,6 +41,7 @@ def test_both_backwards_are_one_function(device, row):
     torch.testing.assert_close(kernel, formula, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.some(20)
 @every_function
 def test_batched_gradients(device, row):
     """`is_grads_batched`, which `torch.autograd.functional.jacobian(vectorize=True)` uses."""

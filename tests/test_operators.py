@@ -202,6 +202,7 @@ def with_gradients(name, arguments):
 
 # torch's own look at the arguments it makes; it hides the warning, but not where warnings are errors
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
+@pytest.mark.some(20)
 @every_case
 def test_opcheck(device, name, arguments):
     opcheck(getattr(OPERATORS, name).default, with_gradients(name, arguments(device)))

@@ -187,9 +187,14 @@ def packed_argument(kind: str, value) -> bytes:
 TRITONS_OWN = backends["nvidia"]
 
 
+def compile_to_ptx() -> None:
+    """Triton compiles kernels for NVIDIA GPUs no further, in this process."""
+    backends["nvidia"] = Backend(compiler=PtxBackend, driver=HostDriver)
+
+
 def activate(host: HostDriver) -> None:
     """Makes it the driver that Triton compiles and launches with in this process."""
-    backends["nvidia"] = Backend(compiler=PtxBackend, driver=HostDriver)
+    compile_to_ptx()
     driver.set_active(host)
 
 
