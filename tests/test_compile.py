@@ -70,7 +70,7 @@ def assert_steps_are_same(launches, eager, backend, batches):
 
 
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
-@pytest.mark.some(20)
+@pytest.mark.some(12)
 @every_layer
 def test_layers(device, launches, seeds_of_graphs, row, training):
     """Two compilations, of which the second serves every further batch size."""

@@ -60,6 +60,7 @@ def test_gradcheck_channels_last(device, thorough):
     assert_derivatives(row.seeded, [x, *parameters], thorough)
 
 
+@pytest.mark.some(1)
 @pytest.mark.parametrize("name", ["layer_norm", "rms_norm"])
 def test_gradcheck_of_rows_wider_than_a_tile(device, name):
     """The whole of dx is checked in one direction, not element by element."""

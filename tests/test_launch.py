@@ -18,11 +18,13 @@ def test_a_sweep_over_batch_sizes_compiles_nothing_new():
     programs.compiling("sweep_of_batches")
 
 
+@pytest.mark.slow
 def test_a_launch_of_a_kept_plan_is_tritons_own():
     """Grid, arguments and variant of the kernels of `bench host`, with a driver that launches nothing."""
     assert int(programs.compiling("kept_plans").stdout) >= 8
 
 
+@pytest.mark.slow
 def test_a_captured_step_loads_no_module_that_eager_steps_did_not():
     found = json.loads(programs.compiling("drawn_under_capture").stdout)
     assert found["launched"] == found["wanted"] != []

@@ -141,6 +141,7 @@ PLANTED = {
 }
 
 
+@pytest.mark.some(1)
 @pytest.mark.parametrize("fault", PLANTED)
 def test_the_ledger_shows_what_is_planted_in_a_kernel(fault, tmp_path):
     for room in ("bench", "kernels", "normreg"):

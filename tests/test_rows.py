@@ -37,6 +37,7 @@ def subsets_of_inputs(first, least=0):
                 yield pytest.param(norm, taken, id=f"{name}-{named}")
 
 
+@pytest.mark.some(12)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("cols", WIDTHS)
 @every_norm
@@ -61,6 +62,7 @@ def test_rows_beside_a_tile(norm, device, guarded_memory, rows):
     assert_agrees(*norm.functions((64,)), inputs)
 
 
+@pytest.mark.some(4)
 @pytest.mark.parametrize(("cols", "dtype", "kernels"), [
     (5120, torch.bfloat16, ("forward_parts", "backward")),
     (16384, torch.float32, ("forward_parts", "backward_sums", "backward")),

@@ -87,6 +87,7 @@ def test_every_class_has_cases():
     assert without == {*dropouts, "SyncBatchNorm"}
 
 
+@pytest.mark.some(25)
 @every_module_case
 def test_module_results_and_gradients(device, launches, original, index, training):
     theirs, ours, x = modules_and_input(original, index, training, device)
@@ -94,6 +95,7 @@ def test_module_results_and_gradients(device, launches, original, index, trainin
     assert bool(launches) == (x.numel() > 0)
 
 
+@pytest.mark.some(25)
 @every_module_case
 def test_module_in_use(device, original, index, training):
     """Two batches, then backward: results, gradients, running statistics and their count, in float64."""
@@ -109,6 +111,7 @@ def test_module_in_use(device, original, index, training):
         torch.testing.assert_close(results[1][name], expected, rtol=1e-11, atol=1e-11)
 
 
+@pytest.mark.some(25)
 @every_module_case
 def test_module_second_derivatives(device, original, index, training):
     """In float64, where both round below 1e-12; the sums of squares make every derivative enter."""
@@ -124,6 +127,7 @@ def test_module_second_derivatives(device, original, index, training):
         torch.testing.assert_close(our, their, rtol=0, atol=1e-10 * scale)
 
 
+@pytest.mark.some(25)
 @every_module_case
 def test_module_layouts(device, original, index, training):
     """Inputs and incoming gradients with gaps, channels-last ones: values and strides are torch's."""
@@ -167,6 +171,7 @@ def assert_same_module(ours, theirs):
         assert expected.is_meta or torch.equal(ours.state_dict()[name], expected), name
 
 
+@pytest.mark.some(25)
 @every_module_case
 def test_module_construction(device, original, index, training):
     """Initial values, device= and dtype=, the device context, meta and to_empty, repr."""
@@ -196,6 +201,7 @@ def test_module_construction(device, original, index, training):
         assert_same_module(convert(construct(cls, case)), convert(construct(original, case)))
 
 
+@pytest.mark.some(25)
 @every_module_case
 def test_module_copies(device, original, index, training):
     """Pickled and deep-copied modules, and a state_dict in either direction."""

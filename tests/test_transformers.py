@@ -26,6 +26,7 @@ def transformers():
         yield package
 
 
+@pytest.mark.some(4)
 @pytest.mark.parametrize("name", MODELS)
 def test_trains_as_before(transformers, device, name):
     _, _, layers, fused = MODELS[name]
@@ -35,6 +36,7 @@ def test_trains_as_before(transformers, device, name):
     assert len(assert_trains(model, inputs, steps=2).changed) == layers
 
 
+@pytest.mark.some(4)
 @pytest.mark.parametrize("name", [name for name, (*_, fused) in MODELS.items() if fused])
 def test_trains_as_before_when_fused(transformers, device, name):
     _, _, layers, _ = MODELS[name]
@@ -64,6 +66,7 @@ def test_restores_to_the_last_bit(transformers, device, deterministic, name):
         assert torch.equal(result, expected)
 
 
+@pytest.mark.some(4)
 @pytest.mark.parametrize("name", MODELS)
 def test_trains_as_before_without_kernels(transformers, monkeypatch, name):
     """On a CPU, as outside the interpreter."""
