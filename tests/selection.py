@@ -37,7 +37,7 @@ ELSEWHERE = (
     "timing", "torch_cases", "transformers", "worker",
 )  # fmt: skip
 FILES = {"gpu": ON_A_GPU, "compiled": (*KERNELS, *COMPILED)}  # by marker
-COMPILED_OF_EACH = 3  # sets of parameters of a test
+COMPILED_OF_EACH = 2  # sets of parameters of a test
 ALIKE = re.compile(r"torch\.(float16|bfloat16|float32|float64|complex64|complex128)\b|\b(train|eval)\b")
 USUAL = re.compile(r"torch\.(bfloat16|float32)\b")
 

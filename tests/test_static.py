@@ -47,6 +47,7 @@ KERNELS = {
     "bias_act_dropout_forward_kernel",
     "bias_act_dropout_backward_kernel",
 }
+VARIANTS = ("batch_norm_act", "rms_norm")  # whose kernels batch_norm and layer_norm have, too
 ALONE = ("dropout_kernel", "dropout_grouped_kernel")  # which load and store nothing but elements
 
 
@@ -60,10 +61,12 @@ def cases(dtype, operations=OPERATIONS):
 
 
 def compiled_for(target, dtype):
-    """A test for each operation; other targets and dtypes than a Hopper GPU's in bfloat16 are slow."""
-    marks = () if (target, dtype) == ("sm_90", "bf16") else pytest.mark.slow
+    """A test an operation; variants, and other targets and dtypes than a Hopper GPU in bfloat16, are slow."""
+    fast = [] if (target, dtype) != ("sm_90", "bf16") else {*OPERATIONS}.difference(VARIANTS)
     return [
-        pytest.param(target, dtype, name, id=f"{target}-{dtype}-{name}", marks=marks)
+        pytest.param(
+            target, dtype, name, id=f"{target}-{dtype}-{name}", marks=() if name in fast else pytest.mark.slow
+        )
         for name in OPERATIONS
         if cases(dtype, [name])
     ]
