@@ -4,10 +4,13 @@ import contextlib
 import datetime
 import json
 import math
+import os
 import platform
 import subprocess
 import sys
 import time
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 
 import torch
@@ -52,6 +55,20 @@ class Budget:
                 yield item
                 slowest = max(slowest, time.monotonic() - begin)
             advance("done")
+
+
+def in_processes(budget, cases, function, *arguments):
+    """What `function(case, *arguments)` returns for each case, in as many processes as there are cores.
+
+    Processes, because most of a compilation holds Python's lock; spawned, because torch cannot be forked.
+    """
+    with ProcessPoolExecutor(len(os.sched_getaffinity(0)), get_context("spawn")) as pool:
+        pending = [(case, pool.submit(function, case, *arguments)) for case in cases]
+        try:
+            for _, future in budget.within(pending, describe=lambda item: str(item[0])):
+                yield future.result()
+        finally:
+            pool.shutdown(cancel_futures=True)
 
 
 @contextlib.contextmanager

@@ -11,9 +11,6 @@ model.
 import contextlib
 import copy
 import functools
-import os
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
 
 import torch
 
@@ -21,6 +18,7 @@ from normreg.kernels import launch
 
 from . import lab, without_gpu, worker
 from .gpu_model import H100, terms
+from .harness import in_processes
 from .instructions_table import CLASSES, table
 from .lab.driver import HostDriver, activate
 from .measuring import Contestant, Subject, draw
@@ -137,13 +135,8 @@ def run(arguments, budget):
     if arguments.peers is not None:
         peers += [OF_TRITON[name] for name in arguments.peers or OF_TRITON]
     chosen = cases("instructions", arguments.operations)
-    with ProcessPoolExecutor(len(os.sched_getaffinity(0)), get_context("spawn")) as pool:
-        pending = [(case, pool.submit(measure_case, case, peers, arguments.arch)) for case in chosen]
-        try:
-            for _, future in budget.within(pending, describe=lambda item: str(item[0])):
-                yield from future.result()
-        finally:
-            pool.shutdown(cancel_futures=True)
+    for records in in_processes(budget, chosen, measure_case, peers, arguments.arch):
+        yield from records
 
 
 def status(records):

@@ -6,15 +6,12 @@ start at a multiple of 16 bytes. `instructions an element` are those of the whol
 of all threads of a program, over the elements of its largest load or store, or of all parts of a row.
 """
 
-import os
 import re
 import struct
 import subprocess
 import tempfile
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from math import prod
-from multiprocessing import get_context
 from pathlib import Path
 from unittest import mock
 
@@ -27,6 +24,7 @@ import normreg
 from normreg.kernels import launch
 
 from . import tables
+from .harness import in_processes
 from .operations import OPERATIONS, cases
 from .operations.case import DTYPES, SHORT
 from .without_gpu import as_on_a_gpu, noted_launches
@@ -186,14 +184,8 @@ def add_arguments(parser):
 
 def run(arguments, budget):
     chosen = [case for case in cases("static", arguments.operations) if SHORT[case.dtype] in arguments.dtypes]
-    # processes, because most of a compilation holds Python's lock; spawned, because torch cannot be forked
-    with ProcessPoolExecutor(len(os.sched_getaffinity(0)), get_context("spawn")) as pool:
-        pending = [(case, pool.submit(describe_case, case, arguments.targets)) for case in chosen]
-        try:
-            for _, future in budget.within(pending, describe=lambda item: str(item[0])):
-                yield from future.result()
-        finally:
-            pool.shutdown(cancel_futures=True)
+    for records in in_processes(budget, chosen, describe_case, arguments.targets):
+        yield from records
 
 
 def table(records):

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import formulas
 import pytest
 import torch
+from reference import leave_initial_values
 
 import normreg
 from normreg.convert import COUNTERPARTS
@@ -305,11 +306,5 @@ every_kind = pytest.mark.parametrize("kind", KINDS)
 def torch_layer(kind, device, dtype=torch.float32):
     """A torch layer with nothing at its initial value, and an input for it."""
     module = KINDS[kind].make(torch.nn).to(device, dtype)
-    for parameter in module.parameters():
-        torch.nn.init.normal_(parameter)
-    for buffer in module.buffers():
-        if buffer.is_floating_point():
-            buffer.uniform_(0.5, 2.0)
-        else:
-            buffer.fill_(3)
+    leave_initial_values(module)
     return module, torch.randn(5, *KINDS[kind].sample, device=device, dtype=dtype)

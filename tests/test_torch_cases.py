@@ -14,7 +14,7 @@ import warnings
 import pytest
 import torch
 import torch.nn.functional as F
-from reference import assert_agrees, copies, run
+from reference import assert_agrees, copies, leave_initial_values, run
 
 import normreg
 from normreg.convert import COUNTERPARTS
@@ -55,13 +55,7 @@ def modules_and_input(original, index, training, device, dtype=torch.float32):
     theirs, ours = (
         cls(*arguments, **options).to(device, dtype) for cls in (original, COUNTERPARTS[original])
     )
-    for parameter in theirs.parameters():
-        torch.nn.init.normal_(parameter)
-    for buffer in theirs.buffers():
-        if buffer.is_floating_point():
-            buffer.uniform_(0.5, 2.0)
-        else:
-            buffer.fill_(3)
+    leave_initial_values(theirs)
     assert str(ours.load_state_dict(theirs.state_dict())) == "<All keys matched successfully>"
     (x,) = [*case.forward_input.args, *case.forward_input.kwargs.values()]
     return theirs.train(training), ours.train(training), x

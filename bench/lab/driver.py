@@ -87,54 +87,19 @@ class Function:
         return machine
 
 
-class HostDriver(DriverBase):
-    """The part of a driver's interface that compilation and a launch use.
+class DriverWithoutGpu(DriverBase):
+    """The part of a driver's interface that compilation and a launch use, of a GPU that is not there.
 
-    heard: called with each `Executed`; counting it takes time, so None counts nothing.
-    reachable: tensors that a launch may touch beside its arguments.
+    What is left to others: load_binary and launcher, and get_benchmarker, which says why there is no time.
     """
 
-    executes_in_host_memory = True
-
-    def __init__(self, arch: int, multiprocessors: int, approximate: int | None = None) -> None:
-        self.arch, self.multiprocessors, self.approximate = arch, multiprocessors, approximate
-        self.heard: Callable[[Executed], None] | None = None
-        self.reachable: list[torch.Tensor] = []
+    def __init__(self, arch: int, multiprocessors: int) -> None:
+        self.arch, self.multiprocessors = arch, multiprocessors
         self.utils = self
         self.launcher_cls = self.launcher
 
-    def load_binary(self, name, kernel, shared, device):
-        module = registers = spills = 0
-        return module, Function(kernel.decode(), shared), registers, spills, PROGRAM_THREADS
-
     def unload_module(self, module):
         """Newer Tritons call it for every kernel that they drop; nothing was loaded."""
-
-    def launcher(self, source, metadata):
-        kinds = list(source.signature.values())
-
-        def launch(x, y, z, stream, function, packed, launch_metadata, enter, leave, *values, **_):
-            grid = (x, y, z)
-            if not all(0 < n <= most for n, most in zip(grid, MOST_PROGRAMS)):
-                raise ValueError(f"{source.name}: expected a grid from 1 to {MOST_PROGRAMS}, got {grid}")
-            arguments = list(flat(kinds, values))
-            tensors = [value for _, value in arguments if isinstance(value, torch.Tensor)]
-            memory = Memory([range_of(tensor) for tensor in itertools.chain(tensors, self.reachable)])
-            raw = [packed_argument(kind, value) for kind, value in arguments]
-            scratch = [bytes(8)] * 4  # addresses of memory that our kernels use none of
-            if enter:
-                enter(launch_metadata)
-            machine = function.run(
-                grid, raw + scratch, memory, approximate=self.approximate, count=self.heard is not None
-            )
-            if leave:
-                leave(launch_metadata)
-            if self.heard is not None:
-                threads = machine.program.kernel.threads
-                counts = dict(machine.count), dict(machine.by_class), machine.dram_bytes()
-                self.heard(Executed(source.name, grid, threads, *counts))
-
-        return launch
 
     def get_device_properties(self, device):
         return {
@@ -162,14 +127,60 @@ class HostDriver(DriverBase):
     def map_python_to_cpp_type(self, ty):
         return ty
 
+    @classmethod
+    def is_active(cls):
+        return False  # only where it is installed
+
+
+class HostDriver(DriverWithoutGpu):
+    """Executes what it is given to launch on tensors in host memory.
+
+    heard: called with each `Executed`; counting it takes time, so None counts nothing.
+    reachable: tensors that a launch may touch beside its arguments.
+    """
+
+    executes_in_host_memory = True
+
+    def __init__(self, arch: int, multiprocessors: int, approximate: int | None = None) -> None:
+        super().__init__(arch, multiprocessors)
+        self.approximate = approximate
+        self.heard: Callable[[Executed], None] | None = None
+        self.reachable: list[torch.Tensor] = []
+
+    def load_binary(self, name, kernel, shared, device):
+        module = registers = spills = 0
+        return module, Function(kernel.decode(), shared), registers, spills, PROGRAM_THREADS
+
+    def launcher(self, source, metadata):
+        kinds = list(source.signature.values())
+
+        def launch(x, y, z, stream, function, packed, launch_metadata, enter, leave, *values, **_):
+            grid = (x, y, z)
+            if not all(0 < n <= most for n, most in zip(grid, MOST_PROGRAMS)):
+                raise ValueError(f"{source.name}: expected a grid from 1 to {MOST_PROGRAMS}, got {grid}")
+            arguments = list(flat(kinds, values))
+            tensors = [value for _, value in arguments if isinstance(value, torch.Tensor)]
+            memory = Memory([range_of(tensor) for tensor in itertools.chain(tensors, self.reachable)])
+            raw = [packed_argument(kind, value) for kind, value in arguments]
+            scratch = [bytes(8)] * 4  # addresses of memory that our kernels use none of
+            if enter:
+                enter(launch_metadata)
+            machine = function.run(
+                grid, raw + scratch, memory, approximate=self.approximate, count=self.heard is not None
+            )
+            if leave:
+                leave(launch_metadata)
+            if self.heard is not None:
+                threads = machine.program.kernel.threads
+                counts = dict(machine.count), dict(machine.by_class), machine.dram_bytes()
+                self.heard(Executed(source.name, grid, threads, *counts))
+
+        return launch
+
     def get_benchmarker(self):
         raise NotImplementedError(
             "code executed in host memory takes no time of a GPU: there is none to measure"
         )
-
-    @classmethod
-    def is_active(cls):
-        return False  # only where it is installed
 
 
 def packed_argument(kind: str, value) -> bytes:

@@ -1,6 +1,6 @@
 """What each instruction does: small functions, registered by name as these modules are imported."""
 
-from . import (
+from . import (  # noqa: F401
     arithmetic,
     bitwise,
     comparisons,
@@ -15,17 +15,4 @@ from . import (
 )
 from .table import build
 
-REGISTERED = (
-    arithmetic,
-    bitwise,
-    comparisons,
-    conversions,
-    copies,
-    integers,
-    loads_and_stores,
-    matrices,
-    moves,
-    transcendental,
-    warps,
-)
-__all__ = ["REGISTERED", "build"]
+__all__ = ["build"]
