@@ -23,6 +23,7 @@ PARTS = {  # the quick ones first
 }
 SMOKE = "whether every kernel launches and agrees with float64: in the interpreter, or a minute on a GPU"
 PASS = "five minutes on a machine with a GPU: smoke, the kernel tests, the cases of speed that decide"
+HOMES = {"smoke": "bench.smoke", "gpu": "bench.gpu_pass"}  # those that are not in bench/perf
 BUDGET_WITHOUT_GPU = 270  # seconds
 
 
@@ -65,7 +66,7 @@ def load(part):
     if part == "ledger" or (part in ("models", "smoke") and not has_gpu()):
         os.environ["TRITON_INTERPRET"] = "1"
     try:
-        return importlib.import_module(f"bench.{part}")
+        return importlib.import_module(HOMES.get(part, f"bench.perf.{part}"))
     except ModuleNotFoundError as error:
         sys.exit(f"python -m bench {part} needs {error.name}, not installed here: pip install -e '.[bench]'")
 
@@ -78,7 +79,7 @@ def has_gpu():
 
 def run_part(arguments):
     module = load(arguments.part)
-    from . import harness  # after load: it imports Triton
+    from bench.perf import harness  # after load: it imports Triton
 
     if unknown := set(arguments.operations or ()) - set(module.OPERATIONS):
         sys.exit(

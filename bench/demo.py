@@ -32,7 +32,7 @@ if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # read where kernels are defined, so set before normreg is imported
 
 import normreg
-from bench import interpreter
+from bench.lab import interpreter
 from normreg.kernels import launch
 
 try:

@@ -21,7 +21,8 @@ if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # read where kernels are defined, so set before normreg is imported
 
 import normreg
-from bench import demo, interpreter
+from bench import demo
+from bench.lab import interpreter
 
 STEPS = 20
 BATCH = 128  # of all ranks together

@@ -25,7 +25,7 @@ import torch
 import triton
 import triton.language as tl
 
-from . import launch, tiling
+from normreg.kernels import launch, tiling
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 COLUMNS = 5
@@ -180,14 +180,14 @@ def lay_out(tensors):
     for tensor in tensors:
         elements, dtype = tensor.numel(), tensor.dtype
         rows.append((tensor.data_ptr(), elements, DTYPES.index(dtype), chunks, sizes[dtype]))
-        chunks += triton.cdiv(elements, tiling.L2_PENALTY_CHUNK)
+        chunks += triton.cdiv(elements, tiling.elements.L2_PENALTY_CHUNK)
         sizes[dtype] += triton.cdiv(elements, 16) * 16
     return tuple(rows), chunks, sizes
 
 
 def write_table(rows, device):
     numbers = [number for column in zip(*rows) for number in column]
-    at_a_time = tiling.L2_PENALTY_NUMBERS
+    at_a_time = tiling.elements.L2_PENALTY_NUMBERS
     table = torch.empty(triton.cdiv(len(numbers), at_a_time) * at_a_time, dtype=torch.int64, device=device)
     for first in range(0, len(numbers), at_a_time):
         some = [2 * number + ODD for number in numbers[first : first + at_a_time]]
@@ -213,10 +213,11 @@ def table_of(rows, device):
 
 
 def chunk_constants(rows):
-    tile = tiling.l2_penalty_tile()
+    tile = tiling.elements.l2_penalty_tile()
     return dict(
-        ALIGNED=all(row[0] % 16 == 0 for row in rows), CHUNK=tiling.L2_PENALTY_CHUNK, BLOCK=tile.cols,
-        BLOCK_TENSORS=tiling.L2_PENALTY_TENSORS, num_warps=tile.num_warps,
+        ALIGNED=all(row[0] % 16 == 0 for row in rows), CHUNK=tiling.elements.L2_PENALTY_CHUNK,
+        BLOCK=tile.cols,
+        BLOCK_TENSORS=tiling.elements.L2_PENALTY_TENSORS, num_warps=tile.num_warps,
     )  # fmt: skip
 
 
@@ -238,7 +239,7 @@ def l2_penalty_forward(tensors, weight_decay):
             HAS_FLOAT64=y.dtype == torch.float64, **chunk_constants(rows),
         )  # fmt: skip
         launch.launch(plan, table_of(rows, y.device), partial, through=tensors)
-    tile = tiling.l2_penalty_merge_tile()
+    tile = tiling.elements.l2_penalty_merge_tile()
     plan = launch.Launch(
         l2_penalty_merge_kernel,
         (1,),

@@ -5,13 +5,11 @@ costs Python no arithmetic, and Triton no look at arguments that it has seen bef
 """
 
 import functools
-import math
 
 import torch
-import triton
-import triton.language as tl
 
-from . import cpu
+from normreg.kernels import cpu
+from normreg.kernels.tiling import hardware
 
 INTERPRET = cpu.KERNELS == "interpreter"
 
@@ -61,7 +59,7 @@ class Launch:
 
     def first(self, tensors, numbers):
         """Triton's own way to launch, which compiles, and returns what it has compiled."""
-        num_warps = warps_of(self.num_warps, lanes(self.device))
+        num_warps = hardware.warps_of(self.num_warps, hardware.lanes(self.device))
         # fusion stated, because Triton's default changes with its release and results must not
         options = dict(num_warps=num_warps, enable_fp_fusion=True, **self.constants)
         return self.kernel[self.grid](*tensors, *numbers, *self.numbers, **options)
@@ -105,50 +103,3 @@ def launch(plan, *tensors, numbers=(), through=()):
 def contiguous(*tensors):
     """The tensors, None kept, with their elements in logical order."""
     return [None if tensor is None else tensor.contiguous() for tensor in tensors]
-
-
-def compute_dtype(dtype):
-    """The dtype of arithmetic, statistics and partial sums: fp64 for fp64, else fp32."""
-    return torch.float64 if dtype == torch.float64 else torch.float32
-
-
-TRITON_DTYPES = {
-    torch.float16: tl.float16,
-    torch.bfloat16: tl.bfloat16,
-    torch.float32: tl.float32,
-    torch.float64: tl.float64,
-}
-
-
-def triton_dtype(dtype):
-    return TRITON_DTYPES[dtype]
-
-
-def vector(size):
-    """Largest power of two up to 8 that divides the size of the contiguous dimension.
-
-    Kernels take size // vector and multiply it back, because Triton proves only divisibility by 16
-    by itself, and 8 elements of two bytes are the widest access there is: 16 bytes.
-    """
-    return math.gcd(size, 8)
-
-
-@functools.cache
-def multiprocessors(device):
-    """How many programs run side by side; 1 in the interpreter, which runs one at a time."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_properties(device).multi_processor_count
-    if cpu.KERNELS == "compiled":
-        return triton.runtime.driver.active.utils.get_device_properties(0)["multiprocessor_count"]
-    return 1
-
-
-@functools.cache
-def lanes(device):
-    """Of a warp."""
-    return torch.cuda.get_device_properties(device).warp_size if device.type == "cuda" else 32
-
-
-def warps_of(num_warps, lanes):
-    """Warps are counted as if they had 32 lanes; AMD's have 64, and a program 1024 at most."""
-    return max(1, num_warps * 32 // lanes)

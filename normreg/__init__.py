@@ -1,15 +1,13 @@
 """Fused normalisation layers and Dropout: drop-in torch.nn layers on Triton kernels."""
 
 from normreg import functional as functional
-from normreg import init as init
-from normreg.convert import replace as replace
-from normreg.convert import restore as restore
-from normreg.diagnosis import diagnose as diagnose
-from normreg.dropout_mask import dropout_mask as dropout_mask
-from normreg.explanation import explain as explain
-from normreg.foreign import as_before as as_before
-from normreg.foreign import register_layer as register_layer
-from normreg.l2_penalty import l2_penalty as l2_penalty
+from normreg.functional.masks import dropout_mask as dropout_mask
+from normreg.inspection.diagnose import diagnose as diagnose
+from normreg.inspection.explain import explain as explain
+from normreg.models.registry import as_before as as_before
+from normreg.models.registry import register_layer as register_layer
+from normreg.models.replace import replace as replace
+from normreg.models.replace import restore as restore
 from normreg.nn import AlphaDropout as AlphaDropout
 from normreg.nn import BatchNorm1d as BatchNorm1d
 from normreg.nn import BatchNorm2d as BatchNorm2d
@@ -40,12 +38,14 @@ from normreg.nn import RMSNorm as RMSNorm
 from normreg.nn import SyncBatchNorm as SyncBatchNorm
 from normreg.nn import SyncBatchNormAct as SyncBatchNormAct
 from normreg.nn.sync_batch_norm import convert_sync_batchnorm as convert_sync_batchnorm
-from normreg.parameter_groups import parameter_groups as parameter_groups
-from normreg.parameter_groups import register_no_decay as register_no_decay
-from normreg.running_statistics import freeze_batch_norm as freeze_batch_norm
-from normreg.running_statistics import recalibrate_batch_norm as recalibrate_batch_norm
-from normreg.running_statistics import running_statistics_held as running_statistics_held
-from normreg.running_statistics import unfreeze_batch_norm as unfreeze_batch_norm
+from normreg.training import init as init
+from normreg.training.l2_penalty import l2_penalty as l2_penalty
+from normreg.training.parameter_groups import parameter_groups as parameter_groups
+from normreg.training.parameter_groups import register_no_decay as register_no_decay
+from normreg.training.running_statistics import freeze_batch_norm as freeze_batch_norm
+from normreg.training.running_statistics import recalibrate_batch_norm as recalibrate_batch_norm
+from normreg.training.running_statistics import running_statistics_held as running_statistics_held
+from normreg.training.running_statistics import unfreeze_batch_norm as unfreeze_batch_norm
 
 __version__ = "0.1.0"
 

@@ -8,7 +8,7 @@ from unittest import mock
 import torch
 from processes import begun, exit_status
 
-from bench import worker
+from bench.perf import worker
 
 ROOT = Path(__file__).parent.parent
 COMMAND = """

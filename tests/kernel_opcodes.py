@@ -2,8 +2,8 @@
 
 from small_kernels import opcodes, ptx_of
 
-from bench import static
 from bench.operations import cases
+from bench.perf import static
 
 # case, kernel, target
 CHOSEN = (

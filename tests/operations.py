@@ -14,7 +14,7 @@ import torch
 from reference import leave_initial_values
 
 import normreg
-from normreg.convert import COUNTERPARTS
+from normreg.models.replace import COUNTERPARTS
 
 OF_RANKS = {"sync_batch_norm"}  # which needs torch.distributed: in ranks_sync_batch_norm.py
 OURS = SimpleNamespace(

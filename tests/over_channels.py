@@ -29,11 +29,11 @@ def inputs_for(shape, dtype, device, affine="weight bias", mean=0.0, std=1.0):
 
 def nothing_is_held(monkeypatch):
     """Groups are split, whatever their size."""
-    monkeypatch.setattr(tiling, "HELD_WORDS_FORWARD", 0)
-    monkeypatch.setattr(tiling, "HELD_WORDS_BACKWARD", 0)
+    monkeypatch.setattr(tiling.hardware, "HELD_WORDS_FORWARD", 0)
+    monkeypatch.setattr(tiling.hardware, "HELD_WORDS_BACKWARD", 0)
 
 
 def split_all(monkeypatch):
     """Channels of BatchNorm are split, where those of a few thousand elements are held by a program each."""
     for direction in ("forward", "backward"):
-        monkeypatch.setattr(tiling, f"batch_norm_held_{direction}_tile", lambda *_: None)
+        monkeypatch.setattr(tiling.channels, f"batch_norm_held_{direction}_tile", lambda *_: None)

@@ -12,7 +12,7 @@ from reference import assert_accurate, copies
 from torch import nn
 
 import normreg
-from normreg import dispatch
+from normreg.functional import dispatch
 from normreg.kernels import launch
 from normreg.ops import collectives
 

@@ -1,4 +1,4 @@
-"""A stand-in for checks that `bench.side_by_side` runs in processes, which start at once without torch."""
+"""A stand-in for checks that `bench.perf.side_by_side` runs in processes, which start without torch."""
 
 import sys
 import time

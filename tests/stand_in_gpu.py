@@ -6,9 +6,9 @@ from dataclasses import replace
 
 import torch
 
-from bench import timing
-from bench.measuring import Measurer
 from bench.operations import OPERATIONS, Case
+from bench.perf import timing
+from bench.perf.measuring import Measurer
 
 SMALL = {
     "layer_norm": Case("layer_norm", (6, 40), torch.float32, origin="test"),

@@ -9,8 +9,8 @@ import torch
 from reference import IN_PARTS, WIDE
 from torch.utils._device import _device_constructors
 
-from bench import interpreter
-from bench.meter import Meter
+from bench.lab import interpreter
+from bench.lab.meter import Meter
 from normreg.kernels import launch, tiling
 
 torch.set_num_threads(1)  # tensors are small, and the processes share the cores
@@ -64,7 +64,7 @@ def seed():
 def gpu_tiles(monkeypatch):
     """The interpreter takes the tiles of a GPU, so that they are what is tested."""
     launch.forget_plans()
-    monkeypatch.setattr(tiling, "INTERPRETER_TILE_SCALE", 1)
+    monkeypatch.setattr(tiling.hardware, "INTERPRETER_TILE_SCALE", 1)
 
 
 @pytest.fixture(autouse=True)
@@ -78,7 +78,8 @@ def held_words(request, gpu_tiles, monkeypatch):
     elif cols == IN_PARTS:
         numbers = dict(HELD_WORDS_BACKWARD=64, CHUNK_WORDS=64, HELD_WARPS_BACKWARD=1, HELD_UNPACKED=0)
     for name, number in numbers.items():
-        monkeypatch.setattr(tiling, name, number)
+        room = tiling.hardware if hasattr(tiling.hardware, name) else tiling.rows
+        monkeypatch.setattr(room, name, number)
 
 
 @pytest.fixture(autouse=True)

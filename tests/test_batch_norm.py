@@ -18,7 +18,8 @@ from reference import (
 )
 
 import normreg
-from normreg.kernels import channels, launch
+from normreg.kernels import tiling
+from normreg.kernels.device import channels
 
 # (shape, channels-last?): one and several channel blocks, tiles, splits; ragged beside a tile
 SHAPES = [
@@ -203,7 +204,7 @@ def test_an_outlier_in_front_does_not_hurt(device, size):
 @pytest.mark.parametrize("training", [True, False], ids=["training", "inference"])
 def test_many_partial_results(device, monkeypatch, training):
     """As many splits as on a large GPU, more than are merged at a time, and a last one that is shorter."""
-    monkeypatch.setattr(launch, "multiprocessors", lambda device: 64)
+    monkeypatch.setattr(tiling.hardware, "multiprocessors", lambda device: 64)
     shape = (2, 32, 65, 41)
     inputs = inputs_for(shape, True, torch.float32, device)
     plan = channels.plan(inputs[0])

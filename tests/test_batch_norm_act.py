@@ -10,9 +10,9 @@ from reference import DTYPES, assert_agrees, in_layout, layouts
 from saved import bytes_beside, saved_by
 
 import normreg
-from normreg import dispatch
+from normreg.functional import dispatch
 from normreg.kernels import tiling
-from normreg.kernels.activations import LINES, NAMES
+from normreg.kernels.device.activations import LINES, NAMES
 
 modes = pytest.mark.parametrize("training", [True, False], ids=["training", "inference"])
 
@@ -81,7 +81,7 @@ def test_bits_of_every_layout(device, guarded_memory, shape, channels_last, trai
 @pytest.mark.parametrize("channels_last", [False, True], ids=["contiguous", "channels_last"])
 @pytest.mark.parametrize("split", ["forward", "backward"])
 def test_both_regimes_agree_on_the_bits(device, monkeypatch, split, channels_last):
-    monkeypatch.setattr(tiling, f"batch_norm_held_{split}_tile", lambda *_: None)
+    monkeypatch.setattr(tiling.channels, f"batch_norm_held_{split}_tile", lambda *_: None)
     inputs = inputs_for((5, 17, 7, 7), device, channels_last=channels_last)
     assert_agrees(*functions("relu", True, running_for(17, device)), inputs)
 

@@ -19,10 +19,11 @@ import torch
 from stand_in_gpu import SMALL
 
 import normreg
-from bench import __main__, harness, measuring, peers, report, tables
+from bench import __main__
 from bench.operations import OPERATIONS, Case, cases
 from bench.operations.case import DTYPES
-from bench.peers import PEERS, Peer
+from bench.perf import harness, measuring, peers, report, tables
+from bench.perf.peers import PEERS, Peer
 
 ROOT = Path(__file__).parent.parent
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"

@@ -13,8 +13,8 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 import normreg
-from normreg import convert
-from normreg.report import Change, Report, Skip
+from normreg.models import replace as convert
+from normreg.models.report import Change, Report, Skip
 
 NESTED = {
     "stem.1": "LayerNorm",

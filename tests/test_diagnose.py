@@ -12,7 +12,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 import normreg
-from normreg import measurement
+from normreg.inspection import measurement
 
 # sums of float64 in another order; of a BatchNorm whose output was rounded to the dtype, that rounding
 RTOL = 1e-9

@@ -15,7 +15,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import normreg
-from normreg import dispatch
+from normreg.functional import dispatch
 
 
 def outcome(call, *arguments, **options):

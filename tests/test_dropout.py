@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 import normreg
 from normreg.kernels import dropout as kernels
 from normreg.kernels import launch, tiling
-from normreg.kernels.random import keep_mask
+from normreg.kernels.device.random import keep_mask
 from normreg.ops import seed
 
 dropout = normreg.functional.dropout
@@ -86,7 +86,7 @@ def test_philox_matches_its_published_vector(device):
 def test_tiles_do_not_change_the_mask(device, dtype, monkeypatch):
     masks = []
     for calls in (32, 256, 1024):
-        monkeypatch.setattr(tiling, "dropout_calls", lambda calls=calls: calls)
+        monkeypatch.setattr(tiling.elements, "dropout_calls", lambda calls=calls: calls)
         launch.forget_plans()
         masks.append(mask(5000, 0.3, 7, device, dtype))
     assert torch.equal(masks[0], masks[1])
@@ -140,7 +140,7 @@ def test_nothing_is_repeated(device, monkeypatch):
     All bytes are as frequent, and runs of one decision are halved in number by each element more.
     """
     if launch.INTERPRET:
-        monkeypatch.setattr(tiling, "dropout_calls", lambda: 2**17)
+        monkeypatch.setattr(tiling.elements, "dropout_calls", lambda: 2**17)
     kept = mask(2**25, 0.5, 31, device)
     assert_rate(kept, 0.5)
     octets = np.packbits(kept.cpu().numpy())
@@ -253,7 +253,7 @@ def test_a_gpus_seed_follows_its_generator_without_a_launch(monkeypatch):
 def test_a_mask_that_is_asked_for_leaves_the_generator_as_it_was():
     """Also its record that cuDNN's RNNs hold a state of their dropout."""
     generator = GeneratorOfAGpu(5)
-    module = importlib.import_module("normreg.dropout_mask")  # the package's attribute is the function
+    module = importlib.import_module("normreg.functional.masks")  # the package's attribute is the function
     with module._generator_kept(torch.device("cuda", 0), generator):
         seed.handle(generator).set_offset(8)
     assert generator.get_offset() == 0

@@ -25,7 +25,7 @@ def factors(function, x, *arguments, scaled_for=0.3, bits=None, **options):
     """1 / keep where an element is kept, else 0."""
     keep = dropout_mask(function, x, *arguments, generator=generator(x.device), **options)
     _, scale, *_ = layer_constants(
-        scaled_for, bits or tiling.dropout_bits(x.dtype, scaled_for), scaled, linear=True
+        scaled_for, bits or tiling.elements.dropout_bits(x.dtype, scaled_for), scaled, linear=True
     )
     return keep, scale
 

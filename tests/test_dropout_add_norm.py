@@ -11,9 +11,10 @@ from saved import bytes_beside, saved_by
 
 import normreg
 from normreg import dropout_mask, functional
-from normreg.kernels import dropout_add_norm, launch, tiling
+from normreg.kernels import launch, tiling
+from normreg.kernels.dropout import add_norm as dropout_add_norm
 from normreg.kernels.dropout import layer_constants, scaled
-from normreg.kernels.launch import compute_dtype
+from normreg.kernels.dtypes import compute_dtype
 
 NORMS = {
     "layer_norm": (functional.dropout_add_layer_norm, F.layer_norm),
@@ -44,7 +45,7 @@ def both(norm, x, p=0.3, prenorm=True, row_scale=None, with_layer_scale=False, *
     fused, torchs = NORMS[norm]
     shape, dtype = x.shape[-1:], x.dtype
     keep = dropout_mask(fused, x, None, shape, p=p, generator=generator(x.device))
-    bits = tiling.dropout_bits(x.dtype, p)
+    bits = tiling.elements.dropout_bits(x.dtype, p)
     _, scale, *_ = layer_constants(p, bits, scaled, linear=True) if p else (None, 1.0)
 
     def split(rest):

@@ -13,7 +13,7 @@ from reference import DTYPES, RAGGED, gradient_layouts
 from torch.utils.checkpoint import checkpoint
 
 import normreg
-from normreg.kernels import cpu, launch, tiling
+from normreg.kernels import cpu, dtypes, launch, tiling
 from normreg.kernels import dropout as kernels
 from normreg.ops import seed
 
@@ -66,7 +66,7 @@ def assert_result(form, result, x, kept, linear=False):
     tolerance = dict(rtol=limits.eps, atol=limits.eps * limits.smallest_normal)
     if form.alpha and not linear:
         # the sum may cancel: its terms are rounded at their own size, of at most 4
-        tolerance["atol"] = 4 * torch.finfo(launch.compute_dtype(x.dtype)).eps
+        tolerance["atol"] = 4 * torch.finfo(dtypes.compute_dtype(x.dtype)).eps
     torch.testing.assert_close(result.double(), expected(form, x, kept, linear=linear), **tolerance)
 
 
@@ -195,7 +195,7 @@ def test_groups_are_kept_or_dropped_whole(device, name):
 def test_tiles_do_not_change_the_mask(device, monkeypatch, memory_format, tile):
     x = torch.randn(2, 37, 5, 13, device=device).contiguous(memory_format=memory_format)
     y = FORMS["dropout2d"](OURS, x, generator=generator_of(device))
-    monkeypatch.setattr(tiling, "dropout_grouped_tile", lambda *_: tiling.GroupTile(*tile))
+    monkeypatch.setattr(tiling.elements, "dropout_grouped_tile", lambda *_: tiling.elements.GroupTile(*tile))
     launch.forget_plans()
     assert torch.equal(FORMS["dropout2d"](OURS, x, generator=generator_of(device)), y)
 

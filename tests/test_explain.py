@@ -10,8 +10,9 @@ import torch.nn.functional as F
 from torch import nn
 
 import normreg
-from normreg import dispatch, explanation
-from normreg.report import Skip
+from normreg.functional import dispatch
+from normreg.inspection import explain as explanation
+from normreg.models.report import Skip
 
 
 def rows(report):

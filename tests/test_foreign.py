@@ -13,7 +13,8 @@ from reference import GRADIENT_UNITS, assert_accurate
 from torch import nn
 
 import normreg
-from normreg import dispatch, foreign
+from normreg.functional import dispatch
+from normreg.models import registry
 
 
 def at(path):
@@ -351,7 +352,7 @@ class Subclass(ScaleNorm):
 
 @pytest.fixture
 def scale_norm(monkeypatch):
-    monkeypatch.setattr(foreign, "FORWARDS", dict(foreign.FORWARDS))
+    monkeypatch.setattr(registry, "FORWARDS", dict(registry.FORWARDS))
 
     @normreg.register_layer(ScaleNorm)
     def forward(module, x):
@@ -387,7 +388,7 @@ def test_a_copy_where_the_class_is_not_registered(scale_norm):
     model = ScaleNorm()
     normreg.replace(model)
     pickled = pickle.dumps(model)
-    del foreign.FORWARDS[foreign.path_of(ScaleNorm)]
+    del registry.FORWARDS[registry.path_of(ScaleNorm)]
     assert type(pickle.loads(pickled)) is ScaleNorm
 
 
@@ -423,14 +424,14 @@ def test_as_before_is_the_original(device, scale_norm):
 
 
 def test_register_by_import_path(monkeypatch):
-    monkeypatch.setattr(foreign, "FORWARDS", {})
+    monkeypatch.setattr(registry, "FORWARDS", {})
     normreg.register_layer("somewhere.norms.Norm", ScaleNorm)(len)
-    assert set(foreign.FORWARDS) == {"somewhere.norms.Norm", f"{__name__}.ScaleNorm"}
+    assert set(registry.FORWARDS) == {"somewhere.norms.Norm", f"{__name__}.ScaleNorm"}
 
 
 def test_restored_whatever_happened_since(device, monkeypatch):
     """A forward from another module than the class's, as users register it, and settings of other tools."""
-    monkeypatch.setattr(foreign, "FORWARDS", dict(foreign.FORWARDS))
+    monkeypatch.setattr(registry, "FORWARDS", dict(registry.FORWARDS))
 
     def theirs(module, x):
         return normreg.functional.rms_norm(x, module.weight.shape, module.weight, module.variance_epsilon)
@@ -458,18 +459,18 @@ def test_restored_whatever_happened_since(device, monkeypatch):
     ids=str,
 )
 def test_what_cannot_be_registered(classes, message):
-    before = dict(foreign.FORWARDS)
+    before = dict(registry.FORWARDS)
     with pytest.raises(TypeError) as caught:
         normreg.register_layer(*classes)
     assert message in str(caught.value)
     with pytest.raises(TypeError, match="expected a function"):
         normreg.register_layer(ScaleNorm)(None)
-    assert before == foreign.FORWARDS
+    assert before == registry.FORWARDS
 
 
 def test_import_paths_are_well_formed_and_counted_in_readme():
-    libraries = Counter(path.split(".")[0] for path in foreign.FORWARDS)
-    assert all(path.split(".")[-1].isidentifier() for path in foreign.FORWARDS)
+    libraries = Counter(path.split(".")[0] for path in registry.FORWARDS)
+    assert all(path.split(".")[-1].isidentifier() for path in registry.FORWARDS)
     readme = " ".join((Path(__file__).parent.parent / "README.md").read_text().split())
     assert (
         f"{libraries.pop('transformers')} classes of transformers (as of its release 5.23), "

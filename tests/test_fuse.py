@@ -10,7 +10,7 @@ from fusible import BLOCKS, BasicBlock, Functional, PostNorm, PreNorm, convoluti
 from torch import nn
 
 import normreg
-from normreg.fusion import blocks
+from normreg.models.fusion import blocks
 
 every_block = pytest.mark.parametrize("block", BLOCKS)
 

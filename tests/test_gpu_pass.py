@@ -14,8 +14,9 @@ import zipfile
 import programs
 import pytest
 
-from bench import gpu, gpu_plan
-from bench.smoke_cases import cases
+from bench import gpu_pass as gpu
+from bench.gpu_pass import plan as gpu_plan
+from bench.smoke.cases import cases
 
 SMOKE = [
     dict(operation="environment", what="environment", ok=True, gpu="NVIDIA H100 80GB HBM3", commit="abc"),
@@ -353,7 +354,7 @@ def test_what_tests_compile_is_counted(tmp_path):
     (tmp_path / "pytest.ini").write_text("[pytest]\n")
     environment = dict(os.environ, TRITON_INTERPRET="1", TRITON_CACHE_DIR=str(tmp_path / "cache"))
     environment |= dict(
-        PYTEST_PLUGINS="bench.compiles", BENCH_COMPILES=str(tmp_path), PYTHONPATH=str(gpu.ROOT)
+        PYTEST_PLUGINS="bench.gpu_pass.compiles", BENCH_COMPILES=str(tmp_path), PYTHONPATH=str(gpu.ROOT)
     )
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_some.py"]
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)

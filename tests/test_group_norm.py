@@ -18,7 +18,8 @@ from reference import (
 )
 
 import normreg
-from normreg.kernels import channels, launch, tiling
+from normreg.kernels import tiling
+from normreg.kernels.device import channels
 from normreg.ops.group_norm import group_norm as group_norm_to
 
 # (shape, groups): groups of ragged sizes, one and several of them a tile, of one and several samples; held,
@@ -70,7 +71,7 @@ def case(request, monkeypatch):
 
 def tiles(shape, groups):
     sizes = (groups, shape[1] // groups, torch.Size(shape[2:]).numel(), torch.float32)
-    return tiling.group_norm_forward_tile(*sizes), tiling.group_norm_backward_tile(*sizes)
+    return tiling.groups.group_norm_forward_tile(*sizes), tiling.groups.group_norm_backward_tile(*sizes)
 
 
 def test_shapes_cover_the_tiles():
@@ -265,11 +266,11 @@ def test_a_sample_does_not_depend_on_the_others(device, case):
 
 def test_many_partial_sums(device, monkeypatch):
     """As many programs as a large GPU runs: more partial sums than the finish adds at a time."""
-    monkeypatch.setattr(launch, "multiprocessors", lambda device: 64)
+    monkeypatch.setattr(tiling.hardware, "multiprocessors", lambda device: 64)
     shape, groups = (2600, 4, 3), 2
     _, tile = tiles(shape, groups)
-    assert tiling.group_norm_backward_programs(2600, 3, tile, 1, device) > (
-        tiling.layer_norm_backward_finish_tile().rows
+    assert tiling.groups.group_norm_backward_programs(2600, 3, tile, 1, device) > (
+        tiling.rows.layer_norm_backward_finish_tile().rows
     )
     assert_agrees(*functions(groups), inputs_for(shape, torch.float32, device))
 
@@ -278,12 +279,12 @@ def test_many_partial_sums(device, monkeypatch):
 def test_many_splits(device, monkeypatch, shape):
     """More than are merged at a time, and a last one that is shorter."""
     nothing_is_held(monkeypatch)
-    monkeypatch.setattr(launch, "multiprocessors", lambda device: 64)
-    monkeypatch.setattr(tiling, "GROUP_NORM_SPLIT_TILES", 1)
+    monkeypatch.setattr(tiling.hardware, "multiprocessors", lambda device: 64)
+    monkeypatch.setattr(tiling.groups, "GROUP_NORM_SPLIT_TILES", 1)
     x = torch.empty(shape, device=device)
-    rows, group = channels.plan(x), channels.plan(x.view(1, 1, -1), tiling.group_norm_splits)
+    rows, group = channels.plan(x), channels.plan(x.view(1, 1, -1), tiling.groups.group_norm_splits)
     assert (group.grid[1] > rows.merged_splits) == (shape[1] > 1)
-    assert (rows.grid[1] > tiling.group_norm_merge_tile().rows) == (shape[1] == 1)
+    assert (rows.grid[1] > tiling.groups.group_norm_merge_tile().rows) == (shape[1] == 1)
     assert_agrees(*functions(1), inputs_for(shape, torch.float32, device))
 
 

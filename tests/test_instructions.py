@@ -7,12 +7,13 @@ import torch
 import triton
 import triton.language as tl
 
-from bench import instructions, lab, report, static
-from bench.gpu_model import H100
-from bench.instructions_table import lanes_per_element, passes, sectors_over_bytes
+from bench import lab
 from bench.operations import OPERATIONS, cases
 from bench.operations.case import SHORT
-from bench.peers import OURS, PEERS, Peer
+from bench.perf import instructions, report, static
+from bench.perf.gpu_model import H100
+from bench.perf.instructions_table import lanes_per_element, passes, sectors_over_bytes
+from bench.perf.peers import OURS, PEERS, Peer
 
 ROOT = Path(__file__).parent.parent
 PINNED = triton.__version__.startswith("3.7.")  # counts depend on the compiler

@@ -5,9 +5,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from bench import gpu_model, harness, instructions_table, report, without_gpu
-from bench.gpu_model import H100
-from bench.peers import OURS
+from bench.lab import without_gpu
+from bench.perf import gpu_model, harness, instructions_table, report
+from bench.perf.gpu_model import H100
+from bench.perf.peers import OURS
 
 ROOT = Path(__file__).parent.parent
 

@@ -8,12 +8,12 @@ import torch
 from reference import assert_derivatives
 
 import normreg
-from bench.meter import OutOfBounds
+from bench.lab.meter import OutOfBounds
 from normreg.kernels import cpu, launch, tiling
 from normreg.kernels import l2_penalty as kernels
 from normreg.ops import l2_penalty as ops
 
-CHUNK, BLOCK = tiling.L2_PENALTY_CHUNK, 2048
+CHUNK, BLOCK = tiling.elements.L2_PENALTY_CHUNK, 2048
 # next to a tile and to a chunk, and below one vector
 SIZES = (1, 3, 17, 129, 1000, BLOCK - 1, BLOCK, BLOCK + 1, CHUNK - 1, CHUNK, CHUNK + 1, 2 * CHUNK + 5)
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -64,14 +64,14 @@ def test_penalty_of_mixed_dtypes(device, dtypes):
 
 
 def test_more_tensors_than_are_searched_at_a_time(device, monkeypatch):
-    monkeypatch.setattr(tiling, "L2_PENALTY_TENSORS", 16)
-    sizes = [1 + i % 3 for i in range(2 * tiling.L2_PENALTY_TENSORS + 3)]
+    monkeypatch.setattr(tiling.elements, "L2_PENALTY_TENSORS", 16)
+    sizes = [1 + i % 3 for i in range(2 * tiling.elements.L2_PENALTY_TENSORS + 3)]
     assert_is_penalty(parameters(device, torch.float32, sizes=sizes))
 
 
 def test_more_sums_than_are_merged_at_a_time(device, monkeypatch):
-    tile = tiling.RowTile(1, 4, 1)
-    monkeypatch.setattr(tiling, "l2_penalty_merge_tile", lambda: tile)
+    tile = tiling.rows.RowTile(1, 4, 1)
+    monkeypatch.setattr(tiling.elements, "l2_penalty_merge_tile", lambda: tile)
     assert_is_penalty(parameters(device, torch.float32))
 
 

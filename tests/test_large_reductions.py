@@ -20,10 +20,10 @@ CASES = {
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 def test_large_reductions(device, monkeypatch, case):
     """float32, of mean 3: no error that grows with the number of elements."""
-    monkeypatch.setattr(tiling, "INTERPRETER_TILE_SCALE", 64)  # as users of the interpreter have it
+    monkeypatch.setattr(tiling.hardware, "INTERPRETER_TILE_SCALE", 64)  # as users of the interpreter have it
     if launch.INTERPRET:  # the kernel that adds over rows, which are few here, takes more columns at once
-        tile = tiling.RowTile(4, 8192, num_warps=4)
-        monkeypatch.setattr(tiling, "layer_norm_backward_parameters_tile", lambda rows, dtype: tile)
+        tile = tiling.rows.RowTile(4, 8192, num_warps=4)
+        monkeypatch.setattr(tiling.rows, "layer_norm_backward_parameters_tile", lambda rows, dtype: tile)
     name, shape, *parameters = case
     operation = OPERATIONS[name]
     inputs = [

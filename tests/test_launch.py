@@ -7,8 +7,8 @@ import pytest
 import torch
 
 import normreg
-from bench.without_gpu import as_on_a_gpu, noted_launches
-from normreg.kernels import launch
+from bench.lab.without_gpu import as_on_a_gpu, noted_launches
+from normreg.kernels import launch, tiling
 
 ROOT = Path(__file__).parent.parent
 
@@ -80,8 +80,8 @@ def test_a_grid_that_cuda_would_refuse_is_refused_by_name(device):
 
 
 def test_warps_of_64_lanes():
-    assert [launch.warps_of(warps, 64) for warps in (1, 2, 8, 32)] == [1, 1, 4, 16]
-    assert [launch.warps_of(warps, 32) for warps in (1, 2, 8, 32)] == [1, 2, 8, 32]
+    assert [tiling.hardware.warps_of(warps, 64) for warps in (1, 2, 8, 32)] == [1, 1, 4, 16]
+    assert [tiling.hardware.warps_of(warps, 32) for warps in (1, 2, 8, 32)] == [1, 2, 8, 32]
 
 
 def test_a_first_launch_is_on_the_tensors_device_and_states_fp_fusion(device):

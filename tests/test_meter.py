@@ -10,8 +10,8 @@ import torch
 import triton
 import triton.language as tl
 
-from bench.ledger import Operators
-from bench.meter import CACHED_BYTES, Meter, OutOfBounds
+from bench.lab.meter import CACHED_BYTES, Meter, OutOfBounds
+from bench.perf.ledger import Operators
 
 ROOT = Path(__file__).parent.parent
 pytestmark = pytest.mark.interpreter
@@ -116,13 +116,13 @@ def test_operators_of_torch_that_move_memory():
 
 PLANTED = {
     "a double read": (
-        "kernels/dropout.py",
+        "kernels/dropout/__init__.py",
         "    x = tl.load(x_ptr + offsets, mask=mask, other=0.0).to(COMPUTE_DTYPE)\n",
         "    x = tl.load(x_ptr + offsets, mask=mask, other=0.0).to(COMPUTE_DTYPE)\n"
         "    x += 0 * tl.load(x_ptr + offsets, mask=mask, other=0.0).to(COMPUTE_DTYPE)\n",
     ),
     "an extra launch": (
-        "kernels/dropout.py",
+        "kernels/dropout/__init__.py",
         "    y = torch.empty_like(x) if out is None else out\n",
         "    y = torch.empty_like(x) if out is None else out\n"
         "    if out is None:\n"
@@ -134,7 +134,7 @@ PLANTED = {
         "kernels.dropout(x.clone(), p, seed_, out=x if",
     ),
     "a read out of bounds": (
-        "kernels/dropout.py",
+        "kernels/dropout/__init__.py",
         "tl.load(x_ptr + offsets, mask=mask, ",
         "tl.load(x_ptr + 1 + offsets, mask=mask, ",
     ),

@@ -12,7 +12,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 import normreg
-from bench import models, networks, worker
+from bench.perf import models, networks, worker
 from normreg import functional
 
 ROOT = Path(__file__).parent.parent

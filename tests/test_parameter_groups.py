@@ -7,7 +7,7 @@ import torch
 from torch.nn.utils import parametrizations
 
 import normreg
-from normreg.parameter_groups import NORM_NAME
+from normreg.training.parameter_groups import NORM_NAME
 
 NORMS = {
     **{f"torch.{name}": getattr(torch.nn, name) for name in (
@@ -84,7 +84,7 @@ def test_subclasses_are_what_they_inherit():
 
 
 def test_registered_classes(monkeypatch):
-    monkeypatch.setattr(sys.modules["normreg.parameter_groups"], "_registered", set())
+    monkeypatch.setattr(sys.modules["normreg.training.parameter_groups"], "_registered", set())
 
     @normreg.register_no_decay
     class Registered(Owner):

@@ -11,9 +11,9 @@ from planted.running import NotFound
 PATCHES = sorted(patches.FOLDER.rglob("*.patch"))
 # of every run of the tests
 FEW = (
-    "kernels/batch_norm_held/dx-of-held-channels-loses-the-mean-of-dy",
-    "kernels/dropout/the-tail-is-not-masked",
-    "kernels/layer_norm/dbias-keeps-only-the-last-tile",
+    "kernels/batch_norm/tile/dx-of-held-channels-loses-the-mean-of-dy",
+    "kernels/dropout/__init__/the-tail-is-not-masked",
+    "kernels/layer_norm/__init__/dbias-keeps-only-the-last-tile",
 )
 DROPOUT = patches.FOLDER / f"{FEW[1]}.patch"
 
@@ -107,8 +107,8 @@ def test_a_patch_that_does_not_fit(written, source):
         ("", {}),
         ("@@ -1 +1 @@\n-a\n+b\n", dict(text="No tests.")),
         ("@@ -1 +1 @@\n-a\n+b\n", dict(text="Tests: a.py\nTests: b.py")),
-        ("@@ -1 +1 @@\n-a\n+b\n", dict(file="kernels/random.py")),
-        ("@@ -1 +1 @@\n-a\n+b\n--- a/kernels/rows.py\n+++ b/kernels/rows.py\n@@ -1 +1 @@\n-a\n+b\n", {}),
+        ("@@ -1 +1 @@\n-a\n+b\n", dict(file="kernels/device/random.py")),
+        ("@@ -1 +1 @@\n-a\n+b\n--- a/kernels/launch.py\n+++ b/kernels/launch.py\n@@ -1 +1 @@\n-a\n+b\n", {}),
     ],
     ids=["no hunk", "no tests", "tests twice", "another folder", "two files"],
 )  # fmt: skip
@@ -140,8 +140,8 @@ def test_what_finds_no_bug(checkout, changes, told):
     patch = changed(patches.read(DROPOUT), tests=("test_dropout.py", "-k", "inf_and_nan"))
     with pytest.raises(NotFound, match=told):
         checkout.find(changed(patch, **changes))
-    assert (checkout.root / "kernels/dropout.py").read_text() == (
-        patches.ROOT / "kernels/dropout.py"
+    assert (checkout.root / "kernels/dropout/__init__.py").read_text() == (
+        patches.ROOT / "kernels/dropout/__init__.py"
     ).read_text()
 
 

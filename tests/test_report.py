@@ -8,7 +8,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from bench import archive, checks, classes, compare, harness, report
+from bench.gpu_pass import archive
+from bench.perf import checks, classes, compare, harness, report
 
 ROOT = Path(__file__).parent.parent
 ENVIRONMENT = dict(

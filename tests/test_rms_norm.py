@@ -8,7 +8,7 @@ from reference import DTYPES, IN_PARTS, WIDE, assert_accurate, assert_agrees, co
 
 import normreg
 from normreg import functional
-from normreg.kernels import launch
+from normreg.kernels import dtypes
 from normreg.ops import autocast
 from normreg.ops.rms_norm import rms_norm as rms_norm_to
 
@@ -81,7 +81,7 @@ def test_autocast(device, launches, dtype):
         assert launches == []
         ours = functional.rms_norm(x, (24,), weight)
     assert launches == ["layer_norm_forward_kernel"]
-    eps = torch.finfo(launch.compute_dtype(dtype)).eps
+    eps = torch.finfo(dtypes.compute_dtype(dtype)).eps
     assert_accurate(ours, theirs, F.rms_norm(x.double(), (24,), weight.double(), eps))
 
 

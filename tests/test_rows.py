@@ -18,8 +18,9 @@ from reference import (
     run,
 )
 
-from normreg.kernels import launch, tiling
-from normreg.kernels.rows import Rows
+from normreg.kernels import tiling
+from normreg.kernels.device.rows import Rows
+from normreg.kernels.tiling import hardware
 
 every_norm = pytest.mark.parametrize("norm", NORMS.values(), ids=NORMS)
 
@@ -47,7 +48,7 @@ def test_agrees_with_torch(norm, device, guarded_memory, cols, dtype):
     assert_agrees(*norm.functions((cols,)), inputs)
 
 
-@pytest.mark.parametrize("cols", [tiling.HELD_WORDS_BACKWARD + 8, tiling.HELD_WORDS_FORWARD + 1])
+@pytest.mark.parametrize("cols", [hardware.HELD_WORDS_BACKWARD + 8, hardware.HELD_WORDS_FORWARD + 1])
 @every_norm
 def test_rows_too_wide_to_be_held(norm, device, cols):
     assert_agrees(*norm.functions((cols,)), norm.inputs((3, cols), (cols,), torch.float32, device))
@@ -57,7 +58,7 @@ def test_rows_too_wide_to_be_held(norm, device, cols):
 @every_norm
 def test_rows_beside_a_tile(norm, device, guarded_memory, rows):
     """cols = 64 makes tiles of 16 rows, and 131 rows two programs of the backward."""
-    assert tiling.layer_norm_forward_tile(Rows(1, 99, 64, False), torch.float32).rows == 16
+    assert tiling.rows.layer_norm_forward_tile(Rows(1, 99, 64, False), torch.float32).rows == 16
     inputs = [guarded_memory.place(t) for t in norm.inputs((rows, 64), (64,), torch.float32, device)]
     assert_agrees(*norm.functions((64,)), inputs)
 
@@ -179,11 +180,11 @@ def test_a_row_does_not_depend_on_the_others(norm, device):
 @every_norm
 def test_many_partial_sums(norm, device, monkeypatch):
     """As many programs as a large GPU runs: more partial sums than the finish adds at a time."""
-    monkeypatch.setattr(launch, "multiprocessors", lambda device: 64)
+    monkeypatch.setattr(tiling.hardware, "multiprocessors", lambda device: 64)
     rows = 16 * 8 * 33
-    tile = tiling.layer_norm_backward_tile(Rows(1, rows, 64, False), torch.float32)
-    programs = tiling.layer_norm_backward_programs(tile, -(-rows // tile.rows), 1, device)
-    assert programs > tiling.layer_norm_backward_finish_tile().rows
+    tile = tiling.rows.layer_norm_backward_tile(Rows(1, rows, 64, False), torch.float32)
+    programs = tiling.rows.layer_norm_backward_programs(tile, -(-rows // tile.rows), 1, device)
+    assert programs > tiling.rows.layer_norm_backward_finish_tile().rows
     assert_agrees(*norm.functions((64,)), norm.inputs((rows, 64), (64,), torch.float32, device))
 
 

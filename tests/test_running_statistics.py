@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 import normreg
-from normreg import running_statistics
+from normreg.training import running_statistics
 
 
 def model_of(library, device):

@@ -14,8 +14,12 @@ import pytest
 import stand_in
 import torch
 
-from bench import __main__, harness, side_by_side, smoke, smoke_cases, smoke_checks, smoke_problems
-from bench.without_gpu import as_on_a_gpu, noted_launches
+from bench import __main__, smoke
+from bench.lab.without_gpu import as_on_a_gpu, noted_launches
+from bench.perf import harness, side_by_side
+from bench.smoke import cases as smoke_cases
+from bench.smoke import checks as smoke_checks
+from bench.smoke import problems as smoke_problems
 from normreg.kernels import launch
 
 KERNELS = Path(__file__).parent.parent / "kernels"
@@ -24,7 +28,7 @@ QUICK = ("layer_norm bf16 768", "batch_norm bf16 8x6x5x5", "l2_penalty fp32 1000
 
 def kernels():
     """Names of all that a launch can be made of."""
-    for path in KERNELS.glob("*.py"):
+    for path in KERNELS.rglob("*.py"):
         for node in ast.parse(path.read_text()).body:
             if isinstance(node, ast.FunctionDef) and node.name.endswith("_kernel"):
                 yield node.name
@@ -57,7 +61,7 @@ def options(**given):
 def quick(monkeypatch):
     """Three cases, one of each kind of input."""
     wanted = [case for case in smoke_cases.cases() if str(case) in QUICK]
-    monkeypatch.setattr(smoke, "cases", lambda families=None: wanted)
+    monkeypatch.setattr(smoke, "cases_of", lambda families=None: wanted)
 
 
 def test_all_right(quick):

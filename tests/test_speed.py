@@ -11,12 +11,12 @@ import stand_in_gpu
 import torch
 from stand_in_gpu import CLOCKS, SMALL
 
-from bench import compare, estimate, harness, measuring, speed, worker
-from bench.measuring import Measurer
 from bench.operations import OPERATIONS, cases
 from bench.operations.quick import DIRECTIONS, QUICK
-from bench.peers import PEERS, Peer
-from bench.worker import Failed, Late, Worker
+from bench.perf import compare, estimate, harness, measuring, speed, worker
+from bench.perf.measuring import Measurer
+from bench.perf.peers import PEERS, Peer
+from bench.perf.worker import Failed, Late, Worker
 
 
 class Here(worker.Here):

@@ -3,9 +3,10 @@
 import pytest
 import triton
 
-from bench import lab, static
+from bench import lab
 from bench.operations import OPERATIONS
 from bench.operations.case import DTYPES
+from bench.perf import static
 
 # The compiler of the pinned Triton keeps nothing on the stack; that of 3.9 two registers' worth in a few
 # kernels of the hundreds, and more in these, most where 64 registers hold 64 numbers, on sm_100.

@@ -3,9 +3,10 @@ import math
 import pytest
 import torch
 
-from normreg.kernels import launch, layer_norm, tiling
-from normreg.kernels.channels import plan
-from normreg.kernels.rows import Rows
+from normreg.kernels import dtypes, layer_norm, tiling
+from normreg.kernels.device.channels import plan
+from normreg.kernels.device.rows import Rows
+from normreg.kernels.tiling import hardware
 
 BF16, FP16, FP32, FP64 = torch.bfloat16, torch.float16, torch.float32, torch.float64
 
@@ -14,12 +15,15 @@ BF16, FP16, FP32, FP64 = torch.bfloat16, torch.float16, torch.float32, torch.flo
 @pytest.mark.parametrize("cols", [1, 3, 32, 33, 500, 1025, 8191, 16383, 16385, 10**6])
 def test_row_tiles(cols, dtype):
     """Of rows that are not held in parts."""
-    rows, words = Rows(1, 7, cols, channels_first=False), launch.compute_dtype(dtype).itemsize // 4
+    rows, words = Rows(1, 7, cols, channels_first=False), dtypes.compute_dtype(dtype).itemsize // 4
     forward, backward = (
-        tiling.layer_norm_forward_tile(rows, dtype),
-        tiling.layer_norm_backward_tile(rows, dtype),
+        tiling.rows.layer_norm_forward_tile(rows, dtype),
+        tiling.rows.layer_norm_backward_tile(rows, dtype),
     )
-    for tile, held in ((forward, tiling.HELD_WORDS_FORWARD), (backward, tiling.HELD_WORDS_BACKWARD // words)):
+    for tile, held in (
+        (forward, hardware.HELD_WORDS_FORWARD),
+        (backward, hardware.HELD_WORDS_BACKWARD // words),
+    ):
         assert tile.parts == 1
         assert tile.holds(rows) == (cols * words <= held)
         assert tile.rows & (tile.rows - 1) == 0
@@ -38,7 +42,7 @@ def test_row_tiles(cols, dtype):
 ])  # fmt: skip
 def test_parts_of_a_row(dtype, cols, parts, num_warps, packed):
     """At most 64 elements a thread, of rows whose loads are as wide as can be; none of the parts is empty."""
-    tile = tiling.layer_norm_forward_tile(Rows(1, 7, cols, channels_first=False), dtype)
+    tile = tiling.rows.layer_norm_forward_tile(Rows(1, 7, cols, channels_first=False), dtype)
     assert (tile.parts, tile.num_warps, tile.packed) == (parts, num_warps, packed)
     if parts > 1:
         assert tile.rows == 1
@@ -53,7 +57,7 @@ def test_parts_of_a_row(dtype, cols, parts, num_warps, packed):
 def test_parts_of_the_backward(dtype, cols, centered, parts):
     """0: not held. Column sums of dy, which centred rows have, take registers of their own."""
     rows = Rows(1, 7, cols, channels_first=False)
-    tile = tiling.layer_norm_backward_tile(rows, dtype, centered)
+    tile = tiling.rows.layer_norm_backward_tile(rows, dtype, centered)
     assert tile.holds(rows) == (parts > 0)
     assert tile.parts == max(1, parts)
     if parts > 1:
@@ -74,24 +78,24 @@ def test_stages_of_the_backward(dtype, cols, stages):
 def test_channels_first_tiles(channels, positions, dtype):
     words, rows = dtype.itemsize // 4, Rows(2, positions, channels, channels_first=True)
     for choose, held_words in (
-        (tiling.layer_norm_forward_tile, tiling.HELD_WORDS_FORWARD),
-        (tiling.layer_norm_backward_tile, tiling.HELD_WORDS_BACKWARD // words),
+        (tiling.rows.layer_norm_forward_tile, hardware.HELD_WORDS_FORWARD),
+        (tiling.rows.layer_norm_backward_tile, hardware.HELD_WORDS_BACKWARD // words),
     ):
         tile = choose(rows, dtype)
         if tile.cols >= channels:
             assert tile.rows * tile.cols * words <= held_words
-            assert tile.rows >= min(positions, tiling.FEWEST_POSITIONS)
+            assert tile.rows >= min(positions, tiling.rows.FEWEST_POSITIONS)
             assert tile.rows < 2 * positions
             assert tile.rows * tile.cols * words <= 16 * 32 * tile.num_warps
         else:
-            assert tile.rows * tile.cols * words == tiling.CHUNK_WORDS
+            assert tile.rows * tile.cols * words == tiling.rows.CHUNK_WORDS
 
 
 @pytest.mark.parametrize("rows", [1, 7, 128, 10**6])
 @pytest.mark.parametrize(("cols", "most"), [(512, 4), (8192, 1), (16384, 1), (65536, 4)])
 def test_partial_sums_stay_few(rows, cols, most, device, monkeypatch):
     """At most as many programs as a multiprocessor's registers have room for."""
-    monkeypatch.setattr(launch, "multiprocessors", lambda device: 132)
+    monkeypatch.setattr(tiling.hardware, "multiprocessors", lambda device: 132)
     plan = layer_norm.backward_launches(Rows(1, rows, cols, False), torch.bfloat16, True, device)
     col_blocks, programs = plan.main.grid
     assert 1 <= programs <= rows
@@ -102,9 +106,9 @@ def test_partial_sums_stay_few(rows, cols, most, device, monkeypatch):
 @pytest.mark.parametrize("channel_blocks", [1, 3, 64])
 @pytest.mark.parametrize("positions", [32, 2048])
 def test_splits_cover_the_tiles_and_none_is_empty(tiles, positions, channel_blocks, device, monkeypatch):
-    monkeypatch.setattr(launch, "multiprocessors", lambda device: 132)
-    splits, tiles_per_split = tiling.batch_norm_splits(tiles, positions, channel_blocks, device)
-    assert 1 <= splits <= tiling.MAX_CHANNEL_SPLITS
+    monkeypatch.setattr(tiling.hardware, "multiprocessors", lambda device: 132)
+    splits, tiles_per_split = tiling.channels.batch_norm_splits(tiles, positions, channel_blocks, device)
+    assert 1 <= splits <= tiling.channels.MAX_CHANNEL_SPLITS
     assert 24 * splits <= 4 * tiles_per_split * positions, "partial results beside what is normalised"
     assert (splits - 1) * tiles_per_split < tiles <= splits * tiles_per_split
 
@@ -116,7 +120,7 @@ def test_splits_cover_the_tiles_and_none_is_empty(tiles, positions, channel_bloc
     ids=["contiguous", "channels_last"],
 )
 def test_64_channels_fill_a_gpu(device, monkeypatch, channels_last, fewest):
-    monkeypatch.setattr(launch, "multiprocessors", lambda device: 132)
+    monkeypatch.setattr(tiling.hardware, "multiprocessors", lambda device: 132)
     x = torch.empty(32, 64, 56, 56, dtype=torch.bfloat16, device="meta")
     if channels_last:
         x = x.contiguous(memory_format=torch.channels_last)
@@ -127,8 +131,8 @@ def test_64_channels_fill_a_gpu(device, monkeypatch, channels_last, fewest):
 @pytest.mark.parametrize("spatial", [1, 49, 3136, 10**6])
 @pytest.mark.parametrize("channels", [1, 3, 64, 1000])
 def test_channel_tiles_have_their_size(channels, spatial, channels_last):
-    tile = tiling.batch_norm_tile(channels, spatial, channels_last)
-    assert tile.samples * tile.channels * tile.spatial == tiling.CHANNEL_TILE
+    tile = tiling.channels.batch_norm_tile(channels, spatial, channels_last)
+    assert tile.samples * tile.channels * tile.spatial == tiling.channels.CHANNEL_TILE
     assert tile.channels < 2 * channels
     assert tile.samples == 1 or (not channels_last and tile.spatial >= spatial)
 
@@ -143,8 +147,8 @@ def test_tiles_of_channels_hold_them_or_are_none(samples, channels, spatial, cha
         samples, spatial = 1, samples * spatial
     words = samples * spatial * dtype.itemsize // 4 * (min(channels, 64) if channels_last else 1)
     for choose, held, per_thread in (
-        (tiling.batch_norm_held_forward_tile, tiling.HELD_WORDS_FORWARD, 16),
-        (tiling.batch_norm_held_backward_tile, tiling.HELD_WORDS_BACKWARD, 16),
+        (tiling.channels.batch_norm_held_forward_tile, hardware.HELD_WORDS_FORWARD, 16),
+        (tiling.channels.batch_norm_held_backward_tile, hardware.HELD_WORDS_BACKWARD, 16),
     ):
         tile = choose(samples, channels, spatial, channels_last, dtype)
         if tile is None:
@@ -165,8 +169,8 @@ def test_tiles_of_channels_hold_them_or_are_none(samples, channels, spatial, cha
 def test_tiles_of_groups_hold_them_or_are_none(channels, spatial, groups, dtype):
     words = dtype.itemsize // 4
     for direction, held, per_thread in (
-        (tiling.group_norm_forward_tile, tiling.HELD_WORDS_FORWARD, 32),
-        (tiling.group_norm_backward_tile, tiling.HELD_WORDS_BACKWARD // words, 16),
+        (tiling.groups.group_norm_forward_tile, hardware.HELD_WORDS_FORWARD, 32),
+        (tiling.groups.group_norm_backward_tile, hardware.HELD_WORDS_BACKWARD // words, 16),
     ):
         tile = direction(groups, channels, spatial, dtype)
         if tile is None:
@@ -183,25 +187,25 @@ def test_tiles_of_groups_hold_them_or_are_none(channels, spatial, groups, dtype)
 
 @pytest.mark.parametrize("tiles", [1, 16, 17, 1000, 10**6])
 def test_splits_of_a_group_depend_on_the_group_alone(tiles, device):
-    splits, tiles_per_split = tiling.group_norm_splits(tiles, 2048, 1, device)
-    assert (splits, tiles_per_split) == tiling.group_norm_splits(tiles, 2048, 5000, device)
-    assert splits <= tiling.MAX_SPLITS
+    splits, tiles_per_split = tiling.groups.group_norm_splits(tiles, 2048, 1, device)
+    assert (splits, tiles_per_split) == tiling.groups.group_norm_splits(tiles, 2048, 5000, device)
+    assert splits <= hardware.MAX_SPLITS
     assert (splits - 1) * tiles_per_split < tiles <= splits * tiles_per_split
 
 
 @pytest.mark.parametrize("samples", [1, 7, 128, 10**6])
 @pytest.mark.parametrize("spatial", [1, 9, 3136])
 def test_partial_sums_of_groups_stay_few(samples, spatial, device):
-    tile = tiling.group_norm_backward_tile(4, 2, spatial, torch.float32)
-    programs = tiling.group_norm_backward_programs(samples, spatial, tile, 1, device)
+    tile = tiling.groups.group_norm_backward_tile(4, 2, spatial, torch.float32)
+    programs = tiling.groups.group_norm_backward_programs(samples, spatial, tile, 1, device)
     assert 1 <= programs <= -(-samples // tile.samples)
-    assert programs <= 4 * launch.multiprocessors(device)
+    assert programs <= 4 * hardware.multiprocessors(device)
 
 
 @pytest.mark.parametrize("groups_last", [True, False])
 @pytest.mark.parametrize("positions", [2, 3, 49, 3136, 10**6])
 @pytest.mark.parametrize("groups", [1, 3, 64, 1000])
 def test_group_tiles_have_their_size(groups, positions, groups_last):
-    tile = tiling.dropout_grouped_tile(groups, positions, groups_last)
-    assert tile.groups * tile.positions == tiling.DROPOUT_TILE * (1 + groups_last)
+    tile = tiling.elements.dropout_grouped_tile(groups, positions, groups_last)
+    assert tile.groups * tile.positions == tiling.elements.DROPOUT_TILE * (1 + groups_last)
     assert (tile.groups < 2 * groups) if groups_last else (tile.positions < 2 * positions)

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from bench import timing
+from bench.perf import timing
 
 
 class Device:

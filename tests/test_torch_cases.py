@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from reference import assert_agrees, copies, leave_initial_values, run
 
 import normreg
-from normreg.convert import COUNTERPARTS
+from normreg.models.replace import COUNTERPARTS
 
 pytest.importorskip("expecttest", reason="torch's test cases cannot be imported without expecttest")
 

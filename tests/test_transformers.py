@@ -9,8 +9,8 @@ import torch
 from hugging_face import MODELS, assert_agrees, assert_trains, built, imported, in_float64, train
 
 import normreg
-from normreg import foreign
 from normreg.kernels import cpu, launch
+from normreg.models import registry
 
 
 @pytest.fixture(autouse=True)
@@ -86,7 +86,7 @@ def test_trains_as_before_outside_the_interpreter(tmp_path):
 def test_the_classes_that_are_known_exist(transformers):
     """Those of the models above; a class that was renamed would be left alone in silence."""
     models = ("llama", "gemma", "t5", "convnext")
-    for path in foreign.FORWARDS:
+    for path in registry.FORWARDS:
         module, _, name = path.rpartition(".")
         if module in [f"transformers.models.{model}.modeling_{model}" for model in models]:
             assert hasattr(importlib.import_module(module), name), path

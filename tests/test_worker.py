@@ -8,8 +8,8 @@ from pathlib import Path
 import programs
 import pytest
 
-from bench.side_by_side import together
-from bench.worker import Failed, Worker
+from bench.perf.side_by_side import together
+from bench.perf.worker import Failed, Worker
 
 ROOT = Path(__file__).parent.parent
 LIMIT = 60

@@ -75,11 +75,11 @@ def _rank(connection, rank, size, folder, path):
     import torch.distributed as dist
 
     torch.set_num_threads(1)
-    from bench import interpreter
+    from bench.lab import interpreter
     from normreg.kernels import tiling
 
     interpreter.speed_up()
-    tiling.INTERPRETER_TILE_SCALE = 1
+    tiling.hardware.INTERPRETER_TILE_SCALE = 1
     dist.init_process_group(
         "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=size,
         timeout=datetime.timedelta(seconds=TIMEOUT),

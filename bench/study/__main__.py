@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 
 try:
-    from bench import harness
+    from bench.perf import harness
     from bench.study import NAMES, by_name, page, tasks
     from bench.study.training import normreg, torch
 except ModuleNotFoundError as error:

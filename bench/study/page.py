@@ -2,7 +2,7 @@
 
 import json
 
-from bench import tables
+from bench.perf import tables
 
 from . import NAMES, by_name, drawing
 from .experiment import HELD

@@ -3,9 +3,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.lazy import LazyModuleMixin
 
 from normreg import functional
+from normreg.functional.synchronized import check_device, check_ranks_agree, group_of
 from normreg.nn.batch_norm import _BatchNormForward, call_batch_norm
 from normreg.nn.batch_norm_act import _BatchNormAct
-from normreg.synchronized import check_device, check_ranks_agree, group_of
 
 
 class SyncBatchNorm(_BatchNormForward, _BatchNorm):

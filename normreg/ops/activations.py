@@ -1,9 +1,9 @@
-"""Activations and their derivatives in torch's operators, by the names of `normreg.kernels.activations`."""
+"""Activations and their derivatives in torch's operators, named in `normreg.kernels.device.activations`."""
 
 import torch
 import torch.nn.functional as F
 
-from normreg.kernels.activations import NAMES
+from normreg.kernels.device.activations import NAMES
 
 TORCHS = {
     None: lambda z, _: z,

@@ -3,8 +3,8 @@
 import torch
 
 from normreg.kernels import batch_norm as kernels
-from normreg.kernels.channels import channel_values, dense
-from normreg.kernels.launch import compute_dtype
+from normreg.kernels.device.channels import channel_values, dense
+from normreg.kernels.dtypes import compute_dtype
 from normreg.ops import gradient, operator
 
 

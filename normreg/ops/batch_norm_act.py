@@ -6,7 +6,7 @@ The formulas are in `normreg.kernels.batch_norm`.
 import torch
 
 from normreg.kernels import batch_norm as kernels
-from normreg.kernels.channels import bits_like, dense, flags_of
+from normreg.kernels.device.channels import bits_like, dense, flags_of
 from normreg.ops import batch_norm, gradient, operator
 from normreg.ops.activations import DZ
 

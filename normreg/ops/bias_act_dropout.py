@@ -1,12 +1,12 @@
 """Bias, activation and dropout as an autograd.Function and as operators.
 
-The formulas are in `normreg.kernels.bias_act_dropout`.
+The formulas are in `normreg.kernels.dropout.bias_act`.
 """
 
 import torch
 
-from normreg.kernels import bias_act_dropout as kernels
-from normreg.kernels.branch import Branch
+from normreg.kernels.device.branch import Branch
+from normreg.kernels.dropout import bias_act as kernels
 from normreg.kernels.launch import contiguous
 from normreg.ops import gradient, operator
 from normreg.ops.activations import DZ

@@ -1,10 +1,10 @@
-"""Dropout and sum as an autograd.Function and as operators. Formulas: `normreg.kernels.dropout_add`."""
+"""Dropout and sum as an autograd.Function and as operators. Formulas: `normreg.kernels.dropout.add`."""
 
 import torch
 
-from normreg.kernels import dropout_add as kernels
-from normreg.kernels.branch import Branch
-from normreg.kernels.channels import dense, in_format_of
+from normreg.kernels.device.branch import Branch
+from normreg.kernels.device.channels import dense, in_format_of
+from normreg.kernels.dropout import add as kernels
 from normreg.kernels.launch import contiguous
 from normreg.ops import gradient, operator, seed
 

@@ -1,15 +1,16 @@
 """Dropout, sum and normalisation as an autograd.Function and as operators.
 
-The formulas are in `normreg.kernels.dropout_add_norm`.
+The formulas are in `normreg.kernels.dropout.add_norm`.
 """
 
 import math
 
 import torch
 
-from normreg.kernels import dropout_add_norm as kernels
-from normreg.kernels.branch import Branch
-from normreg.kernels.launch import compute_dtype, contiguous
+from normreg.kernels.device.branch import Branch
+from normreg.kernels.dropout import add_norm as kernels
+from normreg.kernels.dtypes import compute_dtype
+from normreg.kernels.launch import contiguous
 from normreg.ops import dropout_add, gradient, operator
 from normreg.ops.seed import save as save_seed
 from normreg.ops.seed import saved as saved_seed

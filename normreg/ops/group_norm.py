@@ -3,7 +3,7 @@
 import torch
 
 from normreg.kernels import group_norm as kernels
-from normreg.kernels.launch import compute_dtype
+from normreg.kernels.dtypes import compute_dtype
 from normreg.ops import gradient, operator
 
 

@@ -2,7 +2,7 @@
 
 import torch
 
-from normreg.kernels.instance_norm import instance_norm_update_running
+from normreg.kernels.group_norm.instance_norm import instance_norm_update_running
 from normreg.ops import operator
 from normreg.ops.group_norm import group_norm, normalized
 

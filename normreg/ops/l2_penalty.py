@@ -6,7 +6,7 @@ There is no operator of it: under torch.compile it consists of torch's operation
 import torch
 
 from normreg.kernels import l2_penalty as kernels
-from normreg.kernels.launch import compute_dtype
+from normreg.kernels.dtypes import compute_dtype
 from normreg.ops import gradient
 
 

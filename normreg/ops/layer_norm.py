@@ -5,7 +5,7 @@ import math
 import torch
 
 from normreg.kernels import layer_norm as kernels
-from normreg.kernels.launch import compute_dtype
+from normreg.kernels.dtypes import compute_dtype
 from normreg.ops import gradient, operator
 
 

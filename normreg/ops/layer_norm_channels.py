@@ -1,12 +1,12 @@
 """LayerNorm over channels as an autograd.Function and as operators.
 
-The formulas are in `normreg.kernels.layer_norm_channels`.
+The formulas are in `normreg.kernels.layer_norm.channels`.
 """
 
 import torch
 
-from normreg.kernels import layer_norm_channels as kernels
-from normreg.kernels.launch import compute_dtype
+from normreg.kernels.dtypes import compute_dtype
+from normreg.kernels.layer_norm import channels as kernels
 from normreg.ops import gradient, operator
 
 

@@ -1,10 +1,10 @@
-"""RMSNorm as an autograd.Function and as operators. The formulas are in `normreg.kernels.rms_norm`."""
+"""RMSNorm as an autograd.Function and operators. Formulas are in `normreg.kernels.layer_norm.rms_norm`."""
 
 import math
 
 import torch
 
-from normreg.kernels import rms_norm as kernels
+from normreg.kernels.layer_norm import rms_norm as kernels
 from normreg.ops import gradient, layer_norm, operator
 
 

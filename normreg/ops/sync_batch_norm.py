@@ -1,14 +1,14 @@
 """BatchNorm over all ranks of a process group, as an autograd.Function and as operators.
 
-The formulas are in `normreg.kernels.sync_batch_norm`. Forward and backward each have one collective.
+The formulas are in `normreg.kernels.batch_norm.synchronized`. Forward and backward each have one collective.
 """
 
 import torch
 
 from normreg.kernels import batch_norm as batch_norm_kernels
-from normreg.kernels import sync_batch_norm as kernels
-from normreg.kernels.channels import channel_values, dense, flags_of
-from normreg.kernels.launch import compute_dtype
+from normreg.kernels.batch_norm import synchronized as kernels
+from normreg.kernels.device.channels import channel_values, dense, flags_of
+from normreg.kernels.dtypes import compute_dtype
 from normreg.ops import batch_norm, collectives, gradient, operator
 from normreg.ops import sync_batch_norm_torch as in_torch
 from normreg.ops.activations import DZ

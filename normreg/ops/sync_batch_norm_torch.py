@@ -1,13 +1,13 @@
-"""`normreg.kernels.sync_batch_norm` in torch's operations, for tensors that no kernel takes.
+"""`normreg.kernels.batch_norm.synchronized` in torch's operations, for tensors that no kernel takes.
 
 Its docstring has the formulas. Functions are called like those of the same names there, and send the same.
 """
 
 import torch
 
-from normreg.kernels.channels import dense, flags_of
-from normreg.kernels.launch import compute_dtype
-from normreg.kernels.sync_batch_norm import EXTRA
+from normreg.kernels.batch_norm.synchronized import EXTRA
+from normreg.kernels.device.channels import dense, flags_of
+from normreg.kernels.dtypes import compute_dtype
 from normreg.ops.activations import DZ, activation_in_torch
 from normreg.ops.batch_norm import over_channels
 

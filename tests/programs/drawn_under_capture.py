@@ -11,8 +11,8 @@ from unittest import mock
 
 import torch
 
-from bench import stub_driver
-from bench.without_gpu import as_on_a_gpu
+from bench.lab import stub_driver
+from bench.lab.without_gpu import as_on_a_gpu
 from normreg import functional, kernels
 from normreg.ops import seed
 

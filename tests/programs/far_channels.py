@@ -5,7 +5,10 @@ from types import SimpleNamespace
 import torch
 import torch.nn.functional as F
 
-from normreg.kernels import batch_norm, batch_norm_split, group_norm, group_norm_split, instance_norm
+from normreg.kernels import batch_norm, group_norm
+from normreg.kernels.batch_norm import splits as batch_norm_split
+from normreg.kernels.group_norm import instance_norm
+from normreg.kernels.group_norm import splits as group_norm_split
 from programs.far import COMPUTED, check, reserved, run_program
 
 LAYOUT = COMPUTED | dict(CHANNELS_LAST=False, BLOCK_SAMPLES=1, BLOCK_CHANNELS=2, BLOCK_SPATIAL=512)

@@ -4,7 +4,10 @@ import torch
 import torch.nn.functional as F
 import triton.language as tl
 
-from normreg.kernels import bias_act_dropout, dropout, dropout_add, dropout_add_norm
+from normreg.kernels import dropout
+from normreg.kernels.dropout import add as dropout_add
+from normreg.kernels.dropout import add_norm as dropout_add_norm
+from normreg.kernels.dropout import bias_act as bias_act_dropout
 from programs.far import COLS, COMPUTED, ROWS, check, on_y, reserved, run_program
 
 GROUPED = dropout.dropout_grouped_kernel

@@ -4,7 +4,7 @@ import torch
 import triton
 import triton.language as tl
 
-from bench import interpreter
+from bench.lab import interpreter
 
 
 @triton.jit

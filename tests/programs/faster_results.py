@@ -5,21 +5,21 @@ import itertools
 import torch
 
 import normreg
-from bench import interpreter
+from bench.lab import interpreter
 from bench.operations import OPERATIONS, Case, cases
 from bench.operations.case import DTYPES
 from normreg.kernels import tiling
 
 SHAPES = {2: (5, 32), 3: (3, 2, 32), 4: (2, 32, 3, 5)}
 KINDS = sorted({(c.operation, c.layer, len(c.shape), c.channels_last) for c in cases("static")})
-tiling.INTERPRETER_TILE_SCALE = 1
-tiling.CHUNK_WORDS = 64
+tiling.hardware.INTERPRETER_TILE_SCALE = 1
+tiling.rows.CHUNK_WORDS = 64
 
 
 def results():
     dtypes = itertools.cycle(DTYPES.values())
     for held in (8192, 16):  # by the kernels that hold all that a statistic is of, and by the others
-        tiling.HELD_WORDS_FORWARD = tiling.HELD_WORDS_BACKWARD = held
+        tiling.hardware.HELD_WORDS_FORWARD = tiling.hardware.HELD_WORDS_BACKWARD = held
         for operation, layer, rank, channels_last in KINDS:
             case = Case(operation, SHAPES[rank], next(dtypes), channels_last, layer=layer)
             torch.manual_seed(0)

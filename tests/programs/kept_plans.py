@@ -3,9 +3,9 @@
 import torch
 
 import normreg
-from bench import stub_driver
+from bench.lab import stub_driver
+from bench.lab.without_gpu import as_on_a_gpu
 from bench.operations import OPERATIONS, cases
-from bench.without_gpu import as_on_a_gpu
 
 
 def told(argument):

@@ -3,8 +3,8 @@
 import json
 import sys
 
-from bench import interpreter
 from bench.__main__ import load
+from bench.lab import interpreter
 
 ledger = load("ledger")
 interpreter.speed_up()

@@ -2,7 +2,7 @@
 
 import os
 
-from bench.worker import Worker
+from bench.perf.worker import Worker
 
 
 class Served:

@@ -9,7 +9,8 @@ import sys
 
 import torch
 
-from bench import __main__, stub_driver
+from bench import __main__
+from bench.lab import stub_driver
 from normreg.kernels import group_norm, launch
 
 

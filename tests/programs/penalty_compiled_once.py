@@ -2,7 +2,7 @@
 
 import torch
 
-from bench import stub_driver
+from bench.lab import stub_driver
 from normreg.kernels import l2_penalty
 
 record = stub_driver.install()

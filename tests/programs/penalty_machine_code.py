@@ -4,8 +4,8 @@ import json
 
 import torch
 
-from bench import static
-from bench.without_gpu import as_on_a_gpu, noted_launches
+from bench.lab.without_gpu import as_on_a_gpu, noted_launches
+from bench.perf import static
 from normreg.kernels import l2_penalty
 
 with as_on_a_gpu(), noted_launches() as noted:

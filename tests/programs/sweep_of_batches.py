@@ -2,20 +2,13 @@
 
 import torch
 
-from bench import stub_driver
-from normreg.kernels import (
-    batch_norm,
-    dropout,
-    group_norm,
-    instance_norm,
-    launch,
-    layer_norm,
-    rms_norm,
-    tiling,
-)
+from bench.lab import stub_driver
+from normreg.kernels import batch_norm, dropout, group_norm, launch, layer_norm, tiling
+from normreg.kernels.group_norm import instance_norm
+from normreg.kernels.layer_norm import rms_norm
 
-held = tiling.batch_norm_held_forward_tile, tiling.batch_norm_held_backward_tile
-tiling.batch_norm_held_forward_tile = tiling.batch_norm_held_backward_tile = lambda *_: None
+held = tiling.channels.batch_norm_held_forward_tile, tiling.channels.batch_norm_held_backward_tile
+tiling.channels.batch_norm_held_forward_tile = tiling.channels.batch_norm_held_backward_tile = lambda *_: None
 
 
 def launch_all(batch):
@@ -62,7 +55,7 @@ for batch in (1, 3, 16, 17, 32, 1000):
 assert len(record.launched) == 7 * launched
 assert len(record.compiled) == compiled, record.compiled[compiled:]
 
-tiling.batch_norm_held_forward_tile, tiling.batch_norm_held_backward_tile = held
+tiling.channels.batch_norm_held_forward_tile, tiling.channels.batch_norm_held_backward_tile = held
 launch.forget_plans()
 for batch in range(2, 65):  # a channel of all samples is a tile: from 2 to 4, ..., from 32 to 64
     x, c, s = (torch.zeros(shape, dtype=torch.bfloat16) for shape in ((batch, 24, 2, 2), (24,), (24,)))

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 import normreg
-from normreg import dispatch
+from normreg.functional import dispatch
 from normreg.kernels import launch
 
 

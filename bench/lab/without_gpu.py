@@ -1,0 +1,98 @@
+"""What a GPU would be made to do, seen on a machine that has none."""
+
+import contextlib
+import importlib.util
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import SimpleNamespace
+from unittest import mock
+
+import torch
+
+from normreg.kernels import cpu, launch, tiling
+from normreg.ops import seed
+
+MULTIPROCESSORS = 132  # of an H100 or H200
+
+
+@contextlib.contextmanager
+def as_on_a_gpu():
+    """Tensors of the CPU take the path, the tiles and the grids of a GPU's."""
+    with (
+        mock.patch.object(cpu, "KERNELS", cpu.KERNELS or "compiled"),  # tensors of the CPU go to the kernels
+        mock.patch.object(tiling.hardware, "INTERPRETER_TILE_SCALE", 1),
+        mock.patch.object(tiling.hardware, "multiprocessors", return_value=MULTIPROCESSORS),
+        mock.patch.object(seed, "draw", return_value=1),  # a GPU's comes from its generator without a launch
+    ):
+        yield
+
+
+# Functions of peers, by import path, that count multiprocessors only for a tensor whose device says "cuda"
+ASK_FOR_CUDA = {
+    "liger_kernel": (
+        "liger_kernel.ops.layer_norm.layer_norm_backward",
+        "liger_kernel.ops.rms_norm.rms_norm_backward",
+    )
+}
+
+
+def taking_the_cpu_for_cuda(function):
+    """The function, compiled again with the branch for tensors of CUDA taken by those of the CPU."""
+    source = inspect.getsource(function)
+    asked, answered = 'device.type == "cuda"', 'device.type == "cpu"'
+    if asked not in source:
+        raise ValueError(
+            f"{function.__module__}.{function.__name__}: expected {asked} in it, found it nowhere"
+        )
+    made = {}
+    exec(
+        compile(source.replace(asked, answered), inspect.getfile(function), "exec"),
+        function.__globals__,
+        made,
+    )
+    return made[function.__name__]
+
+
+@contextlib.contextmanager
+def seen_by_peers(package):
+    """What a peer asks of torch.cuda has the answer of an H100."""
+    properties = SimpleNamespace(
+        name="NVIDIA H100 80GB HBM3",
+        major=9,
+        minor=0,
+        multi_processor_count=MULTIPROCESSORS,
+        total_memory=80 * 2**30,
+        warp_size=32,
+    )
+    with contextlib.ExitStack() as stack:
+        for name, answer in (("get_device_properties", properties), ("get_device_capability", (9, 0))):
+            stack.enter_context(mock.patch.object(torch.cuda, name, lambda *_, answer=answer: answer))
+        for path in ASK_FOR_CUDA.get(package, ()) if importlib.util.find_spec(package) else ():
+            module, _, name = path.rpartition(".")
+            module = importlib.import_module(module)
+            function = taking_the_cpu_for_cuda(getattr(module, name))
+            stack.enter_context(mock.patch.object(module, name, function))
+        yield
+
+
+@dataclass(frozen=True)
+class Launch:
+    kernel: Callable
+    grid: tuple
+    arguments: dict  # by name, constants included
+    num_warps: int
+
+
+@contextlib.contextmanager
+def noted_launches():
+    """The launches that would have been made meanwhile. No kernel runs: outputs stay uninitialised."""
+    noted = []
+
+    def note(plan, *tensors, numbers=(), through=()):
+        names = [name for name in plan.kernel.arg_names if name not in plan.constants]
+        arguments = dict(zip(names, (*tensors, *numbers, *plan.numbers), strict=True)) | plan.constants
+        noted.append(Launch(plan.kernel, plan.grid, arguments, plan.num_warps))
+
+    with mock.patch.object(launch, "launch", note):
+        yield noted

@@ -1,0 +1,177 @@
+"""Tables of what `bench instructions` counted, and of what a model of a GPU makes of it."""
+
+from bench.perf import tables
+from bench.perf.gpu_model import H100, WARP
+from bench.perf.peers import OURS
+
+SECTOR = 32  # bytes that memory moves at once
+CLASSES = tuple(H100.lanes)
+MODEL_HEADERS = ("memory us", "issue us", "busiest pipe us", "largest")
+WORTH_SHOWING = 0.1  # of the bytes of a call
+
+
+def lanes_per_element(record, *classes):
+    counts = record["warp_instructions"]
+    return WARP * sum(counts.get(name, 0) for name in classes or counts) / record["elements"]
+
+
+def over(numerator, denominator):
+    return numerator / denominator if denominator else 0.0
+
+
+def sectors_over_bytes(record):
+    return over(SECTOR * record["sectors"], record["moved_bytes"])
+
+
+def passes(record):
+    """Over shared memory, a request: 1 where a warp's 4 bytes a lane do not meet in a bank, 4 of 16 bytes."""
+    return over(record["shared_wavefronts"], record["shared_requests"])
+
+
+def counted(records):
+    return [record for record in records if "refused" not in record]
+
+
+def table(records):
+    headers = ["case", "by", "direction", "kernel", "DRAM B", "sectors/B", "passes", "instr.", *CLASSES]
+    rows = []
+    for record in counted(records):
+        rows.append(
+            [
+                *(record[name] for name in ("case", "peer", "direction")),
+                record["kernel"].removesuffix("_kernel"),
+                f"{record['dram_bytes'] / record['elements']:.2f}",
+                f"{sectors_over_bytes(record):.2f}",
+                f"{passes(record):.2f}",
+                f"{lanes_per_element(record):.1f}",
+                *(f"{lanes_per_element(record, name):.2f}" for name in CLASSES),
+                *model_cells(record["model"]),
+            ]
+        )
+    return "\n\n".join([tables.markdown([*headers, *MODEL_HEADERS], rows), *refusals(records)])
+
+
+def model_cells(model):
+    if model is None:
+        return ["-"] * len(MODEL_HEADERS)
+    times = (f"{model[name]:.2f}" for name in ("memory_us", "issue_us"))
+    return [*times, f"{model['pipe_us']:.2f} {model['pipe']}", model["larger"]]
+
+
+def refusals(records):
+    """What was not counted, a table in a list; none where everything was."""
+    refused = [(r["case"], r["peer"], r["refused"]) for r in records if "refused" in r]
+    return [f"Not counted:\n\n{tables.markdown(('case', 'by', 'why'), refused)}"] if refused else []
+
+
+def beyond_memory(record):
+    """How many times as long as memory the larger of issue and the busiest pipe takes."""
+    model = record["model"]
+    return over(max(model["issue_us"], model["pipe_us"]), model["memory_us"])
+
+
+def modelled_us(record):
+    return max(record["model"][name] for name in ("memory_us", "issue_us", "pipe_us"))
+
+
+def dram_bytes(record):
+    return record["dram_bytes"]
+
+
+def shares(records, of):
+    """{id of a record: its share `of` all launches of its call}"""
+    share = {}
+    for launches in calls(records).values():
+        total = sum(map(of, launches))
+        share |= {id(one): of(one) / total for one in launches}
+    return share
+
+
+def worst(records):
+    """Of each kernel of ours that memory does not bound, the launch that is furthest from it.
+
+    Launches that move less than a tenth of their call's bytes are left out.
+    """
+    records = [record for record in counted(records) if record["model"]]
+    share, moved, worst_of = shares(records, modelled_us), shares(records, dram_bytes), {}
+    for record in records:
+        counts = record["peer"] == OURS and moved[id(record)] >= WORTH_SHOWING
+        if counts and beyond_memory(record) > 1:
+            known = worst_of.setdefault(record["kernel"], record)
+            worst_of[record["kernel"]] = max(known, record, key=beyond_memory)
+    rows = [
+        (
+            record["kernel"].removesuffix("_kernel"),
+            record["case"],
+            record["direction"],
+            f"{share[id(record)]:.0%}",
+            f"{WARP * sum(record['warp_instructions'].values()) / record['dram_bytes']:.1f}",
+            *model_cells(record["model"]),
+        )
+        for record in sorted(worst_of.values(), key=beyond_memory, reverse=True)
+    ]
+    headers = ("kernel", "case", "direction", "of the call", "instr./B", *MODEL_HEADERS)
+    return tables.markdown(headers, rows)
+
+
+def calls(records):
+    """{(case, direction, who): the records of its launches}"""
+    found = {}
+    for record in records:
+        found.setdefault((record["case"], record["direction"], record["peer"]), []).append(record)
+    return found
+
+
+def beside_peers(records):
+    """A row for each call that a peer made, too: all launches together. None where no peer's was counted."""
+    records = counted(records)
+    shared = {record["case"] for record in records if record["peer"] != OURS}
+    rows = []
+    for (case, direction, who), launches in calls(records).items():
+        if case in shared:
+            elements = launches[0]["elements"]
+            rows.append(
+                (
+                    case,
+                    direction,
+                    who,
+                    len(launches),
+                    f"{sum(one['dram_bytes'] for one in launches) / elements:.2f}",
+                    f"{SECTOR * sum(one['sectors'] for one in launches) / elements:.2f}",
+                    f"{sum(map(lanes_per_element, launches)):.1f}",
+                    f"{sum(map(modelled_us, launches)):.2f}" if launches[0]["model"] else "-",
+                    f"{launches[0]['error']:.1e}",
+                )
+            )
+    headers = ("case", "direction", "by", "launches", "DRAM B", "sectors B", "instr.", "model us", "error")
+    return tables.markdown(headers, rows) if rows else None
+
+
+WHAT = (
+    "Compiled code was executed in host memory and the PTX instructions of its lanes counted, an element. "
+    f"What they would take on an {H100.name} is a model, not a measurement: {H100.multiprocessors} "
+    f"multiprocessors at {H100.clock_hz / 1e9:.1f} GHz, copies at {H100.copy_bytes_per_s / 1e12:.1f} TB/s, "
+    f"which leaves room for {H100.room():.1f} lane instructions a byte moved. Tensors are small, so that "
+    "launches which merge partial results weigh more than in large ones."
+)
+BESIDE = (
+    "Kernels of installed peers beside ours, launches of a call together; torch's own operators that a peer "
+    "calls in between, as for the last sum over partial gradients, are not in it."
+)
+
+
+def section(records):
+    """README's lines: what memory does not bound, and peers."""
+    lines = ["### Instructions, and what a model makes of them", ""]
+    if not records:
+        return [*lines, "not counted."]
+    lines += [WHAT, "", "Kernels of which memory is not the largest term, each where it is furthest from it:"]
+    lines += ["", worst(records)]
+    if beside := beside_peers(records):
+        lines += ["", BESIDE, "", beside]
+    return lines
+
+
+def page(records):
+    """The lines of a page with every launch."""
+    return [WHAT, "", table(sorted(records, key=lambda record: record["case"]))]

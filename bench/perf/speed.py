@@ -1,0 +1,171 @@
+"""Device and end-to-end time of every layer, against torch and every installed peer. Needs a GPU.
+
+Device time is with a cold L2 cache, out of CUDA graphs; end-to-end time has the host's part in it. Nothing is
+timed that does not first agree with torch's layer in float64. Speed-up is over the best of the others, for
+each direction; a number below 1 is a loss.
+
+Every measurement is made in a process that is replaced where one fails, so that none spoils the next. --quick
+measures the cases that decide, forward and backward: normreg and torch eager on all of them, then the others,
+case by case. What is to be compiled is compiled ahead, on all cores.
+"""
+
+import contextlib
+import os
+import sys
+import tempfile
+from dataclasses import dataclass
+from unittest import mock
+
+from bench.operations import OPERATIONS, cases
+from bench.operations.case import Case
+from bench.operations.quick import DIRECTIONS, QUICK
+from bench.perf import compare, estimate, side_by_side, tables, timing
+from bench.perf.measuring import Measurer
+from bench.perf.peers import OURS, PEERS
+from bench.perf.worker import Failed, Late, Worker
+
+COPIED_BYTES = tuple(2**power for power in range(14, 31, 2))
+COPIED_BYTES_QUICK = (2**28, 2**30)
+SILENCE_S, SILENCE_QUICK_S = 300, 30  # from one step of a measurement to the next; then it hangs
+QUICK_S = 64  # of the 75 that it may take, with the imports before and the files after
+AHEAD_PART = 0.4  # of it, to compile in
+MOST_PROCESSES = 14  # that compile: each takes a GPU's context of half a GiB, beside its tensors
+FIRST = (OURS, "torch eager")
+
+
+@dataclass(frozen=True)
+class Turn:
+    """A case and peers that are measured on it, begun only where there is time for all."""
+
+    case: Case
+    peers: tuple
+    directions: tuple
+    name: str
+
+    def __str__(self):
+        return self.name
+
+
+def turns_of(chosen, peers):
+    """A turn for each case."""
+    return [Turn(case, tuple(peers), tuple(OPERATIONS[case.operation].passes), str(case)) for case in chosen]
+
+
+def quick_turns_of(chosen, peers):
+    """normreg and torch eager on all cases, then the others."""
+    first = tuple(peer for peer in peers if peer.name in FIRST)
+    groups = [(case, first) for case in chosen]
+    groups += [(case, (peer,)) for case in chosen for peer in peers if peer not in first]
+    return [
+        Turn(case, group, DIRECTIONS, f"{case} ({', '.join(peer.name for peer in group)})")
+        for case, group in groups
+    ]
+
+
+def chosen_cases(arguments):
+    part, parts = map(int, arguments.shard.split("/"))
+    if not arguments.quick:
+        return cases("speed", arguments.operations)[part - 1 :: parts]
+    wanted = arguments.operations or OPERATIONS
+    return [case for case in QUICK if case.operation in wanted][part - 1 :: parts]
+
+
+@contextlib.contextmanager
+def empty_caches():
+    """First calls compile, whatever ran before."""
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        caches = {name: f"{folder}/{name}" for name in ("TRITON_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR")}
+        with mock.patch.dict(os.environ, caches):
+            yield
+
+
+def one_compiling_thread():
+    """torch.compile starts no processes: several workers compile, and each few kernels."""
+    return mock.patch.dict(os.environ, TORCHINDUCTOR_COMPILE_THREADS="1")
+
+
+def compile_ahead(turns, seconds):
+    """Fills the caches with what will be compiled, as far as it goes."""
+    calls = [
+        ("compile", turn.case, peer) for turn in turns for peer in turn.peers if peer.name != "torch eager"
+    ]
+    processes = min(len(calls), MOST_PROCESSES, len(os.sched_getaffinity(0)))
+    side_by_side.together(Measurer, calls, processes=max(1, processes), seconds=seconds)
+
+
+def measure(measurer, case, peer, directions, silence, budget):
+    """The record of one peer on one case, or None where it does not have the operation, or no time."""
+    operation = OPERATIONS[case.operation]
+    least_bytes = {direction: operation.least_bytes(case, direction) for direction in directions}
+    record = dict(operation=case.operation, case=str(case), origin=case.origin, least_bytes=least_bytes)
+    record |= dict(peer=peer.name, version=peer.version(), times={})
+    answered, limit = False, min(silence, max(budget.left(), 0))
+    try:
+        for part in measurer.call("measure", case, peer, directions, limit=limit):
+            record, answered = record | part, True
+    except Failed as failure:
+        if isinstance(failure, Late) and budget.left() <= 0:
+            budget.left_out.append(f"{case} ({peer.name})")
+            return record if record["times"] else None
+        return record | dict(refused=str(failure))  # a peer's fault is a result, not the end of the run
+    return record if answered else None
+
+
+def add_arguments(parser):
+    parser.add_argument(
+        "--shard", default="1/1", metavar="I/N", help="the I-th of N runs that share the cases"
+    )
+    parser.add_argument("--peers", nargs="+", metavar="NAME", help="only these, and normreg")
+    parser.add_argument(
+        "--quick", action="store_true", help=f"the cases that decide, within {QUICK_S} s or the budget"
+    )
+
+
+def run(arguments, budget):
+    wanted = {OURS, *(arguments.peers or (peer.name for peer in PEERS))}
+    peers = [peer for peer in PEERS if peer.name in wanted and peer.installed()]
+    if arguments.quick and arguments.budget is None:
+        budget.end_in(QUICK_S)
+    surroundings = one_compiling_thread if arguments.quick else empty_caches
+    with surroundings(), Worker(Measurer) as measurer:
+        yield from measure_all(arguments, budget, measurer, peers)
+
+
+def measure_all(arguments, budget, measurer, peers):
+    silence = SILENCE_QUICK_S if arguments.quick else SILENCE_S
+    chosen = chosen_cases(arguments)
+    turns = (quick_turns_of if arguments.quick else turns_of)(chosen, peers)
+    if arguments.quick:
+        measurer.start()  # it imports meanwhile
+        compile_ahead(turns, seconds=AHEAD_PART * max(0, budget.left()))
+
+    copied = {}
+    sizes = COPIED_BYTES_QUICK if arguments.quick else COPIED_BYTES
+    for size, samples in measurer.call("copies", sizes, limit=silence):
+        copied[size] = timing.median(samples)
+        yield dict(operation="copy", case=f"copy of {size} bytes", bytes=2 * size, gb_per_s=samples)
+    copy_gb_per_s = max(copied.values())
+    print(expectation(peers, copy_gb_per_s), file=sys.stderr)
+
+    for turn in budget.within(turns, ended=arguments.quick):
+        for peer in turn.peers:
+            record = measure(measurer, turn.case, peer, turn.directions, silence, budget)
+            if record is not None:
+                yield record | dict(copy_gb_per_s=copy_gb_per_s, compiled_ahead=arguments.quick)
+
+
+def expectation(peers, copy_gb_per_s):
+    """What a full run is expected to take."""
+    turns = turns_of(cases("speed"), peers)
+    parts = (estimate.seconds(turn.case, turn.peers, turn.directions, copy_gb_per_s) for turn in turns)
+    return (
+        f"a full run has {len(turns)} cases for {len(peers)} peers: about {sum(parts) / 60:.0f} min, "
+        "estimated from bytes and assumed seconds of compiling"
+    )
+
+
+def table(records):
+    return tables.markdown(compare.HEADERS, compare.rows(records))
+
+
+CAPTION = "measured; device time with a cold L2 cache; speed-up over the best of the others"

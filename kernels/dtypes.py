@@ -1,0 +1,21 @@
+"""The dtypes that kernels compute in, and their names in Triton."""
+
+import torch
+import triton.language as tl
+
+
+def compute_dtype(dtype):
+    """The dtype of arithmetic, statistics and partial sums: fp64 for fp64, else fp32."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+TRITON_DTYPES = {
+    torch.float16: tl.float16,
+    torch.bfloat16: tl.bfloat16,
+    torch.float32: tl.float32,
+    torch.float64: tl.float64,
+}
+
+
+def triton_dtype(dtype):
+    return TRITON_DTYPES[dtype]

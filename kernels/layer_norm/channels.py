@@ -1,0 +1,24 @@
+"""Layer normalisation over the channels of each position of a channels-first tensor (N, C, *).
+
+    y[n, c, s] = (x[n, c, s] - mean[n, s]) rstd[n, s] weight[c] + bias[c]
+
+with mean and rstd over c, so this is LayerNorm of rows whose elements are a sample's positions apart, and the
+kernels are those of `layer_norm`: a tile is neighbouring positions, which are contiguous, and their channels.
+Where the channels are contiguous (channels_last), positions are LayerNorm's ordinary rows.
+"""
+
+from normreg.kernels.layer_norm import layer_norm_backward, layer_norm_forward
+
+
+def layer_norm_channels_forward(x, weight, bias, eps, out_dtype, save_statistics):
+    """y in `out_dtype`, and mean and rstd of each position, or None where they are not to be saved."""
+    return layer_norm_forward(
+        x, weight, bias, x.shape[1], eps, out_dtype, save_statistics, channels_first=True
+    )
+
+
+def layer_norm_channels_backward(dy, x, weight, mean, rstd, parameter_dtype, wanted):
+    """The wanted ones of dx, dweight and dbias, None for the others."""
+    return layer_norm_backward(
+        dy, x, weight, mean, rstd, x.shape[1], parameter_dtype, wanted, channels_first=True
+    )

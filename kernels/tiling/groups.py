@@ -1,0 +1,71 @@
+"""Tiles of operations over groups of channels: GroupNorm and InstanceNorm."""
+
+from typing import NamedTuple
+
+import triton
+
+from normreg.kernels.tiling import hardware
+from normreg.kernels.tiling.rows import RowTile
+
+
+class GroupNormTile(NamedTuple):
+    samples: int
+    groups: int
+    channels: int  # of one group, all of them
+    spatial: int  # of one channel, all of it
+    num_warps: int
+
+
+def _group_norm_tile(groups, channels, spatial, compute_dtype, held_words, words_per_thread):
+    """Several groups of one warp each where they are small; None where one is too large to be held.
+
+    Adjacent groups of a sample first, which are contiguous, then the same ones of several samples.
+    """
+    block_channels, block_spatial = triton.next_power_of_2(channels), triton.next_power_of_2(spatial)
+    words = block_channels * block_spatial * hardware.words_of(compute_dtype)
+    if words > held_words:
+        return None
+    rows = max(1, hardware.WARP_TILE // words) * hardware.tile_scale()
+    block_groups = min(triton.next_power_of_2(groups), rows)
+    num_warps = min(32, max(1, rows * words // (32 * words_per_thread)))
+    return GroupNormTile(rows // block_groups, block_groups, block_channels, block_spatial, num_warps)
+
+
+def group_norm_forward_tile(groups, channels, spatial, compute_dtype):
+    # 32 words a thread, 16 by 32 warps where a group has 16384, as in layer_norm
+    return _group_norm_tile(groups, channels, spatial, compute_dtype, hardware.HELD_WORDS_FORWARD, 32)
+
+
+def group_norm_backward_tile(groups, channels, spatial, compute_dtype):
+    # two tiles are loaded; where there is one position a channel, its two sums are as large
+    words_per_thread = 16 if spatial > 1 else 8
+    held_words = hardware.HELD_WORDS_BACKWARD // hardware.words_of(compute_dtype)
+    return _group_norm_tile(groups, channels, spatial, compute_dtype, held_words, words_per_thread)
+
+
+def group_norm_backward_programs(samples, spatial, tile, group_blocks, device):
+    """Rows of partial sums: four programs a multiprocessor, and at least 64 positions for each.
+
+    A partial sum is 8 bytes written and 8 read for every 6 x 64 of the positions.
+    """
+    tiles = triton.cdiv(samples, tile.samples)
+    side_by_side = triton.cdiv(4 * hardware.multiprocessors(device), group_blocks)
+    return max(1, min(side_by_side, triton.cdiv(tiles, triton.cdiv(64, tile.samples * spatial))))
+
+
+GROUP_NORM_SPLIT_TILES = 16  # 32768 elements: what a program does in a few microseconds
+
+
+def group_norm_splits(tiles, positions, group_blocks, device):
+    """(splits, tiles of each), of the size of a group alone: its result depends on no other group."""
+    tiles_per_split = max(GROUP_NORM_SPLIT_TILES, triton.cdiv(tiles, hardware.MAX_SPLITS))
+    return triton.cdiv(tiles, tiles_per_split), tiles_per_split
+
+
+def group_norm_merge_tile():
+    """Channels of a group and splits whose sums are added at a time: 16 float64 a thread."""
+    return RowTile(32, 64, 4)
+
+
+def instance_norm_running_tile():
+    return RowTile(32, 32, 4)  # samples, channels: 256 bytes of the statistics of a sample

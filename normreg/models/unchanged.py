@@ -1,0 +1,129 @@
+"""Runs a model so that nothing is left behind: on copies of what a forward may change, which are undone."""
+
+import contextlib
+import inspect
+import sys
+import threading
+from collections import OrderedDict
+
+import torch
+
+from normreg.models.replace import check_is_module
+from normreg.models.report import ROOT, class_name
+
+_ONE_AT_A_TIME = threading.RLock()
+
+
+def _copy(tensor):
+    """The same values, strides, dtype and relation to autograd, in memory of its own."""
+    with torch.enable_grad(), torch.inference_mode(tensor.is_inference()):
+        joined = tensor.requires_grad and not tensor.is_leaf
+        source = tensor if joined else tensor.detach()
+        plain = type(tensor) in (torch.Tensor, torch.nn.Parameter) and tensor.layout is torch.strided
+        if plain and not tensor.is_nested and not tensor.is_quantized and 0 not in tensor.stride():
+            options = dict(dtype=tensor.dtype, device=tensor.device)
+            copy = torch.empty_strided(tensor.shape, tensor.stride(), **options).copy_(source)
+        else:
+            copy = source.clone()
+        if tensor.requires_grad and not joined:
+            copy.requires_grad_()
+        return copy.view_as(copy) if joined and tensor._is_view() else copy
+
+
+class Copies(dict):
+    """The copy of each tensor, the same one wherever that tensor stands."""
+
+    def of(self, tensor):
+        if id(tensor) not in self:
+            self[id(tensor)] = (_copy(tensor), tensor)  # which keeps the id from being used again
+        return self[id(tensor)][0]
+
+    def known(self, tensor):
+        return id(tensor) in self
+
+
+@contextlib.contextmanager
+def _undone(model, copies):
+    """Undoes what a forward does to the attributes, buffers and plain tensors of the model's modules."""
+    modules = list(model.modules())
+    attributes = [(vars(module), dict(vars(module))) for module in modules]
+    containers = [
+        (value, value.copy())
+        for _, before in attributes
+        for value in before.values()
+        if type(value) in (dict, OrderedDict, list, set)
+    ]
+    scripted = [
+        (buffer, buffer.clone())
+        for module in modules
+        if isinstance(module, torch.jit.ScriptModule)
+        for buffer in module.buffers(recurse=False)
+    ]
+    try:
+        for module, (here, before) in zip(modules, attributes):
+            if isinstance(module, torch.jit.ScriptModule):
+                continue
+            for name, value in before.items():
+                if isinstance(value, torch.Tensor) and not value.requires_grad:
+                    here[name] = copies.of(value)
+            for name, buffer in module._buffers.items():
+                module._buffers[name] = None if buffer is None else copies.of(buffer)
+            if getattr(module, "max_norm", None) is not None:  # an embedding, which shortens its rows
+                for parameter in module.parameters(recurse=False):
+                    copies.of(parameter)
+        for module in modules:
+            for name, parameter in module._parameters.items():
+                if copies.known(parameter):
+                    copy = copies.of(parameter).detach()
+                    module._parameters[name] = torch.nn.Parameter(copy, parameter.requires_grad)
+        yield
+    finally:
+        for value, before in containers:
+            value.clear()
+            value.extend(before) if isinstance(value, list) else value.update(before)
+        for here, before in attributes:
+            for name in here.keys() - before.keys():
+                del here[name]
+            here.update(before)
+        with torch.no_grad():
+            for buffer, before in scripted:
+                buffer.copy_(before)
+
+
+def check_runs(model, inputs, options, function):
+    """A module, of which all parameters exist, and inputs that its forward takes."""
+    check_is_module(model)
+    for name, module in model.named_modules():
+        if isinstance(module, torch.nn.modules.lazy.LazyModuleMixin) and module.has_uninitialized_params():
+            raise ValueError(
+                f"expected a model whose parameters exist, got {name or ROOT}, a {class_name(type(module))}, "
+                f"which its first call completes: call the model once before {function}"
+            )
+    try:
+        signature = inspect.signature(model.forward)
+    except ValueError:
+        return
+    try:
+        signature.bind(*inputs, **options)
+    except TypeError as wrong:
+        raise TypeError(
+            f"expected the inputs that {class_name(type(model))} is called with, got others ({wrong}): "
+            f"what follows the model is passed on, as in {function}(model, x)"
+        ) from None
+
+
+@contextlib.contextmanager
+def unchanged(model):
+    """Buffers, attributes and random numbers are afterwards as they were, also on an error; in eager mode.
+
+    Yields the copies, of which there is one for each tensor.
+    """
+    copies = Copies()
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else []
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(_ONE_AT_A_TIME)
+        stack.enter_context(torch.random.fork_rng(devices))
+        stack.enter_context(_undone(model, copies))
+        if "torch._dynamo" in sys.modules:
+            stack.enter_context(torch.compiler.set_stance("force_eager"))
+        yield copies

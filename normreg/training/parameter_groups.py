@@ -1,0 +1,130 @@
+"""`parameter_groups`: which parameters an optimizer decays, by the class of the layer that owns them."""
+
+import fnmatch
+import re
+
+import torch
+from torch.nn.utils.parametrize import ParametrizationList
+
+from normreg.models.replace import check_is_module
+from normreg.training.l2_penalty import check_weight_decay
+
+NORMS = (
+    torch.nn.modules.batchnorm._NormBase,  # every BatchNorm, InstanceNorm and SyncBatchNorm
+    torch.nn.LayerNorm,
+    torch.nn.RMSNorm,
+    torch.nn.GroupNorm,
+)
+# LayerNorm2d, RmsNorm, BatchNormAct2d, GroupNorm1, LlamaRMSNorm, LayerNormFp32, but no NormalizedLinear
+NORM_NAME = re.compile(r"Norm(Act|Exp|Tlu|Fp32|\dd?|[A-Z]\d[a-z]?)*$")
+BIAS_NAME = re.compile(r"(^|_)bias(_|$)")
+_registered = set()
+
+
+def _is_module_class(cls):
+    return isinstance(cls, type) and issubclass(cls, torch.nn.Module)
+
+
+def register_no_decay(cls):
+    """Makes `parameter_groups` leave out the parameters that modules of this class own; a decorator, too.
+
+    Raises TypeError where `cls` is not a subclass of torch.nn.Module.
+    """
+    if not _is_module_class(cls):
+        raise TypeError(f"expected a subclass of torch.nn.Module, got {cls!r}: register a class, not a layer")
+    _registered.add(cls)
+    return cls
+
+
+def is_norm(module):
+    return isinstance(module, NORMS) or any(NORM_NAME.search(cls.__name__) for cls in type(module).__mro__)
+
+
+def _owned_parameters(model):
+    """(full name, owner, name in the owner, parameter) under every name that a parameter has."""
+    modules = dict(model.named_modules(remove_duplicate=False))
+    for path, module in modules.items():
+        for name, parameter in module.named_parameters(recurse=False, remove_duplicate=False):
+            full_name = f"{path}.{name}" if path else name
+            if isinstance(module, ParametrizationList):
+                owner, _, name = path.rpartition("parametrizations.")
+                yield full_name, modules[owner.rstrip(".")], name, parameter
+            else:
+                yield full_name, module, name, parameter
+
+
+def _split(no_decay):
+    """Classes and patterns of names among what the caller gave."""
+    given = [no_decay] if isinstance(no_decay, (str, type)) or not hasattr(no_decay, "__iter__") else no_decay
+    given = list(given)
+    for entry in given:
+        if not isinstance(entry, str) and not _is_module_class(entry):
+            raise TypeError(
+                f"expected no_decay to hold subclasses of torch.nn.Module and names of parameters, got "
+                f"{entry!r}: pass a class, such as torch.nn.Embedding, or a name, such as 'pos_embed'"
+            )
+    return tuple(c for c in given if isinstance(c, type)), [n for n in given if isinstance(n, str)]
+
+
+def parameter_groups(model, weight_decay, *, no_decay=()):
+    r"""Groups for any torch optimizer: one with the weight decay and one, of norms and biases, without.
+
+    Not decayed are the parameters owned by a normalisation layer, every bias, and what `no_decay` names. A
+    normalisation layer is one of torch's or normreg's, a subclass of one, a class whose name says so as
+    timm's and transformers' do (`LayerNorm2d`, `BatchNormAct2d`, `LlamaRMSNorm`), or one that
+    `register_no_decay` has been given. All others are decayed, embeddings among them.
+
+    Args:
+        model: a torch.nn.Module.
+        weight_decay: a finite number of at least 0.
+        no_decay: further classes of layers, such as torch.nn.Embedding, and full names of parameters, in
+            which * stands for anything, such as "*.pos_embed"; or one of either.
+
+    Returns a list of one or two dicts with "params" and "weight_decay"; a group without parameters is left
+    out. Each parameter is in one group, once, in the order of `model.named_parameters()`. A tied parameter is
+    not decayed where one of its owners is not: with no_decay=torch.nn.Embedding, an output layer that is tied
+    to the embedding is not. Frozen parameters are kept, as by `model.parameters()`: an optimizer skips what
+    has no gradient, and what is unfrozen later is already there.
+
+    Raises TypeError for what is not a module, a number, a class of layers or a name; ValueError for a
+    negative or non-finite weight_decay, a model without parameters, and a name that no parameter has.
+
+    Equivalent, where the layers are torch's::
+
+        owners = [m for m in model.modules() if isinstance(m, (nn.LayerNorm, nn.GroupNorm))]    # and so on
+        excluded = {p for m in owners for p in m.parameters(recurse=False)}
+        excluded |= {p for name, p in model.named_parameters() if name.endswith("bias")}
+        decayed = [p for p in model.parameters() if p not in excluded]
+        groups = [{"params": decayed, "weight_decay": weight_decay},
+                  {"params": list(excluded), "weight_decay": 0.0}]
+
+    Source: Goyal et al., "Accurate, Large Minibatch SGD" (2017), arXiv 1706.02677; He et al., "Bag of Tricks"
+    (2018), arXiv 1812.01187; https://docs.pytorch.org/docs/stable/optim.html#per-parameter-options
+    """
+    check_is_module(model)
+    check_weight_decay(weight_decay)
+    classes, patterns = _split(no_decay)
+    classes = (*classes, *_registered)
+    parameters, excluded, names = {}, set(), []
+    for full_name, owner, name, parameter in _owned_parameters(model):
+        parameters[id(parameter)] = parameter
+        names.append(full_name)
+        named = any(fnmatch.fnmatchcase(full_name, pattern) for pattern in patterns)
+        if named or is_norm(owner) or isinstance(owner, classes) or BIAS_NAME.search(name):
+            excluded.add(id(parameter))
+    if not parameters:
+        raise ValueError("expected a model with parameters, got one without: there is nothing to optimize")
+    for pattern in patterns:
+        if not fnmatch.filter(names, pattern):
+            raise ValueError(
+                f"expected no_decay to name parameters of the model, got {pattern!r}, which none has: "
+                f"`model.named_parameters()` lists them, and * stands for anything"
+            )
+    groups = [
+        dict(
+            params=[p for p in parameters.values() if (id(p) in excluded) is out],
+            weight_decay=0.0 if out else weight_decay,
+        )
+        for out in (False, True)
+    ]
+    return [group for group in groups if group["params"]]
