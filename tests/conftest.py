@@ -1,14 +1,14 @@
-"""By what kernels run in a session of pytest, and what `selection` says of its tests."""
+"""What kernels run on in a session of pytest, and what `selection` says of its tests."""
 
 import importlib
 import os
 from pathlib import Path
 
 import pytest
-import selection
 import torch
-from gpu_watch import GpuWatch
-from selection import stem
+from support import selection
+from support.gpu_watch import GpuWatch
+from support.selection import folder
 
 os.environ["OMP_NUM_THREADS"] = "1"  # of processes that tests start
 
@@ -26,9 +26,9 @@ def thorough(pytestconfig):
 
 
 def pytest_ignore_collect(collection_path, config):
-    """Files of which -m gpu or -m compiled run no test are not imported, which takes each worker seconds."""
-    files = selection.FILES.get(config.option.markexpr)
-    if files is not None and collection_path.suffix == ".py" and stem(collection_path) not in files:
+    """Ignores files without tests for `-m gpu` or `-m compiled`: importing them takes each worker seconds."""
+    folders = selection.FOLDERS.get(config.option.markexpr)
+    if folders is not None and collection_path.suffix == ".py" and folder(collection_path) not in folders:
         return True
 
 
@@ -52,11 +52,12 @@ def gpu_works():
 
 
 def kernels_of_the_cpu(config):
-    """By what, where the environment does not say: compiled code, if all files that were named are for it."""
+    """`compiled` or `interpreter`: what the environment says, else what all files that were named are for."""
     if os.environ.get("TRITON_INTERPRET") == "1":
         return "interpreter"
     named = {Path(name.partition("::")[0]) for name in config.args}
-    chosen = "compiled" if {stem(path) for path in named} <= {*selection.FILES["compiled"]} else "interpreter"
+    compiled = {folder(path) for path in named} <= {*selection.FOLDERS["compiled"]}
+    chosen = "compiled" if compiled else "interpreter"
     return os.environ.get("NORMREG_CPU_KERNELS", chosen)
 
 
@@ -71,7 +72,7 @@ def pytest_configure(config):
     else:
         os.environ.pop("NORMREG_CPU_KERNELS", None)
         os.environ["TRITON_INTERPRET"] = "1"  # which processes that tests start read as well
-    config.pluginmanager.register(importlib.import_module("surroundings"))
+    config.pluginmanager.register(importlib.import_module("support.surroundings"))
 
 
 def pytest_report_header():

@@ -27,13 +27,13 @@ def inputs_for(shape, dtype, device, affine="weight bias", mean=0.0, std=1.0):
     return [x, weight, bias]
 
 
-def nothing_is_held(monkeypatch):
+def nothing_fits_a_tile(monkeypatch):
     """Groups are split, whatever their size."""
-    monkeypatch.setattr(tiling.hardware, "HELD_WORDS_FORWARD", 0)
-    monkeypatch.setattr(tiling.hardware, "HELD_WORDS_BACKWARD", 0)
+    monkeypatch.setattr(tiling.hardware, "TILE_WORDS_FORWARD", 0)
+    monkeypatch.setattr(tiling.hardware, "TILE_WORDS_BACKWARD", 0)
 
 
 def split_all(monkeypatch):
-    """Channels of BatchNorm are split, where those of a few thousand elements are held by a program each."""
+    """Channels of BatchNorm are split, where those of a few thousand elements fit into a tile."""
     for direction in ("forward", "backward"):
-        monkeypatch.setattr(tiling.channels, f"batch_norm_held_{direction}_tile", lambda *_: None)
+        monkeypatch.setattr(tiling.channels, f"batch_norm_{direction}_tile", lambda *_: None)

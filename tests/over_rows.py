@@ -1,37 +1,53 @@
-"""Operations over rows as their tests take them, ours and torch's."""
+"""The norms over rows as their tests take them, ours and torch's, from their declarations."""
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 
-from normreg import functional
+from bench.operations import DECLARED, OURS, TORCH, Operation
+from bench.operations.operation import Function
 
 
 class RowNorm(NamedTuple):
-    """An operation over rows, ours and torch's, of (x, normalized_shape, *parameters, eps)."""
+    operation: Operation
+    example: Function  # the plain one
 
-    ours: Callable
-    theirs: Callable
-    parameters: int
-    statistics: int  # saved for each row
+    @property
+    def parameters(self):
+        return len(self.example.shapes) - 1
+
+    @property
+    def statistics(self):
+        """How many numbers of float32 are saved for each row."""
+        return self.operation.kept(torch.empty(1, 1), True) // 4
 
     def functions(self, normalized_shape, eps=1e-5):
-        def of(operation):
-            return lambda x, *parameters: operation(x, normalized_shape, *parameters, eps)
+        """Ours and torch's, of (x, *parameters)."""
+        options = dict(eps=eps) | (dict(dims=len(normalized_shape)) if len(normalized_shape) > 1 else {})
 
-        return of(self.ours), of(self.theirs)
+        def of(library):
+            return lambda *inputs: self.example(library, *inputs, **options)
+
+        return of(OURS), of(TORCH)
+
+    def parameter_shapes(self, normalized_shape):
+        """Those of rows, and of numbers."""
+        return [normalized_shape if shape else () for shape in self.example.shapes[1:]]
 
     def inputs(self, shape, normalized_shape, dtype, device, present=(True, True), mean=0.0, std=1.0):
         x = (torch.randn(shape, device=device, dtype=torch.float64) * std + mean).to(dtype).requires_grad_()
         parameters = (
-            torch.randn(normalized_shape, device=device, dtype=dtype, requires_grad=True) if there else None
-            for there in present[: self.parameters]
+            torch.randn(parameter, device=device, dtype=dtype, requires_grad=True) if there else None
+            for parameter, there in zip(self.parameter_shapes(normalized_shape), present)
         )
         return [x, *parameters]
 
 
-LAYER_NORM = RowNorm(functional.layer_norm, F.layer_norm, parameters=2, statistics=2)
-RMS_NORM = RowNorm(functional.rms_norm, F.rms_norm, parameters=1, statistics=1)
-NORMS = {"layer_norm": LAYER_NORM, "rms_norm": RMS_NORM}
+NORMS = {
+    name: RowNorm(one, one.examples()[name])
+    for name, one in DECLARED.items()
+    if one.over == "rows" and not one.random
+}
+# those whose rows may have several dimensions, and are computed by LayerNorm's kernels
+LIKE_LAYER_NORM = {name: norm for name, norm in NORMS.items() if norm.operation.kernels == "layer_norm"}
+LAYER_NORM, RMS_NORM = NORMS["layer_norm"], NORMS["rms_norm"]

@@ -44,13 +44,13 @@ def versions():
 
 
 def reached(patch):
-    """The files of which a change may decide whether the bug is found."""
+    """Files whose changes may decide whether the bug is found."""
     tests = imported([ROOT / "tests/conftest.py", *patch.test_files])
     return sorted({patch.path, ROOT / patch.file, ROOT / "pyproject.toml", *FOLDER.glob("*.py"), *tests})
 
 
 def imported(files):
-    """These, and what they import of tests/ and bench/, or name in a string of tests/, and so on."""
+    """These, and what they import of tests/ and bench/, or name in a string, and so on."""
     seen, left = set(), [*files]
     while left:
         file = left.pop()
@@ -71,10 +71,12 @@ def _imported_by(file, source):
             module = package.joinpath(*(node.module or "").split("."))
             modules |= {module, *(module / alias.name for alias in node.names)}
         elif isinstance(node, ast.Constant) and isinstance(node.value, str):
-            name = node.value.removesuffix(".py")
-            modules |= {PurePath(name)} if name.isidentifier() else set()
+            parts = node.value.removesuffix(".py").split(".")
+            modules |= {PurePath(*parts)} if all(map(str.isidentifier, parts)) else set()
     modules |= {package for module in modules for package in module.parents if package.parts}
-    modules |= {"tests" / module for module in modules if len(module.parts) == 1}
+    # tests/ and the folder of a file of tests are where its imports are looked for, too
+    folders = {PurePath("tests"), file.relative_to(ROOT).parent}
+    modules |= {folder / module for folder in folders for module in modules}
     here = (ROOT / module for module in modules if module.parts[0] in ("bench", "tests"))
     paths = (path for module in here for path in (module.with_suffix(".py"), module / "__init__.py"))
     return [path for path in paths if path.exists()]

@@ -37,9 +37,11 @@ class Patch:
 
     @property
     def arguments(self):
-        """Of pytest, in the root."""
-        return [word if word.startswith("-") or before == "-k" else f"tests/{word}"
-                for before, word in zip(("", *self.tests), self.tests)]  # fmt: skip
+        """Arguments of a pytest that runs in the root."""
+        return [
+            word if word.startswith("-") or before == "-k" else f"tests/{word}"
+            for before, word in zip(("", *self.tests), self.tests)
+        ]
 
     @property
     def test_files(self):

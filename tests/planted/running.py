@@ -13,8 +13,8 @@ import sys
 from dataclasses import dataclass
 from unittest import mock
 
-import processes
 import pytest
+from support import processes
 
 from .patches import ROOT
 
@@ -26,7 +26,7 @@ OPTIONS += ["--tb=native"]  # as Python has it, because pytest's own parses each
 
 
 class NotFound(AssertionError):
-    """Tests are no proof: they pass with the bug, or fail without it."""
+    """Raised where tests prove nothing: they pass with the bug, or fail without it."""
 
 
 @dataclass(frozen=True)
@@ -39,13 +39,13 @@ class Outcome:
 
 
 def kernels():
-    """By what the tests' kernels run."""
+    """What the tests' kernels run on: `compiled` or `interpreter`."""
     chosen = os.environ.get("NORMREG_CPU_KERNELS")
     return "compiled" if chosen == "compiled" else "interpreter"
 
 
 class Watch:
-    """Keeps in a file how far pytest has come, for whoever finds that the process has ended."""
+    """Keeps in a file how far pytest has come, in case the process ends."""
 
     def __init__(self, file):
         self.file, self.last, self.passed, self.skipped = file, "", 0, 0
@@ -68,7 +68,7 @@ class Watch:
 
 
 def _tests(arguments, log, far):
-    """In a fork, which it ends."""
+    """Runs pytest in a fork, and ends the fork."""
     status = pytest.ExitCode.INTERNAL_ERROR
     try:
         signal.alarm(SECONDS)

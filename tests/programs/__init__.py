@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-import processes
+from support import processes
 
 FOLDER = Path(__file__).parent
 TESTS, ROOT = FOLDER.parent, FOLDER.parent.parent
@@ -29,7 +29,7 @@ def _run(path, arguments, folder, log):
 
 
 def exit_status(name, log, *arguments, folder=ROOT):
-    """What a program ends with, or minus the signal that ended it, in a process that interprets kernels.
+    """Exit status of a program in a process that interprets kernels, or minus the signal that ended it.
 
     It runs in this checkout or the copy `folder`, and prints into the file `log`.
     """
@@ -39,14 +39,14 @@ def exit_status(name, log, *arguments, folder=ROOT):
 
 
 def interpreted(name, log, *arguments):
-    """What a program that ends well prints, in such a process."""
+    """Output of a program in such a process; raises where the program fails."""
     status = exit_status(name, log, *arguments)
     assert status == 0, log.read_text()
     return log.read_text()
 
 
 def compiling(name, *arguments, **environment):
-    """The process of a program that has ended well, where kernels are not interpreted."""
+    """The completed process of a program whose kernels are not interpreted; raises where it fails."""
     chosen = "TRITON_INTERPRET", "NORMREG_CPU_KERNELS"
     inherited = {key: value for key, value in os.environ.items() if key not in chosen}
     environment = inherited | dict(PYTHONPATH=os.pathsep.join((str(ROOT), str(TESTS)))) | environment

@@ -19,7 +19,7 @@ from normreg.ops import seed
 
 def kernels_with_a_seed():
     modules = [
-        importlib.import_module(f"normreg.kernels.{m.name}") for m in pkgutil.iter_modules(kernels.__path__)
+        importlib.import_module(m.name) for m in pkgutil.walk_packages(kernels.__path__, "normreg.kernels.")
     ]
     found = {
         name: kernel
@@ -37,7 +37,7 @@ def tensor(*shape, channels_last=False):
 
 
 def calls():
-    """Of each function with a mask, on every kernel and variant that it has."""
+    """Calls of each function with a mask that reach every kernel and variant that it has."""
     flat, image, last = tensor(16, 768), tensor(4, 24, 14, 14), tensor(4, 24, 14, 14, channels_last=True)
     yield from ((f, x) for f in (functional.dropout, functional.alpha_dropout) for x in (flat, image))
     yield from ((functional.dropout2d, x) for x in (image, last))

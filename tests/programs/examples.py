@@ -1,4 +1,4 @@
-"""Runs the files that it is given, in one namespace, as a user would on a CPU who is not in this folder."""
+"""Runs the files that it is given in one namespace, as a user on a CPU would from another folder."""
 
 import os
 import sys

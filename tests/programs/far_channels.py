@@ -5,14 +5,17 @@ from types import SimpleNamespace
 import torch
 import torch.nn.functional as F
 
-from normreg.kernels import batch_norm, group_norm
-from normreg.kernels.batch_norm import splits as batch_norm_split
-from normreg.kernels.group_norm import instance_norm
-from normreg.kernels.group_norm import splits as group_norm_split
-from programs.far import COMPUTED, check, reserved, run_program
+from normreg.kernels import batch_norm
+from normreg.kernels.batch_norm import splits
+from normreg.kernels.device.channels import Elements, ElementsBackward, PerChannel, PerChannelBackward
+from normreg.kernels.group_norm import instance_norm, tile
+from normreg.kernels.group_norm import splits as group_norm_splits
+from normreg.kernels.group_norm.splits import PerGroup
+from normreg.kernels.tiling.channels import ChannelTile
+from programs.far import check, reserved, run_program
 
-LAYOUT = COMPUTED | dict(CHANNELS_LAST=False, BLOCK_SAMPLES=1, BLOCK_CHANNELS=2, BLOCK_SPATIAL=512)
-ALONE = LAYOUT | dict(ACT=None)
+TILED = dict(TILE=ChannelTile(1, 2, 512, num_warps=4, vector=8))
+ALONE = TILED | dict(ACT=None)
 PLANES = 2**21 + 1, 2, 512  # samples, channels, spatial
 # two splits, of which the second is the last sample
 PLANE_SIZES = PLANES[0], PLANES[1], PLANES[2] // 8, PLANES[0], PLANES[0] - 1
@@ -35,8 +38,8 @@ def per_channel(t):
 def batch_norm_statistics():
     x, *_ = planes()
     partial = torch.zeros(3, 2, 2, dtype=torch.float64)
-    kernel = batch_norm_split.batch_norm_statistics_kernel
-    run_program(kernel, *SECOND, x, partial, None, *PLANE_SIZES, **LAYOUT)
+    kernel = splits.batch_norm_statistics_kernel
+    run_program(kernel, *SECOND, x, partial, None, *PLANE_SIZES, **TILED)
     check(partial[0, 1], torch.tensor([512.0, 512.0]))
     check(partial[1, 1], x[-1].float().mean(1))
     check(partial[2, 1] / 512, x[-1].float().var(1, correction=0))
@@ -46,9 +49,13 @@ def batch_norm_normalize():
     x, y, mean, var = planes()
     partial = torch.stack([torch.full((2,), 8.0), mean, 8 * var])[:, None].double().contiguous()
     run_program(
-        batch_norm_split.batch_norm_normalize_kernel, *MIRRORED, x, y, partial, None, None, None, None,
-        None, None, None, None, None, *PLANE_SIZES, 1, 0.1, 1e-5, 0.0, BLOCK_SPLITS=1, **ALONE,
-    )  # fmt: skip
+        splits.batch_norm_normalize_kernel,
+        *MIRRORED,
+        *(*Elements(x, y), partial, *PerChannel()),
+        *PLANE_SIZES,
+        *(1, 0.1, 1e-5, 0.0),
+        **ALONE,
+    )
     check(y[-1], (x[-1] - per_channel(mean)) / per_channel(var + 1e-5).sqrt())
 
 
@@ -58,9 +65,14 @@ def batch_norm_inference():
     bits = reserved(*PLANES[:2], PLANES[2] // 8, dtype=torch.int8)
     residual[-1] = torch.randn(PLANES[1:])
     run_program(
-        batch_norm.batch_norm_inference_kernel, *SECOND, x, y, None, None, mean, var, None, None,
-        residual, bits, *PLANE_SIZES, 1e-5, 0.0, ACT="relu", **LAYOUT,
-    )  # fmt: skip
+        batch_norm.batch_norm_inference_kernel,
+        *SECOND,
+        *(*Elements(x, y, residual=residual, bits=bits), *PerChannel(running_mean=mean, running_var=var)),
+        *PLANE_SIZES,
+        *(1e-5, 0.0),
+        ACT="relu",
+        **TILED,
+    )
     z = (x[-1] - per_channel(mean)) / per_channel(var + 1e-5).sqrt() + residual[-1]
     check(y[-1], z.relu())
     check(bits[-1, :, 0] & 1, z[:, 0] > 0)
@@ -73,18 +85,26 @@ def batch_norm_backward():
     rstd = (var + 1e-5).rsqrt()
     x_hat = (x[-1] - per_channel(mean)) * per_channel(rstd)
     partial = torch.zeros(2, 2, 2, dtype=torch.float64)
-    statistics, none = (mean.double(), var), (None,) * 4
+    statistics = PerChannelBackward(None, None, mean.double(), var)
     run_program(
-        batch_norm_split.batch_norm_backward_sums_kernel, *SECOND, dy, x, None, None, *statistics, *none,
-        partial, *PLANE_SIZES, 1e-5, 0.0, **ALONE,
-    )  # fmt: skip
+        splits.batch_norm_backward_sums_kernel,
+        *SECOND,
+        *(*ElementsBackward(x, dy), *statistics, partial),
+        *PLANE_SIZES,
+        *(1e-5, 0.0),
+        **ALONE,
+    )
     check(partial[0, 1], dy[-1].float().sum(1))
     check(partial[1, 1] * rstd, (dy[-1] * x_hat).sum(1))
     sums = torch.tensor([[[3.0, 5.0]], [[7.0, 11.0]]], dtype=torch.float64)
     run_program(
-        batch_norm_split.batch_norm_backward_kernel, *MIRRORED, dy, x, None, None, *statistics, None, None,
-        y, sums, None, None, *PLANE_SIZES, 1, 10, 1e-5, 0.0, BLOCK_SPLITS=1, **ALONE,
-    )  # fmt: skip
+        splits.batch_norm_backward_kernel,
+        *MIRRORED,
+        *(*ElementsBackward(x, dy, y), sums, *statistics),
+        *PLANE_SIZES,
+        *(1, 10, 1e-5, 0.0),
+        **ALONE,
+    )
     c1, c2 = per_channel(sums[1, 0] * rstd) / 10, per_channel(sums[0, 0]) / 10
     check(y[-1], (dy[-1] - x_hat * c1 - c2) * per_channel(rstd))
 
@@ -104,32 +124,49 @@ def groups():
     var[-1] = in_groups.var(1, correction=0)
     rows = samples * channels  # of which the last two are the last group
     return SimpleNamespace(
-        x=x, y=y, dy=dy, weight=weight, bias=bias, mean=mean, var=var, expected=expected.detach(), dx=dx,
-        samples=samples, in_groups=in_groups, sizes=(samples, 2, 2, spatial // 8), rows=rows,
-        row_sizes=(1, rows, spatial // 8, 1, 1), last_rows=((rows // 2 - 1, 0, 0), (rows // 2, 1, 1)),
-    )  # fmt: skip
-
-
-GROUP_TILE = COMPUTED | dict(
-    SPATIAL=True, BLOCK_SAMPLES=1, BLOCK_GROUPS=1, BLOCK_CHANNELS=2, BLOCK_SPATIAL=512
-)
+        x=x,
+        y=y,
+        dy=dy,
+        weight=weight,
+        bias=bias,
+        mean=mean,
+        var=var,
+        expected=expected.detach(),
+        dx=dx,
+        samples=samples,
+        in_groups=in_groups,
+        sizes=(samples, 2, 2, spatial // 8),
+        rows=rows,
+        row_sizes=(1, rows, spatial // 8, 1, 1),
+        last_rows=((rows // 2 - 1, 0, 0), (rows // 2, 1, 1)),
+    )
 
 
 def group_norm_forward():
     g = groups()
     run_program(
-        group_norm.group_norm_forward_kernel, (2 * g.samples - 1, 0, 0), (2 * g.samples, 1, 1),
-        g.x, g.y, g.weight, g.bias, g.mean, g.var, *g.sizes, 1e-5, **GROUP_TILE,
-    )  # fmt: skip
+        tile.group_norm_forward_kernel,
+        (2 * g.samples - 1, 0, 0),
+        (2 * g.samples, 1, 1),
+        *(g.x, g.y, g.weight, g.bias, g.mean, g.var),
+        *g.sizes,
+        1e-5,
+        **TILED,
+    )
     check(g.y[-1, 2:], g.expected[0, 2:])
 
 
 def group_norm_backward():
     g = groups()
     run_program(
-        group_norm.group_norm_backward_kernel, (1, g.samples - 1, 0), (2, g.samples, 1),
-        g.dy, g.x, g.y, g.weight, g.mean, g.var, None, None, *g.sizes, 1e-5, **GROUP_TILE,
-    )  # fmt: skip
+        tile.group_norm_backward_kernel,
+        (1, g.samples - 1, 0),
+        (2, g.samples, 1),
+        *(g.dy, g.x, g.y, g.weight, g.mean, g.var, None, None),
+        *g.sizes,
+        1e-5,
+        **TILED,
+    )
     check(g.y[-1, 2:], g.dx[0, 2:])
 
 
@@ -138,9 +175,13 @@ def group_norm_split_forward():
     partial = torch.zeros(3, 1, g.samples * 2, dtype=torch.float64)
     partial[:, 0, -1] = torch.stack([torch.tensor(1024.0), g.in_groups.mean(1)[1], 1024 * g.var[-1, 1]])
     run_program(
-        group_norm_split.group_norm_normalize_kernel, *g.last_rows, g.x, g.y, partial, g.weight, g.bias,
-        g.mean, g.var, *g.row_sizes, 1, 2, 4, 1e-5, BLOCK_SPLITS=1, **LAYOUT,
-    )  # fmt: skip
+        group_norm_splits.group_norm_normalize_kernel,
+        *g.last_rows,
+        *(*Elements(g.x, g.y), partial, *PerChannel(g.weight, g.bias), *PerGroup(g.mean, g.var)),
+        *g.row_sizes,
+        *(1, 2, 4, 1e-5),
+        **TILED,
+    )
     check(g.y[-1, 2:], g.expected[0, 2:])
 
 
@@ -148,9 +189,13 @@ def group_norm_split_backward():
     g = groups()
     partial = torch.zeros(2, 1, g.rows, dtype=torch.float64)
     run_program(
-        group_norm_split.group_norm_backward_sums_kernel, *g.last_rows, g.dy, g.x, g.mean, g.var, partial,
-        *g.row_sizes, 2, 1e-5, **LAYOUT,
-    )  # fmt: skip
+        group_norm_splits.group_norm_backward_sums_kernel,
+        *g.last_rows,
+        *(*ElementsBackward(g.x, g.dy), *PerGroup(g.mean, g.var), partial),
+        *g.row_sizes,
+        *(2, 1e-5),
+        **TILED,
+    )
     x_hat = (g.in_groups[1] - g.in_groups[1].mean()) * (g.var[-1, 1] + 1e-5).rsqrt()
     check(partial[0, 0, -2:], g.dy[-1, 2:].float().sum(1))
     check(partial[1, 0, -2:], (g.dy[-1, 2:] * x_hat.view(2, -1)).sum(1))
@@ -158,9 +203,13 @@ def group_norm_split_backward():
     wdy = (g.weight[2:, None] * g.dy[-1, 2:]).float().flatten()
     c1[-1], c2[-1] = (x_hat * wdy).mean(), wdy.mean()
     run_program(
-        group_norm_split.group_norm_backward_input_kernel, *g.last_rows, g.dy, g.x, g.y, g.weight, g.mean,
-        g.var, c1, c2, *g.row_sizes, 2, 4, 1e-5, **LAYOUT,
-    )  # fmt: skip
+        group_norm_splits.group_norm_backward_input_kernel,
+        *g.last_rows,
+        *(*ElementsBackward(g.x, g.dy, g.y), g.weight, *PerGroup(g.mean, g.var, c1, c2)),
+        *g.row_sizes,
+        *(2, 4, 1e-5),
+        **TILED,
+    )
     check(g.y[-1, 2:], g.dx[0, 2:])
 
 
@@ -171,10 +220,13 @@ def instance_norm_running():
     mean, var = torch.randn(samples, channels), torch.rand(samples, channels)
     running = torch.zeros(2, channels)
     run_program(
-        instance_norm.instance_norm_running_kernel, (channels // 32 - 1, 0, 0), (channels // 32, 1, 1),
-        x, mean, var, *running, samples, channels, spatial, *x.stride()[:2], 1.0,
-        BLOCK_SAMPLES=32, BLOCK_CHANNELS=32,
-    )  # fmt: skip
+        instance_norm.instance_norm_running_kernel,
+        (channels // 32 - 1, 0, 0),
+        (channels // 32, 1, 1),
+        *(x, mean, var, *running, samples, channels, spatial, *x.stride()[:2]),
+        1.0,
+        BLOCK=(32, 32),
+    )
     check(running[0, -32:], (x[:, -32:, 0] + mean[:, -32:]).mean(0))
     check(running[1, -32:], var[:, -32:].mean(0) * 1024 / 1023)
 
@@ -182,8 +234,14 @@ def instance_norm_running():
 CASES = {
     case.__name__: (case,)
     for case in (
-        batch_norm_statistics, batch_norm_normalize, batch_norm_inference, batch_norm_backward,
-        group_norm_forward, group_norm_backward, group_norm_split_forward, group_norm_split_backward,
+        batch_norm_statistics,
+        batch_norm_normalize,
+        batch_norm_inference,
+        batch_norm_backward,
+        group_norm_forward,
+        group_norm_backward,
+        group_norm_split_forward,
+        group_norm_split_backward,
         instance_norm_running,
     )
-}  # fmt: skip
+}

@@ -1,4 +1,4 @@
-"""The case of this name, of kernels at elements beyond 2^31: `python far_offsets.py CASE`.
+"""Runs a case of kernels at elements beyond 2^31: `python far_offsets.py CASE`.
 
 The interpreter runs the one program that is asked for. A wrong address is outside the process or reads zeros,
 so each case has a process of its own.

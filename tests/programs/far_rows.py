@@ -6,11 +6,12 @@ import torch
 import torch.nn.functional as F
 
 from normreg.kernels import layer_norm
-from programs.far import COLS, COMPUTED, LAST_TILE, ROWS, check, on_y, reserved, run_program
+from normreg.kernels.tiling.rows import RowTile
+from programs.far import COLS, LAST_TILE, ROWS, check, on_y, reserved, run_program
 
-TILE = COMPUTED | dict(CHANNELS_FIRST=False, BLOCK_ROWS=4, BLOCK_COLS=COLS)
-CHUNKS = TILE | dict(BLOCK_ROWS=1)
-PARTS = COMPUTED | dict(PARTS=4, BLOCK_COLS=COLS // 4)
+TILE = dict(CHANNELS_FIRST=False, TILE=RowTile(4, COLS, 4, vector=8, stages=3))
+CHUNKS = dict(CHANNELS_FIRST=False, TILE=RowTile(1, COLS, 4, vector=8, stages=3))
+TILES = dict(TILE=RowTile(1, COLS // 4, 4, tiles=4, packed=True, vector=8))
 SIZES = ROWS, COLS // 8
 LAST_ROW = (ROWS - 1, 0, 0), (ROWS, 1, 1)
 
@@ -31,7 +32,7 @@ def last_rows(centered):
         expected = F.rms_norm(last, (COLS,), weight.float(), 1e-5)
         mean = bias = None
         rstd[-4:] = last.square().mean(1).add(1e-5).rsqrt().detach()
-    forward = x, y, weight, bias, mean, rstd, *SIZES, 1e-5
+    forward = x, y, mean, rstd, weight, bias, *SIZES, 1e-5
     backward = x, y, weight, mean, rstd
     return SimpleNamespace(y=y, last=last, expected=expected, forward=forward, backward=backward)
 
@@ -51,15 +52,15 @@ def forward(centered):
     check(case.y[-4:], case.expected)
 
 
-def forward_chunked(centered):
-    case, kernel = last_rows(centered), layer_norm.layer_norm_forward_chunked_kernel
+def forward_chunks(centered):
+    case, kernel = last_rows(centered), layer_norm.layer_norm_forward_chunks_kernel
     run_program(kernel, *LAST_ROW, *case.forward, **CHUNKS, CENTERED=centered)
     check(case.y[-1], case.expected[-1])
 
 
-def forward_parts(centered):
-    case, kernel = last_rows(centered), layer_norm.layer_norm_forward_parts_kernel
-    run_program(kernel, *LAST_ROW, *case.forward, PACKED=True, **PARTS, CENTERED=centered)
+def forward_tiles(centered):
+    case, kernel = last_rows(centered), layer_norm.layer_norm_forward_tiles_kernel
+    run_program(kernel, *LAST_ROW, *case.forward, **TILES, CENTERED=centered)
     check(case.y[-1], case.expected[-1])
 
 
@@ -67,19 +68,28 @@ def backward(centered):
     case = last_rows(centered)
     dy, dx = gradients(case)
     run_program(
-        layer_norm.layer_norm_backward_kernel, (0, LAST_TILE, 0), (1, ROWS // 4, 1),
-        dy, *case.backward, None, None, None, None, *SIZES, ROWS // 4, **TILE, STAGES=3, IN_BLOCKS=False,
-    )  # fmt: skip
+        layer_norm.layer_norm_backward_kernel,
+        (0, LAST_TILE, 0),
+        (1, ROWS // 4, 1),
+        *(dy, *case.backward, None, None, None, None),
+        *SIZES,
+        ROWS // 4,
+        **TILE,
+        IN_BLOCKS=False,
+    )
     check(case.y[-4:], dx)
 
 
-def backward_parts(centered):
+def backward_tiles(centered):
     case = last_rows(centered)
     dy, dx = gradients(case, rows=1)
     run_program(
-        layer_norm.layer_norm_backward_parts_kernel, *on_y(*LAST_ROW),
-        dy, *case.backward, None, None, *SIZES, **PARTS,
-    )  # fmt: skip
+        layer_norm.layer_norm_backward_tiles_kernel,
+        *on_y(*LAST_ROW),
+        *(dy, *case.backward, None, None, None, None),
+        *SIZES,
+        **TILES,
+    )
     check(case.y[-1], dx[-1])
 
 
@@ -92,17 +102,25 @@ def backward_of_wide_rows(centered):
         reserved(ROWS, dtype=torch.float32) if centered else None,
     ]
     run_program(
-        layer_norm.layer_norm_backward_sums_kernel, *LAST_ROW,
-        dy, x, weight, mean, rstd, *sums, *SIZES, **CHUNKS,
-    )  # fmt: skip
+        layer_norm.layer_norm_backward_sums_kernel,
+        *LAST_ROW,
+        *(dy, x, weight, mean, rstd, *sums),
+        *SIZES,
+        **CHUNKS,
+    )
     run_program(
-        layer_norm.layer_norm_backward_kernel, *on_y(*LAST_ROW),
-        dy, x, y, weight, mean, rstd, *sums, None, None, *SIZES, ROWS, STAGES=3, IN_BLOCKS=True, **CHUNKS,
-    )  # fmt: skip
+        layer_norm.layer_norm_backward_kernel,
+        *on_y(*LAST_ROW),
+        *(dy, x, y, weight, mean, rstd, *sums, None, None),
+        *SIZES,
+        ROWS,
+        IN_BLOCKS=True,
+        **CHUNKS,
+    )
     check(y[-1], dx[-1])
 
 
-CHANNELS_FIRST = COMPUTED | dict(CHANNELS_FIRST=True, BLOCK_ROWS=512, BLOCK_COLS=64)
+CHANNELS_FIRST = dict(CHANNELS_FIRST=True, TILE=RowTile(512, 64, 4, vector=8))
 
 
 def channels():
@@ -118,47 +136,79 @@ def channels():
     mean[-1] = (last - last[:, :1]).mean(1).detach()
     rstd[-1] = last.var(1, correction=0).add(1e-5).rsqrt().detach()
     return SimpleNamespace(
-        x=x, y=y, dy=dy, weight=weight, bias=bias, statistics=(mean, rstd), expected=expected, dx=dx,
-        samples=samples, positions=positions, sizes=(positions // 8, channels),
+        x=x,
+        y=y,
+        dy=dy,
+        weight=weight,
+        bias=bias,
+        statistics=(mean, rstd),
+        expected=expected,
+        dx=dx,
+        samples=samples,
+        positions=positions,
+        sizes=(positions // 8, channels),
         last_program=((samples - 1, 0, 0), (samples, 1, 1)),
-    )  # fmt: skip
+    )
 
 
 def channels_forward():
     c = channels()
-    for kernel in (layer_norm.layer_norm_forward_kernel, layer_norm.layer_norm_forward_chunked_kernel):
+    for kernel in (layer_norm.layer_norm_forward_kernel, layer_norm.layer_norm_forward_chunks_kernel):
         c.y[-1] = 0
         run_program(
-            kernel, *c.last_program, c.x, c.y, c.weight, c.bias, *c.statistics, *c.sizes, 1e-5,
-            CENTERED=True, **CHANNELS_FIRST,
-        )  # fmt: skip
+            kernel,
+            *c.last_program,
+            *(c.x, c.y, *c.statistics, c.weight, c.bias),
+            *c.sizes,
+            1e-5,
+            CENTERED=True,
+            **CHANNELS_FIRST,
+        )
         check(c.y[-1], c.expected.t())
 
 
 def channels_backward():
     c = channels()
-    kernel, options = layer_norm.layer_norm_backward_kernel, dict(STAGES=1, **CHANNELS_FIRST)
+    kernel = layer_norm.layer_norm_backward_kernel
     run_program(
-        kernel, *on_y(*c.last_program), c.dy, c.x, c.y, c.weight, *c.statistics, None, None, None, None,
-        *c.sizes, c.samples, IN_BLOCKS=False, **options,
-    )  # fmt: skip
+        kernel,
+        *on_y(*c.last_program),
+        *(c.dy, c.x, c.y, c.weight, *c.statistics, None, None, None, None),
+        *c.sizes,
+        c.samples,
+        IN_BLOCKS=False,
+        **CHANNELS_FIRST,
+    )
     check(c.y[-1], c.dx.t())
     c.y[-1] = 0
     sums = [reserved(c.samples, c.positions, dtype=torch.float32) for _ in range(2)]
     run_program(
-        layer_norm.layer_norm_backward_sums_kernel, *c.last_program,
-        c.dy, c.x, c.weight, *c.statistics, *sums, *c.sizes, **CHANNELS_FIRST,
-    )  # fmt: skip
+        layer_norm.layer_norm_backward_sums_kernel,
+        *c.last_program,
+        *(c.dy, c.x, c.weight, *c.statistics, *sums),
+        *c.sizes,
+        **CHANNELS_FIRST,
+    )
     run_program(
-        kernel, *on_y(*c.last_program), c.dy, c.x, c.y, c.weight, *c.statistics, *sums, None, None,
-        *c.sizes, c.samples, IN_BLOCKS=True, **options,
-    )  # fmt: skip
+        kernel,
+        *on_y(*c.last_program),
+        *(c.dy, c.x, c.y, c.weight, *c.statistics, *sums, None, None),
+        *c.sizes,
+        c.samples,
+        IN_BLOCKS=True,
+        **CHANNELS_FIRST,
+    )
     check(c.y[-1], c.dx.t())
 
 
 OF_BOTH_NORMS = (
-    forward, forward_chunked, forward_parts, backward, backward_parts, backward_of_wide_rows,
-)  # fmt: skip
+    forward,
+    forward_chunks,
+    forward_tiles,
+    backward,
+    backward_tiles,
+    backward_of_wide_rows,
+)
 CASES = {
     f"{norm}_{case.__name__}": (case, norm == "layer_norm")
     for norm in ("layer_norm", "rms_norm")

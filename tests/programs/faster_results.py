@@ -19,7 +19,7 @@ tiling.rows.CHUNK_WORDS = 64
 def results():
     dtypes = itertools.cycle(DTYPES.values())
     for held in (8192, 16):  # by the kernels that hold all that a statistic is of, and by the others
-        tiling.hardware.HELD_WORDS_FORWARD = tiling.hardware.HELD_WORDS_BACKWARD = held
+        tiling.hardware.TILE_WORDS_FORWARD = tiling.hardware.TILE_WORDS_BACKWARD = held
         for operation, layer, rank, channels_last in KINDS:
             case = Case(operation, SHAPES[rank], next(dtypes), channels_last, layer=layer)
             torch.manual_seed(0)

@@ -1,4 +1,4 @@
-"""Compares what kept plans launch with what Triton's own way does; prints of how many layers."""
+"""Compares what kept launches launch with what Triton's own way does; prints of how many layers."""
 
 import torch
 
@@ -11,6 +11,8 @@ from bench.operations import OPERATIONS, cases
 def told(argument):
     if isinstance(argument, torch.Tensor):
         return argument.dtype, argument.shape, argument.data_ptr() % 16
+    if isinstance(argument, tuple):  # of tensors, a NamedTuple from Triton's own way
+        return tuple(map(told, argument))
     return type(argument), getattr(argument, "data", argument)  # the data of what hooks are given
 
 
@@ -34,7 +36,7 @@ def step(layer, x, dy):
 
 
 def told_by_triton(*arguments):  # what Triton's own way says each time
-    normreg.kernels.launch.forget_plans()
+    normreg.kernels.launch.forget()
     return step(*arguments)
 
 

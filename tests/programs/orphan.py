@@ -2,7 +2,7 @@
 
 import os
 
-from bench.perf.worker import Worker
+from bench.harness.worker import Worker
 
 
 class Served:

@@ -12,6 +12,7 @@ import torch
 from bench import __main__
 from bench.lab import stub_driver
 from normreg.kernels import group_norm, launch
+from normreg.kernels.group_norm.tile import group_norm_forward_kernel
 
 
 def run(*arguments):
@@ -25,12 +26,12 @@ def run_parts(out):
 
 
 def free_what_a_stub_compiled():
-    launch.forget_plans()
+    launch.forget()
     record = stub_driver.install()
     group_norm.group_norm_forward(torch.zeros(2, 4, 8), None, None, 2, 1e-5, torch.float32, False)
     assert record.compiled == [name for name, _ in record.launched] == ["group_norm_forward_kernel"]
-    launch.forget_plans()
-    group_norm.group_norm_forward_kernel.device_caches.clear()
+    launch.forget()
+    group_norm_forward_kernel.device_caches.clear()
     gc.collect()
 
 

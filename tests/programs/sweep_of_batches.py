@@ -7,8 +7,8 @@ from normreg.kernels import batch_norm, dropout, group_norm, launch, layer_norm,
 from normreg.kernels.group_norm import instance_norm
 from normreg.kernels.layer_norm import rms_norm
 
-held = tiling.channels.batch_norm_held_forward_tile, tiling.channels.batch_norm_held_backward_tile
-tiling.channels.batch_norm_held_forward_tile = tiling.channels.batch_norm_held_backward_tile = lambda *_: None
+held = tiling.channels.batch_norm_forward_tile, tiling.channels.batch_norm_backward_tile
+tiling.channels.batch_norm_forward_tile = tiling.channels.batch_norm_backward_tile = lambda *_: None
 
 
 def launch_all(batch):
@@ -18,10 +18,10 @@ def launch_all(batch):
     all_three = (True, True, True)
     for cols in (64, 768, 12000, 20000, 70000):
         x, w, s = tensor(batch, cols), tensor(cols), tensor(batch, dtype=torch.float32)
-        layer_norm.layer_norm_forward(x, w, w, cols, 1e-5, x.dtype, True)
-        layer_norm.layer_norm_backward(x, x, w, s, s, cols, x.dtype, all_three)
-        rms_norm.rms_norm_forward(x, w, cols, 1e-5, x.dtype, True)
-        rms_norm.rms_norm_backward(x, x, w, s, cols, x.dtype, (True, True))
+        layer_norm.layer_norm_forward(x, w, w, (cols,), 1e-5, x.dtype, True)
+        layer_norm.layer_norm_backward(x, x, w, s, s, (cols,), x.dtype, all_three)
+        rms_norm.rms_norm_forward(x, w, (cols,), 1e-5, x.dtype, True)
+        rms_norm.rms_norm_backward(x, x, w, s, (cols,), x.dtype, (True, True))
     c, s, tracked = tensor(24), tensor(24, dtype=torch.float64), tensor(dtype=torch.int64)
     for x in (
         tensor(batch, 24, 14, 14),
@@ -55,14 +55,14 @@ for batch in (1, 3, 16, 17, 32, 1000):
 assert len(record.launched) == 7 * launched
 assert len(record.compiled) == compiled, record.compiled[compiled:]
 
-tiling.channels.batch_norm_held_forward_tile, tiling.channels.batch_norm_held_backward_tile = held
-launch.forget_plans()
+tiling.channels.batch_norm_forward_tile, tiling.channels.batch_norm_backward_tile = held
+launch.forget()
 for batch in range(2, 65):  # a channel of all samples is a tile: from 2 to 4, ..., from 32 to 64
     x, c, s = (torch.zeros(shape, dtype=torch.bfloat16) for shape in ((batch, 24, 2, 2), (24,), (24,)))
     batch_norm.batch_norm_forward(x, c, c, c, c, None, 0.1, 1e-5, True)
     batch_norm.batch_norm_backward(x, x, c, s.double(), s.float(), 1e-5, c.dtype, True, (True, True, True))
 new = record.compiled[compiled:]
-assert set(new) == {"batch_norm_held_kernel", "batch_norm_held_backward_kernel"}
+assert set(new) == {"batch_norm_tile_kernel", "batch_norm_tile_backward_kernel"}
 assert len(new) <= 2 * 6, len(new)
 types = dict(record.launched)
 assert types["layer_norm_forward_kernel"]["eps"] == "fp64"

@@ -12,7 +12,7 @@ sys.modules["kernels"] = None
 def main():
     import torch
     import transformers
-    from hugging_face import MODELS, assert_agrees, built, in_float64, train
+    from support.hugging_face import MODELS, assert_agrees, built, in_float64, train
 
     import normreg
 

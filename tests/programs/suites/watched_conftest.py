@@ -1,7 +1,7 @@
 """The conftest.py of `tiny.py`, whose GPU is made up."""
 
 import test_tiny
-from gpu_watch import GpuWatch
+from support.gpu_watch import GpuWatch
 
 
 def pytest_configure(config):

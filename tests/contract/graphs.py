@@ -1,0 +1,131 @@
+"""Checks of steps captured in CUDA graphs: `python graphs.py CASE`, a process each.
+
+A capture that fails leaves torch's generator unusable in its process.
+"""
+
+import copy
+import sys
+
+import operations
+import torch
+
+import normreg
+from normreg import functional
+
+# functions of x [64, 512] whose last result is 0 where an element is dropped, and nowhere else
+MASKS = {
+    "dropout": lambda x: [functional.dropout(x, 0.5)],
+    "dropout2d": lambda x: [functional.dropout2d(x.view(8, 8, 16, 32), 0.5)],
+    "drop_path": lambda x: [functional.drop_path(x, 0.5, True)],
+    "dropout_add": lambda x: [functional.dropout_add(x, torch.zeros_like(x), 0.5)],
+    "drop_path_add": lambda x: [functional.drop_path_add(x, torch.zeros_like(x), 0.5, True)],
+    "dropout_add_layer_norm": lambda x: functional.dropout_add_layer_norm(
+        x, torch.zeros_like(x), (512,), p=0.5, prenorm=True
+    ),
+    "dropout_add_rms_norm": lambda x: functional.dropout_add_rms_norm(
+        x, torch.zeros_like(x), (512,), p=0.5, prenorm=True
+    ),
+    "bias_act_dropout": lambda x: [functional.bias_act_dropout(x, None, None, 0.5)],
+}
+
+LAYERS = {name: (row.make, (16, *row.sample)) for name, row in operations.LAYERS.items() if not row.draws} | {
+    "wide LayerNorm": (lambda: normreg.LayerNorm(70_000), (4, 70_000)),
+    "BatchNorm2d, split": (lambda: normreg.BatchNorm2d(3, momentum=None), (16, 3, 200, 200)),
+}
+
+
+def captured(step):
+    """Captures the step after three runs of it; returns the graph, and the results that each replay fills."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            step()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        results = step()
+    return graph, results
+
+
+def with_gradients(results, inputs):
+    """Results, detached, and gradients: autograd's graph would keep the stream of the capture."""
+    weights = [torch.linspace(1, 2, t.numel(), device=t.device).view_as(t) for t in results]
+    loss = sum((t * w).sum() for t, w in zip(results, weights))
+    return [*(t.detach() for t in results), *torch.autograd.grad(loss, inputs)]
+
+
+def check_masks(function):
+    """Two replays have two masks, of both directions alike; the seed decides them."""
+    x = torch.rand(64, 512, device="cuda").add(1).requires_grad_()
+    graph, results = captured(lambda: with_gradients(function(x), [x]))
+
+    def replayed():
+        graph.replay()
+        *_, z, dx = (t.clone() for t in results)
+        kept = z.view_as(x) != 0
+        assert torch.equal(dx != 0, kept)
+        assert 0.2 < kept.double().mean() < 0.8
+        return kept
+
+    first, second = replayed(), replayed()
+    assert not torch.equal(first, second)
+    seeded = []
+    for _ in range(2):
+        torch.manual_seed(5)
+        seeded.append([replayed(), replayed()])
+    assert torch.equal(seeded[0][0], seeded[1][0])
+    assert torch.equal(seeded[0][1], seeded[1][1])
+    assert not torch.equal(*seeded[0])
+    eager = with_gradients(function(x), [x])  # and without the graph it goes on
+    assert not torch.equal(eager[-2].view_as(x) != 0, seeded[0][1])
+
+
+def check_layer(make, shape):
+    """Replays compute what the layer computes without a graph, running statistics included."""
+    layer = make().cuda()
+    x = torch.randn(shape, device="cuda", requires_grad=True)
+
+    def step(layer):
+        return with_gradients([layer(x)], [x, *layer.parameters()])
+
+    graph, results = captured(lambda: step(layer))
+    twin = copy.deepcopy(layer)
+    for scale in (2, 3):
+        with torch.no_grad():
+            x.normal_(mean=scale, std=scale)
+        graph.replay()
+        for ours, expected in zip(results, step(twin), strict=True):
+            assert torch.equal(ours, expected)
+        for ours, expected in zip(layer.buffers(), twin.buffers(), strict=True):
+            assert torch.equal(ours, expected)
+
+
+def check_penalty():
+    """A graph follows its parameters."""
+    dtypes = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+    tensors = [torch.randn(5000, device="cuda").to(dtype).requires_grad_() for dtype in dtypes]
+
+    def step():
+        return with_gradients([normreg.l2_penalty(tensors, 0.1)], tensors)
+
+    graph, results = captured(step)
+    for _ in range(2):
+        with torch.no_grad():
+            for w in tensors:
+                w.mul_(-0.5)
+        graph.replay()
+        for ours, expected in zip(results, step(), strict=True):
+            assert torch.equal(ours, expected)
+
+
+CASES = {
+    **{name: (check_masks, function) for name, function in MASKS.items()},
+    **{name: (check_layer, *case) for name, case in LAYERS.items()},
+    "l2_penalty": (check_penalty,),
+}
+
+if __name__ == "__main__":
+    check, *arguments = CASES[sys.argv[1]]
+    check(*arguments)
+    torch.cuda.synchronize()

@@ -1,0 +1,274 @@
+"""torch.compile: one graph without a break, in which the kernels run, with eager mode's results."""
+
+import copy
+import shutil
+
+import pytest
+import torch
+import torch.nn.functional as F
+from operations import every_layer
+from torch._dynamo.testing import CompileCounterWithBackend
+from torch._functorch import config as functorch_config
+from torch._inductor import config as inductor_config
+from torch.utils.checkpoint import checkpoint
+
+import normreg
+from normreg.functional import dispatch
+from normreg.ops import seed
+
+BATCHES = (2, 3, 5, 8)  # not 1, for which every operator is compiled by itself
+
+
+@pytest.fixture(autouse=True)
+def guarded_memory():
+    """Guards nothing: what the compiler itself allocates must not be moved between guard bands."""
+
+
+@pytest.fixture(autouse=True)
+def compiled_afresh():
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+@pytest.fixture
+def seeds_of_graphs(monkeypatch):
+    """Makes eager mode draw dropout's seeds as a compiled graph does; on a GPU it would draw others."""
+    monkeypatch.setattr(seed, "draw", lambda device, _: torch.randint(2**63 - 1, (), device=device))
+
+
+def compiled(f, backend="aot_eager", **options):
+    return torch.compile(f, backend=backend, **dict(fullgraph=True) | options)
+
+
+def step(model, call, x):
+    """Output, gradients and state after `call`, from the same random numbers every time."""
+    torch.manual_seed(4)
+    x = x.detach().clone().requires_grad_()
+    y = call(x)
+    gradients = torch.autograd.grad(y.square().sum(), [x, *model.parameters()])
+    return [y.detach(), *gradients, *(t.clone() for t in model.state_dict().values())]
+
+
+def assert_same(ours, theirs):
+    for our, their in zip(ours, theirs, strict=True):
+        assert torch.equal(our, their)
+        assert our.stride() == their.stride()
+
+
+def assert_steps_are_same(launches, eager, backend, batches):
+    """Asserts that `eager` and a compiled copy agree in results and launches over a sweep of batches."""
+    model = copy.deepcopy(eager)
+    call = compiled(model, backend)
+    for x in batches:
+        launches.clear()
+        theirs = step(eager, eager, x)
+        expected = [*launches]
+        launches.clear()
+        assert_same(step(model, call, x), theirs)
+        assert launches == expected
+    return expected
+
+
+@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+@pytest.mark.some(12)
+@every_layer
+def test_layers(device, launches, seeds_of_graphs, row, training):
+    """Two compilations, of which the second serves every further batch size."""
+    layer = row.make().train(training).to(device)
+    counter = CompileCounterWithBackend("aot_eager")
+    batches = [torch.randn(batch, *row.sample, device=device) for batch in BATCHES]
+    launched = assert_steps_are_same(launches, layer, counter, batches)
+    assert counter.frame_count <= 2
+    assert bool(launched) == (training or any(word in repr(layer) for word in ("Norm", "Act")))
+
+
+def layers(device):
+    return torch.nn.Sequential(
+        normreg.BatchNorm1d(4), normreg.LayerNorm(4), normreg.RMSNorm(4), normreg.Dropout(0.25)
+    ).to(device)
+
+
+NO_COMPILER = pytest.mark.skipif(
+    not any(map(shutil.which, ("g++", "clang++"))), reason="needs a C++ compiler"
+)
+
+
+# of torch's own modules, on their first import; what inductor advises where there are tensor cores
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")
+@pytest.mark.filterwarnings("ignore:TensorFloat32 tensor cores:UserWarning")
+@pytest.mark.parametrize("backend", ["eager", "aot_eager", pytest.param("inductor", marks=NO_COMPILER)])
+def test_model(device, launches, seeds_of_graphs, backend):
+    # torch's generator, not inductor's own; no graph from the disk, of operators as they once were; no
+    # processes to compile in, which outlive the test
+    no_graphs = functorch_config.patch(enable_autograd_cache=False)
+    with no_graphs, inductor_config.patch(fallback_random=True, fx_graph_cache=False, compile_threads=1):
+        assert_steps_are_same(launches, layers(device), backend, torch.randn(2, 6, 4, device=device))
+    assert len(launches) == 2 + 3 + 3 + 2
+
+
+def test_channels_last_and_16_bits(device, launches):
+    model = torch.nn.Sequential(normreg.BatchNorm2d(4), normreg.Dropout2d(0.5)).to(device).bfloat16()
+    x = torch.randn(3, 4, 2, 5, device=device).bfloat16().contiguous(memory_format=torch.channels_last)
+    z = x.clone().requires_grad_()
+    y = compiled(model)(z)
+    (dx,) = torch.autograd.grad(y.float().square().sum(), z)
+    assert y.is_contiguous(memory_format=torch.channels_last)
+    assert dx.is_contiguous(memory_format=torch.channels_last)
+    assert len(launches) == 4
+
+
+def test_any_width(device):
+    """Sizes of the normalised dimension and of the channels are no constants of the graph either."""
+    rows = compiled(lambda x, w: normreg.functional.layer_norm(x, x.shape[-1:], w), dynamic=True)
+    images = compiled(
+        lambda x, w: normreg.functional.batch_norm(x, None, None, w, training=True), dynamic=True
+    )
+    for size in (4, 6):
+        w = torch.rand(size, device=device)
+        x = torch.randn(3, size, device=device)
+        assert torch.equal(rows(x, w), normreg.functional.layer_norm(x, (size,), w))
+        assert torch.equal(images(x, w), normreg.functional.batch_norm(x, None, None, w, training=True))
+
+
+# Dropout.
+
+
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+def test_masks_follow_the_generator(device, launches, backend):
+    x = torch.ones(40, 50, device=device, requires_grad=True)
+    call = compiled(lambda x: normreg.functional.dropout(x, 0.25), backend)
+    masks = []
+    for new_seed in (1, None, 1):
+        if new_seed is not None:
+            torch.manual_seed(new_seed)
+        y = call(x)
+        (dx,) = torch.autograd.grad(y.sum(), x)
+        assert torch.equal(dx, y)
+        masks.append(y != 0)
+    first, second, again = masks
+    assert torch.equal(first, again)
+    for kept in (first, second, ~(first ^ second)):  # the last with probability 0.75^2 + 0.25^2
+        p = 0.625 if kept is not first and kept is not second else 0.75
+        assert abs(kept.double().mean().item() - p) < 5 * (p * (1 - p) / kept.numel()) ** 0.5
+    assert launches == ["dropout_kernel"] * 6
+
+
+def test_probabilities_of_a_schedule(device):
+    call = compiled(lambda x, p: normreg.functional.dropout(x, p))
+    x = torch.ones(2000, device=device)
+    for p in (0.1, 0.25, 0.0, 1.0):
+        assert abs((call(x, p) == 0).double().mean().item() - p) <= 5 * (p * (1 - p) / 2000) ** 0.5
+
+
+@inductor_config.patch(fallback_random=True)  # else what is recomputed on a GPU has a generator of its own
+def test_activation_checkpointing_draws_once(device, launches):
+    """The recomputed forward has the first one's masks, and does not count its batch again."""
+    model = layers(device)
+    x = torch.randn(6, 4, device=device)
+    plain, checkpointed = copy.deepcopy(model), copy.deepcopy(model)
+    theirs = step(plain, compiled(plain), x)
+    launches.clear()
+    call = compiled(lambda x: checkpoint(checkpointed, x, use_reentrant=False))
+    assert_same(step(checkpointed, call, x), theirs)
+    assert checkpointed[0].num_batches_tracked.item() == 1
+    assert launches.count("dropout_kernel") >= 2
+
+
+def test_a_generator_breaks_the_graph(device):
+    """A call with a generator breaks the graph, because graphs of torch.compile take none."""
+    generator = torch.Generator(device)
+
+    def f(x):
+        return normreg.functional.dropout(x + 1, 0.5, generator=generator.manual_seed(3)) * 2
+
+    x = torch.ones(50, device=device)
+    assert torch.equal(compiled(f, fullgraph=False)(x), f(x))
+
+
+# What torch's operator computes under torch.compile, too, and what it refuses.
+
+TORCHS = {
+    "empty": lambda library, x: library.layer_norm(x[:0], (4,)),
+    "gradient transform": lambda library, x: torch.func.grad(
+        lambda x: library.layer_norm(x, (4,)).square().sum()
+    )(x),
+    "vmap": lambda library, x: torch.func.vmap(lambda x: library.rms_norm(x, (4,)))(x),
+    "jvp": lambda library, x: torch.func.jvp(lambda x: library.layer_norm(x, (4,)), (x,), (x,))[1],
+    "parameters of another dtype": lambda library, x: library.rms_norm(
+        x, (4,), torch.ones(4, dtype=torch.float64, device=x.device)
+    ),
+    "channels_last rows": lambda library, x: library.rms_norm(
+        x.view(2, 3, 2, 2).contiguous(memory_format=torch.channels_last), (2,)
+    ),
+}
+
+
+# torch's own decompositions for forward-mode differentiation
+@pytest.mark.filterwarnings("ignore:`torch.jit.")
+@pytest.mark.filterwarnings("ignore:Mismatch dtype between input and:UserWarning")
+@pytest.mark.parametrize("f", TORCHS.values(), ids=TORCHS)
+def test_torchs_operator_is_traced(device, launches, f):
+    x = torch.randn(6, 4, device=device)
+    torch._dynamo.reset()
+    ours, theirs = (compiled(lambda x, lib=lib: f(lib, x), "eager")(x) for lib in (normreg.functional, F))
+    assert torch.equal(ours, theirs)
+    assert launches == []
+
+
+def test_lazily_negated_tensors(device, launches):
+    x = torch.randn(6, 4, device=device)
+    y = compiled(lambda x: normreg.functional.layer_norm(x, (4,)))(torch._neg_view(x))
+    assert torch.equal(y, normreg.functional.layer_norm(-x, (4,)))
+    assert len(launches) == 2
+
+
+def test_a_listener_neither_hears_nor_breaks_a_graph(device, launches):
+    x, heard = torch.randn(6, 4, device=device), []
+    call = compiled(lambda x: normreg.functional.layer_norm(x, (4,)))
+    with dispatch.watched(lambda *decision: heard.append(decision)):
+        y = call(x)
+        assert heard == []
+    assert torch.equal(call(x), y)
+    assert torch.equal(normreg.functional.layer_norm(x, (4,)), y)
+    assert len(launches) == 3
+
+
+def test_a_leaf_is_not_changed_in_place(device):
+    x = torch.ones(4, device=device, requires_grad=True)
+    with pytest.raises(Exception, match="a leaf Variable that requires grad"):
+        compiled(lambda x: normreg.functional.dropout(x, 0.5, inplace=True))(x)
+    assert torch.equal(x, torch.ones_like(x))
+
+
+# compiled autograd looks for a gradient on every tensor
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
+def test_compiled_autograd(device, launches):
+    """The backward of a model that ran eagerly, with other seeds each time, in at most two graphs."""
+    model = layers(device)
+    counter = CompileCounterWithBackend("aot_eager")
+    for _ in range(3):
+        x = torch.randn(6, 4, device=device, requires_grad=True)
+        y = model(x)
+        (expected,) = torch.autograd.grad(y.square().sum(), x, retain_graph=True)
+        launches.clear()
+        with torch._dynamo.compiled_autograd._enable(lambda graph: compiled(graph, counter)):
+            y.square().sum().backward(inputs=[x])
+        assert torch.equal(x.grad, expected)
+        assert len(launches) == 1 + 2 + 2 + 1
+    assert counter.frame_count <= 2
+
+
+@pytest.mark.parametrize("strict", [False, True], ids=["non-strict", "strict"])
+def test_export(device, launches, strict):
+    """An exported program runs where normreg is not installed."""
+    ours = layers(device).eval()
+    theirs = copy.deepcopy(ours)
+    normreg.restore(theirs)
+    x = torch.randn(6, 4, device=device)
+    programs = [torch.export.export(model, (x,), strict=strict) for model in (ours, theirs)]
+    graphs = [[str(node.target) for node in program.graph.nodes] for program in programs]
+    assert graphs[0] == graphs[1]
+    assert "aten.layer_norm.default" in graphs[0]
+    assert launches == []
+    assert torch.equal(programs[0].module()(x), theirs(x))

@@ -1,0 +1,246 @@
+"""Calls of operators that were chosen by hand: `torch.library.opcheck`, and what it does not check."""
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.library import opcheck
+
+import normreg  # noqa: F401
+
+OPERATORS = torch.ops.normreg
+
+
+@pytest.fixture(autouse=True)
+def guarded_memory():
+    """Not here: opcheck compares storage offsets, which are not 0 between guard bands."""
+
+
+def images(device, dtype=torch.float32, memory_format=torch.contiguous_format):
+    return torch.randn(3, 4, 2, 5, device=device, dtype=dtype).contiguous(memory_format=memory_format)
+
+
+def rows(device, dtype=torch.float32):
+    return torch.randn(6, 8, device=device, dtype=dtype)
+
+
+def values(device, *shape, dtype=torch.float32):
+    return torch.rand(shape, device=device, dtype=dtype) + 0.5
+
+
+def running(device):
+    return values(device, 4), values(device, 4)
+
+
+def statistics(device, size, dtype=torch.float32):
+    return values(device, size, dtype=dtype), values(device, size, dtype=dtype)
+
+
+def group_statistics(device, groups):
+    return values(device, 3, groups), values(device, 3, groups)
+
+
+def seed(device):
+    return torch.tensor(5, device=device)
+
+
+HALF, LAST = torch.bfloat16, torch.channels_last
+FLOAT, DOUBLE = torch.float32, torch.float64
+CASES = {
+    "layer_norm": (
+        "layer_norm", lambda d: (rows(d), values(d, 8), values(d, 8), (8,), 1e-5, FLOAT, True)),
+    "layer_norm of bfloat16, two dimensions, float32 weight": (
+        "layer_norm", lambda d: (images(d, HALF), values(d, 2, 5), None, (2, 5), 1e-5, HALF, True)),
+    "layer_norm without weight, in float32": (
+        "layer_norm", lambda d: (images(d, HALF, LAST), None, values(d, 5), (5,), 1e-5, FLOAT, True)),
+    "layer_norm without statistics": (
+        "layer_norm", lambda d: (rows(d), None, None, (8,), 1e-5, FLOAT, False)),
+    "layer_norm_backward": ("layer_norm_backward", lambda d: (
+        rows(d), rows(d), values(d, 8), *statistics(d, 6), (8,), FLOAT, [True, True, True])),
+    "layer_norm_backward of dx": ("layer_norm_backward", lambda d: (
+        rows(d, HALF)[:1].expand(6, 8), rows(d, HALF), None, *statistics(d, 6), (8,), HALF,
+        [True, False, False])),
+    "layer_norm_backward of parameters": ("layer_norm_backward", lambda d: (
+        images(d), images(d, memory_format=LAST), None, *statistics(d, 12), (2, 5), FLOAT,
+        [False, True, True])),
+    "rms_norm": ("rms_norm", lambda d: (rows(d), values(d, 8), (8,), 1e-5, FLOAT, True)),
+    "rms_norm of float64": (
+        "rms_norm", lambda d: (images(d, DOUBLE, LAST), None, (2, 5), 1e-5, DOUBLE, True)),
+    "rms_norm without rstd": ("rms_norm", lambda d: (rows(d, HALF), values(d, 8), (8,), 1e-5, HALF, False)),
+    "rms_norm_backward": ("rms_norm_backward", lambda d: (
+        rows(d), rows(d), values(d, 8), values(d, 6), (8,), FLOAT, [True, True])),
+    "rms_norm_backward of weight": ("rms_norm_backward", lambda d: (
+        rows(d), rows(d), None, values(d, 6), (8,), FLOAT, [False, True])),
+    "batch_norm": ("batch_norm", lambda d: (
+        images(d), values(d, 4), values(d, 4), *running(d), torch.tensor(3, device=d), 0.1, 1e-5, True)),
+    "batch_norm, cumulative, channels_last": ("batch_norm", lambda d: (
+        images(d, FLOAT, LAST), values(d, 4), None, *running(d), torch.tensor(3, device=d), None, 1e-5,
+        True)),
+    "batch_norm of bfloat16 without parameters": (
+        "batch_norm", lambda d: (images(d, HALF), None, None, None, None, None, 0.1, 1e-5, True)),
+    "batch_norm without statistics": (
+        "batch_norm", lambda d: (images(d), None, None, *running(d), None, 0.1, 1e-5, False)),
+    "batch_norm_inference": ("batch_norm_inference", lambda d: (
+        images(d), values(d, 4), values(d, 4), *running(d), 1e-5, True)),
+    "batch_norm_inference, channels_last": (
+        "batch_norm_inference", lambda d: (images(d, HALF, LAST), None, None, *running(d), 1e-5, False)),
+    "batch_norm_backward": ("batch_norm_backward", lambda d: (
+        images(d), images(d), values(d, 4), values(d, 4, dtype=DOUBLE), values(d, 4), 1e-5, FLOAT, True,
+        [True, True, True])),
+    "batch_norm_backward in evaluation, channels_last": ("batch_norm_backward", lambda d: (
+        images(d), images(d, FLOAT, LAST), None, *running(d), 1e-5, FLOAT, False, [True, False, True])),
+    "batch_norm_act": ("batch_norm_act", lambda d: (
+        images(d), values(d, 4), values(d, 4), None, "relu", 0.0, 1e-5, *running(d),
+        torch.tensor(3, device=d), 0.1, True)),
+    "batch_norm_act of a residual, cumulative, channels_last": ("batch_norm_act", lambda d: (
+        images(d, FLOAT, LAST), values(d, 4), values(d, 4), images(d), "leaky_relu", 0.2, 1e-5, *running(d),
+        torch.tensor(3, device=d), None, True)),
+    "batch_norm_act without statistics": ("batch_norm_act", lambda d: (
+        images(d, HALF), None, None, images(d, HALF), "relu", 0.0, 1e-5, None, None, None, 0.1, False)),
+    "batch_norm_act_inference": ("batch_norm_act_inference", lambda d: (
+        images(d, FLOAT, LAST), values(d, 4), values(d, 4), images(d, FLOAT, LAST), "silu", 0.0, 1e-5,
+        *running(d), True)),
+    "batch_norm_act_inference of a sum": ("batch_norm_act_inference", lambda d: (
+        images(d), None, None, images(d), None, 0.0, 1e-5, *running(d), True)),
+    "batch_norm_act_backward": ("batch_norm_act_backward", lambda d: (
+        images(d), images(d), values(d, 4), values(d, 4), None, None, values(d, 4, dtype=DOUBLE),
+        values(d, 4), "gelu", 0.0, 1e-5, FLOAT, True, [True, True, True, False])),
+    "batch_norm_act_backward of bits in evaluation": ("batch_norm_act_backward", lambda d: (
+        images(d), images(d, FLOAT, LAST), None, None, None, torch.ones(30, 1, dtype=torch.int8, device=d),
+        *running(d), "relu", 0.0, 1e-5, FLOAT, False, [True, False, True, True])),
+    "layer_norm_channels": (
+        "layer_norm_channels", lambda d: (images(d), values(d, 4), values(d, 4), 1e-5, FLOAT, True)),
+    "layer_norm_channels of channels_last bfloat16, in float32": (
+        "layer_norm_channels", lambda d: (images(d, HALF, LAST), values(d, 4), None, 1e-5, FLOAT, True)),
+    "layer_norm_channels without statistics": (
+        "layer_norm_channels", lambda d: (images(d, DOUBLE), None, None, 1e-5, DOUBLE, False)),
+    "layer_norm_channels_backward": ("layer_norm_channels_backward", lambda d: (
+        images(d), images(d), values(d, 4), *statistics(d, 30), FLOAT, [True, True, True])),
+    "layer_norm_channels_backward of bias": ("layer_norm_channels_backward", lambda d: (
+        images(d, HALF, LAST), images(d, HALF), None, *statistics(d, 30), FLOAT, [False, False, True])),
+    "group_norm": ("group_norm", lambda d: (images(d), values(d, 4), values(d, 4), 2, 1e-5, FLOAT, True)),
+    "group_norm of channels_last bfloat16, in float32": (
+        "group_norm", lambda d: (images(d, HALF, LAST), values(d, 4), None, 4, 1e-5, FLOAT, True)),
+    "group_norm without statistics": (
+        "group_norm", lambda d: (images(d, DOUBLE), None, None, 1, 1e-5, DOUBLE, False)),
+    "group_norm_backward": ("group_norm_backward", lambda d: (
+        images(d), images(d), values(d, 4), *group_statistics(d, 2), 2, 1e-5, FLOAT, [True, True, True])),
+    "group_norm_backward of weight": ("group_norm_backward", lambda d: (
+        images(d, HALF, LAST), images(d, HALF), None, *group_statistics(d, 4), 4, 1e-5, FLOAT,
+        [False, True, False])),
+    "instance_norm_update_running": ("instance_norm_update_running", lambda d: (
+        images(d), *group_statistics(d, 4), *running(d), 0.1)),
+    "dropout": ("dropout", lambda d: (rows(d), seed(d), 0.4, None, "scaled", False)),
+    "dropout of a transposed tensor": (
+        "dropout", lambda d: (rows(d, HALF).t(), seed(d), 0.4, None, "scaled", False)),
+    "dropout of channels_last channels": (
+        "dropout", lambda d: (images(d, FLOAT, LAST), seed(d), 0.4, 2, "scaled", False)),
+    "dropout of samples": ("dropout", lambda d: (images(d, HALF), seed(d), 0.4, 1, "unscaled", False)),
+    "alpha dropout": ("dropout", lambda d: (rows(d), seed(d), 0.4, None, "alpha", False)),
+    "dropout_add": ("dropout_add", lambda d: (
+        rows(d), rows(d), None, None, seed(d), 0.4, 32, False, True, 48, FLOAT)),
+    "dropout_add of scales, in float32": ("dropout_add", lambda d: (
+        rows(d, HALF), rows(d), values(d, 8), values(d, 6), seed(d), 0.4, 16, False, True, 8, FLOAT)),
+    "dropout_add of channels_last samples": ("dropout_add", lambda d: (
+        images(d, FLOAT, LAST), images(d), None, None, seed(d), 0.4, 32, True, False, 40, FLOAT)),
+    "dropout_add of a branch alone": ("dropout_add", lambda d: (
+        rows(d, HALF), None, values(d, 8), None, None, 0.0, 0, False, True, 8, HALF)),
+    "dropout_add_backward": ("dropout_add_backward", lambda d: (
+        rows(d), rows(d, HALF), values(d, 8), values(d, 6), seed(d), 0.4, 16, False, True, True)),
+    "dropout_add_backward of layer_scale": ("dropout_add_backward", lambda d: (
+        rows(d), rows(d), values(d, 8), None, None, 0.0, 0, False, True, False)),
+    "dropout_add_norm": ("dropout_add_norm", lambda d: (
+        rows(d), rows(d), values(d, 8), values(d, 8), None, None, seed(d), 0.4, 32, (8,), 1e-5, FLOAT, FLOAT,
+        True, True, True)),
+    "dropout_add_norm of scales, sum in float32, not centred": ("dropout_add_norm", lambda d: (
+        images(d, HALF, LAST), images(d), values(d, 2, 5), None, values(d, 2, 5), values(d, 3), seed(d), 0.4,
+        16, (2, 5), 1e-5, FLOAT, HALF, False, True, True)),
+    "dropout_add_norm without gradients": ("dropout_add_norm", lambda d: (
+        rows(d), None, None, values(d, 8), None, None, None, 0.0, 0, (8,), 1e-5, FLOAT, FLOAT, True, False,
+        False)),
+    "dropout_add_norm_backward": ("dropout_add_norm_backward", lambda d: (
+        rows(d), rows(d), rows(d), rows(d), values(d, 8), values(d, 8), values(d, 6), *statistics(d, 6),
+        seed(d), 0.4, 32, (8,), FLOAT, FLOAT, FLOAT, [True, True, True, True, True])),
+    "dropout_add_norm_backward of a sum": ("dropout_add_norm_backward", lambda d: (
+        rows(d, HALF), None, rows(d), None, None, None, None, None, values(d, 6), None, 0.0, 0, (8,), HALF,
+        FLOAT, HALF, [True, False, True, False, False])),
+    "bias_act_dropout": ("bias_act_dropout", lambda d: (
+        rows(d), values(d, 8), seed(d), 0.4, 32, "gelu", 0.0)),
+    "bias_act_dropout without bias": ("bias_act_dropout", lambda d: (
+        images(d, HALF, LAST), None, None, 0.0, 0, "leaky_relu", 0.2)),
+    "bias_act_dropout_backward": ("bias_act_dropout_backward", lambda d: (
+        rows(d), rows(d), values(d, 8), seed(d), 0.4, 32, "silu", 0.0, [True, True])),
+    "bias_act_dropout_backward of bias": ("bias_act_dropout_backward", lambda d: (
+        rows(d, HALF), rows(d, HALF), values(d, 8), seed(d), 0.4, 16, "relu", 0.0, [False, True])),
+    "alpha dropout's gradient": ("dropout", lambda d: (rows(d), seed(d), 0.4, None, "alpha", True)),
+}  # fmt: skip
+every_case = pytest.mark.parametrize(("name", "arguments"), CASES.values(), ids=CASES)
+
+
+# the first of their arguments can be differentiated; of another one, three if it saves what is needed
+DIFFERENTIABLE = {
+    "dropout": 1, "dropout_add": 3, "bias_act_dropout": 2, "dropout_add_norm": 5, "batch_norm_act": 4,
+    "batch_norm_act_inference": 4,
+}  # fmt: skip
+KEEPS_NO_STATISTICS = ("dropout", "dropout_add", "bias_act_dropout")
+
+
+def with_gradients(name, arguments):
+    """x and parameters require grad, where the operator can be differentiated with these arguments."""
+    if name in KEEPS_NO_STATISTICS or (arguments[-1] is True and not name.endswith("_backward")):
+        for tensor in arguments[: DIFFERENTIABLE.get(name, 3)]:
+            if isinstance(tensor, torch.Tensor) and tensor.is_floating_point():
+                tensor.requires_grad_()
+    return arguments
+
+
+# torch's own look at the arguments it makes; it hides the warning, but not where warnings are errors
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
+@pytest.mark.some(20)
+@every_case
+def test_opcheck(device, name, arguments):
+    opcheck(getattr(OPERATORS, name).default, with_gradients(name, arguments(device)))
+
+
+@every_case
+def test_saved_tensors(device, name, arguments):
+    """What is kept is seen by `saved_tensors_hooks`, and is no buffer, which the next batch changes."""
+    arguments = with_gradients(name, arguments(device))
+    x, *others = arguments
+    saved = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
+        result = getattr(OPERATORS, name).default(*arguments)
+    kept = {t.data_ptr() for t in saved}
+    if not x.requires_grad:
+        expected = []
+    elif name == "dropout":
+        expected = others[:1]
+    elif name == "dropout_add":
+        _, layer_scale, row_scale, seed_ = others[:4]
+        expected = [None if layer_scale is None else x, layer_scale, row_scale, seed_]
+    elif name == "dropout_add_norm":
+        _, weight, _, layer_scale, row_scale, seed_ = others[:6]
+        expected = [None if layer_scale is None else x, weight, layer_scale, row_scale, seed_, *result[1:]]
+    elif name == "bias_act_dropout":
+        expected = [x, *others[:2]]
+    elif name.startswith("batch_norm_act"):
+        bits, act = result[-1], others[3]
+        terms = others[1:3] if act is not None and bits is None else []
+        expected = [t for t in (x, others[0], *terms, *result[1:]) if t is not None]
+    else:
+        expected = [x, *others[: others[0] is not None], *result[1:]]
+    assert kept == {t.data_ptr() for t in expected if t is not None}
+
+
+@every_case
+def test_fakes_are_like_the_results(device, name, arguments):
+    """Without autograd between, and in what opcheck does not compare."""
+    operator, arguments = getattr(OPERATORS, name).default, arguments(device)
+    with torch.no_grad():
+        real = operator(*arguments)
+        with FakeTensorMode() as mode:
+            faked = [mode.from_tensor(a) if isinstance(a, torch.Tensor) else a for a in arguments]
+            fake = operator(*faked)
+    for r, f in zip(*(t if isinstance(t, tuple) else (t,) for t in (real, fake)), strict=True):
+        assert (r is None) == (f is None)
+        if r is not None:
+            assert (r.shape, r.stride(), r.dtype, r.device) == (f.shape, f.stride(), f.dtype, f.device)

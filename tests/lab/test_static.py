@@ -1,0 +1,103 @@
+"""The machine code of every kernel, compiled without a GPU: a test an operation, dtype and GPU."""
+
+import pytest
+import triton
+from support.sources import kernels
+
+from bench import lab
+from bench.operations import OPERATIONS
+from bench.operations.case import DTYPES
+from bench.perf import static
+
+# The compiler of the pinned Triton keeps nothing on the stack; that of 3.9 two registers' worth in a few
+# kernels of the hundreds, and more in these, most where 64 registers hold 64 numbers, on sm_100.
+PINNED = triton.__version__.startswith("3.7.")
+SPILL_BYTES = {
+    "dropout_add_norm_forward_tiles_kernel": 168,
+    "layer_norm_forward_tiles_kernel": 48,
+    "layer_norm_backward_tiles_kernel": 20,
+    "layer_norm_backward_kernel": 16,
+}
+WITHOUT_CASES = {  # of ranks, and of running statistics, which no case keeps
+    "instance_norm_running_kernel",
+    "sync_batch_norm_backward_pack_kernel",
+    "sync_batch_norm_merge_kernel",
+    "sync_batch_norm_pack_kernel",
+}
+KERNELS = {*kernels()} - WITHOUT_CASES
+VARIANTS = ("batch_norm_act", "rms_norm")  # whose kernels batch_norm and layer_norm have, too
+ALONE = ("dropout_kernel", "dropout_grouped_kernel")  # which load and store nothing but elements
+
+
+@pytest.fixture(autouse=True)
+def guarded_memory():
+    """Guards nothing: nothing is launched, and large tensors need not be written."""
+
+
+def cases(dtype, operations=OPERATIONS):
+    return [c for c in static.cases("static", operations) if c.dtype == DTYPES[dtype]]
+
+
+def compiled_for(target, dtype):
+    """A test an operation; variants, and other targets and dtypes than a Hopper GPU in bfloat16, are slow."""
+    fast = [] if (target, dtype) != ("sm_90", "bf16") else {*OPERATIONS}.difference(VARIANTS)
+    return [
+        pytest.param(
+            target, dtype, name, id=f"{target}-{dtype}-{name}", marks=() if name in fast else pytest.mark.slow
+        )
+        for name in OPERATIONS
+        if cases(dtype, [name])
+    ]
+
+
+def rows_of(target, dtype, operation):
+    with lab.machine_code():
+        return [row for case in cases(dtype, [operation]) for row in static.describe_case(case, [target])]
+
+
+def merges(row):
+    """Whether a launch loads nothing but partial results, of 8 bytes, of any number of channels."""
+    finish = row["kernel"] == "batch_norm_backward_kernel" and "evaluation" in row["case"]
+    return finish or row["kernel"] == "group_norm_backward_merge_kernel"
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "fp32"])
+def test_cases_reach_every_kernel(dtype):
+    launched = {noted.kernel.__name__ for case in cases(dtype) for noted in static.launches(case)}
+    assert launched == KERNELS - ({"layer_norm_backward_tiles_kernel"} if dtype == "fp32" else set())
+
+
+@pytest.mark.parametrize(
+    ("target", "dtype", "operation"),
+    [p for dtype in ("bf16", "fp32") for target in static.TARGETS for p in compiled_for(target, dtype)],
+)
+def test_compiles_without_spills_and_with_16_byte_accesses(target, dtype, operation):
+    rows = rows_of(target, dtype, operation)
+    assert {(row["target"], row["operation"]) for row in rows} == {(target, operation)}
+    for row in rows:
+        widest = 8 if target == "gfx942" else 16  # 64 lanes a warp to spread a small tile over
+        assert row["spill_bytes"] <= (0 if PINNED else SPILL_BYTES.get(row["kernel"], 8)), row
+        assert row["widest_access_bytes"] >= (8 if merges(row) else widest), row
+        # two programs of 256 threads a multiprocessor, of which AMD's has twice the registers; or one
+        programs = 1 if row["kernel"] == "layer_norm_backward_tiles_kernel" else 2
+        registers = (512 if target == "gfx942" else 256) // programs
+        # 3.9 takes 134 of sm_100 for the sums of BatchNorm with GELU, whose programs have 128 threads
+        assert row["registers"] <= registers + (0 if PINNED else 8), row
+        # a row of 8192 with its copies ahead: registers leave room for one program a multiprocessor anyway
+        shared = 66 if row["kernel"] == "layer_norm_backward_kernel" else 48
+        assert row["shared_bytes"] <= shared * 1024, row
+        assert row["approximate_roots"] == 0, row  # which take a subnormal variance for 0
+        if row["kernel"] in ALONE:
+            assert row["narrowest_access_bytes"] == 16, row
+        # x and dy of the next tile of rows are on their way while one is computed; gfx942 has no such copies
+        if row["kernel"] == "layer_norm_backward_kernel" and operation != "layer_norm_channels":
+            assert (row["copies_in_flight"] > 0) == (dtype == "bf16" and target != "gfx942"), row
+
+
+@pytest.mark.parametrize(
+    ("target", "dtype", "operation"),
+    [p for dtype in ("fp16", "fp64") for p in compiled_for("sm_90", dtype)],
+)
+def test_other_dtypes_compile(target, dtype, operation):
+    for row in rows_of(target, dtype, operation):
+        assert row["widest_access_bytes"] == 16 or merges(row), row

@@ -1,0 +1,155 @@
+"""Modules around the layers that `replace(fuse=True)` fuses, as people write them."""
+
+import copy
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+
+class BasicBlock(nn.Module):
+    """torchvision's BasicBlock, with its in-place sum and its one activation that is called twice."""
+
+    def __init__(self, channels, downsample=None):
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, channels, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(channels)
+        self.relu = nn.ReLU(inplace=True)
+        self.conv2 = nn.Conv2d(channels, channels, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(channels)
+        self.downsample = downsample
+
+    def forward(self, x):
+        identity = x
+        out = self.conv1(x)
+        out = self.bn1(out)
+        out = self.relu(out)
+        out = self.bn2(self.conv2(out))
+        if self.downsample is not None:
+            identity = self.downsample(x)
+        out += identity
+        return self.relu(out)
+
+
+def projected():
+    return BasicBlock(3, nn.Sequential(nn.Conv2d(3, 3, 1, bias=False), nn.BatchNorm2d(3)))
+
+
+def convolutional():
+    """An nn.Sequential with an activation of each kind, two of which are not fused."""
+    activations = nn.ReLU(inplace=True), nn.SiLU(), nn.LeakyReLU(0.3), nn.GELU(approximate="tanh"), nn.Tanh()
+    layers = [(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3), act) for act in activations]
+    return nn.Sequential(*(layer for group in layers for layer in group), nn.BatchNorm2d(3))
+
+
+class Functional(nn.Module):
+    """Activations as functions and methods, and a sum by a method."""
+
+    def __init__(self):
+        super().__init__()
+        self.norms = nn.ModuleList([nn.BatchNorm1d(6) for _ in range(4)])
+
+    def forward(self, x):
+        y = F.relu(self.norms[0](x), inplace=True)
+        y = self.norms[1](y).relu_()
+        y = F.leaky_relu(y.add(self.norms[2](y)), 0.2)
+        return torch.relu(torch.add(self.norms[3](y), x))
+
+
+class PostNorm(nn.Module):
+    def __init__(self, p=0.0, norm=nn.LayerNorm):
+        super().__init__()
+        self.attention, self.linear1, self.linear2 = nn.Linear(6, 6), nn.Linear(6, 8), nn.Linear(8, 6)
+        self.dropout, self.dropout1, self.dropout2 = nn.Dropout(p), nn.Dropout(p), nn.Dropout(p)
+        self.activation = nn.GELU()
+        self.norm1, self.norm2 = norm(6), norm(6)
+
+    def forward(self, x, mask=None):
+        attended = self.attention(x) if mask is None else self.attention(x) * mask
+        x = self.norm1(x + self.dropout1(attended))
+        hidden = self.linear2(self.dropout(self.activation(self.linear1(x))))
+        return self.norm2(self.dropout2(hidden) + x)
+
+
+class PreNorm(nn.Module):
+    def __init__(self, p=0.0, norm=nn.RMSNorm):
+        super().__init__()
+        self.attention, self.linear1, self.linear2 = nn.Linear(6, 6), nn.Linear(6, 8), nn.Linear(8, 6)
+        self.norm1, self.norm2, self.p = norm(6), norm(6), p
+
+    def forward(self, x):
+        x = x + F.dropout(self.attention(self.norm1(x)), self.p, self.training)
+        hidden = F.dropout(F.silu(self.linear1(self.norm2(x))), self.p, self.training)
+        return x + F.dropout(self.linear2(hidden), self.p, self.training)
+
+
+# name: (constructor, shape of an input, what is fused)
+BLOCKS = {
+    "BasicBlock": (lambda: BasicBlock(3), (2, 3, 4, 4), ["bn1 -> relu", "bn2 -> + -> relu"]),
+    "with downsample": (projected, (2, 3, 4, 4), ["bn1 -> relu", "bn2 -> + -> relu"]),
+    "Sequential": (convolutional, (2, 3, 4, 4), ["1 -> 2", "4 -> 5", "7 -> 8", "10 -> 11"]),
+    "functions": (
+        Functional,
+        (5, 6),
+        ["norms.0 -> relu", "norms.1 -> relu_", "norms.2 -> + -> leaky_relu", "norms.3 -> + -> relu"],
+    ),
+    "post-norm": (
+        PostNorm,
+        (2, 3, 6),
+        ["dropout1 -> + -> norm1", "activation -> dropout", "dropout2 -> + -> norm2"],
+    ),
+    "pre-norm": (PreNorm, (2, 3, 6), ["dropout -> + -> norm2", "silu -> dropout", "dropout -> +"]),
+    "without dropout": (
+        lambda: nn.Sequential(Added(nn.LayerNorm), Added(nn.RMSNorm)),
+        (2, 6),
+        ["+ -> norm", "+ -> norm"],
+    ),
+}
+
+
+class Added(nn.Module):
+    def __init__(self, norm):
+        super().__init__()
+        self.linear, self.norm = nn.Linear(6, 6), norm(6)
+
+    def forward(self, x):
+        return self.norm(x + self.linear(x))
+
+
+def made(block, device, dtype=torch.float64):
+    """A model with nothing at its initial value, its twin, an input and what is to be fused."""
+    make, shape, fused = BLOCKS[block]
+    model = make().to(device, dtype)
+    for tensor in [*model.parameters(), *model.buffers()]:
+        if tensor.is_floating_point():
+            nn.init.uniform_(tensor, 0.5, 1.5)
+    return model, copy.deepcopy(model), torch.randn(shape, device=device, dtype=dtype), fused
+
+
+def step(model, x, passed_on=torch.clone):
+    """Output, gradients and buffers; some models write into what they are passed."""
+    x = x.clone().requires_grad_()
+    y = model(passed_on(x))
+    gradients = torch.autograd.grad(y.square().sum(), [x, *model.parameters()], allow_unused=True)
+    return [y.detach(), *(g for g in gradients if g is not None), *(b.clone() for b in model.buffers())]
+
+
+def assert_close(results, expected, units=4096):
+    """Allows for sums in another order of terms up to some hundreds; a wrong formula errs more."""
+    for result, want in zip(results, expected, strict=True):
+        allowed = units * torch.finfo(torch.float64).eps * max(want.abs().max().item(), 1)
+        assert (result - want).abs().max().item() <= allowed
+
+
+class Twice(nn.Module):
+    """A module whose forward is the function that it is given."""
+
+    def __init__(self, forward, inner=nn.ReLU):
+        super().__init__()
+        self.linear, self.norm, self.act = nn.Linear(6, 6), nn.BatchNorm1d(6), inner()
+        self.layer_norm, self.drop, self.steps, self.limit = nn.LayerNorm(6), nn.Dropout(0.0), 0, 3
+        self.register_buffer("seen", torch.zeros(()))
+        self.compute = forward
+
+    def forward(self, x):
+        return self.compute(self, x)

@@ -1,0 +1,46 @@
+"""README's examples that import what they need run, and print what stands below them."""
+
+import importlib.util
+import re
+from pathlib import Path
+
+import programs
+import pytest
+
+ROOT = Path(__file__).parents[2]
+# an example, and the block that follows it at once, if any
+EXAMPLES = re.findall(r"```python\n(.*?)```\n(?:```\n(.*?)```)?", (ROOT / "README.md").read_text(), re.DOTALL)
+
+
+def test_examples(tmp_path):
+    assert sum(bool(output) for _, output in EXAMPLES) >= 2
+    chosen = [
+        (code, output)
+        for code, output in EXAMPLES
+        if code.startswith("import ")
+        and ("transformers" not in code or importlib.util.find_spec("transformers"))
+    ]
+    files = [tmp_path / f"{number}.py" for number, _ in enumerate(chosen)]
+    for file, (code, _) in zip(files, chosen):
+        file.write_text(code)
+    log = programs.interpreted("examples", tmp_path / "log", *files)
+    printed = re.split(r"^--- \d+\n", log, flags=re.MULTILINE)[1:]
+    for (_, expected), output in zip(chosen, printed, strict=True):
+        if expected:
+            assert output == expected
+
+
+def test_the_labs_example(tmp_path):
+    """The example runs in a new process, from a file, because Triton reads a kernel's source there."""
+    ((code, expected),) = [example for example in EXAMPLES if example[0].startswith("from bench import lab")]
+    (tmp_path / "example.py").write_text(code)
+    printed = programs.compiling(tmp_path / "example", TRITON_CACHE_DIR=str(tmp_path / "cache")).stdout
+    address = re.compile(r"0x[0-9a-f]+")
+    assert address.sub("there", printed) == address.sub("there", expected)
+
+
+@pytest.mark.parametrize("found", [True, False])
+def test_an_example_that_fails_is_seen(tmp_path, found):
+    example = tmp_path / "example.py"
+    example.write_text("pass" if found else "raise ValueError")
+    assert (programs.exit_status("examples", tmp_path / "log", example) == 0) == found

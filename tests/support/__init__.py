@@ -1,0 +1,1 @@
+"""What tests of several folders need; conftest.py puts tests/ on the path of imports."""
