@@ -1,4 +1,4 @@
-"""By what kernels run on tensors of the CPU: the one place that says so.
+"""What runs kernels on tensors of the CPU.
 
 The environment variable NORMREG_CPU_KERNELS is read when normreg is imported:
 
@@ -9,12 +9,13 @@ The environment variable NORMREG_CPU_KERNELS is read when normreg is imported:
 
 import os
 import sys
+from typing import Any
 
 VARIABLE = "NORMREG_CPU_KERNELS"
 CHOICES = ("interpreter", "compiled", "none")
 
 
-def _chosen():
+def _chosen() -> str | None:
     chosen = os.environ.get(VARIABLE) or "none"
     if chosen not in CHOICES:
         raise ValueError(f"{VARIABLE}: expected one of {', '.join(CHOICES)}, got {chosen!r}")
@@ -32,8 +33,8 @@ def _chosen():
     return None
 
 
-def _interpret():
-    """Triton reads its variable where a kernel is defined, and has defined some of its own once imported."""
+def _interpret() -> None:
+    """Sets Triton's variable, read where kernels are defined: those of Triton itself when it is imported."""
     if "triton" in sys.modules and os.environ.get("TRITON_INTERPRET") != "1":
         raise RuntimeError(
             f"{VARIABLE}=interpreter: expected normreg to be imported before triton, got triton imported "
@@ -42,7 +43,7 @@ def _interpret():
     os.environ["TRITON_INTERPRET"] = "1"
 
 
-def _expect_host_driver(driver):
+def _expect_host_driver(driver: Any) -> None:
     try:
         found = driver.active
     except RuntimeError:  # no driver of a GPU, or several

@@ -4,7 +4,7 @@ import torch
 import triton.language as tl
 
 
-def compute_dtype(dtype):
+def compute_dtype(dtype: torch.dtype) -> torch.dtype:
     """The dtype of arithmetic, statistics and partial sums: fp64 for fp64, else fp32."""
     return torch.float64 if dtype == torch.float64 else torch.float32
 
@@ -17,5 +17,6 @@ TRITON_DTYPES = {
 }
 
 
-def triton_dtype(dtype):
+def triton_dtype(dtype: torch.dtype) -> tl.dtype:
+    """The dtype's name in Triton."""
     return TRITON_DTYPES[dtype]

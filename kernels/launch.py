@@ -1,10 +1,12 @@
-"""How a kernel is launched: what is decided once, what is kept, and the one function that launches.
+"""`Launch`: what is decided once for sizes and dtypes and kept, and `launch`, which runs it on tensors.
 
-What a call launches is a `Launch`, made once for its sizes and dtypes and kept (`planned`), so that a call
-costs Python no arithmetic, and Triton no look at arguments that it has seen before.
+A warm call costs Python no arithmetic, and Triton no look at arguments that it has seen before.
 """
 
 import functools
+from collections.abc import Callable, Sequence
+from operator import itemgetter
+from typing import Any, TypeVar
 
 import torch
 
@@ -13,39 +15,61 @@ from normreg.kernels.tiling import hardware
 
 INTERPRET = cpu.KERNELS == "interpreter"
 
-# Tensors of the launch in progress that are not among its arguments, for who watches what a kernel touches:
-# the meter of the interpreter, and a driver that executes compiled code in host memory.
-reached_through_tables = []
-
 MOST_PROGRAMS = (2**31 - 1, 65535, 65535)  # that CUDA launches along x, y and z
-PLANS = 4096  # kept of an operation and direction
-_kept_plans = []
+KEPT = 4096  # results of a function, at most
+_forgetting: list[Callable[[], None]] = []  # empties what one function has kept
+Make = TypeVar("Make", bound=Callable[..., Any])
 
 
-def planned(make):
+def kept(make: Make) -> Make:
     """Keeps what `make` returns for the same arguments; not in the interpreter, which has no time to win."""
     if INTERPRET:
         return make
-    kept = functools.lru_cache(PLANS)(make)
-    _kept_plans.append(kept)
-    return kept
+    keeping = functools.lru_cache(KEPT)(make)
+    _forgetting.append(keeping.cache_clear)
+    return keeping
 
 
-def forget_plans():
-    """After a change of the numbers of `tiling`."""
-    for kept in _kept_plans:
-        kept.cache_clear()
+def forget() -> None:
+    """Forgets everything kept: what tests need after they have changed a number of `tiling`."""
+    for clear in _forgetting:
+        clear()
+
+
+def fields(kind: Any) -> tuple[str, ...]:
+    """Names of the tensors that a parameter takes which is annotated with a NamedTuple, else none."""
+    return getattr(kind, "_fields", ())
 
 
 class Launch:
     """A kernel's launches that differ in nothing but tensors, and in numbers it is not compiled for.
 
-    Arguments are `tensors`, `numbers` of the one launch, then those given here, then `constants`.
+    A kernel's arguments are tensors, numbers of the one launch, then `numbers`, then `constants`. A parameter
+    that is annotated with a NamedTuple takes as many of the tensors as that has fields.
     """
 
-    __slots__ = ("constants", "device", "grid", "kernel", "num_warps", "numbers", "runners", "trailing")
+    __slots__ = (
+        "arrange",
+        "constants",
+        "device",
+        "grid",
+        "kernel",
+        "kinds",
+        "num_warps",
+        "numbers",
+        "runners",
+        "trailing",
+    )
 
-    def __init__(self, kernel, grid, device, *numbers, num_warps, **constants):
+    def __init__(
+        self,
+        kernel: Any,
+        grid: tuple[int, ...],
+        device: torch.device,
+        *numbers: float,
+        num_warps: int,
+        **constants: Any,
+    ) -> None:
         for axis, programs, most in zip("xyz", grid, MOST_PROGRAMS):
             if programs > most:
                 raise ValueError(
@@ -55,21 +79,28 @@ class Launch:
         self.kernel, self.grid, self.device, self.num_warps = kernel, grid, device, num_warps
         self.numbers, self.constants = numbers, constants
         self.trailing = (*numbers, *(constants[name] for name in kernel.arg_names if name in constants))
-        self.runners = {}  # of variants that Triton has compiled
+        self.kinds = [kernel.fn.__annotations__.get(name) for name in kernel.arg_names]
+        self.arrange = arrangement(self.kinds)
+        self.runners: dict[tuple, Callable[..., None]] = {}  # of variants that Triton has compiled
 
-    def first(self, tensors, numbers):
+    def arguments(self, tensors: Sequence[torch.Tensor | None], numbers: Sequence[float] = ()) -> list[Any]:
+        """The kernel's arguments, tuples of tensors as the NamedTuples that the kernel reads."""
+        arranged = self.arrange((*tensors, *numbers, *self.trailing))
+        return [kind(*value) if fields(kind) else value for kind, value in zip(self.kinds, arranged)]
+
+    def first(self, tensors: Sequence[torch.Tensor | None], numbers: Sequence[float]) -> Any:
         """Triton's own way to launch, which compiles, and returns what it has compiled."""
         num_warps = hardware.warps_of(self.num_warps, hardware.lanes(self.device))
         # fusion stated, because Triton's default changes with its release and results must not
-        options = dict(num_warps=num_warps, enable_fp_fusion=True, **self.constants)
-        return self.kernel[self.grid](*tensors, *numbers, *self.numbers, **options)
+        options = dict(num_warps=num_warps, enable_fp_fusion=True)
+        return self.kernel[self.grid](*self.arguments(tensors, numbers), **options)
 
-    def again(self, tensors, numbers):
-        """The same, looking at nothing except what makes another variant: dtypes and aligned addresses."""
+    def again(self, tensors: Sequence[torch.Tensor | None], numbers: Sequence[float]) -> None:
+        """Launches, looking at nothing except what makes another variant: dtypes and aligned addresses."""
         variant = tuple([None if t is None else (t.dtype, t.data_ptr() % 16 == 0) for t in tensors])
         runner = self.runners.get(variant)
         if runner is not None:
-            runner(*tensors, *numbers, *self.trailing)
+            runner(*self.arrange((*tensors, *numbers, *self.trailing)))
             return
         compiled = self.first(tensors, numbers)
         if compiled.metadata.target.backend == "cuda":  # others' variants depend on more
@@ -77,29 +108,28 @@ class Launch:
             self.runners[variant] = compiled[grid]
 
 
-kept_launch = planned(Launch)
+def arrangement(kinds: Sequence[Any]) -> Callable[[tuple], tuple]:
+    """The function that puts a kernel's arguments, given one by one, into the tuples that its parameters are.
+
+    Compiled code takes any tuple: a launch saves the time that NamedTuples take to make.
+    """
+    places: list[int | slice] = []
+    first = 0
+    for kind in kinds:
+        count = len(fields(kind))
+        places.append(slice(first, first + count) if count else first)
+        first += count or 1
+    return itemgetter(*places) if any(map(fields, kinds)) else tuple
 
 
-def launch(plan, *tensors, numbers=(), through=()):
+def launch(call: Launch, *tensors: torch.Tensor | None, numbers: Sequence[float] = ()) -> None:
     """Runs a kernel on its device, whichever device is current.
 
     numbers: those that differ from launch to launch, of which the kernel states the type.
-    through: tensors that the kernel reaches through a table of their addresses.
     """
-    run = plan.first if INTERPRET else plan.again
-    if INTERPRET or plan.device.type == "cpu":
-        reached_through_tables[:] = through
-        try:
-            run(tensors, numbers)
-        finally:
-            reached_through_tables.clear()
-    elif plan.device.type != "cuda" or plan.device.index == torch.cuda.current_device():
+    run = call.first if INTERPRET else call.again
+    if call.device.type != "cuda" or call.device.index == torch.cuda.current_device():
         run(tensors, numbers)
     else:
-        with torch.cuda.device(plan.device):
+        with torch.cuda.device(call.device):
             run(tensors, numbers)
-
-
-def contiguous(*tensors):
-    """The tensors, None kept, with their elements in logical order."""
-    return [None if tensor is None else tensor.contiguous() for tensor in tensors]

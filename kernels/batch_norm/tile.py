@@ -1,4 +1,4 @@
-"""BatchNorm of channels that are held in registers: a program reads all of its channels, once, in one launch.
+"""BatchNorm of channels that fit into a tile: one launch, whose programs read each element once.
 
 The formulas are in `batch_norm`.
 """
@@ -6,126 +6,122 @@ The formulas are in `batch_norm`.
 import triton
 import triton.language as tl
 
-from normreg.kernels import launch
-from normreg.kernels.batch_norm.splits import load_affine, load_dz, store_activated
 from normreg.kernels.device.channels import (
-    load_channels,
+    Elements,
+    ElementsBackward,
+    PerChannel,
+    PerChannelBackward,
     load_tile,
     program_channels,
-    store_channels,
-    store_statistics,
     store_tile,
     tile_access,
 )
-from normreg.kernels.device.statistics import moments, recentred, rstd_of, subtract
+from normreg.kernels.device.normalize import load_affine, load_dz, projections, store_normalized
+from normreg.kernels.device.per_channel import (
+    average_factor,
+    count_batch,
+    load_channels,
+    store_gradients,
+    store_statistics,
+)
+from normreg.kernels.device.statistics import compute_dtype, moments, recentred, rstd_of
+from normreg.kernels.partition import Partition
 
 
 @triton.jit(do_not_specialize=["samples", "channels", "spatial"])
-def batch_norm_held_kernel(
-    x_ptr, y_ptr,
-    weight_ptr, bias_ptr,                 # [channels] or None
-    running_mean_ptr, running_var_ptr,    # [channels] or None
-    num_batches_tracked_ptr,              # scalar or None
-    mean_ptr, var_ptr,                    # [channels] or None
-    residual_ptr, bits_ptr,               # like x, or None
-    samples, channels, spatial,
-    momentum: tl.float64, eps: tl.float64, negative_slope: tl.float64,
-    COMPUTE_DTYPE: tl.constexpr, CHANNELS_LAST: tl.constexpr, VECTOR: tl.constexpr,
-    BLOCK_SAMPLES: tl.constexpr, BLOCK_CHANNELS: tl.constexpr, BLOCK_SPATIAL: tl.constexpr,
+def batch_norm_tile_kernel(
+    elements: Elements,  # x, y; residual, bits or None
+    per_channel: PerChannel,  # any may be None
+    samples,
+    channels,
+    spatial,
+    momentum: tl.float64,
+    eps: tl.float64,
+    negative_slope: tl.float64,
     ACT: tl.constexpr,
-):  # fmt: skip
-    BLOCK: tl.constexpr = (BLOCK_SAMPLES, BLOCK_CHANNELS, BLOCK_SPATIAL)
-    channel, channel_mask, sizes = program_channels(samples, channels, spatial, CHANNELS_LAST, VECTOR, BLOCK)
-    access, positions = tile_access(0, sizes, BLOCK)
-    x, mask = load_tile(x_ptr, access, COMPUTE_DTYPE), access[2]
-    shift = load_channels(x_ptr, channel.to(tl.int64) * sizes[3], channel_mask).to(COMPUTE_DTYPE)
-    shift = recentred(shift, x, mask, positions.to(COMPUTE_DTYPE))
-    mean, m2 = moments(x - shift[:, None], mask, positions.to(COMPUTE_DTYPE), 1)
+    TILE: tl.constexpr,
+):
+    DTYPE: tl.constexpr = compute_dtype(elements.x.dtype.element_ty)
+    program = program_channels(samples, channels, spatial, TILE)
+    channel, channel_mask = program.channel, program.mask
+    access = tile_access(0, program, TILE)
+    x, mask, positions = load_tile(elements.x, access, DTYPE), access.mask, access.positions
+    shift = load_channels(elements.x, channel.to(tl.int64) * program.stride_channel, channel_mask).to(DTYPE)
+    shift = recentred(shift, x, mask, positions.to(DTYPE))
+    mean, m2 = moments(x - shift[:, None], mask, positions.to(DTYPE), 1)
     mean, m2 = shift.to(tl.float64) + mean.to(tl.float64), m2.to(tl.float64)
     count = positions.to(tl.float64)
 
     rstd = rstd_of(m2 / count, eps)
-    scale, bias = load_affine(weight_ptr, bias_ptr, rstd, channel, channel_mask, COMPUTE_DTYPE)
-    z = subtract(x, mean) * scale + bias
-    store_activated(
-        y_ptr, residual_ptr, bits_ptr, z, access, 0, sizes, negative_slope, CHANNELS_LAST, BLOCK, ACT
-    )
+    affine = load_affine(per_channel, rstd, channel, channel_mask, DTYPE)
+    store_normalized(elements, x, mean, affine, access, program, negative_slope, ACT, TILE)
 
-    store_statistics(
-        mean_ptr, var_ptr, running_mean_ptr, running_var_ptr,
-        mean, m2, count, tl.full([], momentum, tl.float64), channel, channel_mask,
-    )  # fmt: skip
-    if num_batches_tracked_ptr is not None:
-        if tl.program_id(0) == 0:
-            tl.store(num_batches_tracked_ptr, tl.load(num_batches_tracked_ptr) + 1)
+    factor = average_factor(momentum, None)
+    store_statistics(per_channel, mean, m2, count, factor, channel, channel_mask)
+    count_batch(per_channel.num_batches_tracked, tl.program_id(0))
 
 
 @triton.jit(do_not_specialize=["samples", "channels", "spatial"])
-def batch_norm_held_backward_kernel(
-    dy_ptr, x_ptr,
-    weight_ptr, bias_ptr,        # [channels] or None
-    mean_ptr, var_ptr,           # [channels]
-    residual_ptr, bits_ptr,      # like x, or None
-    dx_ptr, dresidual_ptr,       # like x, or None
-    dweight_ptr, dbias_ptr,      # [channels] or None
-    samples, channels, spatial,
-    eps: tl.float64, negative_slope: tl.float64,
+def batch_norm_tile_backward_kernel(
+    elements: ElementsBackward,  # dy, x; residual, bits, dx, dresidual or None
+    per_channel: PerChannelBackward,  # mean, var; weight, bias, dweight, dbias or None
+    samples,
+    channels,
+    spatial,
+    eps: tl.float64,
+    negative_slope: tl.float64,
     TRAINING: tl.constexpr,
-    COMPUTE_DTYPE: tl.constexpr, CHANNELS_LAST: tl.constexpr, VECTOR: tl.constexpr,
-    BLOCK_SAMPLES: tl.constexpr, BLOCK_CHANNELS: tl.constexpr, BLOCK_SPATIAL: tl.constexpr,
     ACT: tl.constexpr,
-):  # fmt: skip
-    BLOCK: tl.constexpr = (BLOCK_SAMPLES, BLOCK_CHANNELS, BLOCK_SPATIAL)
-    channel, channel_mask, sizes = program_channels(samples, channels, spatial, CHANNELS_LAST, VECTOR, BLOCK)
-    access, count = tile_access(0, sizes, BLOCK)
-    mean = load_channels(mean_ptr, channel, channel_mask)
-    rstd = rstd_of(load_channels(var_ptr, channel, channel_mask), eps)
-    scale, bias = load_affine(weight_ptr, bias_ptr, rstd, channel, channel_mask, COMPUTE_DTYPE)
-    dz, deviation = load_dz(
-        dy_ptr, x_ptr, residual_ptr, bits_ptr, mean, scale, bias, access, 0, sizes, negative_slope,
-        COMPUTE_DTYPE, CHANNELS_LAST, BLOCK, ACT,
-    )  # fmt: skip
-    if dresidual_ptr is not None:
-        store_tile(dresidual_ptr, access, dz)
+    TILE: tl.constexpr,
+):
+    DTYPE: tl.constexpr = compute_dtype(elements.x.dtype.element_ty)
+    program = program_channels(samples, channels, spatial, TILE)
+    channel, channel_mask = program.channel, program.mask
+    access = tile_access(0, program, TILE)
+    mean = load_channels(per_channel.mean, channel, channel_mask)
+    rstd = rstd_of(load_channels(per_channel.var, channel, channel_mask), eps)
+    affine = load_affine(per_channel, rstd, channel, channel_mask, DTYPE)
+    dz, deviation = load_dz(elements, mean, affine, access, program, negative_slope, ACT, TILE)
+    if elements.dresidual is not None:
+        store_tile(elements.dresidual, access, dz)
 
     dbias = tl.sum(dz, 1).to(tl.float64)
     dweight = tl.sum(dz * deviation, 1).to(tl.float64) * rstd
-    if dbias_ptr is not None:
-        store_channels(dbias_ptr, channel, dbias, channel_mask)
-    if dweight_ptr is not None:
-        store_channels(dweight_ptr, channel, dweight, channel_mask)
+    store_gradients(per_channel, dweight, dbias, channel, channel_mask)
 
-    if dx_ptr is not None:
+    if elements.dx is not None:
         dx = dz
         if TRAINING:
-            c1 = (dweight * rstd / count).to(COMPUTE_DTYPE)[:, None]
-            c2 = (dbias / count).to(COMPUTE_DTYPE)[:, None]
+            c1, c2 = projections(dweight, dbias, rstd, access.positions, DTYPE)
             dx -= deviation * c1 + c2
-        store_tile(dx_ptr, access, dx * scale)
+        store_tile(elements.dx, access, dx * affine.scale)
 
 
 def forward(
-    plan, x, y, weight, bias, running_mean, running_var, num_batches_tracked, mean, var, momentum, eps, fused
-):  # fmt: skip
+    partition: Partition,
+    elements: Elements,
+    per_channel: PerChannel,
+    momentum: float,
+    eps: float,
+    act: str | None,
+    negative_slope: float,
+) -> None:
     """Fills y and those of mean and var that are given, and updates the running statistics."""
-    grid, sizes, constants = plan
-    launch.launch(
-        launch.kept_launch(
-            batch_norm_held_kernel, grid, x.device, *sizes, momentum, eps, fused.negative_slope,
-            ACT=fused.act, **constants,
-        ),
-        x, y, weight, bias, running_mean, running_var, num_batches_tracked, mean, var,
-        fused.residual, fused.bits,
-    )  # fmt: skip
+    tensors = *elements, *per_channel
+    partition.launch(batch_norm_tile_kernel, tensors, momentum, eps, negative_slope, ACT=act)
 
 
-def backward(plan, dy, x, dx, weight, bias, mean, var, dweight, dbias, dresidual, eps, training, fused):
+def backward(
+    partition: Partition,
+    elements: ElementsBackward,
+    per_channel: PerChannelBackward,
+    training: bool,
+    eps: float,
+    act: str | None,
+    negative_slope: float,
+) -> None:
     """Fills those of dx, dweight, dbias and dresidual that are given."""
-    grid, sizes, constants = plan
-    launch.launch(
-        launch.kept_launch(
-            batch_norm_held_backward_kernel, grid, x.device, *sizes, eps, fused.negative_slope,
-            TRAINING=training, ACT=fused.act, **constants,
-        ),
-        dy, x, weight, bias, mean, var, fused.residual, fused.bits, dx, dresidual, dweight, dbias,
-    )  # fmt: skip
+    tensors = *elements, *per_channel
+    partition.launch(
+        batch_norm_tile_backward_kernel, tensors, eps, negative_slope, TRAINING=training, ACT=act
+    )

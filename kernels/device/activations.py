@@ -1,12 +1,12 @@
-"""Activations on values: y = act(z) and dz = dy act'(z), as torch.nn.functional computes them.
+"""Device code for activations: y = act(z) and dz = dy act'(z), as torch.nn.functional computes them.
 
     relu        max(z, 0)                    gelu         z Phi(z), Phi the normal distribution
     relu6       min(max(z, 0), 6)            gelu_tanh    z sigmoid(2 u), u = sqrt(2 / pi) (z + 0.044715 z^3)
     leaky_relu  z, or slope z where z < 0    silu         z sigmoid(z)
                                              hardswish    z min(max(z + 3, 0), 6) / 6
 
-They are those that published networks put behind BatchNorm. The first three consist of lines, of which one
-has slope 1: which line an element is on is one bit (`is_steep`), all that their gradient needs.
+Published networks put these behind BatchNorm. The first three (LINES) consist of straight lines, one of them
+of slope 1: whether an element is on that line is one bit (`is_steep`), which is all that the gradient needs.
 """
 
 import triton
@@ -16,14 +16,14 @@ LINES = ("relu", "relu6", "leaky_relu")
 NAMES = (*LINES, "silu", "gelu", "gelu_tanh", "hardswish")
 
 SQRT_HALF = tl.constexpr(0.5**0.5)
-NORMAL_DENSITY = tl.constexpr(0.3989422804014327)  # of 0: 1 / sqrt(2 pi)
+NORMAL_DENSITY = tl.constexpr(0.3989422804014327)  # at 0: 1 / sqrt(2 pi)
 TWICE_SQRT_2_OVER_PI = tl.constexpr(1.5957691216057308)
 GELU_CUBIC = tl.constexpr(0.044715)
 
 
 @triton.jit
 def is_steep(z, ACT: tl.constexpr):
-    """Where the slope of one of LINES is 1."""
+    """Whether an element is on the line of slope 1 of one of LINES."""
     if ACT == "relu":
         return ~(z <= 0.0)
     elif ACT == "relu6":
@@ -34,7 +34,7 @@ def is_steep(z, ACT: tl.constexpr):
 
 @triton.jit
 def lines_backward(dy, steep, negative_slope, ACT: tl.constexpr):
-    """dz of one of LINES; dy that does not pass is dropped, inf and nan too."""
+    """dz of one of LINES, 0 where dy does not pass, even if it is inf or nan."""
     if ACT == "leaky_relu":
         return tl.where(steep, dy, dy * tl.full([], negative_slope, dy.dtype))
     else:
@@ -51,7 +51,7 @@ def sigmoid_and_slope(u):
 
 @triton.jit
 def twice_u(z):
-    """2 u of gelu_tanh."""
+    """2 u, for gelu_tanh."""
     return (z + z * z * z * GELU_CUBIC) * TWICE_SQRT_2_OVER_PI
 
 
@@ -80,7 +80,7 @@ def activate(z, negative_slope, ACT: tl.constexpr):
 
 @triton.jit
 def derivative(z, ACT: tl.constexpr):
-    """act'(z) of what is not one of LINES."""
+    """act'(z) of an activation that is not one of LINES."""
     if ACT == "silu":
         gate, slope = sigmoid_and_slope(z)
         return gate + z * slope

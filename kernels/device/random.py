@@ -8,18 +8,15 @@ as 1, 2, 3", SC 2011) yields for the key `seed` and the counter `i // fields`. I
 seed and of the logical index alone: tiles, layout and launch cannot change a mask.
 """
 
-import functools
-
-import torch
 import triton
 import triton.language as tl
 
-GROUP_BITS = 32  # of `keep_at`
+GROUP_BITS = 32  # random bits of a decision that `keep_at` makes
 
 
 @triton.jit
 def load_seed(seed_ptr, seed):
-    """The seed of a mask, in the two parts that `seed_arguments` returns."""
+    """The seed of a mask, in the two parts that kernels take."""
     if seed_ptr is not None:
         seed += tl.load(seed_ptr)
     return seed
@@ -69,21 +66,8 @@ def keep_in_rows(seed, row, cols, first_col, keep_threshold, BITS: tl.constexpr,
     return keep_mask(seed, call + tl.arange(0, BLOCK_COLS // FIELDS)[None, :], keep_threshold, BITS)
 
 
-def seed_arguments(seed, device):
-    """seed_ptr and seed as kernels take them, of an int, an int64 tensor, or None where nothing is drawn.
-
-    A kernel adds what seed_ptr points to, 0 beside an int: with and without a tensor it is one variant, so a
-    CUDA graph's capture after steps in eager mode meets no kernel that was not loaded before.
-    """
-    if seed is None:
-        return None, 0
-    return (seed, 0) if isinstance(seed, torch.Tensor) else (_zero(device), seed)
-
-
-@functools.cache
-def _zero(device):
-    """An int64 zero of the device, which any stream may read."""
-    zero = torch.zeros((), dtype=torch.int64, device=device)
-    if device.type == "cuda":
-        torch.cuda.current_stream(device).synchronize()
-    return zero
+@triton.jit
+def select(x, keep, scale, shift, dropped):
+    """y"""
+    y = x * tl.full([], scale, x.dtype) - tl.full([], shift, x.dtype)  # -0 - 0 is -0; -0 + 0 is not
+    return tl.where(keep, y, tl.full([], dropped, x.dtype))

@@ -1,4 +1,4 @@
-"""Device helpers on rows: where they lie, and what the backward of a normalisation loads and adds up.
+"""Device helpers on rows: where they lie, and what a normalisation loads, adds up and stores.
 
 A tensor is [samples, rows, cols], and what is normalised are the cols of a row. The rows of LayerNorm lie one
 after another, as those of one sample. Where CHANNELS_FIRST the memory is [samples, cols, rows]: the cols are
@@ -10,7 +10,34 @@ from typing import NamedTuple
 import triton
 import triton.language as tl
 
-from normreg.kernels import tiling
+from normreg.kernels.device.statistics import moments, rstd_of
+
+
+class Parameters(NamedTuple):
+    """[cols] each, or None."""
+
+    weight: tl.tensor
+    bias: tl.tensor
+
+
+class Results(NamedTuple):
+    """What a forward stores: y, and mean and rstd of each row, or None."""
+
+    y: tl.tensor
+    mean: tl.tensor
+    rstd: tl.tensor
+
+
+class Statistics(NamedTuple):
+    """What the backward knows of each row.
+
+    mean is None where rows are not centred; c1 and c2 are None where a program finds them itself.
+    """
+
+    mean: tl.tensor
+    rstd: tl.tensor
+    c1: tl.tensor
+    c2: tl.tensor
 
 
 @triton.jit
@@ -51,15 +78,76 @@ def elements_of_rows(row_block, col_block, rows, cols, BLOCK_ROWS: tl.constexpr,
 
 
 @triton.jit
+def load(ptr, offsets, mask, DTYPE: tl.constexpr):
+    """The elements, 0 where masked."""
+    return tl.load(ptr + offsets, mask=mask, other=0.0).to(DTYPE)
+
+
+@triton.jit
+def store(ptr, offsets, value, mask):
+    """Stores the value in the tensor's dtype, or nothing where the tensor is absent."""
+    if ptr is not None:
+        tl.store(ptr + offsets, value.to(ptr.dtype.element_ty), mask=mask)
+
+
+@triton.jit
 def load_parameter(ptr, col, cols, COMPUTE_DTYPE: tl.constexpr):
     """[1, cols] of a parameter."""
-    return tl.load(ptr + col, mask=col < cols, other=0.0).to(COMPUTE_DTYPE)[None, :]
+    return load(ptr, col, col < cols, COMPUTE_DTYPE)[None, :]
+
+
+@triton.jit
+def scale_and_shift(x_hat, parameters, col, cols):
+    """x_hat weight + bias, each where it is there."""
+    if parameters.weight is not None:
+        x_hat *= load_parameter(parameters.weight, col, cols, x_hat.dtype)
+    if parameters.bias is not None:
+        x_hat += load_parameter(parameters.bias, col, cols, x_hat.dtype)
+    return x_hat
+
+
+@triton.jit
+def store_normalized(
+    x,
+    results,
+    parameters,
+    base,
+    offsets,
+    mask,
+    first_row,
+    row,
+    row_mask,
+    col,
+    cols,
+    eps,
+    CENTERED: tl.constexpr,
+):
+    """Normalises x [rows, cols], relative to each row's shift where CENTERED, and stores y and statistics."""
+    mean = None
+    if CENTERED:
+        mean, m2 = moments(x, mask, cols, 1)
+        x -= mean[:, None]
+    else:
+        m2 = tl.sum(x * x, 1)
+    rstd = rstd_of(m2 / cols, eps)
+    y = scale_and_shift(x * rstd[:, None], parameters, col, cols)
+    store(results.y + base, offsets, y, mask)
+    store_statistics(results, mean, rstd, first_row, row, row_mask)
+
+
+@triton.jit
+def store_statistics(results, mean, rstd, first_row, row, row_mask):
+    """mean and rstd of rows, those that are wanted."""
+    if results.mean is not None:
+        tl.store(results.mean + first_row + row, mean, mask=row_mask)
+    if results.rstd is not None:
+        tl.store(results.rstd + first_row + row, rstd, mask=row_mask)
 
 
 @triton.jit
 def load_x_hat(x_ptr, offsets, mask, shift, mean, rstd, COMPUTE_DTYPE: tl.constexpr):
     """x_hat of the unmasked elements, 0 elsewhere, whatever the statistics are there."""
-    x = tl.load(x_ptr + offsets, mask=mask, other=0.0).to(COMPUTE_DTYPE)
+    x = load(x_ptr, offsets, mask, COMPUTE_DTYPE)
     if mean is not None:
         x = x - shift - mean
     return tl.where(mask, x * rstd, 0.0)
@@ -67,82 +155,47 @@ def load_x_hat(x_ptr, offsets, mask, shift, mean, rstd, COMPUTE_DTYPE: tl.conste
 
 @triton.jit
 def load_normalized(
-    x_ptr, mean_ptr, rstd_ptr, base, offsets, mask, first_row, row, row_mask, stride_row,
-    COMPUTE_DTYPE: tl.constexpr,
-):  # fmt: skip
-    """x_hat of a tile of rows, and their rstd [rows, 1]; mean_ptr None where rows are not centred."""
-    rstd = tl.load(rstd_ptr + first_row + row, mask=row_mask, other=0.0)[:, None]
+    x_ptr, statistics, base, offsets, mask, first_row, row, row_mask, stride_row, COMPUTE_DTYPE: tl.constexpr
+):
+    """x_hat of a tile of rows, and their rstd [rows, 1]."""
+    rstd = tl.load(statistics.rstd + first_row + row, mask=row_mask, other=0.0)[:, None]
     mean = None
     shift = None
-    if mean_ptr is not None:
-        mean = tl.load(mean_ptr + first_row + row, mask=row_mask, other=0.0)[:, None]
-        shift = tl.load(x_ptr + base + row * stride_row, mask=row_mask, other=0.0)
-        shift = shift.to(COMPUTE_DTYPE)[:, None]
+    if statistics.mean is not None:
+        mean = tl.load(statistics.mean + first_row + row, mask=row_mask, other=0.0)[:, None]
+        shift = load(x_ptr + base, row * stride_row, row_mask, COMPUTE_DTYPE)[:, None]
     return load_x_hat(x_ptr, offsets, mask, shift, mean, rstd, COMPUTE_DTYPE), rstd
 
 
 @triton.jit
-def load_wdy(dy_ptr, weight_ptr, offsets, mask, col, cols, COMPUTE_DTYPE: tl.constexpr):
-    """weight dy of the unmasked elements, 0 elsewhere."""
-    wdy = tl.load(dy_ptr + offsets, mask=mask, other=0.0).to(COMPUTE_DTYPE)
-    if weight_ptr is not None:
-        wdy *= load_parameter(weight_ptr, col, cols, COMPUTE_DTYPE)
-    return wdy
-
-
-@triton.jit
-def row_sums(x_hat, wdy, cols, c1_ptr, c2_ptr, row, row_mask, mean_ptr):
-    """c1 and c2 [rows, 1]: loaded, or those of the whole rows that are held; c2 is 0 of rows not centred."""
-    if c1_ptr is not None:
-        c1 = tl.load(c1_ptr + row, mask=row_mask, other=0.0)
+def row_sums(x_hat, wdy, cols, statistics, row, row_mask):
+    """c1 and c2 [rows, 1]: loaded, or those of whole rows in the tile; c2 is 0 of rows not centred."""
+    if statistics.c1 is not None:
+        c1 = tl.load(statistics.c1 + row, mask=row_mask, other=0.0)
         c2 = tl.zeros_like(c1)
-        if c2_ptr is not None:
-            c2 = tl.load(c2_ptr + row, mask=row_mask, other=0.0)
+        if statistics.c2 is not None:
+            c2 = tl.load(statistics.c2 + row, mask=row_mask, other=0.0)
     else:
         c1 = tl.sum(x_hat * wdy, 1) / cols
         c2 = tl.zeros_like(c1)
-        if mean_ptr is not None:
+        if statistics.mean is not None:
             c2 = tl.sum(wdy, 1) / cols
     return c1[:, None], c2[:, None]
 
 
 @triton.jit
-def column_sums(partial_ptr, partials, cols, col, BLOCK_ROWS: tl.constexpr):
-    """Sum over the rows of [partials, cols], in the same order every time."""
-    col_mask = col < cols
-    total = tl.zeros([BLOCK_ROWS, col.shape[0]], partial_ptr.dtype.element_ty)
-    for start in range(0, partials, BLOCK_ROWS):
-        row = start + tl.arange(0, BLOCK_ROWS).to(tl.int64)
-        mask = (row < partials)[:, None] & col_mask[None, :]
-        total += tl.load(partial_ptr + row[:, None] * cols + col[None, :], mask=mask, other=0.0)
-    return tl.sum(total, 0)
+def gradient_of_x(dy, weight, x_hat, rstd, cols, statistics, row, row_mask):
+    """dx = (wdy - x_hat c1 - c2) rstd; weight [1, cols] or None."""
+    wdy = dy
+    if weight is not None:
+        wdy = dy * weight
+    c1, c2 = row_sums(x_hat, wdy, cols, statistics, row, row_mask)
+    return (wdy - x_hat * c1 - c2) * rstd
 
 
-class Rows(NamedTuple):
-    """How x is seen as [samples, rows, cols]."""
-
-    samples: int
-    rows: int
-    cols: int
-    channels_first: bool
-
-    def sizes(self):
-        """rows and cols as the kernels take them, and the constants that go with them."""
-        vector = tiling.hardware.vector(self.rows if self.channels_first else self.cols)
-        constants = dict(VECTOR=vector, CHANNELS_FIRST=self.channels_first)
-        if self.channels_first:
-            return (self.rows // vector, self.cols), constants
-        return (self.rows, self.cols // vector), constants
-
-    @property
-    def count(self):
-        return self.samples * self.rows
-
-    def tiles(self, tile):
-        return self.samples * triton.cdiv(self.rows, tile.rows)
-
-
-def rows_of(x, cols, channels_first):
-    if channels_first:
-        return Rows(x.shape[0], x.shape[2:].numel(), cols, True)
-    return Rows(1, x.numel() // cols, cols, False)
+@triton.jit
+def store_partial(ptr, sums, col, cols):
+    """This program's sums over its rows, of [rows, cols], into its row of [programs, cols], where wanted."""
+    if ptr is not None:
+        partial = tl.program_id(1).to(tl.int64) * cols + col
+        tl.store(ptr + partial, tl.sum(sums, 0), mask=col < cols)

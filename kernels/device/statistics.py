@@ -13,6 +13,12 @@ import triton
 import triton.language as tl
 
 
+@triton.constexpr_function
+def compute_dtype(*dtypes):
+    """The dtype of arithmetic on elements of the dtypes: float64 where one is float64, else float32."""
+    return tl.float64 if tl.float64 in dtypes else tl.float32
+
+
 @triton.jit
 def rstd_of(var, eps):
     """1 / sqrt(var + eps): `rsqrt` of float32 takes a subnormal number for 0, and `sqrt` is approximate."""

@@ -1,36 +1,44 @@
 """Instance normalisation of each channel of each sample over its spatial positions.
 
-That is `group_norm` with one channel a group, and its kernels. In training the running statistics become
+Its kernels are those of `group_norm` with one channel a group. In training the running statistics become
 
     running_mean = (1 - momentum) running_mean + momentum (mean over samples of mean)
     running_var = (1 - momentum) running_var + momentum (mean over samples of var n / (n - 1))
 
-with n positions. Inference from running statistics is `batch_norm`'s.
+where a channel has n positions. Inference from running statistics is `batch_norm`'s.
 """
 
+import torch
 import triton
 import triton.language as tl
 
 from normreg.kernels import launch, tiling
-from normreg.kernels.device.channels import update_running
+from normreg.kernels.device.per_channel import update_running
 
 
 @triton.jit(do_not_specialize=["samples", "channels", "spatial", "stride_sample", "stride_channel"])
 def instance_norm_running_kernel(
-    x_ptr,                                # [samples, channels, spatial]
-    mean_ptr, var_ptr,                    # [samples, channels]; mean relative to the first position of x
-    running_mean_ptr, running_var_ptr,    # [channels]
-    samples, channels, spatial,
-    stride_sample, stride_channel,
+    x_ptr,  # [samples, channels, spatial]
+    mean_ptr,  # [samples, channels], relative to the first position of x
+    var_ptr,
+    running_mean_ptr,  # [channels]
+    running_var_ptr,
+    samples,
+    channels,
+    spatial,
+    stride_sample,
+    stride_channel,
     momentum: tl.float64,
-    BLOCK_SAMPLES: tl.constexpr, BLOCK_CHANNELS: tl.constexpr,
-):  # fmt: skip
-    channel = tl.program_id(0) * BLOCK_CHANNELS + tl.arange(0, BLOCK_CHANNELS)
+    BLOCK: tl.constexpr,  # samples, channels
+):
+    SAMPLES: tl.constexpr = BLOCK[0]
+    CHANNELS: tl.constexpr = BLOCK[1]
+    channel = tl.program_id(0) * CHANNELS + tl.arange(0, CHANNELS)
     channel_mask = channel < channels
-    mean = tl.zeros([BLOCK_SAMPLES, BLOCK_CHANNELS], tl.float64)
-    var = tl.zeros([BLOCK_SAMPLES, BLOCK_CHANNELS], tl.float64)
-    for first in range(0, samples, BLOCK_SAMPLES):
-        sample = first + tl.arange(0, BLOCK_SAMPLES).to(tl.int64)[:, None]
+    mean = tl.zeros([SAMPLES, CHANNELS], tl.float64)
+    var = tl.zeros([SAMPLES, CHANNELS], tl.float64)
+    for first in range(0, samples, SAMPLES):
+        sample = first + tl.arange(0, SAMPLES).to(tl.int64)[:, None]
         mask = (sample < samples) & channel_mask[None, :]
         offsets = sample * channels + channel[None, :]
         shift_offsets = sample * stride_sample + channel.to(tl.int64)[None, :] * stride_channel
@@ -44,18 +52,34 @@ def instance_norm_running_kernel(
     update_running(running_var_ptr, unbiased, factor, channel, channel_mask)
 
 
-@launch.planned
-def running_launch(samples, channels, spatial, stride_sample, stride_channel, momentum, device):
+@launch.kept
+def running_launch(
+    samples: int,
+    channels: int,
+    spatial: int,
+    stride_sample: int,
+    stride_channel: int,
+    momentum: float,
+    device: torch.device,
+) -> launch.Launch:
     tile = tiling.groups.instance_norm_running_tile()
+    grid = (triton.cdiv(channels, tile.cols),)
+    numbers = samples, channels, spatial, stride_sample, stride_channel, momentum
+    block = tile.rows, tile.cols
     return launch.Launch(
-        instance_norm_running_kernel, (triton.cdiv(channels, tile.cols),), device,
-        samples, channels, spatial, stride_sample, stride_channel, momentum,
-        BLOCK_SAMPLES=tile.rows, BLOCK_CHANNELS=tile.cols, num_warps=tile.num_warps,
-    )  # fmt: skip
+        instance_norm_running_kernel, grid, device, *numbers, BLOCK=block, num_warps=tile.num_warps
+    )
 
 
-def instance_norm_update_running(x, mean, var, running_mean, running_var, momentum):
+def instance_norm_update_running(
+    x: torch.Tensor,
+    mean: torch.Tensor,
+    var: torch.Tensor,
+    running_mean: torch.Tensor,
+    running_var: torch.Tensor,
+    momentum: float,
+) -> None:
     """Moves the running statistics, in place, towards those of x that `group_norm_forward` returned."""
     sizes = (x.shape[0], x.shape[1], x.shape[2:].numel(), x.stride(0), x.stride(1))
-    plan = running_launch(*sizes, momentum, x.device)
-    launch.launch(plan, x, mean, var, running_mean, running_var)
+    call = running_launch(*sizes, momentum, x.device)
+    launch.launch(call, x, mean, var, running_mean, running_var)

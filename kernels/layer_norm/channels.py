@@ -7,18 +7,38 @@ kernels are those of `layer_norm`: a tile is neighbouring positions, which are c
 Where the channels are contiguous (channels_last), positions are LayerNorm's ordinary rows.
 """
 
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
 from normreg.kernels.layer_norm import layer_norm_backward, layer_norm_forward
 
 
-def layer_norm_channels_forward(x, weight, bias, eps, out_dtype, save_statistics):
+def layer_norm_channels_forward(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    out_dtype: torch.dtype,
+    save_statistics: bool,
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """y in `out_dtype`, and mean and rstd of each position, or None where they are not to be saved."""
     return layer_norm_forward(
-        x, weight, bias, x.shape[1], eps, out_dtype, save_statistics, channels_first=True
+        x, weight, bias, x.shape[1:2], eps, out_dtype, save_statistics, channels_first=True
     )
 
 
-def layer_norm_channels_backward(dy, x, weight, mean, rstd, parameter_dtype, wanted):
+def layer_norm_channels_backward(
+    dy: Tensor,
+    x: Tensor,
+    weight: Tensor | None,
+    mean: Tensor,
+    rstd: Tensor,
+    parameter_dtype: torch.dtype,
+    wanted: Sequence[bool],
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """The wanted ones of dx, dweight and dbias, None for the others."""
     return layer_norm_backward(
-        dy, x, weight, mean, rstd, x.shape[1], parameter_dtype, wanted, channels_first=True
+        dy, x, weight, mean, rstd, x.shape[1:2], parameter_dtype, wanted, channels_first=True
     )

@@ -9,16 +9,40 @@
 This is LayerNorm of rows that are not centred, without a bias, and the kernels are those of `layer_norm`.
 """
 
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
 from normreg.kernels.layer_norm import layer_norm_backward, layer_norm_forward
 
 
-def rms_norm_forward(x, weight, cols, eps, out_dtype, save_rstd):
+def rms_norm_forward(
+    x: Tensor,
+    weight: Tensor | None,
+    normalized_shape: Sequence[int],
+    eps: float,
+    out_dtype: torch.dtype,
+    save_rstd: bool,
+) -> tuple[Tensor, Tensor | None]:
     """y in `out_dtype`, and rstd of each row, or None where it is not to be saved."""
-    y, _, rstd = layer_norm_forward(x, weight, None, cols, eps, out_dtype, save_rstd, centered=False)
+    y, _, rstd = layer_norm_forward(
+        x, weight, None, normalized_shape, eps, out_dtype, save_rstd, centered=False
+    )
     return y, rstd
 
 
-def rms_norm_backward(dy, x, weight, rstd, cols, parameter_dtype, wanted):
-    """The wanted ones of dx and dweight (flat), None for the others."""
-    dx, dweight, _ = layer_norm_backward(dy, x, weight, None, rstd, cols, parameter_dtype, (*wanted, False))
+def rms_norm_backward(
+    dy: Tensor,
+    x: Tensor,
+    weight: Tensor | None,
+    rstd: Tensor,
+    normalized_shape: Sequence[int],
+    parameter_dtype: torch.dtype,
+    wanted: Sequence[bool],
+) -> tuple[Tensor | None, Tensor | None]:
+    """The wanted ones of dx and dweight, None for the others."""
+    dx, dweight, _ = layer_norm_backward(
+        dy, x, weight, None, rstd, normalized_shape, parameter_dtype, (*wanted, False)
+    )
     return dx, dweight

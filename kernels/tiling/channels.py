@@ -3,6 +3,7 @@
 import math
 from typing import NamedTuple
 
+import torch
 import triton
 
 from normreg.kernels.tiling import hardware
@@ -10,31 +11,48 @@ from normreg.kernels.tiling.rows import RowTile
 
 
 class ChannelTile(NamedTuple):
+    """Some positions of some channels of some samples, held at once: a constant of kernels."""
+
     samples: int
-    channels: int
+    channels: int  # of one group, where the tile is of groups
     spatial: int
     num_warps: int
+    groups: int = 1
+    partials: int = 1  # partial results a channel that are merged at a time, where it is cut into splits
+    channels_last: bool = False
+    vector: int = 1  # what the contiguous size is a multiple of, which kernels take divided by it
 
 
 CHANNEL_TILE = 2048  # elements of a tile: 4 warps x 16
-MAX_CHANNEL_SPLITS = 128  # a channel's: 64 channels in channels-last are one block, and all the programs
+MAX_CHANNEL_SPLITS = 128  # of a block of channels: 64 of them in channels-last are one, with all the programs
 
 
-def batch_norm_tile(channels, spatial, channels_last):
-    """As long as it can be along the contiguous dimension, then over the next, then over samples."""
+def batch_norm_split_tile(channels: int, spatial: int, channels_last: bool) -> ChannelTile:
+    """The tile is as long as can be along the contiguous dimension, then over the next, then over samples.
+
+    The partial results merged at a time are four float64 of each kind a thread.
+    """
     elements = CHANNEL_TILE * hardware.tile_scale()
     width = min(triton.next_power_of_2(channels), hardware.CHANNEL_TILE_WIDTH)
     if channels_last:
-        return ChannelTile(1, width, elements // width, num_warps=4)
-    length = min(triton.next_power_of_2(spatial), elements)
-    width = min(width, elements // length)
-    return ChannelTile(elements // (length * width), width, length, num_warps=4)
+        length = elements // width
+    else:
+        length = min(triton.next_power_of_2(spatial), elements)
+        width = min(width, elements // length)
+    partials = max(1, min(hardware.MAX_SPLITS, 512 // width))
+    return ChannelTile(elements // (length * width), width, length, num_warps=4, partials=partials)
 
 
-def _batch_norm_held_tile(
-    samples, channels, spatial, channels_last, compute_dtype, held_words, words_per_thread
-):
-    """All elements of one or more channels; None where they are too many, or their offsets need 64 bits."""
+def _batch_norm_tile(
+    samples: int,
+    channels: int,
+    spatial: int,
+    channels_last: bool,
+    compute_dtype: torch.dtype,
+    held_words: int,
+    words_per_thread: int,
+) -> ChannelTile | None:
+    """A tile of whole channels; None where one has too many elements, or offsets that need 64 bits."""
     block_samples, block_spatial = triton.next_power_of_2(samples), triton.next_power_of_2(spatial)
     words = block_samples * block_spatial * hardware.words_of(compute_dtype)
     most = triton.next_power_of_2(channels)
@@ -46,40 +64,37 @@ def _batch_norm_held_tile(
     return ChannelTile(block_samples, width, block_spatial, num_warps)
 
 
-def batch_norm_held_forward_tile(samples, channels, spatial, channels_last, compute_dtype, residual=False):
-    # offsets of channels-last elements take registers of their own: half the words; and half of these, in
-    # all and a thread, where a residual is loaded beside them
-    parts = (4 if residual else 2) if channels_last else 1
-    words_per_thread = 8 if parts == 4 else 16
-    return _batch_norm_held_tile(
-        samples,
-        channels,
-        spatial,
-        channels_last,
-        compute_dtype,
-        hardware.HELD_WORDS_FORWARD // parts,
-        words_per_thread,
-    )
+def batch_norm_forward_tile(
+    samples: int,
+    channels: int,
+    spatial: int,
+    channels_last: bool,
+    compute_dtype: torch.dtype,
+    residual: bool = False,
+) -> ChannelTile | None:
+    # channels-last, offsets take registers of their own: half the words; where a residual is loaded as well,
+    # half of these, in all and a thread
+    share = (4 if residual else 2) if channels_last else 1
+    held_words, words_per_thread = hardware.TILE_WORDS_FORWARD // share, 8 if share == 4 else 16
+    sizes = samples, channels, spatial, channels_last
+    return _batch_norm_tile(*sizes, compute_dtype, held_words, words_per_thread)
 
 
-def batch_norm_held_backward_tile(samples, channels, spatial, channels_last, compute_dtype):
+def batch_norm_backward_tile(
+    samples: int, channels: int, spatial: int, channels_last: bool, compute_dtype: torch.dtype
+) -> ChannelTile | None:
     words_per_thread = 16 if channels_last else 8
-    return _batch_norm_held_tile(
-        samples,
-        channels,
-        spatial,
-        channels_last,
-        compute_dtype,
-        hardware.HELD_WORDS_BACKWARD,
-        words_per_thread,
-    )
+    sizes = samples, channels, spatial, channels_last
+    return _batch_norm_tile(*sizes, compute_dtype, hardware.TILE_WORDS_BACKWARD, words_per_thread)
 
 
-def batch_norm_splits(tiles, positions, channel_blocks, device):
+def batch_norm_splits(
+    tiles: int, positions: int, channel_blocks: int, device: torch.device
+) -> tuple[int, int]:
     """(splits, tiles of each): enough programs for four a multiprocessor, none of them empty.
 
-    `positions` of a channel are in a tile. A program of the second launch loads 24 bytes of each split, and
-    moves 4 of each position in 16 bits: so many splits at most that the former are no more than the latter.
+    positions: of a channel in a tile. A program of the second launch loads 24 bytes of each split, and moves
+    4 of each position in 16 bits: splits are so few that the former are no more than the latter.
     """
     most = max(1, math.isqrt(tiles * positions // 6))
     side_by_side = triton.cdiv(4 * hardware.multiprocessors(device), channel_blocks)
@@ -88,11 +103,6 @@ def batch_norm_splits(tiles, positions, channel_blocks, device):
     return triton.cdiv(tiles, tiles_per_split), tiles_per_split
 
 
-def batch_norm_merged_splits(block_channels):
-    """Partial results a channel that are merged at a time: four float64 of each kind a thread."""
-    return max(1, min(hardware.MAX_SPLITS, 512 // block_channels))
-
-
-def sync_batch_norm_tile(channels):
-    """Ranks or splits, and channels, that are merged at a time: 8 float64 of each kind a thread."""
+def sync_batch_norm_tile(channels: int) -> RowTile:
+    """Ranks or splits (rows), and channels, merged at a time: 8 float64 of each kind a thread."""
     return RowTile(16, min(triton.next_power_of_2(channels), 64), 4)

@@ -1,25 +1,24 @@
 """Tiles of operations over groups of channels: GroupNorm and InstanceNorm."""
 
-from typing import NamedTuple
-
+import torch
 import triton
 
 from normreg.kernels.tiling import hardware
+from normreg.kernels.tiling.channels import ChannelTile
 from normreg.kernels.tiling.rows import RowTile
 
 
-class GroupNormTile(NamedTuple):
-    samples: int
-    groups: int
-    channels: int  # of one group, all of them
-    spatial: int  # of one channel, all of it
-    num_warps: int
+def _group_norm_tile(
+    groups: int,
+    channels: int,
+    spatial: int,
+    compute_dtype: torch.dtype,
+    held_words: int,
+    words_per_thread: int,
+) -> ChannelTile | None:
+    """A tile of whole groups, several of one warp each where they are small; None where one is too large.
 
-
-def _group_norm_tile(groups, channels, spatial, compute_dtype, held_words, words_per_thread):
-    """Several groups of one warp each where they are small; None where one is too large to be held.
-
-    Adjacent groups of a sample first, which are contiguous, then the same ones of several samples.
+    It takes adjacent groups of a sample first, which are contiguous, then the same ones of several samples.
     """
     block_channels, block_spatial = triton.next_power_of_2(channels), triton.next_power_of_2(spatial)
     words = block_channels * block_spatial * hardware.words_of(compute_dtype)
@@ -28,22 +27,28 @@ def _group_norm_tile(groups, channels, spatial, compute_dtype, held_words, words
     rows = max(1, hardware.WARP_TILE // words) * hardware.tile_scale()
     block_groups = min(triton.next_power_of_2(groups), rows)
     num_warps = min(32, max(1, rows * words // (32 * words_per_thread)))
-    return GroupNormTile(rows // block_groups, block_groups, block_channels, block_spatial, num_warps)
+    return ChannelTile(rows // block_groups, block_channels, block_spatial, num_warps, block_groups)
 
 
-def group_norm_forward_tile(groups, channels, spatial, compute_dtype):
+def group_norm_forward_tile(
+    groups: int, channels: int, spatial: int, compute_dtype: torch.dtype
+) -> ChannelTile | None:
     # 32 words a thread, 16 by 32 warps where a group has 16384, as in layer_norm
-    return _group_norm_tile(groups, channels, spatial, compute_dtype, hardware.HELD_WORDS_FORWARD, 32)
+    return _group_norm_tile(groups, channels, spatial, compute_dtype, hardware.TILE_WORDS_FORWARD, 32)
 
 
-def group_norm_backward_tile(groups, channels, spatial, compute_dtype):
+def group_norm_backward_tile(
+    groups: int, channels: int, spatial: int, compute_dtype: torch.dtype
+) -> ChannelTile | None:
     # two tiles are loaded; where there is one position a channel, its two sums are as large
     words_per_thread = 16 if spatial > 1 else 8
-    held_words = hardware.HELD_WORDS_BACKWARD // hardware.words_of(compute_dtype)
+    held_words = hardware.TILE_WORDS_BACKWARD // hardware.words_of(compute_dtype)
     return _group_norm_tile(groups, channels, spatial, compute_dtype, held_words, words_per_thread)
 
 
-def group_norm_backward_programs(samples, spatial, tile, group_blocks, device):
+def group_norm_backward_programs(
+    samples: int, spatial: int, tile: ChannelTile, group_blocks: int, device: torch.device
+) -> int:
     """Rows of partial sums: four programs a multiprocessor, and at least 64 positions for each.
 
     A partial sum is 8 bytes written and 8 read for every 6 x 64 of the positions.
@@ -56,16 +61,16 @@ def group_norm_backward_programs(samples, spatial, tile, group_blocks, device):
 GROUP_NORM_SPLIT_TILES = 16  # 32768 elements: what a program does in a few microseconds
 
 
-def group_norm_splits(tiles, positions, group_blocks, device):
-    """(splits, tiles of each), of the size of a group alone: its result depends on no other group."""
+def group_norm_splits(tiles: int, positions: int, group_blocks: int, device: torch.device) -> tuple[int, int]:
+    """(splits, tiles of each), chosen by the size of a group alone: its result depends on no other group."""
     tiles_per_split = max(GROUP_NORM_SPLIT_TILES, triton.cdiv(tiles, hardware.MAX_SPLITS))
     return triton.cdiv(tiles, tiles_per_split), tiles_per_split
 
 
-def group_norm_merge_tile():
+def group_norm_merge_tile() -> RowTile:
     """Channels of a group and splits whose sums are added at a time: 16 float64 a thread."""
     return RowTile(32, 64, 4)
 
 
-def instance_norm_running_tile():
+def instance_norm_running_tile() -> RowTile:
     return RowTile(32, 32, 4)  # samples, channels: 256 bytes of the statistics of a sample

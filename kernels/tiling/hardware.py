@@ -13,23 +13,25 @@ from normreg.kernels import cpu
 INTERPRETER_TILE_SCALE = 64
 
 
-def tile_scale():
+def tile_scale() -> int:
+    """How many times the rows or elements of a GPU's tile a tile has: 1 but in the interpreter."""
     return INTERPRETER_TILE_SCALE if cpu.KERNELS == "interpreter" else 1
 
 
-def words_of(compute_dtype):
+def words_of(compute_dtype: torch.dtype) -> int:
+    """32-bit words of an element."""
     return compute_dtype.itemsize // 4
 
 
-# 32-bit words of a row that its program holds in registers; an element of float64 is two.
-HELD_WORDS_FORWARD = 16384  # 32 warps x 16 words: 51 registers
-HELD_WORDS_BACKWARD = 8192  # 16 warps x 16 words: 128 registers, with both column sums
+# 32-bit words of a row that a program holds in one tile, in registers; an element of float64 is two.
+TILE_WORDS_FORWARD = 16384  # 32 warps x 16 words: 51 registers
+TILE_WORDS_BACKWARD = 8192  # 16 warps x 16 words: 128 registers, with both column sums
 WARP_TILE = 1024  # words of one warp in the forward: its reductions need no barrier
 CHANNEL_TILE_WIDTH = 64  # channels of a tile at most: 128 bytes of a channels-last position in 16 bits
 MAX_SPLITS = 64  # partial results a group; every program of the second launch merges them all
 
 
-def vector(size):
+def vector(size: int) -> int:
     """Largest power of two up to 8 that divides the size of the contiguous dimension.
 
     Kernels take size // vector and multiply it back, because Triton proves only divisibility by 16
@@ -39,7 +41,7 @@ def vector(size):
 
 
 @functools.cache
-def multiprocessors(device):
+def multiprocessors(device: torch.device) -> int:
     """How many programs run side by side; 1 in the interpreter, which runs one at a time."""
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).multi_processor_count
@@ -49,11 +51,11 @@ def multiprocessors(device):
 
 
 @functools.cache
-def lanes(device):
-    """Of a warp."""
+def lanes(device: torch.device) -> int:
+    """Threads per warp: 32 on NVIDIA, 64 on CDNA."""
     return torch.cuda.get_device_properties(device).warp_size if device.type == "cuda" else 32
 
 
-def warps_of(num_warps, lanes):
-    """Warps are counted as if they had 32 lanes; AMD's have 64, and a program 1024 at most."""
+def warps_of(num_warps: int, lanes: int) -> int:
+    """The warps of a program whose warps were counted as of 32 threads; a program has 1024 at most."""
     return max(1, num_warps * 32 // lanes)

@@ -1,4 +1,4 @@
-"""Tiles of operations over rows: LayerNorm, RMSNorm, and dropout before them."""
+"""Tiles of operations over rows: LayerNorm, RMSNorm, and dropout and a sum before them."""
 
 from typing import NamedTuple
 
@@ -9,38 +9,74 @@ from normreg.kernels import dtypes
 from normreg.kernels.tiling import hardware
 
 
+class Rows(NamedTuple):
+    """How a tensor is seen as [samples, rows, cols]."""
+
+    samples: int
+    rows: int
+    cols: int
+    channels_first: bool
+
+    @classmethod
+    def of(cls, shape: torch.Size, cols: int, channels_first: bool = False) -> "Rows":
+        """Rows of the last `cols` elements, or of the channels of positions of a channels-first tensor."""
+        if channels_first:
+            return cls(shape[0], shape[2:].numel(), cols, True)
+        return cls(1, shape.numel() // cols, cols, False)
+
+    @property
+    def count(self) -> int:
+        return self.samples * self.rows
+
+    @property
+    def vector(self) -> int:
+        return hardware.vector(self.rows if self.channels_first else self.cols)
+
+    def in_vectors(self) -> tuple[int, int]:
+        """rows and cols as kernels take them: the contiguous one divided by `vector`."""
+        if self.channels_first:
+            return self.rows // self.vector, self.cols
+        return self.rows, self.cols // self.vector
+
+    def tiles(self, tile: "RowTile") -> int:
+        """How many tiles the rows are, each as wide as a row."""
+        return self.samples * triton.cdiv(self.rows, tile.rows)
+
+    def constants(self, tile: "RowTile") -> dict[str, object]:
+        """The tile as kernels take it, and its warps."""
+        return dict(TILE=tile._replace(vector=self.vector), num_warps=tile.num_warps)
+
+
 class RowTile(NamedTuple):
+    """What a program holds at once, as kernels are compiled for it."""
+
     rows: int
     cols: int
     num_warps: int
-    parts: int = 1  # so many that are held beside each other, each of cols
-    packed: bool = False  # held two elements of 16 bits in a word
+    tiles: int = 1  # number of tiles a row is split into, held side by side, each of cols
+    packed: bool = False  # whether two elements of 16 bits are held in a word
     stages: int = 1  # of a loop over tiles: with 3 the next tile is being copied while one is computed
+    vector: int = 1  # what the contiguous size is a multiple of, which kernels take divided by it
 
-    def holds(self, rows):
-        return self.parts * self.cols >= rows.cols
-
-    def constants(self):
-        """As kernels take them: of rows in a tile, or of a row in parts."""
-        if self.parts > 1:
-            return dict(PARTS=self.parts, BLOCK_COLS=self.cols)
-        return dict(BLOCK_ROWS=self.rows, BLOCK_COLS=self.cols)
+    def covers(self, rows: Rows) -> bool:
+        """Whether a row is held at once."""
+        return self.tiles * self.cols >= rows.cols
 
 
 CHUNK_WORDS = 4096  # of a wider row: 8 warps x 16 words
-PART = 8  # elements a thread of a part of a row: 16 bytes in 16 bits
-# Bytes of one row that the forward holds in parts: 32 words a thread, of 64 registers at 32 warps.
-HELD_BYTES_FORWARD = 131072
-HELD_UNPACKED = 32768  # elements; with more those of 16 bits stay packed
-# Columns of 16 bits that the backward holds in parts with one column sum or, centred, two: 160 and 192
+THREAD_COLS = 8  # elements a thread of each of a row's tiles: 16 bytes in 16 bits
+# Bytes of one row that the forward holds in tiles: 32 words a thread, of 64 registers at 32 warps.
+TILES_BYTES_FORWARD = 131072
+TILES_UNPACKED = 32768  # elements; with more those of 16 bits stay packed
+# Columns of 16 bits that the backward holds in tiles with one column sum or, centred, two: 160 and 192
 # registers a thread, of 255 at 8 warps. RMSNorm's 24576 spill 8 bytes on sm_100, 12288 of 32 bits 32.
-HELD_COLS_BACKWARD = {False: 20480, True: 16384}
-HELD_WARPS_BACKWARD = 8
+TILES_COLS_BACKWARD = {False: 20480, True: 16384}
+TILES_WARPS_BACKWARD = 8
 MOST_POSITIONS = 64  # of a channels-first tile: 128 bytes in 16 bits
 FEWEST_POSITIONS = 8  # 16 bytes in 16 bits: an access of one thread
 
 
-def _row_tile(rows, compute_dtype, held_words, words_per_thread):
+def _row_tile(rows: Rows, compute_dtype: torch.dtype, held_words: int, words_per_thread: int) -> RowTile:
     """Several rows of one warp each where a row is short, one row over several warps where not."""
     words = hardware.words_of(compute_dtype)
     if rows.cols * words > held_words:
@@ -51,23 +87,24 @@ def _row_tile(rows, compute_dtype, held_words, words_per_thread):
     return RowTile(block_rows, block_cols, num_warps)
 
 
-def layer_norm_chunk_tile(rows, compute_dtype):
-    """Of rows too wide to be held."""
+def layer_norm_chunk_tile(rows: Rows, compute_dtype: torch.dtype) -> RowTile:
+    """One chunk of rows too wide to be held."""
     elements = CHUNK_WORDS // hardware.words_of(compute_dtype)
     return RowTile(32, elements // 32, 8) if rows.channels_first else RowTile(1, elements, 8)
 
 
-def _at_16_bytes(rows, dtype):
-    """Whether every row starts at a multiple of as many."""
+def _at_16_bytes(rows: Rows, dtype: torch.dtype) -> bool:
+    """Whether every row starts at a multiple of 16 bytes."""
     return hardware.vector(rows.cols) * dtype.itemsize >= 16
 
 
-def _row_in_parts_tile(rows, num_warps, packed):
-    cols = num_warps * 32 * PART
+def _row_in_tiles(rows: Rows, num_warps: int, packed: bool) -> RowTile:
+    """One row in several tiles, 8 elements of each a thread."""
+    cols = num_warps * 32 * THREAD_COLS
     return RowTile(1, cols, num_warps, triton.cdiv(rows.cols, cols), packed)
 
 
-def _channels_first_tile(rows, compute_dtype, held_words):
+def _channels_first_tile(rows: Rows, compute_dtype: torch.dtype, held_words: int) -> RowTile:
     """Positions, which are contiguous, times all channels where these can be held, else times some."""
     words = hardware.words_of(compute_dtype)
     block_cols = triton.next_power_of_2(rows.cols)
@@ -78,94 +115,93 @@ def _channels_first_tile(rows, compute_dtype, held_words):
     return RowTile(block_rows, block_cols, num_warps)
 
 
-def layer_norm_forward_tile(rows, dtype):
+def layer_norm_forward_tile(rows: Rows, dtype: torch.dtype) -> RowTile:
     held_as = dtypes.compute_dtype(dtype)
     if rows.channels_first:
-        return _channels_first_tile(rows, held_as, hardware.HELD_WORDS_FORWARD)
+        return _channels_first_tile(rows, held_as, hardware.TILE_WORDS_FORWARD)
     # 32 words a thread spill on sm_80 where the row has 16384
     words_per_thread = 32 if rows.cols * hardware.words_of(held_as) <= 8192 else 16
-    return _forward_in_parts(
-        _row_tile(rows, held_as, hardware.HELD_WORDS_FORWARD, words_per_thread), rows, dtype
-    )
+    tile = _row_tile(rows, held_as, hardware.TILE_WORDS_FORWARD, words_per_thread)
+    return _forward_in_tiles(tile, rows, dtype)
 
 
-def _forward_in_parts(tile, rows, dtype):
-    """Rows that have a program each, where they can be held in parts; else the tile.
+def _forward_in_tiles(tile: RowTile, rows: Rows, dtype: torch.dtype) -> RowTile:
+    """Several tiles for a row that has a program for itself and can be held in them; else the tile.
 
     float64 would spill, as would loads that are not as wide as can be.
     """
-    held = rows.cols * dtype.itemsize <= HELD_BYTES_FORWARD and dtype.itemsize <= 4
+    held = rows.cols * dtype.itemsize <= TILES_BYTES_FORWARD and dtype.itemsize <= 4
     if tile.rows > 1 or not held or not _at_16_bytes(rows, dtype):
         return tile
-    # 1024 to 2047 elements a warp, in parts of 256: LayerNorm of 5120 in 16 bits takes 16 instructions an
+    # 1024 to 2047 elements a warp, 256 of each tile: LayerNorm of 5120 in 16 bits takes 16 instructions an
     # element, and 30 in one tile of 8192
     num_warps = 1 << min(5, max(0, rows.cols.bit_length() - 11))
-    return _row_in_parts_tile(rows, num_warps, dtype.itemsize == 2 and rows.cols > HELD_UNPACKED)
+    return _row_in_tiles(rows, num_warps, dtype.itemsize == 2 and rows.cols > TILES_UNPACKED)
 
 
-def layer_norm_backward_tile(rows, dtype, centered=True):
-    """dtype: the wider one of x's and dy's."""
+def layer_norm_backward_tile(rows: Rows, dtype: torch.dtype, centered: bool = True) -> RowTile:
+    """A tile of the backward. dtype: the wider one of x's and dy's."""
     # two tiles are loaded and two accumulated: half the words a thread of the forward, and a quarter where
     # there are rows to sum over at the end, or temporaries of float64
     held_as = dtypes.compute_dtype(dtype)
-    held_words = hardware.HELD_WORDS_BACKWARD // hardware.words_of(held_as)
+    held_words = hardware.TILE_WORDS_BACKWARD // hardware.words_of(held_as)
     if rows.channels_first:
         return _channels_first_tile(rows, held_as, held_words)
     several_rows = triton.next_power_of_2(rows.cols) < hardware.WARP_TILE
     words_per_thread = 8 if several_rows or dtype == torch.float64 else 16
     tile = _row_tile(rows, held_as, held_words, words_per_thread)
-    if tile.holds(rows):
+    if tile.covers(rows):
         return tile._replace(stages=_backward_stages(rows, dtype))
-    if dtype.itemsize == 2 and rows.cols <= HELD_COLS_BACKWARD[centered] and _at_16_bytes(rows, dtype):
-        return _row_in_parts_tile(rows, HELD_WARPS_BACKWARD, packed=True)
+    if dtype.itemsize == 2 and rows.cols <= TILES_COLS_BACKWARD[centered] and _at_16_bytes(rows, dtype):
+        return _row_in_tiles(rows, TILES_WARPS_BACKWARD, packed=True)
     return tile
 
 
-def _backward_stages(rows, dtype):
+def _backward_stages(rows: Rows, dtype: torch.dtype) -> int:
     # The second of 2 stages would only wait for the copy that ends the first. 3 stages of 16 bits take 128
     # registers, all there are for 16 warps, and 65 KiB of shared memory at most; of float32 they take 153 or
     # spill, as do rows that cannot be copied 4 bytes at a time.
     return 3 if dtype.itemsize == 2 and _at_16_bytes(rows, dtype) else 1
 
 
-def dropout_add_norm_forward_tile(rows, dtype):
+def dropout_add_norm_forward_tile(rows: Rows, dtype: torch.dtype) -> RowTile:
     # two tiles are loaded and a mask is drawn: half the words a thread of layer_norm
-    tile = _row_tile(rows, dtypes.compute_dtype(dtype), hardware.HELD_WORDS_FORWARD, 16)
-    return _at_least_a_call(_forward_in_parts(tile, rows, dtype))
+    tile = _row_tile(rows, dtypes.compute_dtype(dtype), hardware.TILE_WORDS_FORWARD, 16)
+    return _at_least_a_call(_forward_in_tiles(tile, rows, dtype))
 
 
-def dropout_add_norm_backward_tile(rows, compute_dtype):
-    held_words = hardware.HELD_WORDS_BACKWARD // hardware.words_of(compute_dtype)
+def dropout_add_norm_backward_tile(rows: Rows, compute_dtype: torch.dtype) -> RowTile:
+    held_words = hardware.TILE_WORDS_BACKWARD // hardware.words_of(compute_dtype)
     return _at_least_a_call(_row_tile(rows, compute_dtype, held_words, 8))
 
 
-def dropout_add_norm_backward_parameters_tile():
+def dropout_add_norm_backward_parameters_tile() -> RowTile:
     return RowTile(16, 128, 8)  # 8 elements a thread: a third sum and a mask beside layer_norm's
 
 
-def _at_least_a_call(tile):
-    """8 elements of a row are decided by one Philox call."""
+def _at_least_a_call(tile: RowTile) -> RowTile:
+    """The tile, at least 8 elements wide: as many are decided by one Philox call."""
     return tile._replace(rows=max(1, tile.rows * tile.cols // 8), cols=8) if tile.cols < 8 else tile
 
 
-def layer_norm_backward_parameters_tile(rows, dtype):
+def layer_norm_backward_parameters_tile(rows: Rows, dtype: torch.dtype) -> RowTile:
     # 256 bytes of each row in 16 bits, or 128 bytes of each channel; 16 elements a thread
     if rows.channels_first:
         return RowTile(64, 32, 4)
     return RowTile(16, 128, 4, stages=_backward_stages(rows, dtype))
 
 
-def layer_norm_backward_programs(tile, tiles, col_blocks, device):
-    """Rows of partial sums: as many programs as run at a time, four a multiprocessor at most, and at least
-    eight tiles for each.
+def layer_norm_backward_programs(tile: RowTile, tiles: int, col_blocks: int, device: torch.device) -> int:
+    """Programs that add up rows: as many as run at a time, four a multiprocessor at most, and at least eight
+    tiles for each.
 
     128 registers a thread leave room for 16 warps a multiprocessor, 255 for 8. A partial sum is 8 bytes
     written and 8 read for every 6 x 8 x tile.rows bytes of the tiles.
     """
-    warps = 8 if tile.parts > 1 else 16
+    warps = 8 if tile.tiles > 1 else 16
     at_a_time = min(4, max(1, warps // tile.num_warps)) * hardware.multiprocessors(device)
     return max(1, min(triton.cdiv(at_a_time, col_blocks), triton.cdiv(tiles, 8)))
 
 
-def layer_norm_backward_finish_tile():
+def column_sums_tile() -> RowTile:
     return RowTile(32, 64, 4)  # 256 bytes of each partial row; few partials, so latency decides

@@ -1,0 +1,112 @@
+"""Device code for what there is one of a channel: statistics, parameters, gradients, partial results.
+
+A program computes with such values in float64. A split leaves its partial results in a float64 tensor
+[kinds, splits, channels]; every program that needs them merges them in the same order.
+"""
+
+import triton
+import triton.language as tl
+
+from normreg.kernels.device.statistics import merge_moments, merge_partials
+
+
+@triton.jit
+def load_channels(ptr, offset, mask, DEFAULT: tl.constexpr = 0.0):
+    """A float64 for each channel, DEFAULT where the tensor is absent."""
+    if ptr is None:
+        return tl.full(offset.shape, DEFAULT, tl.float64)
+    else:
+        return tl.load(ptr + offset, mask=mask, other=0.0).to(tl.float64)
+
+
+@triton.jit
+def store_channels(ptr, channel, value, mask):
+    """Stores a float64 for each channel in the tensor's own dtype."""
+    if ptr.dtype.element_ty != tl.float64:
+        value = value.to(tl.float32)  # the interpreter cannot cast float64 to bfloat16
+    tl.store(ptr + channel, value.to(ptr.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def store_gradients(per_channel, dweight, dbias, channel, mask):
+    """Stores those of the parameters' gradients that are wanted."""
+    if per_channel.dbias is not None:
+        store_channels(per_channel.dbias, channel, dbias, mask)
+    if per_channel.dweight is not None:
+        store_channels(per_channel.dweight, channel, dweight, mask)
+
+
+@triton.jit
+def count_batch(num_batches_tracked_ptr, program):
+    """Program 0 adds 1 to the count of batches, where there is one."""
+    if num_batches_tracked_ptr is not None:
+        if program == 0:
+            tl.store(num_batches_tracked_ptr, tl.load(num_batches_tracked_ptr) + 1)
+
+
+@triton.jit
+def average_factor(momentum, num_batches_tracked_ptr):
+    """The weight of this batch in the running statistics: momentum or, given the count, that of a mean."""
+    factor = tl.full([], momentum, tl.float64)
+    if num_batches_tracked_ptr is not None:
+        factor = 1 / tl.load(num_batches_tracked_ptr).to(tl.float64)
+    return factor
+
+
+@triton.jit
+def update_running(running_ptr, value, factor, channel, mask):
+    """running = (1 - factor) running + factor value"""
+    running = (1 - factor) * load_channels(running_ptr, channel, mask) + factor * value
+    store_channels(running_ptr, channel, running, mask)
+
+
+@triton.jit
+def store_statistics(per_channel, mean, m2, count, factor, channel, mask):
+    """Stores mean and var, which the backward needs, and updates the running statistics, where given."""
+    if per_channel.mean is not None:
+        store_channels(per_channel.mean, channel, mean, mask)
+        store_channels(per_channel.var, channel, m2 / count, mask)
+    if per_channel.running_mean is not None:
+        update_running(per_channel.running_mean, mean, factor, channel, mask)
+        update_running(per_channel.running_var, m2 / (count - 1), factor, channel, mask)
+
+
+@triton.jit
+def store_partial(ptr, kind, value, channel, mask, channels):
+    """Stores this program's partial result of one kind into [kinds, splits, channels]."""
+    row = (kind * tl.num_programs(1) + tl.program_id(1)).to(tl.int64)
+    tl.store(ptr + row * channels + channel, value, mask=mask)
+
+
+@triton.jit
+def load_partials(ptr, kind, first, channel, mask, splits, channels, BLOCK_SPLITS: tl.constexpr):
+    """The partial results of one kind and BLOCK_SPLITS splits, of [kinds, splits, channels]."""
+    split = first + tl.arange(0, BLOCK_SPLITS)[:, None]
+    offsets = (kind * splits + split).to(tl.int64) * channels + channel[None, :]
+    return tl.load(ptr + offsets, mask=(split < splits) & mask[None, :], other=0.0)
+
+
+@triton.jit
+def sum_partials(ptr, kind, channel, mask, splits, channels, BLOCK_SPLITS: tl.constexpr):
+    """The sum over the splits, for each channel, in the same order every time."""
+    total = tl.zeros(channel.shape, tl.float64)
+    for first in range(0, splits, BLOCK_SPLITS):
+        partial = load_partials(ptr, kind, first, channel, mask, splits, channels, BLOCK_SPLITS)
+        total += tl.sum(partial, 0)
+    return total
+
+
+@triton.jit
+def merged_moments(ptr, channel, mask, splits, channels, BLOCK_SPLITS: tl.constexpr):
+    """Count, mean and m2 of each channel, of [count, mean and m2, splits, channels]."""
+    count = tl.zeros(channel.shape, tl.float64)
+    mean = tl.zeros(channel.shape, tl.float64)
+    m2 = tl.zeros(channel.shape, tl.float64)
+    for first in range(0, splits, BLOCK_SPLITS):
+        counts, means, m2s = merge_partials(
+            load_partials(ptr, 0, first, channel, mask, splits, channels, BLOCK_SPLITS),
+            load_partials(ptr, 1, first, channel, mask, splits, channels, BLOCK_SPLITS),
+            load_partials(ptr, 2, first, channel, mask, splits, channels, BLOCK_SPLITS),
+        )
+        count, mean, m2 = merge_moments(count, mean, m2, counts, means, m2s)
+    return count, mean, m2

@@ -1,0 +1,232 @@
+"""GroupNorm of groups that fit into a tile: a program reads all elements of its groups once.
+
+The formulas are in `group_norm`. A tile has several groups of one warp each where they are small: adjacent
+ones of a sample, then the same ones of several samples.
+"""
+
+from typing import Any, NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+
+from normreg.kernels import dtypes, launch, tiling
+from normreg.kernels.device.rows import load_x_hat
+from normreg.kernels.device.statistics import compute_dtype, moments, rstd_of
+from normreg.kernels.partition import in_format
+from normreg.kernels.tiling.channels import ChannelTile
+
+
+class GroupAccess(NamedTuple):
+    """Where the rows of a tile, and their elements [rows, channels, spatial], are."""
+
+    first_row: Any  # of [samples, groups]
+    row: Any  # from the first one
+    row_mask: Any
+    base: Any
+    start: Any  # the first element of each row
+    offsets: Any
+    mask: Any
+
+
+@triton.jit
+def program_groups(group_block, groups, channels, spatial, TILE: tl.constexpr):
+    """(channels, spatial) in elements, then the first group, and the sample and the group of each row."""
+    if TILE.channels_last:
+        channels = channels * TILE.vector
+        spatial = 1
+    else:
+        spatial = spatial * TILE.vector
+    row = tl.arange(0, TILE.samples * TILE.groups)
+    return channels, spatial, group_block.to(tl.int64) * TILE.groups, row // TILE.groups, row % TILE.groups
+
+
+@triton.jit
+def tile_access(
+    first_sample, first_group, sample, group, samples, groups, channels, spatial, TILE: tl.constexpr
+):
+    """Where the rows of a tile and their elements are.
+
+    Rows are (sample, group) of the tile; offsets [rows, channels, spatial] and starts [rows] are from base.
+    """
+    row_mask = (first_sample + sample < samples) & (first_group + group < groups)
+    row = sample * groups + group
+    start = row * channels * spatial
+    channel = tl.arange(0, TILE.channels)[None, :, None]
+    position = tl.arange(0, TILE.spatial)[None, None, :]
+    mask = row_mask[:, None, None] & (channel < channels) & (position < spatial)
+    first_row = first_sample * groups + first_group
+    offsets = start[:, None, None] + channel * spatial + position
+    return GroupAccess(first_row, row, row_mask, first_row * channels * spatial, start, offsets, mask)
+
+
+@triton.jit
+def load_parameter(ptr, group, channels, groups_left, TILE: tl.constexpr, DTYPE: tl.constexpr):
+    """[rows, channels, 1] of [groups, channels], which ptr is in."""
+    channel = tl.arange(0, TILE.channels)[None, :]
+    mask = (group < groups_left)[:, None] & (channel < channels)
+    value = tl.load(ptr + group[:, None] * channels + channel, mask=mask, other=0.0)
+    return value.to(DTYPE)[:, :, None]
+
+
+@triton.jit(do_not_specialize=["samples", "groups", "channels", "spatial"])
+def group_norm_forward_kernel(
+    x_ptr,  # [samples, groups, channels, spatial]
+    y_ptr,
+    weight_ptr,  # [groups, channels] or None
+    bias_ptr,
+    mean_ptr,  # [samples, groups] or None
+    var_ptr,
+    samples,
+    groups,
+    channels,
+    spatial,
+    eps: tl.float64,
+    TILE: tl.constexpr,
+):
+    DTYPE: tl.constexpr = compute_dtype(x_ptr.dtype.element_ty)
+    ROWS: tl.constexpr = TILE.samples * TILE.groups
+    ELEMENTS: tl.constexpr = TILE.channels * TILE.spatial
+    group_blocks = tl.cdiv(groups, TILE.groups)
+    first_sample = (tl.program_id(0) // group_blocks).to(tl.int64) * TILE.samples
+    channels, spatial, first_group, sample, group = program_groups(
+        tl.program_id(0) % group_blocks, groups, channels, spatial, TILE
+    )
+    at = tile_access(first_sample, first_group, sample, group, samples, groups, channels, spatial, TILE)
+
+    x = tl.load(x_ptr + at.base + at.offsets, mask=at.mask, other=0.0).to(DTYPE)
+    shift = tl.load(x_ptr + at.base + at.start, mask=at.row_mask, other=0.0).to(DTYPE)
+    x -= shift[:, None, None]
+    flat, flat_mask = tl.reshape(x, [ROWS, ELEMENTS]), tl.reshape(at.mask, [ROWS, ELEMENTS])
+    mean, m2 = moments(flat, flat_mask, channels * spatial, 1)
+    var = m2 / (channels * spatial)
+    rstd = rstd_of(var, eps)
+    y = (x - mean[:, None, None]) * rstd[:, None, None]
+    parameter = first_group * channels
+    left = groups - first_group
+    if weight_ptr is not None:
+        y *= load_parameter(weight_ptr + parameter, group, channels, left, TILE, DTYPE)
+    if bias_ptr is not None:
+        y += load_parameter(bias_ptr + parameter, group, channels, left, TILE, DTYPE)
+
+    tl.store(y_ptr + at.base + at.offsets, y.to(y_ptr.dtype.element_ty), mask=at.mask)
+    if mean_ptr is not None:
+        tl.store(mean_ptr + at.first_row + at.row, mean, mask=at.row_mask)
+        tl.store(var_ptr + at.first_row + at.row, var, mask=at.row_mask)
+
+
+@triton.jit(do_not_specialize=["samples", "groups", "channels", "spatial"])
+def group_norm_backward_kernel(
+    dy_ptr,  # [samples, groups, channels, spatial]
+    x_ptr,
+    dx_ptr,  # or None
+    weight_ptr,  # [groups, channels] or None
+    mean_ptr,  # [samples, groups]
+    var_ptr,
+    dweight_partial_ptr,  # [programs, groups, channels] or None
+    dbias_partial_ptr,
+    samples,
+    groups,
+    channels,
+    spatial,
+    eps: tl.float64,
+    TILE: tl.constexpr,
+):
+    """A block of groups of each of this program's samples in turn."""
+    DTYPE: tl.constexpr = compute_dtype(x_ptr.dtype.element_ty)
+    ROWS: tl.constexpr = TILE.samples * TILE.groups
+    SAMPLES: tl.constexpr = TILE.samples
+    GROUPS: tl.constexpr = TILE.groups
+    CHANNELS: tl.constexpr = TILE.channels
+    program = tl.program_id(1).to(tl.int64)
+    channels, spatial, first_group, sample, group = program_groups(
+        tl.program_id(0), groups, channels, spatial, TILE
+    )
+    parameter = first_group * channels
+    left = groups - first_group
+    dweight = tl.zeros([ROWS, CHANNELS], DTYPE)
+    dbias = tl.zeros([ROWS, CHANNELS], DTYPE)
+    if dx_ptr is not None and weight_ptr is not None:
+        weight = load_parameter(weight_ptr + parameter, group, channels, left, TILE, DTYPE)
+
+    for tile in range(program, tl.cdiv(samples, SAMPLES), tl.num_programs(1)):
+        first_sample = tile * SAMPLES
+        at = tile_access(first_sample, first_group, sample, group, samples, groups, channels, spatial, TILE)
+        mean = tl.load(mean_ptr + at.first_row + at.row, mask=at.row_mask, other=0.0)[:, None, None]
+        var = tl.load(var_ptr + at.first_row + at.row, mask=at.row_mask, other=0.0)
+        rstd = rstd_of(var, eps)[:, None, None]
+        shift = tl.load(x_ptr + at.base + at.start, mask=at.row_mask, other=0.0).to(DTYPE)[:, None, None]
+        x_hat = load_x_hat(x_ptr + at.base, at.offsets, at.mask, shift, mean, rstd, DTYPE)
+        dy = tl.load(dy_ptr + at.base + at.offsets, mask=at.mask, other=0.0).to(DTYPE)
+
+        tile_dweight = tl.sum(dy * x_hat, 2)
+        tile_dbias = tl.sum(dy, 2)
+        dweight += tile_dweight
+        dbias += tile_dbias
+        if dx_ptr is not None:
+            wdy = dy
+            if weight_ptr is not None:
+                wdy = dy * weight
+                tile_dweight *= tl.reshape(weight, tile_dweight.shape)
+                tile_dbias *= tl.reshape(weight, tile_dbias.shape)
+            c1 = (tl.sum(tile_dweight, 1) / (channels * spatial))[:, None, None]
+            c2 = (tl.sum(tile_dbias, 1) / (channels * spatial))[:, None, None]
+            dx = (wdy - x_hat * c1 - c2) * rstd
+            tl.store(dx_ptr + at.base + at.offsets, dx.to(dx_ptr.dtype.element_ty), mask=at.mask)
+
+    group = tl.arange(0, GROUPS)[:, None]
+    channel = tl.arange(0, CHANNELS)[None, :]
+    mask = (group < left) & (channel < channels)
+    offsets = program * groups * channels + parameter + group * channels + channel
+    if dweight_partial_ptr is not None:
+        dweight = tl.sum(tl.reshape(dweight, [SAMPLES, GROUPS, CHANNELS]), 0)
+        tl.store(dweight_partial_ptr + offsets, dweight, mask=mask)
+    if dbias_partial_ptr is not None:
+        dbias = tl.sum(tl.reshape(dbias, [SAMPLES, GROUPS, CHANNELS]), 0)
+        tl.store(dbias_partial_ptr + offsets, dbias, mask=mask)
+
+
+@launch.kept
+def forward_launch(
+    shape: torch.Size,
+    groups: int,
+    dtype: torch.dtype,
+    eps: float,
+    device: torch.device,
+) -> launch.Launch | None:
+    """None where a group is too large for a tile."""
+    samples, channels, spatial = shape[0], shape[1] // groups, shape[2:].numel()
+    tile = tiling.groups.group_norm_forward_tile(groups, channels, spatial, dtypes.compute_dtype(dtype))
+    if tile is None:
+        return None
+    sizes, constants = sizes_and_constants(samples, groups, channels, spatial, tile)
+    programs = triton.cdiv(samples, tile.samples) * triton.cdiv(groups, tile.groups)
+    return launch.Launch(group_norm_forward_kernel, (programs,), device, *sizes, eps, **constants)
+
+
+@launch.kept
+def backward_launch(
+    shape: torch.Size,
+    groups: int,
+    dtype: torch.dtype,
+    eps: float,
+    device: torch.device,
+) -> launch.Launch | None:
+    """None where a group is too large; its grid is (group blocks, partial sums)."""
+    samples, channels, spatial = shape[0], shape[1] // groups, shape[2:].numel()
+    tile = tiling.groups.group_norm_backward_tile(groups, channels, spatial, dtypes.compute_dtype(dtype))
+    if tile is None:
+        return None
+    sizes, constants = sizes_and_constants(samples, groups, channels, spatial, tile)
+    group_blocks = triton.cdiv(groups, tile.groups)
+    partials = tiling.groups.group_norm_backward_programs(samples, spatial, tile, group_blocks, device)
+    grid = (group_blocks, partials)
+    return launch.Launch(group_norm_backward_kernel, grid, device, *sizes, eps, **constants)
+
+
+def sizes_and_constants(
+    samples: int, groups: int, channels: int, spatial: int, tile: ChannelTile
+) -> tuple[tuple[int, ...], dict[str, Any]]:
+    """The kernels' sizes, the contiguous one in vectors, and what they are compiled for."""
+    tile, in_vectors = in_format(tile, channels, spatial, channels_last=spatial == 1)
+    return (samples, groups, *in_vectors), dict(TILE=tile, num_warps=tile.num_warps)

@@ -1,0 +1,59 @@
+"""How tensors (N, C, *) lie in memory, contiguous or channels-last, and tensors made to match them."""
+
+from typing import NamedTuple
+
+import torch
+from torch._prims_common import suggest_memory_format
+
+
+class Layout(NamedTuple):
+    """How a tensor that `dense` returned lies in memory: one that is channels-last as one sample."""
+
+    samples: int
+    channels: int
+    spatial: int
+    channels_last: bool
+
+
+def layout(shape: torch.Size, contiguous: bool) -> Layout:
+    samples, channels, spatial = shape[0], shape[1], shape[2:].numel()
+    if spatial == 1 or not contiguous:
+        return Layout(1, channels, samples * spatial, True)
+    return Layout(samples, channels, spatial, False)
+
+
+def contiguous(*tensors: torch.Tensor | None) -> list[torch.Tensor | None]:
+    """The tensors, None kept, with their elements in logical order."""
+    return [None if tensor is None else tensor.contiguous() for tensor in tensors]
+
+
+def dense(x: torch.Tensor) -> torch.Tensor:
+    """x, or a copy of it in the memory format torch gives the result: contiguous or channels-last."""
+    return x if x.is_contiguous() else x.contiguous(memory_format=suggest_memory_format(x))
+
+
+def in_format_of(x: torch.Tensor, tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor, of x's shape, or a copy of it with x's strides."""
+    return tensor if tensor.stride() == x.stride() else torch.empty_like(x, dtype=tensor.dtype).copy_(tensor)
+
+
+def bits_like(x: torch.Tensor) -> torch.Tensor:
+    """Empty bytes with a bit for each element of x as `dense` returns it, whole bytes a contiguous row."""
+    samples, channels, spatial, channels_last = layout(x.shape, x.is_contiguous())
+    shape = (samples * spatial, channels) if channels_last else (samples, channels, spatial)
+    return torch.empty((*shape[:-1], (shape[-1] + 7) // 8), dtype=torch.int8, device=x.device)
+
+
+def flags_of(bits: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    """A bool for each element of x, of bits that are like it."""
+    _, channels, spatial, channels_last = layout(x.shape, dense(x).is_contiguous())
+    flags = (bits[..., None] >> torch.arange(8, device=bits.device)) & 1
+    flags = flags.flatten(-2)[..., : channels if channels_last else spatial].bool()
+    if channels_last:
+        return flags.view(x.movedim(1, -1).shape).movedim(-1, 1)
+    return flags.view(x.shape)
+
+
+def channel_values(x: torch.Tensor, *leading: int) -> torch.Tensor:
+    """An empty float64 for each channel of x, and for each index of the leading dimensions."""
+    return torch.empty((*leading, x.shape[1]), dtype=torch.float64, device=x.device)
