@@ -1,42 +1,54 @@
-"""BatchNorm as autograd.Functions and as operators. The formulas are in `normreg.kernels.batch_norm`."""
+"""BatchNorm. The formulas are in `normreg.kernels.batch_norm`."""
 
 import torch
+from torch import Tensor
 
 from normreg.kernels import batch_norm as kernels
-from normreg.kernels.device.channels import channel_values, dense
 from normreg.kernels.dtypes import compute_dtype
-from normreg.ops import gradient, operator
+from normreg.kernels.memory_format import channel_values, dense
+from normreg.ops import gradient
+from normreg.ops.operation import Operation, Operator
+
+DTYPES = {"parameter_dtype": ("weight", "bias", "x")}
+RUNNING = ("running_mean", "running_var", "num_batches_tracked")
 
 
-def _training(x, weight, bias, running_mean, running_var, tracked, momentum, eps, save_statistics):
-    running = (running_mean, running_var, tracked)
+def run_training(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    num_batches_tracked: Tensor | None,
+    momentum: float | None,
+    eps: float,
+    save_statistics: bool,
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    running = running_mean, running_var, num_batches_tracked
     result = kernels.batch_norm_forward(x, weight, bias, *running, momentum, eps, save_statistics)
-    if tracked is not None:
-        torch.autograd.graph.increment_version(tracked)  # which the kernel's store does not do
+    if num_batches_tracked is not None:  # a kernel's store does not count as a version
+        torch.autograd.graph.increment_version(num_batches_tracked)
     return result
 
 
-def _save(ctx, inputs, output):
-    x, weight, bias, *_, ctx.eps, _ = inputs
-    _, mean, var = output
-    gradient.save_for_backward(ctx, x, weight, bias, mean, var)
+def fake_training(x, save_statistics):
+    y = torch.empty_like(dense(x))
+    if not save_statistics:
+        return y, None, None
+    mean = channel_values(x)
+    return y, mean, torch.empty_like(mean, dtype=compute_dtype(x.dtype))
 
 
-def _gradients(ctx, dy, training):
-    """dx, dweight and dbias."""
-    if dy is None:
-        return None, None, None
-    wanted = ctx.needs_input_grad[:3]
-    x, weight, mean, var = ctx.saved_tensors
-    if gradient.wants_formula(dy):
-        mean, rstd = statistics(x, mean, var, ctx.eps, training)
-        return formula(dy, x, weight, mean, rstd, training, wanted)
-    return backward(dy, x, weight, mean, var, ctx.eps, ctx.parameter_dtype, training, wanted)
+def fake_inference(x, running_mean, running_var, save_statistics):
+    y = torch.empty_like(dense(x))
+    if not save_statistics:
+        return y, None, None
+    return y, torch.empty_like(running_mean), torch.empty_like(running_var)
 
 
-def backward(dy, *arguments):
-    call = OPERATOR_BACKWARD if operator.traces(dy) else kernels.batch_norm_backward
-    return call(dy, *arguments)
+def fake_backward(x, parameter_dtype, wanted):
+    dx = torch.empty_like(dense(x)) if wanted[0] else None
+    return dx, *(x.new_empty(x.shape[1], dtype=parameter_dtype) if want else None for want in wanted[1:])
 
 
 def over_channels(x):
@@ -53,89 +65,52 @@ def statistics(x, mean, var, eps, training):
     return mean.view(per_channel), (var + eps).rsqrt().view(per_channel)
 
 
-def formula(dy, x, weight, mean, rstd, training, wanted):
+def gradients_of(dz, x, weight, mean, rstd, training, wanted):
+    """dx, dweight and dbias in differentiable torch operations, of what `statistics` returns."""
     dims, per_channel = over_channels(x)
     weight = None if weight is None else weight.view(per_channel)
     normalized_dims = dims if training else None
-    return gradient.normalization_backward(dy, x, weight, mean, rstd, normalized_dims, dims, wanted)
+    return gradient.normalization_backward(dz, x, weight, mean, rstd, normalized_dims, dims, wanted)
 
 
-class BatchNormFunction(torch.autograd.Function):
-    save = staticmethod(_save)
-
-    @staticmethod
-    def forward(ctx, *inputs):
-        output = _training(*inputs)
-        _save(ctx, inputs, output)
-        return output[0]
-
-    @staticmethod
-    def backward(ctx, dy, *_):
-        return *_gradients(ctx, dy, training=True), None, None, None, None, None, None
+def formula(dy, x, weight, mean, var, eps, training, wanted):
+    mean, rstd = statistics(x, mean, var, eps, training)
+    return gradients_of(dy, x, weight, mean, rstd, training, wanted)
 
 
-class BatchNormInferenceFunction(torch.autograd.Function):
-    save = staticmethod(_save)
-
-    @staticmethod
-    def forward(ctx, *inputs):
-        output = kernels.batch_norm_inference(*inputs)
-        _save(ctx, inputs, output)
-        return output[0]
-
-    @staticmethod
-    def backward(ctx, dy, *_):
-        return *_gradients(ctx, dy, training=False), None, None, None, None
-
-
-def fake_training(x, weight, bias, running_mean, running_var, tracked, momentum, eps, save_statistics):
-    y = torch.empty_like(dense(x))
-    if not save_statistics:
-        return y, None, None
-    mean = channel_values(x)
-    return y, mean, torch.empty_like(mean, dtype=compute_dtype(x.dtype))
-
-
-def fake_inference(x, weight, bias, running_mean, running_var, eps, save_statistics):
-    y = torch.empty_like(dense(x))
-    if not save_statistics:
-        return y, None, None
-    return y, torch.empty_like(running_mean), torch.empty_like(running_var)
-
-
-def fake_backward(dy, x, weight, mean, var, eps, parameter_dtype, training, wanted):
-    dx = torch.empty_like(dense(x)) if wanted[0] else None
-    return dx, *(x.new_empty(x.shape[1], dtype=parameter_dtype) if want else None for want in wanted[1:])
-
-
-OPERATOR = operator.register(
-    "batch_norm(Tensor x, Tensor? weight, Tensor? bias, Tensor(a!)? running_mean, Tensor(b!)? running_var, "
-    "Tensor(c!)? num_batches_tracked, float? momentum, float eps, bool save_statistics) "
-    "-> (Tensor y, Tensor mean, Tensor var)",
-    _training, fake_training, BatchNormFunction,
-)  # fmt: skip
-OPERATOR_INFERENCE = operator.register(
-    "batch_norm_inference(Tensor x, Tensor? weight, Tensor? bias, Tensor running_mean, Tensor running_var, "
-    "float eps, bool save_statistics) -> (Tensor y, Tensor mean, Tensor var)",
-    kernels.batch_norm_inference, fake_inference, BatchNormInferenceFunction,
-)  # fmt: skip
-OPERATOR_BACKWARD = operator.register(
-    "batch_norm_backward(Tensor dy, Tensor x, Tensor? weight, Tensor mean, Tensor var, "
-    "float eps, ScalarType parameter_dtype, bool training, bool[3] wanted) "
-    "-> (Tensor dx, Tensor dweight, Tensor dbias)",
-    kernels.batch_norm_backward, fake_backward,
-)  # fmt: skip
+backward = Operator(
+    "batch_norm_backward", kernels.batch_norm_backward, fake_backward, ("dx", "dweight", "dbias")
+)
+in_training = Operation(
+    "batch_norm",
+    run_training,
+    fake_training,
+    ("y", "mean", "var"),
+    backward,
+    formula,
+    gradients=3,
+    dtypes=DTYPES,
+    constants={"training": True},
+    mutates=RUNNING,
+)
+in_inference = Operation(
+    "batch_norm_inference",
+    kernels.batch_norm_inference,
+    fake_inference,
+    ("y", "mean", "var"),
+    backward,
+    formula,
+    gradients=3,
+    dtypes=DTYPES,
+    constants={"training": False},
+)
+BatchNormFunction = in_training.function  # by which `diagnose` knows what is saved
 
 
 def batch_norm(x, weight, bias, running_mean, running_var, tracked, training, momentum, eps):
-    wants_gradient = gradient.wants_gradient(x, weight, bias)
     if training:
-        arguments = (x, weight, bias, running_mean, running_var, tracked, momentum, eps, wants_gradient)
-        run, function, traced = _training, BatchNormFunction, OPERATOR
-    else:
-        arguments = (x, weight, bias, running_mean, running_var, eps, wants_gradient)
-        run, function, traced = kernels.batch_norm_inference, BatchNormInferenceFunction, OPERATOR_INFERENCE
-    return operator.first_result(run, function, traced, arguments, wants_gradient)
+        return in_training(x, weight, bias, running_mean, running_var, tracked, momentum, eps)
+    return in_inference(x, weight, bias, running_mean, running_var, eps)
 
 
 def in_torch(input, running_mean, running_var, weight, bias, training, momentum, eps, tracked):

@@ -1,96 +1,74 @@
-"""Bias, activation and dropout as an autograd.Function and as operators.
+"""Bias, activation and dropout. The formulas are in `normreg.kernels.dropout.bias_act`."""
 
-The formulas are in `normreg.kernels.dropout.bias_act`.
-"""
+from collections.abc import Sequence
 
 import torch
+from torch import Tensor
 
-from normreg.kernels.device.branch import Branch
 from normreg.kernels.dropout import bias_act as kernels
-from normreg.kernels.launch import contiguous
-from normreg.ops import gradient, operator
+from normreg.kernels.dropout.drop import Drop
+from normreg.ops import gradient
 from normreg.ops.activations import DZ
 from normreg.ops.dropout_add import draw
-from normreg.ops.seed import save as save_seed
-from normreg.ops.seed import saved as saved_seed
+from normreg.ops.operation import Operation, Operator, Seed
 
 
-def _forward(x, bias, seed, p, bits, act, negative_slope):
-    x, bias = contiguous(x, bias)
-    return kernels.bias_act_dropout_forward(x, bias, act, negative_slope, Branch(p, bits), seed)
+def run(
+    x: Tensor,
+    bias: Tensor | None,
+    seed: Seed | None,
+    p: float,
+    bits: int,
+    act: str | None,
+    negative_slope: float,
+) -> Tensor:
+    return kernels.bias_act_dropout_forward(x, bias, act, negative_slope, Drop(p, bits), seed)
 
 
-def _backward(dy, x, bias, seed, p, bits, act, negative_slope, wanted):
-    dy, x, bias = contiguous(dy, x, bias)
-    rule = Branch(p, bits)
-    return kernels.bias_act_dropout_backward(dy, x, bias, act, negative_slope, rule, seed, wanted)
+def run_backward(
+    dy: Tensor,
+    x: Tensor,
+    bias: Tensor | None,
+    seed: Seed | None,
+    p: float,
+    bits: int,
+    act: str | None,
+    negative_slope: float,
+    wanted: Sequence[bool],
+) -> tuple[Tensor | None, Tensor | None]:
+    drop = Drop(p, bits)
+    return kernels.bias_act_dropout_backward(dy, x, bias, act, negative_slope, drop, seed, wanted)
 
 
-class BiasActDropoutFunction(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, *inputs):
-        BiasActDropoutFunction.save(ctx, inputs)
-        return _forward(*inputs)
-
-    @staticmethod
-    def save(ctx, inputs, output=None):
-        x, bias, seed, *ctx.options = inputs
-        save_seed(ctx, seed, x, bias)
-
-    @staticmethod
-    def backward(ctx, dy):
-        wanted = ctx.needs_input_grad[:2]
-        (x, bias), seed = saved_seed(ctx, dy)
-        if gradient.wants_formula(dy):
-            dx, dbias = _formula(dy, x, bias, seed, *ctx.options, wanted)
-        else:
-            backward = OPERATOR_BACKWARD if operator.traces(dy) else _backward
-            dx, dbias = backward(dy, x, bias, seed, *ctx.options, wanted)
-        return dx, dbias, *[None] * 5
+def fake(x):
+    return x.new_empty(x.shape)
 
 
-def _formula(dy, x, bias, seed, p, bits, act, negative_slope, wanted):
+def fake_backward(x, bias, wanted):
+    want_dx, want_dbias = wanted
+    return x.new_empty(x.shape) if want_dx else None, bias.new_empty(bias.shape) if want_dbias else None
+
+
+def formula(dy, x, bias, seed, p, bits, act, negative_slope, wanted):
     want_dx, want_dbias = wanted
     dtype = torch.promote_types(x.dtype, torch.float32)
     dy, z = dy.to(dtype), x.to(dtype)
     if bits:  # the mask is the branch of ones
         zeros = None if bias is None else torch.zeros_like(bias, requires_grad=False)
-        dy = dy * _forward(torch.ones(x.shape, dtype=dtype, device=x.device), zeros, seed, p, bits, None, 0.0)
+        dy = dy * run(torch.ones(x.shape, dtype=dtype, device=x.device), zeros, seed, p, bits, None, 0.0)
     if bias is not None:
         z = z + bias
-    formula = DZ[act]
-    dz = formula(dy, z, negative_slope)
+    derivative = DZ[act]
+    dz = derivative(dy, z, negative_slope)
     dbias = None
     if want_dbias:
         dbias = gradient.sum_over(dz, tuple(range(x.dim() - 1))).to(bias.dtype)
     return dz.to(x.dtype) if want_dx else None, dbias
 
 
-def fake_forward(x, bias, seed, p, bits, act, negative_slope):
-    return x.new_empty(x.shape)
-
-
-def fake_backward(dy, x, bias, seed, p, bits, act, negative_slope, wanted):
-    want_dx, want_dbias = wanted
-    return x.new_empty(x.shape) if want_dx else None, bias.new_empty(bias.shape) if want_dbias else None
-
-
-RULE = "Tensor? seed, float p, int bits, str? act, float negative_slope"
-OPERATOR = operator.register(
-    f"bias_act_dropout(Tensor x, Tensor? bias, {RULE}) -> Tensor",
-    _forward, fake_forward, BiasActDropoutFunction,
-)  # fmt: skip
-OPERATOR_BACKWARD = operator.register(
-    f"bias_act_dropout_backward(Tensor dy, Tensor x, Tensor? bias, {RULE}, bool[2] wanted) "
-    "-> (Tensor dx, Tensor dbias)",
-    _backward, fake_backward,
-)  # fmt: skip
+backward = Operator("bias_act_dropout_backward", run_backward, fake_backward, ("dx", "dbias"))
+recorded = Operation("bias_act_dropout", run, fake, ("y",), backward, formula, gradients=2)
 
 
 def bias_act_dropout(x, bias, act, negative_slope, rule, generator):
-    arguments = (x, bias, draw(x, rule.bits, generator), rule.p, rule.bits, act, negative_slope)
-    if torch.compiler.is_compiling():
-        return OPERATOR(*arguments)
-    if gradient.wants_gradient(x, bias):
-        return BiasActDropoutFunction.apply(*arguments)
-    return _forward(*arguments)
+    return recorded(x, bias, draw(x, rule.bits, generator), rule.p, rule.bits, act, negative_slope)

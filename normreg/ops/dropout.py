@@ -1,12 +1,14 @@
-"""The dropouts as one autograd.Function and as one operator, which keep a seed, not a mask."""
+"""The dropouts as one operation, which keeps a seed, not a mask."""
 
 import math
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
 from normreg.kernels import dropout as kernels
-from normreg.ops import gradient, operator, seed
+from normreg.ops import seed
+from normreg.ops.operation import Operation, Seed, is_batched, wants_gradient
 
 CONSTANTS = {"scaled": kernels.scaled, "unscaled": kernels.unscaled, "alpha": kernels.alpha}
 
@@ -28,67 +30,48 @@ def _lies_as_needed(x, leading):
     return x.is_contiguous(memory_format=torch.channels_last if x.dim() == 4 else torch.channels_last_3d)
 
 
-def _forward(x, seed_, p, leading, constants, linear, inplace=False):
+def run(
+    x: Tensor, seed: Seed, p: float, leading: int | None, constants: str, linear: bool, inplace: bool = False
+) -> Tensor:
     """The mask belongs to logical positions, so in other layouts the kernel sees a copy of x."""
-    options = dict(leading=leading, constants=CONSTANTS[constants], linear=linear)
+    given = leading, CONSTANTS[constants], linear
     if _lies_as_needed(x, leading):
-        return kernels.dropout(x, p, seed_, out=x if inplace else None, **options)
+        return kernels.dropout(x, p, seed, x if inplace else None, *given)
     y = x if inplace else torch.empty_like(x)
-    return y.copy_(kernels.dropout(x.contiguous(), p, seed_, **options))
+    return y.copy_(kernels.dropout(x.contiguous(), p, seed, None, *given))
 
 
-class DropoutFunction(torch.autograd.Function):
+def backward(dy, seed, p, leading, constants, wanted):
+    """dx, which is linear in dy: its own backward is itself under the same mask."""
+    if is_batched(dy):
+        ones = torch.ones(dy.shape, dtype=dy.dtype, device=dy.device)
+        return (dy * run(ones, seed, p, leading, constants, True),)
+    return (under_mask(dy, seed, p, leading, constants, True),)
+
+
+under_mask = Operation("dropout", run, lambda x: torch.empty_like(x), ("y",), backward, gradients=1)
+
+
+class InplaceDropoutFunction(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, *inputs):
-        DropoutFunction.save(ctx, inputs)
-        return _forward(*inputs)
+    def forward(ctx, x, *rest):
+        under_mask.save(ctx, (x, *rest), x)
+        ctx.mark_dirty(x)
+        return run(x, *rest, inplace=True)
 
-    @staticmethod
-    def save(ctx, inputs, output=None):
-        _, seed_, *ctx.rule, _ = inputs
-        seed.save(ctx, seed_)
-
-    @staticmethod
-    def backward(ctx, dy):
-        # linear in dy: its own backward is itself under the same mask
-        _, seed_ = seed.saved(ctx, dy)
-        if operator.traces(dy):
-            dx = OPERATOR(dy, seed_, *ctx.rule, True)
-        elif gradient.is_batched(dy):
-            dx = dy * _forward(torch.ones(dy.shape, dtype=dy.dtype, device=dy.device), seed_, *ctx.rule, True)
-        else:
-            dx = DropoutFunction.apply(dy, seed_, *ctx.rule, True)
-        return dx, None, None, None, None, None
-
-
-class InplaceDropoutFunction(DropoutFunction):
-    @staticmethod
-    def forward(ctx, *inputs):
-        DropoutFunction.save(ctx, inputs)
-        ctx.mark_dirty(inputs[0])
-        return _forward(*inputs, inplace=True)
-
-
-def fake_forward(x, seed_, p, leading, constants, linear):
-    return torch.empty_like(x)
-
-
-OPERATOR = operator.register(
-    "dropout(Tensor x, Tensor seed, float p, int? leading, str constants, bool linear) -> Tensor",
-    _forward, fake_forward, DropoutFunction,
-)  # fmt: skip
+    backward = staticmethod(under_mask.function.backward)
 
 
 def dropout(x, rule, inplace=False, generator=None):
-    arguments = (x, seed.draw(x.device, generator), *rule, False)
+    inputs = (x, seed.draw(x.device, generator), *rule, False)
+    if not inplace:
+        return under_mask(*inputs)
     if torch.compiler.is_compiling():
-        y = OPERATOR(*arguments)
-        return x.copy_(y) if inplace else y
-    if gradient.wants_gradient(x):
-        return (InplaceDropoutFunction if inplace else DropoutFunction).apply(*arguments)
-    y = _forward(*arguments, inplace)
-    if inplace:
-        torch.autograd.graph.increment_version(y)
+        return x.copy_(under_mask(*inputs))
+    if wants_gradient((x,)):
+        return InplaceDropoutFunction.apply(*inputs)
+    y = run(*inputs, inplace=True)
+    torch.autograd.graph.increment_version(y)  # a kernel's store does not count as a version
     return y
 
 

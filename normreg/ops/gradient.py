@@ -1,39 +1,14 @@
-"""The backward of every normalisation once more, as differentiable torch operations.
-
-A kernel's gradient has no gradient of its own, and no kernel takes a batch of incoming gradients. Where one
-is wanted (`create_graph=True`, in which autograd runs the backward with gradients enabled), or the other
-given (`is_grads_batched=True`), the backward is this instead, of any order.
-"""
+"""The backward of every normalisation once more, as torch operations, which have gradients of every order."""
 
 import torch
 
 
-def wants_gradient(*tensors):
-    """Whether autograd would record an operation on these tensors."""
-    if torch.is_grad_enabled():
-        for t in tensors:
-            if t is not None and t.requires_grad:
-                return True
-    return False
-
-
-def is_batched(dy):
-    """Whether dy is a batch of incoming gradients, of either vmap."""
-    if torch.compiler.is_compiling():
-        return False
-    return torch._C._functorch.is_legacy_batchedtensor(dy) or torch._C._are_functorch_transforms_active()
-
-
-def wants_formula(dy):
-    """Whether the backward of dy has to be differentiable torch operations."""
-    return torch.is_grad_enabled() or is_batched(dy)
-
-
-def save_for_backward(ctx, x, weight, bias, *statistics):
-    """What the backward of a normalisation needs."""
-    parameter = bias if weight is None else weight
-    ctx.parameter_dtype = x.dtype if parameter is None else parameter.dtype
-    ctx.save_for_backward(x, weight, *statistics)
+def fakes(x, parameter_shape, parameter_dtype, wanted):
+    """Empty tensors for the wanted ones of dx, contiguous, dweight and dbias; None for the others."""
+    like = ((x.shape, x.dtype), (parameter_shape, parameter_dtype), (parameter_shape, parameter_dtype))
+    return tuple(
+        x.new_empty(shape, dtype=dtype) if want else None for want, (shape, dtype) in zip(wanted, like)
+    )
 
 
 def statistics(x, dims, eps, centered=True):

@@ -2,26 +2,25 @@
 
 import torch
 
-from normreg.kernels.group_norm.instance_norm import instance_norm_update_running
-from normreg.ops import operator
+from normreg.kernels.group_norm import instance_norm as kernels
 from normreg.ops.group_norm import group_norm, normalized
+from normreg.ops.operation import Operator
 
-OPERATOR_UPDATE_RUNNING = operator.register(
-    "instance_norm_update_running(Tensor x, Tensor mean, Tensor var, Tensor(a!) running_mean, "
-    "Tensor(b!) running_var, float momentum) -> ()",
-    instance_norm_update_running, lambda *_: None,
-)  # fmt: skip
+update_running = Operator(
+    "instance_norm_update_running",
+    kernels.instance_norm_update_running,
+    lambda: None,
+    (),
+    mutates=("running_mean", "running_var"),
+)
 
 
 def instance_norm(x, weight, bias, running_mean, running_var, momentum, eps):
     channels = x.shape[1]
     if running_mean is None:
         return group_norm(x, weight, bias, channels, eps, x.dtype)
-    y, mean, var = normalized(x, weight, bias, channels, eps, x.dtype, save_statistics=True)
-    running = (running_mean, running_var)
-    if torch.compiler.is_compiling():
-        OPERATOR_UPDATE_RUNNING(x.detach(), mean, var, *running, momentum)
-    else:
-        instance_norm_update_running(x.detach(), mean, var, *running, momentum)
-        torch.autograd.graph.increment_version(running)  # which the kernel's stores do not do
+    y, mean, var = normalized(x, weight, bias, channels, eps, x.dtype, True)
+    update_running(x.detach(), mean, var, running_mean, running_var, momentum)
+    if not torch.compiler.is_compiling():  # a kernel's stores do not count as a version
+        torch.autograd.graph.increment_version((running_mean, running_var))
     return y

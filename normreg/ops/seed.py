@@ -6,8 +6,6 @@ decide the mask, and two calls have two masks.
 
 import torch
 
-from normreg.ops import operator
-
 MASK_64 = 2**64 - 1
 
 
@@ -50,19 +48,3 @@ def handle(generator):
 def of_part(seed, part):
     """A 63-bit seed for each part of a tensor, from one for the whole."""
     return _mix(_mix(seed) ^ part) >> 1
-
-
-def save(ctx, seed, *tensors):
-    """For the backward, beside the tensors: an int is kept as it is."""
-    ctx.seed = None if isinstance(seed, torch.Tensor) else seed
-    ctx.save_for_backward(*tensors, seed if ctx.seed is None else None)
-
-
-def saved(ctx, dy):
-    """The saved tensors, and the seed, which is a tensor where the backward is being recorded."""
-    *tensors, seed = ctx.saved_tensors
-    if seed is None:
-        seed = ctx.seed
-        if seed is not None and operator.traces(dy):
-            seed = torch.full((), seed, dtype=torch.int64, device=dy.device)
-    return tensors, seed

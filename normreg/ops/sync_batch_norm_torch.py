@@ -6,8 +6,8 @@ Its docstring has the formulas. Functions are called like those of the same name
 import torch
 
 from normreg.kernels.batch_norm.synchronized import EXTRA
-from normreg.kernels.device.channels import dense, flags_of
 from normreg.kernels.dtypes import compute_dtype
+from normreg.kernels.memory_format import dense, flags_of
 from normreg.ops.activations import DZ, activation_in_torch
 from normreg.ops.batch_norm import over_channels
 
@@ -75,7 +75,7 @@ def merge(gathered, channels):
 
 def normalize(
     x, gathered, weight, bias, running_mean, running_var, num_batches_tracked, momentum, eps, fused
-):  # fmt: skip
+):
     count, mean, m2 = merge(gathered, x.shape[1])
     at_least_one = count.clamp(min=1)
     if running_mean is not None:
