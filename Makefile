@@ -2,6 +2,7 @@
 # make test    set everything up and run the tests that take minutes: on compiled code, then in the interpreter
 # make test-all       all tests: every dtype, every planted bug, code for other GPUs, the newest torch; an hour
 # make test-planted   the planted bugs alone, each of which tests must find
+# make lint    set everything up and check style, layout and types
 # make bench   set everything up and show the proof of speed that this machine can give
 # make study   set everything up and run the experiments on normalisation and regularisation
 # make gpu     on a machine with a GPU: five minutes of smoke, kernel tests and speed, into RESULTS/results.tgz;
@@ -20,7 +21,7 @@ STUDY_ARGS ?=
 RESULTS ?= .
 COMMIT ?= $(shell git rev-parse HEAD 2>/dev/null)
 
-.PHONY: demo test test-all test-planted bench study gpu clean
+.PHONY: demo test test-all test-planted lint bench study gpu clean
 
 demo: $(INSTALLED)
 	$(RUN) -m bench.demo $(DEMO_ARGS)
@@ -43,6 +44,11 @@ test-all: $(INSTALLED)
 	for arch in 80 90 100; do \
 		NORMREG_LAB_ARCH=$$arch NORMREG_CPU_KERNELS=compiled $(PYTEST) --all -m gpu || exit; done
 	$(MAKE) test VENV=.venv-newest CONSTRAINTS=/dev/null
+
+lint: $(INSTALLED)
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(RUN) -m mypy
 
 bench: $(INSTALLED)
 	$(RUN) -m bench $(BENCH_ARGS)

@@ -1,24 +1,34 @@
-"""The masks that are never stored, for debugging and tests."""
+"""`dropout_mask`: the masks that are never stored, for debugging and tests."""
 
 import contextlib
+import functools
 import inspect
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from normreg import functional
 from normreg.ops import seed
 
-ALONE = (
-    functional.dropout, functional.dropout1d, functional.dropout2d, functional.dropout3d,
-    functional.alpha_dropout, functional.feature_alpha_dropout, functional.drop_path,
-)  # fmt: skip
+DROPOUTS = (
+    functional.dropout,
+    functional.dropout1d,
+    functional.dropout2d,
+    functional.dropout3d,
+    functional.alpha_dropout,
+    functional.feature_alpha_dropout,
+    functional.drop_path,
+)
 SUMS = (functional.dropout_add, functional.drop_path_add)
 NORMS = (functional.dropout_add_layer_norm, functional.dropout_add_rms_norm)
-FUNCTIONS = (*ALONE, *SUMS, *NORMS, functional.bias_act_dropout)
+FUNCTIONS = (*DROPOUTS, *SUMS, *NORMS, functional.bias_act_dropout)
 
 
 @contextlib.contextmanager
-def _generator_kept(device, generator):
+def _generator_kept(device: torch.device, generator: torch.Generator | None) -> Iterator[None]:
+    """Sets the generator, by default that of the device, back to its state."""
     if generator is None and device.type == "cuda":
         index = torch.cuda.current_device() if device.index is None else device.index
         generator = torch.cuda.default_generators[index]
@@ -31,19 +41,20 @@ def _generator_kept(device, generator):
         seed.handle(generator).set_state(state)
 
 
-def dropout_mask(function, input, *arguments, **options):
-    r"""Which elements `function(input, *arguments, **options)` would keep, were it called now.
+def dropout_mask(function: Callable[..., Any], input: Tensor, *arguments: Any, **options: Any) -> Tensor:
+    r"""Says which elements `function(input, *arguments, **options)` would keep if it were called now.
 
     Args:
         function: one of `normreg.functional`'s dropout, dropout1d/2d/3d, alpha_dropout,
             feature_alpha_dropout, drop_path, dropout_add, drop_path_add, dropout_add_layer_norm,
             dropout_add_rms_norm and bias_act_dropout.
-        input, arguments, options: its own. Nothing is written into input, also with inplace=True.
+        input, arguments, options: what the function is called with. Input is not changed, even by
+        inplace=True.
 
-    Returns a bool tensor of input's shape, True where an element is kept. The generator is afterwards in the
-    state that it was in, so that the call itself, made next, has this mask. In eager mode alone: the mask of
-    a compiled graph comes from a seed of its own. Raises ValueError for another function, TypeError for
-    arguments that it does not take, and what it raises.
+    Returns a bool tensor of input's shape, True where an element is kept. The generator is set back to its
+    state, so that the call itself, made next, has this mask. It is the mask of eager mode: that of a compiled
+    graph comes from another seed. Raises ValueError for another function, TypeError for arguments that the
+    function does not take, and what it raises.
 
     Equivalent::
 
@@ -58,13 +69,10 @@ def dropout_mask(function, input, *arguments, **options):
     bound.apply_defaults()
     given = bound.arguments
     generator = given["generator"]
-    if function in ALONE:
-        given.pop("inplace", None)
-
-        def run(x):
-            _, *rest = given.items()
-            return function(x, **dict(rest))
-
+    run: Callable[[Tensor], Tensor]
+    if function in DROPOUTS:
+        _, *rest = ((name, value) for name, value in given.items() if name != "inplace")
+        run = functools.partial(function, **dict(rest))
     else:
         run = _sum_with_the_same_mask(function, given)
     with torch.no_grad():
@@ -75,8 +83,10 @@ def dropout_mask(function, input, *arguments, **options):
     return results[0] != results[1]
 
 
-def _sum_with_the_same_mask(function, given):
-    """drop_path_add, or dropout_add of rows that are as long, of which a layer scale of ones tells."""
+def _sum_with_the_same_mask(
+    function: Callable[..., Any], given: dict[str, Any]
+) -> Callable[[Tensor], Tensor]:
+    """drop_path_add, or dropout_add of rows of the same length, which a layer scale of ones stands for."""
     _, x = next(iter(given.items()))
     rows = None
     if function in NORMS:
@@ -90,7 +100,7 @@ def _sum_with_the_same_mask(function, given):
         options |= dict(drop_prob=given["drop_prob"])
         return lambda x: function(x, torch.zeros_like(x), **options)
 
-    def run(x):
+    def run(x: Tensor) -> Tensor:
         flat = x if rows is None else x.reshape(-1, rows)
         return functional.dropout_add(flat, torch.zeros_like(flat), given["p"], **options).view(x.shape)
 

@@ -1,31 +1,64 @@
 """Batch normalisation over the batches of all ranks of a process group of torch.distributed."""
 
+from typing import Any
+
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
+from normreg.distributed.groups import check_device, group_of
 from normreg.functional import dispatch
 from normreg.ops import sync_batch_norm as _sync_batch_norm
 from normreg.ops.activations import check_activation
 
 
+@dispatch.decision("sync_batch_norm")
+def sync_batch_norm_reason(
+    x: Any, residual: Any, running_mean: Any, running_var: Any, weight: Any, bias: Any
+) -> str | None:
+    """Decides for tensors that `_check_tensors` has passed. An empty batch is like any other."""
+    statistics = running_mean, running_var
+    reason = (
+        dispatch.tensor_reason(x, (weight, bias, *statistics, residual), may_be_empty=True)
+        or dispatch.channel_dtypes_reason(x, weight, bias, *statistics)
+        or dispatch.running_reason(*statistics)
+    )
+    if reason:
+        return reason
+    if residual is not None and (residual.dtype != x.dtype or residual.layout is not torch.strided):
+        return "the residual is no strided tensor of the input's dtype"
+    return None
+
+
 def sync_batch_norm(
-    input, running_mean, running_var, weight=None, bias=None, momentum=0.1, eps=1e-5,
-    *, process_group=None, act=None, residual=None, negative_slope=0.01, num_batches_tracked=None,
-):  # fmt: skip
+    input: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    momentum: float | None = 0.1,
+    eps: float = 1e-5,
+    *,
+    process_group: Any = None,
+    act: str | None = None,
+    residual: Tensor | None = None,
+    negative_slope: float = 0.01,
+    num_batches_tracked: Tensor | None = None,
+) -> Tensor:
     r"""`batch_norm_act` in training, with mean and variance of the batches of all ranks together.
 
     y = act((x - mean) / sqrt(var + eps) * weight + bias + residual), as if the ranks' batches were one. Every
-    rank calls it, with batches of any size; some may be empty. A forward is one all_gather of 3 numbers a
-    channel and 2 more, float32 or, for float64, float64; the ranks' statistics are merged in their order, so
-    that mean, variance and running statistics are the same bits on every rank. A backward is one all_reduce
-    of 2 numbers a channel. Gradients of weight and bias are those of the rank's own batch:
+    rank calls it, with a batch of any size, even an empty one. A forward is one all_gather of 3 numbers a
+    channel and 2 more, in float32, or in float64 for float64. All ranks merge the statistics in the order of
+    the ranks, so mean, variance and running statistics are the same bits on each. A backward is one
+    all_reduce of 2 numbers a channel. Gradients of weight and bias are those of the rank's own batch:
     DistributedDataParallel averages them. Nothing waits for a GPU.
 
     Args:
         input: (N, C) or (N, C, *), N may be 0; float16, bfloat16, float32 or float64, any strides.
         running_mean, running_var, weight, bias, momentum, eps, num_batches_tracked: those of `batch_norm`.
-        process_group: None for all ranks.
-        act, residual, negative_slope: those of `batch_norm_act`, without an activation by default.
+        process_group: a torch.distributed.ProcessGroup, or None for all ranks.
+        act, residual, negative_slope: those of `batch_norm_act`; by default there is no activation.
 
     Returns a tensor of input's shape and dtype, channels-last where input is, else contiguous. Where the
     kernels do not apply (`normreg.functional.dispatch`), as on a CPU, torch's operations compute the same.
@@ -46,54 +79,17 @@ def sync_batch_norm(
     _check_tensors(input, residual, running_mean, running_var, weight, bias)
     if not torch.compiler.is_compiling():
         check_device(input, group)
-    by_kernels = not dispatch.sync_batch_norm(input, residual, running_mean, running_var, weight, bias)
+    by_kernels = not sync_batch_norm_reason(input, residual, running_mean, running_var, weight, bias)
+    ranks = group.group_name, dist.get_world_size(group)
+    buffers = running_mean, running_var, num_batches_tracked
     return _sync_batch_norm.sync_batch_norm(
-        input, weight, bias, residual, act, negative_slope, eps, group.group_name,
-        dist.get_world_size(group), by_kernels, running_mean, running_var, num_batches_tracked, momentum,
-    )  # fmt: skip
+        input, weight, bias, residual, act, negative_slope, eps, *ranks, by_kernels, *buffers, momentum
+    )
 
 
-def group_of(process_group):
-    """The process group itself, of all ranks for None."""
-    if not (dist.is_available() and dist.is_initialized()):
-        raise RuntimeError(
-            "expected an initialized torch.distributed, got no process group: call "
-            "torch.distributed.init_process_group on every rank, or use BatchNorm"
-        )
-    if process_group is None:
-        return dist.group.WORLD
-    if process_group is dist.GroupMember.NON_GROUP_MEMBER:
-        raise ValueError(
-            "expected a process group of this rank, got one it is not in: pass each rank its own group"
-        )
-    return process_group
-
-
-def check_device(input, group):
-    served = {device.type for device in group._device_types}
-    if input.device.type not in served:
-        raise ValueError(
-            f"expected a tensor on {' or '.join(sorted(served))}, where the process group's backend "
-            f"{dist.get_backend(group)!r} works, got one on {input.device}: move the model and its input "
-            "there, or make a group with another backend, gloo for CPU tensors"
-        )
-
-
-def check_ranks_agree(input, group):
-    """Raises ValueError on every rank unless all have as many channels and the same dtype. Waits for them."""
-    mine = f"{input.shape[1]} channels of {input.dtype}"
-    all_ranks = [None] * dist.get_world_size(group)
-    with torch.cuda.device(input.device if input.is_cuda else -1):
-        dist.all_gather_object(all_ranks, mine, group)
-    if len(set(all_ranks)) > 1:
-        got = ", ".join(f"rank {rank} of the group {what}" for rank, what in enumerate(all_ranks))
-        raise ValueError(
-            f"expected as many channels and the same dtype on every rank, got {got}: "
-            "give all ranks the same model, and the same autocast"
-        )
-
-
-def _check_tensors(input, residual, running_mean, running_var, weight, bias):
+def _check_tensors(
+    input: Tensor, residual: Any, running_mean: Any, running_var: Any, weight: Any, bias: Any
+) -> None:
     tensors = dict(weight=weight, bias=bias, running_mean=running_mean, running_var=running_var)
     for name, tensor in dict(input=input, residual=residual, **tensors).items():
         if dist.is_available() and type(tensor).__name__ == "DTensor":

@@ -1,11 +1,18 @@
+from collections.abc import Callable
+from typing import Any
+
 import torch
 import torch.fx
+from torch import Tensor
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from normreg import functional
 
 
-def call_batch_norm(layer, batch_norm, input, **options):
-    """The truth table of torch's BatchNorm: which statistics are used, and which are updated."""
+def call_batch_norm(
+    layer: _BatchNorm, batch_norm: Callable[..., Tensor], input: Tensor, **options: Any
+) -> Tensor:
+    """Calls `batch_norm` by torch's truth table: which statistics are used, and which are updated."""
     layer._check_input_dim(input)
     update = layer.training and layer.track_running_stats
     use_running = update or not layer.training
@@ -26,18 +33,18 @@ def call_batch_norm(layer, batch_norm, input, **options):
     )
 
 
-class _BatchNormForward:
-    def forward(self, input):
+class _BatchNormForward(_BatchNorm):
+    def forward(self, input: Tensor) -> Tensor:
         if isinstance(input, torch.fx.Proxy):
             return self._traced(input)
         return self._normalized(input, functional.batch_norm)
 
-    def _normalized(self, input, of_one_rank, **options):
-        """`of_one_rank`, batch_norm or its like, as this layer is set; SyncBatchNorm does more."""
-        return call_batch_norm(self, of_one_rank, input, **options)
+    def _normalized(self, input: Tensor, batch_norm: Callable[..., Tensor], **options: Any) -> Tensor:
+        """Calls `batch_norm`, the function for one rank, as this layer is set. SyncBatchNorm does more."""
+        return call_batch_norm(self, batch_norm, input, **options)
 
-    def _traced(self, *inputs):
-        """A leaf of the traced graph, as torch.nn's layers are."""
+    def _traced(self, *inputs: Any) -> Any:
+        """Makes the layer a leaf of the traced graph, as torch.nn's layers are."""
         tracer = inputs[0].tracer
         return tracer.create_proxy("call_module", tracer.path_of_module(self), inputs, {})
 

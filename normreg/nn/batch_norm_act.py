@@ -1,4 +1,10 @@
+import numbers
+from typing import Any
+
 import torch
+import torch.fx
+from torch import Tensor
+from torch.types import Device
 
 from normreg import functional
 from normreg.nn.batch_norm import _BatchNormForward
@@ -9,8 +15,12 @@ class _BatchNormAct(_BatchNormForward):
     """torch.nn's BatchNorm with an activation, and a residual before that, in the same launches.
 
     Args:
-        num_features, ...: those of torch.nn's BatchNorm, whose state_dict this has as well.
+        num_features, ..., bias: those of torch.nn's BatchNorm, whose state_dict this has as well; bias
+            where this torch has it.
         act, negative_slope: those of `normreg.functional.batch_norm_act`.
+
+    Raises ValueError for another act, TypeError for an eps that is not a number, such as an activation that
+    is not passed by name.
 
     Equivalent::
 
@@ -20,20 +30,47 @@ class _BatchNormAct(_BatchNormForward):
     `normreg.convert_sync_batchnorm` does not.
     """
 
-    def __init__(self, *arguments, act="relu", negative_slope=0.01, **options):
+    act: str | None
+    negative_slope: float
+
+    def __init__(
+        self,
+        num_features: int,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = True,
+        track_running_stats: bool = True,
+        device: Device = None,
+        dtype: torch.dtype | None = None,
+        *,
+        act: str | None = "relu",
+        negative_slope: float = 0.01,
+        bias: bool = True,
+    ) -> None:
         check_activation(act)
-        super().__init__(*arguments, **options)
+        if not isinstance(eps, numbers.Real):
+            raise TypeError(
+                f"expected eps, the second argument, to be a number, got {eps!r}: pass an activation "
+                f"by name, {type(self).__name__}({num_features}, act='relu')"
+            )
+        options: dict[str, Any] = dict(device=device, dtype=dtype, **bias_option(bias))
+        super().__init__(num_features, eps, momentum, affine, track_running_stats, **options)
         self.act, self.negative_slope = act, negative_slope
 
-    def forward(self, input, residual=None):
+    def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
         if isinstance(input, torch.fx.Proxy):
             return self._traced(input) if residual is None else self._traced(input, residual)
         options = dict(act=self.act, negative_slope=self.negative_slope, residual=residual)
         return self._normalized(input, functional.batch_norm_act, **options)
 
-    def extra_repr(self):
+    def extra_repr(self) -> str:
         slope = f", negative_slope={self.negative_slope}" if self.act == "leaky_relu" else ""
         return f"{super().extra_repr()}, act={self.act!r}{slope}"
+
+
+def bias_option(bias: bool) -> dict[str, bool]:
+    """The option that only newer versions of torch's BatchNorm have, unless it has its default."""
+    return {} if bias else {"bias": False}
 
 
 class BatchNormAct1d(_BatchNormAct, torch.nn.BatchNorm1d):

@@ -1,48 +1,49 @@
+from collections.abc import Sequence
+from typing import Any
+
 import torch
+from torch import Tensor
+from torch.types import Device
 
 from normreg import functional
 
 
-class _DropoutAddNorm:
-    """A norm of torch.nn behind dropout and the sum with a residual, in the norm's launches.
+class _DropoutAddNorm(torch.nn.Module):
+    """What dropout and the sum with a residual add to a norm of torch.nn: a base beside that norm."""
 
-    Args:
-        normalized_shape, ...: those of the norm, whose state_dict this has as well, by position.
-        p: probability of zero, in [0, 1].
-        prenorm: return the sum as well, the residual of the next block.
-        residual_in_fp32: the sum is float32 beside 16 bits.
-        layer_scale: the first value of a parameter that multiplies the branch; None for no such parameter.
+    normalized_shape: tuple[int, ...]
+    eps: Any
+    layer_scale: torch.nn.Parameter | None
 
-    `forward` takes the branch, the residual or None for 0, and row_scale, which multiplies rows or samples.
-
-    Equivalent::
-
-        z = residual + dropout(x) * row_scale[:, None] * layer_scale
-        y = norm(z)    # with prenorm: y, z
-    """
-
-    def __init__(self, *arguments, p=0.0, prenorm=False, residual_in_fp32=False, layer_scale=None, **options):
-        super().__init__(*arguments, **options)
+    def _add_dropout(
+        self, p: float, prenorm: bool, residual_in_fp32: bool, layer_scale: float | None, **like: Any
+    ) -> None:
         self.p = torch.nn.Dropout(p).p  # which judges it
-        self.prenorm, self.residual_in_fp32, self.initial_layer_scale = prenorm, residual_in_fp32, layer_scale
+        self.prenorm, self.residual_in_fp32 = prenorm, residual_in_fp32
+        self.initial_layer_scale: Any = layer_scale
         value = None
         if layer_scale is not None:
-            like = dict(device=options.get("device"), dtype=options.get("dtype"))
             value = torch.nn.Parameter(torch.full(self.normalized_shape, float(layer_scale), **like))
         self.register_parameter("layer_scale", value)
 
-    def reset_parameters(self):
-        super().reset_parameters()
-        if getattr(self, "layer_scale", None) is not None:
-            torch.nn.init.constant_(self.layer_scale, self.initial_layer_scale)
+    def reset_parameters(self) -> None:
+        super().reset_parameters()  # type: ignore[misc]  # the norm's
+        layer_scale = getattr(self, "layer_scale", None)  # which is missing while the norm is constructed
+        if layer_scale is not None:
+            torch.nn.init.constant_(layer_scale, self.initial_layer_scale)
 
-    def _options(self, row_scale):
+    def _options(self, row_scale: Tensor | None) -> dict[str, Any]:
         return dict(
-            p=self.p, training=self.training, eps=self.eps, prenorm=self.prenorm,
-            residual_in_fp32=self.residual_in_fp32, row_scale=row_scale, layer_scale=self.layer_scale,
-        )  # fmt: skip
+            p=self.p,
+            training=self.training,
+            eps=self.eps,
+            prenorm=self.prenorm,
+            residual_in_fp32=self.residual_in_fp32,
+            row_scale=row_scale,
+            layer_scale=self.layer_scale,
+        )
 
-    def extra_repr(self):
+    def extra_repr(self) -> str:
         words = [super().extra_repr(), f"p={self.p}"]
         words += [f"{name}=True" for name in ("prenorm", "residual_in_fp32") if getattr(self, name)]
         if self.layer_scale is not None:
@@ -51,18 +52,87 @@ class _DropoutAddNorm:
 
 
 class DropoutAddLayerNorm(_DropoutAddNorm, torch.nn.LayerNorm):
-    __doc__ = f"`normreg.functional.dropout_add_layer_norm`. {_DropoutAddNorm.__doc__}"
+    """`normreg.functional.dropout_add_layer_norm`: LayerNorm behind dropout and the sum with a residual.
 
-    def forward(self, input, residual=None, row_scale=None):
+    Args:
+        normalized_shape, eps, elementwise_affine, bias, device, dtype: those of torch.nn.LayerNorm, whose
+            state_dict this has as well.
+        p: probability that an element becomes zero, in [0, 1].
+        prenorm: return the sum as well, the residual of the next block.
+        residual_in_fp32: the sum is float32 beside 16 bits.
+        layer_scale: the first value of a parameter that multiplies the branch; None for no such parameter.
+
+    All but normalized_shape are passed by name: a second number could be meant as eps or as p, and raises
+    TypeError.
+
+    `forward` takes the branch, the residual or None for 0, and row_scale, which multiplies rows or samples.
+
+    Equivalent::
+
+        z = residual + dropout(x) * row_scale[:, None] * layer_scale
+        y = layer_norm(z)    # with prenorm: y, z
+    """
+
+    def __init__(
+        self,
+        normalized_shape: int | Sequence[int],
+        *,
+        p: float = 0.5,
+        prenorm: bool = False,
+        residual_in_fp32: bool = False,
+        layer_scale: float | None = None,
+        eps: float = 1e-5,
+        elementwise_affine: bool = True,
+        bias: bool = True,
+        device: Device = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        shape: Any = normalized_shape  # torch says list, and takes any sequence
+        torch.nn.LayerNorm.__init__(self, shape, eps, elementwise_affine, bias, device, dtype)
+        self._add_dropout(p, prenorm, residual_in_fp32, layer_scale, device=device, dtype=dtype)
+
+    def forward(
+        self, input: Tensor, residual: Tensor | None = None, row_scale: Tensor | None = None
+    ) -> Tensor | Any:
         parameters = self.normalized_shape, self.weight, self.bias
         options = self._options(row_scale)
         return functional.dropout_add_layer_norm(input, residual, *parameters, **options)
 
 
 class DropoutAddRMSNorm(_DropoutAddNorm, torch.nn.RMSNorm):
-    __doc__ = f"`normreg.functional.dropout_add_rms_norm`. {_DropoutAddNorm.__doc__}"
+    """`normreg.functional.dropout_add_rms_norm`: RMSNorm behind dropout and the sum with a residual.
 
-    def forward(self, input, residual=None, row_scale=None):
+    Args:
+        normalized_shape, eps, elementwise_affine, device, dtype: those of torch.nn.RMSNorm, whose state_dict
+            this has as well.
+        p, prenorm, residual_in_fp32, layer_scale: those of `DropoutAddLayerNorm`; all are passed by name.
+
+    Equivalent::
+
+        z = residual + dropout(x) * row_scale[:, None] * layer_scale
+        y = rms_norm(z)    # with prenorm: y, z
+    """
+
+    def __init__(
+        self,
+        normalized_shape: int | Sequence[int],
+        *,
+        p: float = 0.5,
+        prenorm: bool = False,
+        residual_in_fp32: bool = False,
+        layer_scale: float | None = None,
+        eps: float | None = None,
+        elementwise_affine: bool = True,
+        device: Device = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        shape: Any = normalized_shape  # torch says list, and takes any sequence
+        torch.nn.RMSNorm.__init__(self, shape, eps, elementwise_affine, device, dtype)
+        self._add_dropout(p, prenorm, residual_in_fp32, layer_scale, device=device, dtype=dtype)
+
+    def forward(
+        self, input: Tensor, residual: Tensor | None = None, row_scale: Tensor | None = None
+    ) -> Tensor | Any:
         parameters = self.normalized_shape, self.weight
         options = self._options(row_scale)
         return functional.dropout_add_rms_norm(input, residual, *parameters, **options)

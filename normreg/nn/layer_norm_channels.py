@@ -1,23 +1,35 @@
 import torch
+from torch import Tensor
+from torch.types import Device
 
 from normreg import functional
 
 
 class _LayerNormChannels(torch.nn.LayerNorm):
-    """timm's LayerNorm2d: LayerNorm over the channels of (N, C, *), with its constructor and parameters.
+    """timm's LayerNorm2d: LayerNorm over the channels of (N, C, *), with timm's constructor and parameters.
 
     Args:
         num_channels: C.
         eps: added to the variance.
-        affine: whether there are weight and bias.
+        affine: whether the layer has weight and bias.
+        bias: whether it has a bias.
     """
 
     dimensions: int
 
-    def __init__(self, num_channels, eps=1e-6, affine=True, **options):
-        super().__init__(num_channels, eps=eps, elementwise_affine=affine, **options)
+    def __init__(
+        self,
+        num_channels: int,
+        eps: float = 1e-6,
+        affine: bool = True,
+        *,
+        bias: bool = True,
+        device: Device = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(num_channels, eps, affine, bias, device, dtype)
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         if x.dim() != self.dimensions:
             raise ValueError(
                 f"{type(self).__name__} expected an (N, C, *) input of {self.dimensions} dimensions, got "

@@ -1,58 +1,75 @@
+from collections.abc import Callable
+from typing import Any
+
 import torch
+from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.lazy import LazyModuleMixin
+from torch.types import Device
 
 from normreg import functional
-from normreg.functional.synchronized import check_device, check_ranks_agree, group_of
+from normreg.distributed.groups import check_device, check_ranks_agree, group_of
 from normreg.nn.batch_norm import _BatchNormForward, call_batch_norm
-from normreg.nn.batch_norm_act import _BatchNormAct
+from normreg.nn.batch_norm_act import _BatchNormAct, bias_option
 
 
 class SyncBatchNorm(_BatchNormForward, _BatchNorm):
     """`torch.nn.SyncBatchNorm` on `normreg.functional.sync_batch_norm`, on CPUs as well.
 
     Args:
-        num_features, ...: those of torch's.
-        process_group: whose batches are normalised together; None for all ranks.
+        num_features, ..., bias: those of torch's layer; bias where this torch has it.
+        process_group: a torch.distributed.ProcessGroup, whose batches are normalised together, or None for
+            all ranks.
 
     In evaluation, with one rank and without torch.distributed it is BatchNorm. At the first batch, and at the
-    first of another dtype, the ranks compare their numbers of channels and dtypes, and where these differ
-    every rank raises ValueError. That waits for the device, no other batch does; torch.compile leaves it out.
-    Raises RuntimeError where the layer has a process group but torch.distributed is not initialized.
+    first one of another dtype, the ranks compare their numbers of channels and dtypes, and where these differ
+    every rank raises ValueError. Only those batches wait for the device; torch.compile leaves the comparison
+    out. Raises RuntimeError where the layer has a process group but torch.distributed is not initialized.
 
-    No subclass of `torch.nn.SyncBatchNorm`, which DistributedDataParallel refuses on CPUs.
+    It does not derive from `torch.nn.SyncBatchNorm`, which DistributedDataParallel refuses on CPUs.
     """
 
-    process_group = None
-    _agreed = None  # what the ranks have last found to be the same
+    counterpart = torch.nn.SyncBatchNorm  # for `replace`
+    process_group: Any = None
+    _agreed: Any = None  # what the ranks have last found to be the same
 
     def __init__(
-        self, num_features, eps=1e-5, momentum=0.1, affine=True, track_running_stats=True,
-        process_group=None, device=None, dtype=None, **options,
-    ):  # fmt: skip
-        super().__init__(num_features, eps, momentum, affine, track_running_stats, device, dtype, **options)
+        self,
+        num_features: int,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = True,
+        track_running_stats: bool = True,
+        process_group: Any = None,
+        device: Device = None,
+        dtype: torch.dtype | None = None,
+        *,
+        bias: bool = True,
+    ) -> None:
+        options: dict[str, Any] = dict(device=device, dtype=dtype, **bias_option(bias))
+        super().__init__(num_features, eps, momentum, affine, track_running_stats, **options)
         self.process_group = process_group
 
-    _check_input_dim = torch.nn.SyncBatchNorm._check_input_dim
-    _check_non_zero_input_channels = torch.nn.SyncBatchNorm._check_non_zero_input_channels
+    _check_input_dim: Any = torch.nn.SyncBatchNorm._check_input_dim
+    _check_non_zero_input_channels: Any = torch.nn.SyncBatchNorm._check_non_zero_input_channels
 
-    def _normalized(self, input, of_one_rank, **options):
+    def _normalized(self, input: Tensor, batch_norm: Callable[..., Tensor], **options: Any) -> Tensor:
         self._check_input_dim(input)
         self._check_non_zero_input_channels(input)
         if not self.training or self._is_alone():
-            return call_batch_norm(self, of_one_rank, input, **options)
+            return call_batch_norm(self, batch_norm, input, **options)
         group = group_of(self.process_group)
         if not torch.compiler.is_compiling():
             self._agree(input, group)
         return call_batch_norm(self, self._of_all_ranks, input, process_group=group, **options)
 
-    def _is_alone(self):
+    def _is_alone(self) -> bool:
         distributed = torch.distributed
         if self.process_group is None and not (distributed.is_available() and distributed.is_initialized()):
             return True
         return distributed.get_world_size(group_of(self.process_group)) == 1
 
-    def _agree(self, input, group):
+    def _agree(self, input: Tensor, group: Any) -> None:
         found = group.group_name, input.shape[1], input.dtype
         if found == self._agreed or (input.is_cuda and torch.cuda.is_current_stream_capturing()):
             return
@@ -61,19 +78,20 @@ class SyncBatchNorm(_BatchNormForward, _BatchNorm):
         self._agreed = found
 
     @staticmethod
-    def _of_all_ranks(input, *tensors, training, **options):
+    def _of_all_ranks(input: Tensor, *tensors: Any, training: bool, **options: Any) -> Tensor:
         return functional.sync_batch_norm(input, *tensors, **options)
 
     @classmethod
-    def convert_sync_batchnorm(cls, module, process_group=None):
+    def convert_sync_batchnorm(cls, module: torch.nn.Module, process_group: Any = None) -> torch.nn.Module:
         """`torch.nn.SyncBatchNorm.convert_sync_batchnorm`, whose layers are normreg's and keep activations.
 
         Args:
             module: a module; BatchNorm layers in it, torch's and normreg's, are replaced in place.
-            process_group: whose batches are normalised together; None for all ranks.
+            process_group: a torch.distributed.ProcessGroup, whose batches are normalised together, or None
+                for all ranks.
 
-        Returns the module, or what replaces it where it is a BatchNorm itself: SyncBatchNorm of BatchNorm1d,
-        2d, 3d and SyncBatchNorm, SyncBatchNormAct of BatchNormAct1d, 2d, 3d. A new layer has the parameters,
+        Returns the module, or its replacement where it is a BatchNorm itself: SyncBatchNorm for BatchNorm1d,
+        2d, 3d and SyncBatchNorm, SyncBatchNormAct for BatchNormAct1d, 2d, 3d. A new layer has the parameters,
         buffers, hooks and flags of the old one. Raises TypeError for a lazy or parametrized layer, and for a
         class derived from BatchNorm with a forward of its own, before anything is replaced.
         """
@@ -98,17 +116,36 @@ class SyncBatchNormAct(_BatchNormAct, SyncBatchNorm):
         y = act(sync_batch_norm(x) + residual)    # the residual is optional
     """
 
+    def __init__(
+        self,
+        num_features: int,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = True,
+        track_running_stats: bool = True,
+        process_group: Any = None,
+        device: Device = None,
+        dtype: torch.dtype | None = None,
+        *,
+        act: str | None = "relu",
+        negative_slope: float = 0.01,
+        bias: bool = True,
+    ) -> None:
+        arguments = num_features, eps, momentum, affine, track_running_stats, device, dtype
+        super().__init__(*arguments, act=act, negative_slope=negative_slope, bias=bias)
+        self.process_group = process_group
 
-def convert_sync_batchnorm(model, process_group=None):
-    """`SyncBatchNorm.convert_sync_batchnorm`."""
+
+def convert_sync_batchnorm(model: torch.nn.Module, process_group: Any = None) -> torch.nn.Module:
+    """The same as `SyncBatchNorm.convert_sync_batchnorm`."""
     return SyncBatchNorm.convert_sync_batchnorm(model, process_group)
 
 
 _FORWARDS = (_BatchNorm.forward, torch.nn.SyncBatchNorm.forward, _BatchNormForward.forward)
 
 
-def _synchronized(layer):
-    """The class that a BatchNorm layer becomes, or None."""
+def _synchronized(layer: torch.nn.Module) -> type[SyncBatchNorm] | None:
+    """The class that a BatchNorm layer becomes, or None if it cannot be converted."""
     if isinstance(layer, _BatchNormAct):
         return SyncBatchNormAct
     if (
@@ -120,16 +157,18 @@ def _synchronized(layer):
     return None if isinstance(layer, LazyModuleMixin) else SyncBatchNorm
 
 
-def _converted(module, process_group, done):
+def _converted(
+    module: torch.nn.Module, process_group: Any, done: dict[Any, torch.nn.Module]
+) -> torch.nn.Module:
     if module in done:  # tied
         return done[module]
     converted = module
-    if isinstance(module, _BatchNorm):
-        cls = _synchronized(module)
+    cls = _synchronized(module) if isinstance(module, _BatchNorm) else None
+    if cls is not None:
         converted = cls.__new__(cls)
         for name, value in vars(module).items():
             vars(converted)[name] = value.copy() if isinstance(value, (dict, set)) else value
-        converted.process_group = process_group
+        vars(converted)["process_group"] = process_group
     done[module] = converted
     for name, child in module._modules.items():
         if child is not None:

@@ -1,0 +1,228 @@
+"""`layer_norm`, `layer_norm_channels`, `rms_norm`, `group_norm` and `instance_norm`."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from normreg.distributed import sharding
+from normreg.functional import dispatch
+from normreg.functional.residual_norms import dropout_add_layer_norm, dropout_add_rms_norm
+from normreg.kernels.dtypes import compute_dtype
+from normreg.ops import batch_norm as _batch_norm
+from normreg.ops.group_norm import group_norm as _group_norm
+from normreg.ops.instance_norm import instance_norm as _instance_norm
+from normreg.ops.layer_norm import layer_norm as _layer_norm
+from normreg.ops.layer_norm_channels import layer_norm_channels as _layer_norm_channels
+from normreg.ops.rms_norm import rms_norm as _rms_norm
+
+
+def layer_norm(
+    input: Tensor,
+    normalized_shape: Sequence[int],
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+    *,
+    residual: Tensor | None = None,
+    prenorm: bool = False,
+) -> Tensor | Any:
+    r"""Layer normalisation over the trailing dimensions `normalized_shape`.
+
+    y = (x - E[x]) / sqrt(Var[x] + eps) * weight + bias, with the biased variance, per leading index.
+
+    Args:
+        input: (*, *normalized_shape), float16, bfloat16, float32 or float64, any strides.
+        normalized_shape: the trailing dimensions, a sequence of ints.
+        weight, bias: of shape normalized_shape, or None; of input's dtype, or float32 beside 16 bits.
+        eps: added to the variance.
+        residual: added to input in the same launch, as `dropout_add_layer_norm` does: x = input + residual.
+        prenorm: return the sum as well, (y, x).
+
+    Returns a contiguous tensor of input's shape and dtype (float32 where CUDA's autocast is on).
+    Statistics are computed and kept in float32, float64 for float64. Where the kernel does not apply
+    (`normreg.functional.dispatch`), and for input that torch rejects, this is
+    `torch.nn.functional.layer_norm`.
+
+    Equivalent::
+
+        mean = x.mean(dims, keepdim=True)                   # dims: the trailing dimensions
+        var = x.var(dims, correction=0, keepdim=True)
+        y = (x - mean) / (var + eps).sqrt() * weight + bias
+
+    Source: Ba, Kiros and Hinton, "Layer Normalization" (2016), arXiv 1607.06450;
+    https://docs.pytorch.org/docs/stable/generated/torch.nn.functional.layer_norm.html
+    """
+    if residual is not None or prenorm:
+        arguments = input, residual, normalized_shape, weight, bias
+        return dropout_add_layer_norm(*arguments, p=0.0, training=False, eps=eps, prenorm=prenorm)
+    if dispatch.layer_norm(input, normalized_shape, weight, bias, eps):
+        return sharding.over_rows(layer_norm, F.layer_norm, input)(input, normalized_shape, weight, bias, eps)
+    return _layer_norm(input, weight, bias, tuple(normalized_shape), eps, dispatch.layer_norm_dtype(input))
+
+
+def layer_norm_channels(
+    input: Tensor, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-6
+) -> Tensor:
+    r"""Layer normalisation over the channels of each position of an (N, C, *) input, as timm's LayerNorm2d.
+
+    y = (x - mean) / sqrt(var + eps) * weight + bias, with mean and biased variance over C.
+
+    Args:
+        input: (N, C, *), float16, bfloat16, float32 or float64. The kernel reads contiguous and channels-last
+            input as it is, and a copy of input with other strides.
+        weight, bias: (C,) or None; of input's dtype, or float32 beside 16 bits.
+        eps: added to the variance.
+
+    Returns a tensor of input's shape and dtype (float32 where CUDA's autocast is on), contiguous where
+    input is, else channels-last. Where the kernel does not apply (`normreg.functional.dispatch`), and for
+    input that torch rejects, this is the equivalent, whose result is channels-last.
+
+    Equivalent::
+
+        y = torch.nn.functional.layer_norm(x.movedim(1, -1), (C,), weight, bias, eps).movedim(-1, 1)
+
+    Source: Liu et al., "A ConvNet for the 2020s" (2022), arXiv 2201.03545;
+    https://github.com/huggingface/pytorch-image-models/blob/main/timm/layers/norm.py
+    """
+    reason = dispatch.layer_norm_channels(input, weight, bias, eps)
+    rows = input.movedim(1, -1)
+    if reason:
+        return layer_norm(rows, rows.shape[-1:], weight, bias, eps).movedim(-1, 1)
+    out_dtype = dispatch.layer_norm_dtype(input)
+    if rows.is_contiguous():
+        return _layer_norm(rows, weight, bias, tuple(rows.shape[-1:]), eps, out_dtype).movedim(-1, 1)
+    return _layer_norm_channels(input, weight, bias, eps, out_dtype)
+
+
+def rms_norm(
+    input: Tensor,
+    normalized_shape: Sequence[int],
+    weight: Tensor | None = None,
+    eps: float | None = None,
+    *,
+    residual: Tensor | None = None,
+    prenorm: bool = False,
+) -> Tensor | Any:
+    r"""Normalisation by the root mean square over the trailing dimensions `normalized_shape`.
+
+    y = x / sqrt(E[x^2] + eps) * weight, per leading index.
+
+    Args:
+        input: (*, *normalized_shape), float16, bfloat16, float32 or float64, any strides.
+        normalized_shape: the trailing dimensions, a sequence of ints.
+        weight: of shape normalized_shape, or None; of input's dtype, or float32 beside 16 bits.
+        eps: added to the mean square; None for the machine epsilon of the dtype computed in, which is
+            float32 for 16-bit input.
+        residual, prenorm: those of `layer_norm`.
+
+    Returns a contiguous tensor of input's shape and dtype (float32 where CUDA's autocast is on and torch
+    2.12 or newer). The mean square is computed, and its inverse root kept, in float32, float64 for float64.
+    Where the kernel does not apply (`normreg.functional.dispatch`), and for input that torch rejects, this is
+    `torch.nn.functional.rms_norm`.
+
+    Equivalent::
+
+        rstd = (x.square().mean(dims, keepdim=True) + eps).rsqrt()    # dims: the trailing dimensions
+        y = x * rstd * weight
+
+    Source: Zhang and Sennrich, "Root Mean Square Layer Normalization" (2019), arXiv 1910.07467;
+    https://docs.pytorch.org/docs/stable/generated/torch.nn.functional.rms_norm.html
+    """
+    if residual is not None or prenorm:
+        arguments = input, residual, normalized_shape, weight
+        return dropout_add_rms_norm(*arguments, p=0.0, training=False, eps=eps, prenorm=prenorm)
+    if dispatch.rms_norm(input, normalized_shape, weight, eps):
+        return sharding.over_rows(rms_norm, F.rms_norm, input)(input, normalized_shape, weight, eps)
+    if eps is None:
+        eps = torch.finfo(compute_dtype(input.dtype)).eps
+    return _rms_norm(input, weight, tuple(normalized_shape), eps, dispatch.rms_norm_dtype(input))
+
+
+def group_norm(
+    input: Tensor,
+    num_groups: int,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+) -> Tensor:
+    r"""Normalisation of each sample's groups of C / num_groups adjacent channels of an (N, C, *) input.
+
+    y = (x - E[x]) / sqrt(Var[x] + eps) * weight + bias, with the biased variance, per sample and group.
+
+    Args:
+        input: (N, C, *), float16, bfloat16, float32 or float64, any strides.
+        num_groups: divides C.
+        weight, bias: (C,) or None; of input's dtype, or float32 beside 16 bits.
+        eps: added to the variance.
+
+    Returns a contiguous tensor of input's shape and dtype (float32 where CUDA's autocast is on). Where
+    torch's result of channels_last input is channels_last, on a CPU, and on a GPU since torch 2.15, such
+    input goes to torch's operator. Raises what `torch.nn.functional.group_norm` raises: RuntimeError for
+    channel counts, devices and dtypes, ValueError for a single value. Statistics are computed and kept in
+    float32, float64 for float64. Where the kernel does not apply (`normreg.functional.dispatch`) this is
+    torch's operator.
+
+    Equivalent::
+
+        groups = x.reshape(x.shape[0], num_groups, -1)
+        mean, var = groups.mean(2, keepdim=True), groups.var(2, correction=0, keepdim=True)
+        y = ((groups - mean) / (var + eps).sqrt()).view(x.shape)
+        y = y * weight[:, None, None] + bias[:, None, None]    # (N, C, H, W)
+
+    Source: Wu and He, "Group Normalization" (2018), arXiv 1803.08494;
+    https://docs.pytorch.org/docs/stable/generated/torch.nn.functional.group_norm.html
+    """
+    if dispatch.group_norm(input, num_groups, weight, bias, eps):
+        return F.group_norm(input, num_groups, weight, bias, eps)
+    return _group_norm(input, weight, bias, num_groups, eps, dispatch.layer_norm_dtype(input))
+
+
+def instance_norm(
+    input: Tensor,
+    running_mean: Tensor | None = None,
+    running_var: Tensor | None = None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    use_input_stats: bool = True,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Tensor:
+    r"""Normalisation of each channel of each sample of an (N, C, *) input over its positions.
+
+    y = (x - mean) / sqrt(var + eps) * weight + bias. With use_input_stats, mean and biased variance of the
+    channel of the sample are used, and running_mean and running_var, where given, are updated in place:
+    running = (1 - momentum) * running + momentum * (mean over the samples), with the unbiased variance.
+    Otherwise mean = running_mean and var = running_var, which is `batch_norm` in evaluation.
+
+    Args:
+        input: (N, C, *), float16, bfloat16, float32 or float64, any strides.
+        running_mean, running_var: (C,), both or neither.
+        weight, bias: (C,) or None; like the statistics of input's dtype, or float32 beside 16 bits.
+        use_input_stats: normalise with the statistics of input.
+        momentum: the weight of the new statistics.
+        eps: added to the variance.
+
+    Returns a contiguous tensor of input's shape and dtype, as torch does; the kernel reads a copy of input
+    that is not contiguous. Raises what `torch.nn.functional.instance_norm` raises: RuntimeError for channel
+    counts, devices and dtypes, ValueError for one position. No kernel has updated anything by then. Where the
+    kernel does not apply (`normreg.functional.dispatch`) this is torch's operator.
+
+    Equivalent::
+
+        dims = tuple(range(2, x.dim()))
+        mean, var = x.mean(dims, keepdim=True), x.var(dims, correction=0, keepdim=True)
+        y = (x - mean) / (var + eps).sqrt()
+        y = y * weight[:, None, None] + bias[:, None, None]    # (N, C, H, W)
+
+    Source: Ulyanov, Vedaldi and Lempitsky, "Instance Normalization" (2016), arXiv 1607.08022;
+    https://docs.pytorch.org/docs/stable/generated/torch.nn.functional.instance_norm.html
+    """
+    statistics = (running_mean, running_var)
+    if dispatch.instance_norm(input, *statistics, weight, bias, use_input_stats, momentum, eps):
+        return F.instance_norm(input, *statistics, weight, bias, use_input_stats, momentum, eps)
+    if use_input_stats:
+        return _instance_norm(input, weight, bias, *statistics, momentum, eps)
+    return _batch_norm.batch_norm(input.contiguous(), weight, bias, *statistics, None, False, momentum, eps)
