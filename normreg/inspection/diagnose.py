@@ -1,147 +1,19 @@
-"""`diagnose`: activations and gradients of every layer, and which of them vanish, explode or are dead."""
+"""`diagnose`: measures the activations and gradients of every layer; which vanish, explode or are dead."""
 
+import functools
 import math
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from normreg.inspection.measurement import Recorder, Statistics, measurable
-from normreg.models.report import counted, table
-from normreg.models.unchanged import check_runs, unchanged
-
-ROUNDING = 1e-6  # of the root mean square: a smaller mean is not drawn
+from normreg.inspection.diagnosis import Diagnosis, judged
+from normreg.inspection.measurement import Measurements, measurable
+from normreg.inspection.unchanged import check_runs, unchanged
 
 
-@dataclass(frozen=True)
-class Layer:
-    """A call of a module inside which no other module ran; of its output that stands at `name`'s index."""
-
-    name: str
-    kind: str
-    shape: tuple
-    activation: Statistics
-    gradient: Statistics | None  # of the loss with respect to the output; None where none reaches it
-    flags: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Diagnosis:
-    """What `diagnose` found: iterates over `layers`, in the order of their calls; prints as a table."""
-
-    layers: tuple[Layer, ...]
-    loss: float
-    vanishing: float
-    exploding: float
-    dead: float
-
-    def __iter__(self):
-        return iter(self.layers)
-
-    @property
-    def flagged(self):
-        return tuple(layer for layer in self.layers if layer.flags)
-
-    def __str__(self):
-        lines = [f"{counted(self.layers)}, {len(self.flagged)} flagged; loss {self.loss:.4g}"]
-        of = [f"{what} {of}" for of in ("activation", "gradient") for what in ("mean", "variance", "norm")]
-        rows = [
-            (
-                layer.name, layer.kind, str(list(layer.shape)), *_cells(layer.activation),
-                *_cells(layer.gradient), ", ".join(layer.flags),
-            )
-            for layer in self.layers
-        ]  # fmt: skip
-        if rows:
-            short = [name.replace("activation", "of y").replace("gradient", "of dy") for name in of]
-            lines += table([("name", "layer", "y", *short, "flags"), *rows])
-        return "\n".join(lines)
-
-    def plot(self, path):
-        """Writes root mean square and |mean| of activations and gradients, layer by layer, as a picture.
-
-        Dashed are the limits of vanishing and exploding. The format is that of the suffix of `path`. Raises
-        ModuleNotFoundError without matplotlib, FileNotFoundError where the folder does not exist.
-        """
-        try:
-            from matplotlib.figure import Figure
-        except ModuleNotFoundError as error:
-            raise ModuleNotFoundError(
-                f"expected matplotlib to draw with, but {error.name} is not installed: pip install "
-                f"matplotlib, or print the report"
-            ) from None
-        if not Path(path).absolute().parent.is_dir():
-            raise FileNotFoundError(
-                f"expected a folder to write into, there is no {Path(path).parent}: make it"
-            )
-        figure = Figure(figsize=(max(7, min(16, 3 + 0.22 * len(self.layers))), 7), layout="constrained")
-        panels = figure.subplots(2, 1, sharex=True)
-        for panel, what in zip(panels, ("activation", "gradient")):
-            self._draw(panel, what)
-        step = math.ceil(len(self.layers) / 60)  # of the names, as many as are legible
-        names = [layer.name for layer in self.layers]
-        panels[1].set_xticks(range(0, len(names), step), names[::step], rotation=90, fontsize=7)
-        panels[1].set_xlabel("layer, in the order of the calls")
-        figure.savefig(path, dpi=110)
-
-    def _draw(self, panel, what):
-        points = [(i, getattr(layer, what)) for i, layer in enumerate(self.layers)]
-        points = [(i, s) for i, s in points if s is not None and 0 < s.rms < math.inf]
-        if points:
-            places = [i for i, _ in points]
-            panel.plot(places, [s.rms for _, s in points], "o-", color="#0072b2", label="root mean square")
-            means = [abs(s.mean) if abs(s.mean) > ROUNDING * s.rms else math.nan for _, s in points]
-            panel.plot(places, means, "x", color="#d55e00", label="|mean|")
-            reference = _reference(self.layers, what)
-            for factor in (self.vanishing, self.exploding):
-                panel.axhline(factor * reference, color="black", linestyle="--", linewidth=1)
-        for i, layer in enumerate(self.layers):
-            if any(what in flag or flag == "dead" for flag in layer.flags):
-                panel.axvspan(i - 0.5, i + 0.5, color="#e69f00", alpha=0.3, linewidth=0)
-        panel.set(yscale="log", ylabel=f"{what}, in its units", xlim=(-0.5, len(self.layers) - 0.5))
-        which = "first" if what == "activation" else "last"
-        limits = f"{self.vanishing:g} and {self.exploding:g} times the {which} layer's"
-        panel.set_title(f"{what}s; dashed: {limits}; shaded: flagged")
-        panel.grid(alpha=0.3)
-        if points:
-            panel.legend()
-
-
-def _cells(statistics):
-    if statistics is None:
-        return "-", "-", "-"
-    return f"{statistics.mean:.1e}", f"{statistics.variance:.1e}", f"{statistics.norm:.1e}"
-
-
-def _reference(layers, what):
-    """What limits are relative to: the first layer's activations, the last one's gradients."""
-    found = [getattr(layer, what) for layer in layers]
-    found = [s.rms for s in found if s is not None and 0 < s.rms < math.inf]
-    return (found[0] if what == "activation" else found[-1]) if found else 0.0
-
-
-def _flags(activation, gradient, first, last, vanishing, exploding, dead):
-    flags = []
-    for what, statistics, reference in (("activation", activation, first), ("gradient", gradient, last)):
-        if statistics is None:
-            continue
-        if not math.isfinite(statistics.rms) or statistics.rms > exploding * reference > 0:
-            flags.append(f"exploding {what}")
-        elif 0 < statistics.rms < vanishing * reference:
-            flags.append(f"vanishing {what}")
-    if activation.zeros >= dead or (gradient is not None and gradient.rms == 0):
-        flags.append("dead")
-    return tuple(flags)
-
-
-def _judged(measured, limits):
-    layers = [Layer(*row, ()) for row in measured]
-    references = [_reference(layers, what) for what in ("activation", "gradient")]
-    return tuple(Layer(*row, _flags(*row[-2:], *references, *limits)) for row in measured)
-
-
-def _projection(output):
+def _projection(output: Any) -> torch.Tensor:
     """The default loss: a random projection of everything in the output that has a gradient."""
     found = [y for y in tree_leaves(output) if measurable(y) and y.requires_grad]
     if not found:
@@ -151,11 +23,12 @@ def _projection(output):
             f"require a gradient"
         )
     generator = torch.Generator().manual_seed(0)
-    return sum((torch.randn(y.shape, generator=generator).to(y) * y).double().sum().cpu() for y in found)
+    projected = [(torch.randn(y.shape, generator=generator).to(y) * y).double().sum().cpu() for y in found]
+    return functools.reduce(torch.add, projected)
 
 
-def _loss(output, loss):
-    y = _projection(output) if loss is None else loss(output)
+def _loss(output: Any, loss: Callable[[Any], torch.Tensor] | None) -> torch.Tensor:
+    y: Any = _projection(output) if loss is None else loss(output)
     if not isinstance(y, torch.Tensor) or y.numel() != 1 or not y.requires_grad:
         got = f"a tensor of shape {list(y.shape)}" if isinstance(y, torch.Tensor) else type(y).__name__
         without = "" if not isinstance(y, torch.Tensor) or y.requires_grad else " without a gradient"
@@ -166,15 +39,14 @@ def _loss(output, loss):
     return y
 
 
-def _check(loss, vanishing, exploding, dead):
+def _check(loss: Any, vanishing: Any, exploding: Any, dead: Any) -> None:
     if loss is not None and not callable(loss):
         raise TypeError(
             f"expected loss to be a function of the model's output, got {type(loss).__name__}: pass such as "
             f"loss=lambda output: torch.nn.functional.cross_entropy(output, labels)"
         )
-    for name, number, least, most in (
-        ("vanishing", vanishing, 0, 1), ("exploding", exploding, 1, math.inf), ("dead", dead, 0, 1)
-    ):  # fmt: skip
+    ranges = {"vanishing": (vanishing, 0, 1), "exploding": (exploding, 1, math.inf), "dead": (dead, 0, 1)}
+    for name, (number, least, most) in ranges.items():
         if not isinstance(number, (int, float)) or not least < number <= most:
             raise ValueError(
                 f"expected {name} to be a number above {least} and at most {most}, got {number!r}: leave it "
@@ -182,7 +54,15 @@ def _check(loss, vanishing, exploding, dead):
             )
 
 
-def diagnose(model, *inputs, loss=None, vanishing=1e-3, exploding=1e3, dead=0.99, **options):
+def diagnose(
+    model: torch.nn.Module,
+    *inputs: Any,
+    loss: Callable[[Any], torch.Tensor] | None = None,
+    vanishing: float = 1e-3,
+    exploding: float = 1e3,
+    dead: float = 0.99,
+    **options: Any,
+) -> Diagnosis:
     r"""Runs `model(*inputs, **options)` forward and backward, and measures what passes through every layer.
 
     Of the output y of every layer and of its gradient dy = d loss / d y, over all n elements:
@@ -236,12 +116,12 @@ def diagnose(model, *inputs, loss=None, vanishing=1e-3, exploding=1e3, dead=0.99
     """
     check_runs(model, inputs, options, "diagnose")
     _check(loss, vanishing, exploding, dead)
-    recorder = Recorder(model)
+    measurements = Measurements(model)
     with torch.inference_mode(False), torch.enable_grad(), unchanged(model) as copies:
-        leaves = {}
+        leaves: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}  # by id, the copy and x, which keeps the id
 
-        def copy(x):
-            """Not a leaf, which could not be changed in place, nor a part of the caller's graph."""
+        def copy(x: torch.Tensor) -> torch.Tensor:
+            """A copy: no leaf, which could not be changed in place, and no part of the caller's graph."""
             if x.is_inference():
                 return x.clone()
             if not x.requires_grad:
@@ -251,7 +131,7 @@ def diagnose(model, *inputs, loss=None, vanishing=1e-3, exploding=1e3, dead=0.99
 
         inputs, options = tree_map_only(torch.Tensor, copy, (inputs, options))
         try:
-            with recorder.following():
+            with measurements.following():
                 output = model(*inputs, **options)
             y = _loss(output, loss)
             wanted = [p for p in model.parameters() if p.requires_grad] + [
@@ -260,6 +140,6 @@ def diagnose(model, *inputs, loss=None, vanishing=1e-3, exploding=1e3, dead=0.99
             if wanted:
                 torch.autograd.grad(y, wanted, torch.ones_like(y), allow_unused=True)
         finally:
-            recorder.forget()
+            measurements.forget()
     limits = (vanishing, exploding, dead)
-    return Diagnosis(_judged(recorder.measured(), limits), float(y.detach()), *limits)
+    return Diagnosis(judged(measurements.notes, limits), float(y.detach()), *limits)

@@ -1,22 +1,25 @@
-"""`explain`: which path each call of a model's normreg layers takes, and why."""
+"""`explain`: says which path each call of a model's normreg layers takes, and why."""
 
 import contextlib
 import sys
-import threading
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch.utils._pytree import tree_map_only
 
 from normreg import functional, nn
 from normreg.functional import dispatch
-from normreg.models import registry
+from normreg.inspection.observer import Observer
+from normreg.inspection.unchanged import check_runs, unchanged
 from normreg.models.fusion import blocks
-from normreg.models.replace import replaceable
-from normreg.models.report import ROOT, Skip, class_name, counted, percentage, table
-from normreg.models.unchanged import check_runs, unchanged
+from normreg.models.registry import Foreign
+from normreg.models.report import Skip
+from normreg.models.selection import replaceable
+from normreg.models.tables import ROOT, class_name, counted, percentage, sections, table
 
-LAYERS = (registry.Derived, *(getattr(nn, name) for name in nn.__all__))
+LAYERS = (Foreign, *(getattr(nn, name) for name in nn.__all__))
 
 
 @dataclass(frozen=True)
@@ -27,29 +30,37 @@ class Call:
     layer: str
     path: str  # "kernel", "torch", or "nothing" where the input itself is returned
     why: str  # dispatch's reason for torch
-    shape: tuple | None
+    shape: tuple[int, ...] | None
     dtype: torch.dtype | None
     device: torch.device | None
 
     @property
-    def input(self):
+    def input(self) -> str:
+        """Dtype, shape and device of the input."""
         dtype = str(self.dtype).removeprefix("torch.")
         return "not a tensor" if self.dtype is None else f"{dtype} {list(self.shape or ())} {self.device}"
 
 
 @dataclass(frozen=True)
 class Explanation:
-    """What `explain` found: iterates over `calls`, in their order; prints as tables."""
+    """What `explain` found: iterates over `calls`, in their order. Printed, it is a table of each kind.
+
+    Attributes:
+        calls: the calls of normreg layers and functions.
+        not_called: normreg layers that the run did not reach, with the reason.
+        not_replaced: torch's layers that `replace` would change.
+        compiled: whether parts of the model are compiled; they were run without torch.compile.
+    """
 
     calls: tuple[Call, ...]
     not_called: tuple[Skip, ...]
     not_replaced: tuple[Skip, ...]
-    compiled: bool = False  # parts of the model are; they were run without torch.compile
+    compiled: bool = False
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[Call]:
         return iter(self.calls)
 
-    def __str__(self):
+    def __str__(self) -> str:
         paths = [call.path for call in self.calls]
         counts = [f"{paths.count(path)} {path}" for path in ("kernel", "torch", "nothing")]
         if paths:
@@ -63,87 +74,62 @@ class Explanation:
             (self.not_replaced, "still torch's"),
         ):
             if layers:
-                lines += ["", f"{counted(layers)} {what}"]
-                lines += table([("name", "class", "why"), *((s.name, s.kind, s.reason) for s in layers)])
+                lines += ["", *sections((f"{counted(layers)} {what}", ("name", "class", "why"), layers))]
         if self.compiled:
             lines += ["", "The model was run without torch.compile: these are the paths of eager mode."]
         return "\n".join(lines)
 
 
-class _Recorder:
-    """Follows which module is running: a hook would show to the model.
-
-    nn.TransformerEncoderLayer, for one, leaves its fast path where a child has a hook.
-    """
-
-    def __init__(self, model):
-        self.names = {module: name or ROOT for name, module in model.named_modules()}
-        self.thread = threading.get_ident()
-        self.running = []
-        self.called = set()
-        self.calls = []
+class _Decisions(Observer):
+    """Notes a `Call` for every decision of dispatch, and for every normreg layer that asks for none."""
 
     @contextlib.contextmanager
-    def following(self):
-        real = torch.nn.Module.__call__
+    def following(self) -> Iterator[None]:
+        with super().following(), dispatch.watched(self.decided):
+            yield
 
-        def call(module, *inputs, **options):
-            if threading.get_ident() != self.thread:
-                return real(module, *inputs, **options)
-            self.called.add(module)
-            self.running.append(module)
-            before = len(self.calls)
-            try:
-                output = real(module, *inputs, **options)
-            finally:
-                self.running.pop()
-            if isinstance(module, LAYERS) and len(self.calls) == before:
-                self.undecided(module, next(iter([*inputs, *options.values()]), None), output)
-            return output
-
-        torch.nn.Module.__call__ = call
-        try:
-            with dispatch.watched(self.decided):
-                yield
-        finally:
-            torch.nn.Module.__call__ = real
-
-    def decided(self, operation, x, reason):
-        if threading.get_ident() == self.thread:
-            module = self.running[-1] if self.running else None
-            known = isinstance(module, LAYERS)
+    def decided(self, operation: str, x: Any, reason: str | None) -> None:
+        """Notes the decision on an operation with the input x; no reason means that the kernel runs."""
+        if not self.is_here():
+            return
+        module = self.running[-1] if self.running else None
+        if isinstance(module, LAYERS):
+            layer = class_name(type(module))
+        else:
             where = "normreg.functional" if hasattr(functional, operation) else "normreg"
-            layer = class_name(type(module)) if known else f"{where}.{operation}"
-            self.add(module, layer, "kernel" if reason is None else "torch", reason or "", x)
+            layer = f"{where}.{operation}"
+        self.note(module, layer, "kernel" if reason is None else "torch", reason or "", x)
 
-    def undecided(self, module, x, output):
-        """Dropout in evaluation, for one, asks nobody."""
-        if _tensor(x) and _tensor(output) and _owner(output) is _owner(x):
+    def returned(self, module: torch.nn.Module, inputs: Sequence[Any], output: Any) -> None:
+        """Notes the call of a layer that asks nobody, as dropout in evaluation."""
+        if not isinstance(module, LAYERS):
+            return
+        x = next(iter(inputs), None)
+        if _is_tensor(x) and _is_tensor(output) and _owner(output) is _owner(x):
             path, why = "nothing", "it returns its input"
         else:
             path, why = "torch", "dispatch was not asked"
-        self.add(module, class_name(type(module)), path, why, x)
+        self.note(module, class_name(type(module)), path, why, x)
 
-    def add(self, module, layer, path, why, x):
-        name = self.names.get(module, "(not a part of the model)")
+    def note(self, module: torch.nn.Module | None, layer: str, path: str, why: str, x: Any) -> None:
         shape = dtype = device = None
-        if _tensor(x):
+        if _is_tensor(x):
             dtype, device = x.dtype, x.device
             shape = None if x.is_nested and x.layout is torch.strided else tuple(x.shape)
-        self.calls.append(Call(name, layer, path, why, shape, dtype, device))
+        self.notes.append(Call(self.name_of(module), layer, path, why, shape, dtype, device))
 
 
-def _tensor(x):
+def _is_tensor(x: Any) -> bool:
     return isinstance(x, torch.Tensor)
 
 
-def _owner(tensor):
-    """The tensor whose memory this one is a view of."""
+def _owner(tensor: Any) -> Any:
+    """The tensor that this one is a view of, or itself."""
     return tensor._base if tensor._is_view() else tensor
 
 
-def _why_not_called(name, model, called):
-    """What is known of a layer that no call reached: the innermost module around it that did run."""
+def _why_not_called(name: str, model: torch.nn.Module, called: Collection[torch.nn.Module]) -> str:
+    """Why no call reached a layer, by the innermost module around it that did run."""
     *path, _ = name.split(".") if name != ROOT else [ROOT]
     while path and model.get_submodule(".".join(path)) not in called:
         path.pop()
@@ -156,7 +142,7 @@ def _why_not_called(name, model, called):
     return f"{'.'.join(path) or ROOT}, a {class_name(type(around))}, did not call it"
 
 
-def explain(model, *inputs, **options):
+def explain(model: torch.nn.Module, *inputs: Any, **options: Any) -> Explanation:
     """Runs `model(*inputs, **options)` and says which path each call of a normreg layer took, and why.
 
     A call takes the kernel or, for the reason that `normreg.functional.dispatch` gives, torch's operator.
@@ -187,34 +173,31 @@ def explain(model, *inputs, **options):
         model(*inputs, **options)
     """
     check_runs(model, inputs, options, "explain")
-    recorder = _Recorder(model)
+    decisions = _Decisions(model)
     with unchanged(model) as copies:
         inputs, options = tree_map_only(torch.Tensor, copies.of, (inputs, options))
-        with recorder.following():
+        with decisions.following():
             model(*inputs, **options)
-
+    called = decisions.called
     fused = {
-        name
-        for name, block in blocks.computed_inside(model).items()
-        if model.get_submodule(block) in recorder.called
+        name for name, block in blocks.computed_inside(model).items() if model.get_submodule(block) in called
     }
+    modules = [(name, name or ROOT, module) for name, module in model.named_modules()]
     return Explanation(
-        tuple(recorder.calls),
+        tuple(decisions.notes),
         tuple(
-            Skip(
-                name or ROOT, class_name(type(module)), _why_not_called(name or ROOT, model, recorder.called)
-            )
-            for name, module in model.named_modules()
-            if isinstance(module, LAYERS) and module not in recorder.called and name not in fused
+            Skip(told, class_name(type(module)), _why_not_called(told, model, called))
+            for name, told, module in modules
+            if isinstance(module, LAYERS) and module not in called and name not in fused
         ),
         tuple(
-            Skip(name or ROOT, class_name(type(module)), "not replaced: call normreg.replace")
-            for name, module in model.named_modules()
+            Skip(told, class_name(type(module)), "not replaced: call normreg.replace")
+            for _, told, module in modules
             if replaceable(module)
         ),
-        "torch._dynamo" in sys.modules and any(_is_compiled(module) for module in model.modules()),
+        "torch._dynamo" in sys.modules and any(_is_compiled(module) for _, _, module in modules),
     )
 
 
-def _is_compiled(module):
+def _is_compiled(module: torch.nn.Module) -> bool:
     return isinstance(module, torch._dynamo.OptimizedModule) or module._compiled_call_impl is not None

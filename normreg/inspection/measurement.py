@@ -1,15 +1,18 @@
-"""Statistics of what the layers of a model return, and of its gradients, taken while the model runs."""
+"""Measures what the layers of a model return, and its gradients, while the model runs."""
 
-import contextlib
 import math
-import threading
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch.utils._pytree import keystr, tree_flatten_with_path
+from torch.utils.hooks import RemovableHandle
 
 from normreg import nn
-from normreg.models.report import ROOT, class_name
+from normreg.inspection.observer import Observer
+from normreg.models.tables import class_name
 from normreg.ops.batch_norm import BatchNormFunction
 
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
@@ -18,7 +21,7 @@ CHUNK = 2**22  # elements that are float64 at a time, 32 MiB
 
 @dataclass(frozen=True)
 class Statistics:
-    """Of all elements of one tensor, in float64."""
+    """The statistics of all elements of one tensor, in float64."""
 
     mean: float
     variance: float  # mean of (x - mean)^2
@@ -26,23 +29,27 @@ class Statistics:
     elements: int
 
     @property
-    def rms(self):
-        """Root of the mean square, which mean, deviation and norm all show in."""
+    def rms(self) -> float:
+        """The root of the mean square, to which mean and deviation both contribute."""
         return math.sqrt(self.variance + self.mean**2)
 
     @property
-    def norm(self):
+    def norm(self) -> float:
+        """The root of the sum of squares."""
         return math.sqrt(self.elements) * self.rms
 
 
 class Moments:
-    """Of a tensor: kept on its device, so that nothing waits for it, until they are asked for."""
+    """Moments of a tensor's chunks or channels, on its device until they are asked for: nothing waits."""
 
-    def __init__(self, counts, means, variances, zeros):
+    def __init__(
+        self, counts: list[int], means: torch.Tensor, variances: torch.Tensor, zeros: torch.Tensor
+    ) -> None:
         self.counts, self.values = counts, torch.stack([means, variances, zeros])
 
     @classmethod
-    def of(cls, x):
+    def of(cls, x: torch.Tensor) -> "Moments":
+        """The moments of any tensor, chunk by chunk."""
         x = x.detach()
         chunks = x.reshape(-1).split(CHUNK)
         moments = [torch.var_mean(chunk.double(), correction=0) for chunk in chunks]
@@ -51,8 +58,8 @@ class Moments:
         return cls([chunk.numel() for chunk in chunks], means, variances, zeros)
 
     @classmethod
-    def of_batch_norm(cls, module, y):
-        """Without reading y: of each channel mean bias, variance weight^2 var / (var + eps)."""
+    def of_batch_norm(cls, module: Any, y: Any) -> "Moments":
+        """The moments of y without reading it: means are bias, variances weight^2 var / (var + eps)."""
         *_, var = y.grad_fn.saved_tensors
         variances = var.double() / (var.double() + module.eps)
         if module.weight is not None:
@@ -62,8 +69,8 @@ class Moments:
         zeros = elements * ((means == 0) & (variances == 0)).double()
         return cls([elements] * len(means), means, variances, zeros)
 
-    def statistics(self):
-        """Chan's merge."""
+    def statistics(self) -> Statistics:
+        """The statistics of all elements, by Chan's merge."""
         means, variances, zeros = self.values.cpu()
         counts = torch.tensor(self.counts, dtype=torch.float64)
         elements = sum(self.counts)
@@ -72,7 +79,7 @@ class Moments:
         return Statistics(mean.item(), variance.item(), (zeros.sum() / elements).item(), elements)
 
 
-def _knows_its_output(module, y):
+def _knows_its_output(module: torch.nn.Module, y: torch.Tensor) -> bool:
     """Whether normreg's kernel has computed the statistics of y, and they can be had without side effects."""
     return (
         type(module) in BATCH_NORMS
@@ -82,66 +89,49 @@ def _knows_its_output(module, y):
     )
 
 
-class Recorder:
-    """Notes the output of every call of a module inside which no other module ran, and its gradient.
+class Row:
+    """The output of a call, and what is measured of it."""
 
-    As `explain` does, without hooks, which would show to the model and to torch.compile.
-    """
+    def __init__(self, name: str, kind: str, y: torch.Tensor, activation: Moments) -> None:
+        self.name, self.kind, self.shape = name, kind, tuple(y.shape)
+        self.activation = activation
+        self.gradient: Moments | None = None
 
-    def __init__(self, model):
-        self.names = {module: name or ROOT for name, module in model.named_modules()}
-        self.thread = threading.get_ident()
-        self.calls = {}
-        self.rows, self.handles = [], []
+    def receive(self, dy: torch.Tensor) -> None:
+        """Measures the gradient."""
+        self.gradient = Moments.of(dy)
 
-    @contextlib.contextmanager
-    def following(self):
-        real = torch.nn.Module.__call__
 
-        def call(module, *inputs, **options):
-            before = len(self.rows)
-            output = real(module, *inputs, **options)
-            if len(self.rows) == before and threading.get_ident() == self.thread:
-                self.add(module, output)
-            return output
+class Measurements(Observer):
+    """Measures the output of every call of a module inside which no other module ran, and its gradient."""
 
-        torch.nn.Module.__call__ = call
-        try:
-            yield
-        finally:
-            torch.nn.Module.__call__ = real
+    def __init__(self, model: torch.nn.Module) -> None:
+        super().__init__(model)
+        self.calls: Counter[torch.nn.Module] = Counter()
+        self.handles: list[RemovableHandle] = []
 
-    def forget(self):
-        """The hooks of outputs, one of which may be a parameter of the model."""
+    def forget(self) -> None:
+        """Removes the hooks of outputs, one of which may be a parameter of the model."""
         for handle in self.handles:
             handle.remove()
 
-    def add(self, module, output):
-        self.calls[module] = self.calls.get(module, 0) + 1
-        name = self.names.get(module, "(not a part of the model)")
+    def returned(self, module: torch.nn.Module, inputs: Sequence[Any], output: Any) -> None:
+        self.calls[module] += 1
+        name = self.name_of(module)
         if self.calls[module] > 1:
             name += f", call {self.calls[module]}"
         for path, y in tree_flatten_with_path(output)[0]:
             if not measurable(y):
                 continue
             moments = Moments.of_batch_norm(module, y) if _knows_its_output(module, y) else Moments.of(y)
-            row = [name + keystr(path), class_name(type(module)), tuple(y.shape), moments, None]
-            self.rows.append(row)
+            row = Row(name + keystr(path), class_name(type(module)), y, moments)
+            self.notes.append(row)
             if y.requires_grad:
-                self.handles.append(y.register_hook(lambda dy, row=row: _note(row, dy)))
-
-    def measured(self):
-        """(name, class, shape, statistics, statistics of the gradient or None) of each output."""
-        return [
-            (*what, y.statistics(), None if dy is None else dy.statistics()) for *what, y, dy in self.rows
-        ]
+                self.handles.append(y.register_hook(row.receive))
 
 
-def _note(row, dy):
-    row[-1] = Moments.of(dy)
-
-
-def measurable(x):
+def measurable(x: Any) -> bool:
+    """Whether x is a tensor that has statistics."""
     return (
         isinstance(x, torch.Tensor)
         and x.is_floating_point()

@@ -1,76 +1,107 @@
-"""Layers of other libraries, which `replace` knows by the import path of their class, and never imports.
+"""Which class a layer gets from `replace`: normreg's counterpart of its torch.nn class, or a derived class.
 
-A layer of such a class gets a class derived from its own, with the forward registered here: its name, its
-state_dict, `isinstance` and everything else of it stay.
+Layers of other libraries are known by the import path of their class; nothing is imported. Such a layer gets
+a class derived from its own, with the forward that is registered here. Its name, its state_dict,
+`isinstance` and everything else of it stay.
 """
 
 import functools
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import torch
 
-from normreg import functional
-from normreg.nn.batch_norm import call_batch_norm
-from normreg.ops.activations import activation_of
+from normreg import nn
 
-FORWARDS = {}  # import path of a class: the forward that its layers get
+Forward = TypeVar("Forward", bound=Callable[..., Any])
+
+FORWARDS: dict[str, Callable[..., Any]] = {}  # import path of a class: the forward that its layers get
+
+
+def torch_class(ours: type) -> type | None:
+    """The torch.nn class that a class of normreg.nn stands for, or None.
+
+    It is the base class of the same name, or what the class itself declares as `counterpart`.
+    """
+    named = getattr(torch.nn, ours.__name__, None)
+    derived = named is not None and issubclass(ours, named)
+    return named if derived else vars(ours).get("counterpart")
+
+
+OURS = [getattr(nn, name) for name in nn.__all__]
+ORIGINALS = {ours: known for ours in OURS if (known := torch_class(ours)) is not None}
+COUNTERPARTS = {known: ours for ours, known in ORIGINALS.items()}
 
 
 class Derived:
-    """What the derived classes have in common: `original`, the class that they are derived from."""
+    """The base of classes that are made at run time from another class, `original`."""
 
-    def __reduce_ex__(self, protocol):
+    original: type
+
+    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
         # a derived class has no import path of its own to be found by
-        _, _, *state = super().__reduce_ex__(max(protocol, 2))
-        return _new, (type(self).original,), *state
+        reduced: Any = super().__reduce_ex__(max(protocol, 2))
+        return *type(self).recipe(), *reduced[2:]
+
+    @classmethod
+    def recipe(cls) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        """A function and arguments that make an empty instance."""
+        return _new, (cls.original,)
 
 
-def _new(original):
-    cls = counterpart(original)
-    return original.__new__(original if cls is None else cls)
+class Foreign(Derived):
+    """The base of what layers of other libraries become."""
 
 
-def path_of(cls):
+def _new(original: Any) -> Any:
+    return original.__new__(foreign_counterpart(original) or original)
+
+
+def path_of(cls: type) -> str:
+    """The import path of a class."""
     return f"{cls.__module__}.{cls.__qualname__}"
 
 
 @functools.cache
-def _derived(original, forward):
+def _derived(original: Any, forward: Callable[..., Any]) -> type:
     names = dict(forward=forward, original=original, __module__=__name__, __doc__=forward.__doc__)
-    return type(original.__name__, (Derived, original), names)
+    return type(original.__name__, (Foreign, original), names)
 
 
-def counterpart(cls):
-    """The class that layers of exactly this class get, or None."""
+def foreign_counterpart(cls: Any) -> type | None:
+    """The class that layers of exactly this class of another library get, or None."""
     forward = FORWARDS.get(path_of(cls))
-    return None if forward is None or issubclass(cls, Derived) else _derived(cls, forward)
+    return None if forward is None or issubclass(cls, Foreign) else _derived(cls, forward)
 
 
-def as_before(module, *inputs, **options):
-    """The forward of the class that `replace` found."""
-    return type(module).original.forward(module, *inputs, **options)
+def counterpart(cls: type) -> type | None:
+    """The class that layers of exactly this class get, or None."""
+    return COUNTERPARTS.get(cls) or foreign_counterpart(cls)
 
 
-HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-has_global_hooks = torch.nn.modules.module._has_any_global_hook
+def original(cls: type) -> type | None:
+    """The class that `cls` is the counterpart of or was derived from by `replace`, or None."""
+    return ORIGINALS.get(cls) or (vars(cls).get("original") if issubclass(cls, Derived) else None)
 
 
-def why_not_bypassed(module):
-    """Why a call of it cannot be left out, or None."""
-    attributes = vars(module)
-    for hooks in HOOKS:
-        if attributes[hooks]:
-            return "a hook sits on it"
-    return "its forward is overridden on the instance" if "forward" in attributes else None
+def as_before(module: torch.nn.Module, *inputs: Any, **options: Any) -> Any:
+    """Calls the forward of the class that `replace` found."""
+    return type(module).original.forward(module, *inputs, **options)  # type: ignore[attr-defined]
 
 
-def register_layer(*classes):
+def same_dtype(x: torch.Tensor, *tensors: torch.Tensor | None) -> bool:
+    """Whether all tensors have x's dtype, which then is the result's, too; otherwise torch promotes."""
+    return all(tensor is None or tensor.dtype == x.dtype for tensor in tensors)
+
+
+def register_layer(*classes: type | str) -> Callable[[Forward], Forward]:
     """A decorator: layers of exactly these classes get the decorated function as their forward by `replace`.
 
     Args:
         classes: classes, or import paths of classes ("package.module.Class"), which are not imported.
 
     The function takes the layer and the inputs of its forward, and computes what the class computes, with
-    `normreg.functional`; where it cannot, `normreg.as_before(module, *inputs)` is the forward it replaces.
+    `normreg.functional`; where it cannot, `normreg.as_before(module, *inputs)` calls the forward it replaces.
     Raises TypeError for what is neither a class nor an import path, or where no function is decorated.
 
     Equivalent::
@@ -89,208 +120,10 @@ def register_layer(*classes):
     if not paths:
         raise TypeError("expected at least one class or import path, got none: write @register_layer(MyNorm)")
 
-    def register(forward):
+    def register(forward: Forward) -> Forward:
         if not callable(forward):
             raise TypeError(f"expected a function (module, *inputs), got {forward!r}: decorate a function")
         FORWARDS.update(dict.fromkeys(paths, forward))
         return forward
 
     return register
-
-
-def _paths(pattern, names):
-    """Import paths of "model.Class" pairs."""
-    pairs = (name.split(".") for name in names.split())
-    return [pattern.format(model=model, name=name) for model, name in pairs]
-
-
-TRANSFORMERS = "transformers.models.{model}.modeling_{model}.{name}"
-
-# As of transformers 5.23: classes of the same forward under many names
-LIKE_LLAMA = """
-    afmoe.AfmoeRMSNorm aimv2.Aimv2RMSNorm apertus.ApertusRMSNorm arcee.ArceeRMSNorm aria.AriaTextRMSNorm
-    axk1.AXK1RMSNorm axk2.AXK2RMSNorm bailing_hybrid.BailingHybridRMSNorm bamba.BambaRMSNorm
-    beam.BeamRMSNorm bitnet.BitNetRMSNorm blt.BltRMSNorm chameleon.ChameleonRMSNorm clvp.ClvpRMSNorm
-    cohere2_moe.Cohere2MoeRMSNorm cosmos3_edge.Cosmos3EdgeTextRMSNorm csm.CsmRMSNorm cwm.CwmRMSNorm
-    deepseek_ocr2.DeepseekOcr2TextRMSNorm deepseek_ocr2.DeepseekOcr2VisionRMSNorm
-    deepseek_v2.DeepseekV2RMSNorm deepseek_v3.DeepseekV3RMSNorm deepseek_v32.DeepseekV32RMSNorm
-    deepseek_v4.DeepseekV4RMSNorm deimv2.Deimv2RMSNorm dia.DiaRMSNorm diffllama.DiffLlamaRMSNorm
-    doge.DogeRMSNorm dots1.Dots1RMSNorm dots3_note.Dots3NoteRMSNorm emu3.Emu3RMSNorm
-    ernie4_5.Ernie4_5RMSNorm ernie4_5_moe.Ernie4_5_MoeRMSNorm ernie4_5_vl_moe.Ernie4_5_VLMoeRMSNorm
-    eurobert.EuroBertRMSNorm evolla.EvollaRMSNorm exaone4.Exaone4RMSNorm exaone4_5.Exaone4_5_RMSNorm
-    exaone_moe.ExaoneMoeRMSNorm falcon_h1.FalconH1RMSNorm falcon_mamba.FalconMambaRMSNorm
-    flex_olmo.FlexOlmoRMSNorm flint.FlintRMSNorm glm.GlmRMSNorm glm4.Glm4RMSNorm glm4_moe.Glm4MoeRMSNorm
-    glm4_moe_lite.Glm4MoeLiteRMSNorm glm4v.Glm4vRMSNorm glm4v_moe.Glm4vMoeRMSNorm
-    glm4v_moe.Glm4vMoeTextRMSNorm glm5_next.Glm5NextRMSNorm glm5_next.Glm5NextTextRMSNorm
-    glm_image.GlmImageRMSNorm glm_moe_dsa.GlmMoeDsaRMSNorm glm_ocr.GlmOcrRMSNorm gpt_oss.GptOssRMSNorm
-    granite.GraniteRMSNorm granite4_vision.Granite4VisionTextRMSNorm
-    granite_docling.GraniteDoclingTextRMSNorm granite_swa.GraniteSWARMSNorm granitemoe.GraniteMoeRMSNorm
-    granitemoe_swa.GraniteMoeSWARMSNorm granitemoehybrid.GraniteMoeHybridRMSNorm
-    granitemoeshared.GraniteMoeSharedRMSNorm higgs_audio_v2.HiggsAudioV2RMSNorm
-    hunyuan_v1_dense.HunYuanDenseV1RMSNorm hunyuan_v1_moe.HunYuanMoEV1RMSNorm
-    hunyuan_vl.HunYuanVLRMSNorm hy_v3.HYV3RMSNorm hy_v4.HYV4RMSNorm hyperclovax.HyperCLOVAXRMSNorm
-    idefics.IdeficsRMSNorm idefics2.Idefics2RMSNorm idefics3.Idefics3RMSNorm inkling.InklingRMSNorm
-    inkling2.Inkling2RMSNorm internvl.InternVLVisionRMSNorm jamba.JambaRMSNorm jetmoe.JetMoeRMSNorm
-    kimi_linear.KimiLinearRMSNorm kolibri1.Kolibri1RMSNorm kosmos2_5.Kosmos2_5LayerNorm
-    laguna.LagunaRMSNorm lfm2.Lfm2RMSNorm lfm2_moe.Lfm2MoeRMSNorm lfm3.Lfm3RMSNorm
-    lfm3_vl.Lfm3VlVisionRMSNorm lighton_ocr.LightOnOcrRMSNorm llama.LlamaRMSNorm
-    longcat_flash.LongcatFlashRMSNorm longt5.LongT5LayerNorm mamba.MambaRMSNorm mamba2.Mamba2RMSNorm
-    mellum.MellumRMSNorm mimo_v2_flash.MiMoV2FlashRMSNorm minicpm3.MiniCPM3RMSNorm
-    minimax.MiniMaxRMSNorm minimax_m2.MiniMaxM2RMSNorm ministral.MinistralRMSNorm
-    ministral3.Ministral3RMSNorm mistral.MistralRMSNorm mistral3.Mistral3RMSNorm
-    mistral4.Mistral4RMSNorm mistral_large4.MistralLarge4RMSNorm mixtral.MixtralRMSNorm
-    mllama.MllamaTextRMSNorm molmo2.Molmo2RMSNorm mt5.MT5LayerNorm
-    muse_glimmer_assistant.MuseGlimmerAssistantRMSNorm neucodec.NeuCodecRMSNorm olmo2.Olmo2RMSNorm
-    olmo3.Olmo3RMSNorm olmo_hybrid.OlmoHybridRMSNorm olmoe.OlmoeRMSNorm
-    openai_privacy_filter.OpenAIPrivacyFilterRMSNorm ovis2.Ovis2RMSNorm paddleocr_vl.PaddleOCRRMSNorm
-    pe_audio.PeAudioEncoderRMSNorm pe_audio_video.PeAudioVideoEncoderRMSNorm
-    pe_video.PeVideoEncoderRMSNorm phi3.Phi3RMSNorm phi4_multimodal.Phi4MultimodalRMSNorm
-    pix2struct.Pix2StructLayerNorm pixtral.PixtralRMSNorm pop2piano.Pop2PianoLayerNorm
-    qianfan_ocr.QianfanOCRVisionRMSNorm qwen2.Qwen2RMSNorm qwen2_5_omni.Qwen2_5OmniRMSNorm
-    qwen2_5_vl.Qwen2_5_VLRMSNorm qwen2_moe.Qwen2MoeRMSNorm qwen2_vl.Qwen2VLRMSNorm qwen3.Qwen3RMSNorm
-    qwen3_moe.Qwen3MoeRMSNorm qwen3_omni_moe.Qwen3OmniMoeCode2WavRMSNorm
-    qwen3_omni_moe.Qwen3OmniMoeRMSNorm qwen3_omni_moe.Qwen3OmniMoeTextRMSNorm
-    qwen3_omni_moe.Qwen3OmniMoeThinkerTextRMSNorm qwen3_vl.Qwen3VLTextRMSNorm
-    qwen3_vl_moe.Qwen3VLMoeTextRMSNorm sapiens2.Sapiens2RMSNorm seed_oss.SeedOssRMSNorm
-    smollm3.SmolLM3RMSNorm solar_open.SolarOpenRMSNorm switch_transformers.SwitchTransformersLayerNorm
-    t5.T5LayerNorm timesfm.TimesFmRMSNorm timesfm2_5.TimesFm2_5RMSNorm udop.UdopLayerNorm
-    ultrabert.UltrabertRMSNorm ultravbert.UltraVBertRMSNorm umt5.UMT5LayerNorm
-    unlimited_ocr.UnlimitedOcrTextRMSNorm vibevoice.VibeVoiceRMSNorm
-    vibevoice_acoustic_tokenizer.VibeVoiceAcousticTokenizerRMSNorm vibevoice_asr.VibeVoiceAsrRMSNorm
-    voxtral_realtime.VoxtralRealtimeRMSNorm xcodec2.Xcodec2RMSNorm youtu.YoutuRMSNorm zamba.ZambaRMSNorm
-    zamba2.Zamba2RMSNorm zaya.ZayaRMSNorm
-"""
-LIKE_GEMMA = """
-    gemma.GemmaRMSNorm gemma2.Gemma2RMSNorm gemma3.Gemma3RMSNorm minimax_m3_vl.MiniMaxM3VLRMSNorm
-    muse_glimmer.MuseGlimmerTextCenteredRMSNorm qwen3_5.Qwen3_5RMSNorm qwen3_5_moe.Qwen3_5MoeRMSNorm
-    qwen3_next.Qwen3NextRMSNorm recurrent_gemma.RecurrentGemmaRMSNorm step3p7.Step3p7RMSNorm
-    t5gemma.T5GemmaRMSNorm t5gemma2.T5Gemma2RMSNorm vaultgemma.VaultGemmaRMSNorm
-"""
-LIKE_CONVNEXT = """
-    convnext.ConvNextLayerNorm convnextv2.ConvNextV2LayerNorm deepseek_ocr2.DeepseekOcr2SamLayerNorm
-    deepseek_vl_hybrid.DeepseekVLHybridLayerNorm dinov3_convnext.DINOv3ConvNextLayerNorm
-    edgetam.EdgeTamLayerNorm edgetam_video.EdgeTamVideoLayerNorm got_ocr2.GotOcr2LayerNorm
-    lw_detr.LwDetrLayerNorm pp_formulanet.PPFormulaNetLayerNorm rf_detr.RfDetrLayerNorm sam.SamLayerNorm
-    sam2.Sam2LayerNorm sam2_video.Sam2VideoLayerNorm sam3_tracker.Sam3TrackerLayerNorm
-    sam3_tracker_video.Sam3TrackerVideoLayerNorm sam_hq.SamHQLayerNorm seggpt.SegGptLayerNorm
-    slanext.SLANeXtLayerNorm unlimited_ocr.UnlimitedOcrSamLayerNorm
-"""
-FROZEN_BATCH_NORMS = """
-    conditional_detr.ConditionalDetrFrozenBatchNorm2d d_fine.DFineFrozenBatchNorm2d
-    dab_detr.DabDetrFrozenBatchNorm2d deformable_detr.DeformableDetrFrozenBatchNorm2d
-    deimv2.Deimv2FrozenBatchNorm2d detr.DetrFrozenBatchNorm2d
-    grounding_dino.GroundingDinoFrozenBatchNorm2d mm_grounding_dino.MMGroundingDinoFrozenBatchNorm2d
-    pp_doclayout_v2.PPDocLayoutV2FrozenBatchNorm2d pp_doclayout_v3.PPDocLayoutV3FrozenBatchNorm2d
-    pp_doclayout_v4.PPDocLayoutV4FrozenBatchNorm2d rt_detr.RTDetrFrozenBatchNorm2d
-    rt_detr_v2.RTDetrV2FrozenBatchNorm2d table_transformer.TableTransformerFrozenBatchNorm2d
-"""
-
-
-def _share_dtype(x, *tensors):
-    """Whether the original's result has x's dtype, as normreg's has: otherwise it is promoted."""
-    return all(tensor is None or tensor.dtype == x.dtype for tensor in tensors)
-
-
-@register_layer(*_paths(TRANSFORMERS, LIKE_LLAMA))
-def llama_rms_norm(module, hidden_states):
-    """RMS normalisation, rounded once, where the original rounds before the weight, too."""
-    if not _share_dtype(hidden_states, module.weight):
-        return as_before(module, hidden_states)
-    weight = module.weight
-    return functional.rms_norm(hidden_states, weight.shape, weight, module.variance_epsilon)
-
-
-@register_layer(*_paths(TRANSFORMERS, LIKE_GEMMA))
-def gemma_rms_norm(module, x):
-    """RMS normalisation with the weight 1 + weight."""
-    if x.dtype.itemsize > 4:
-        return as_before(module, x)
-    weight = 1.0 + module.weight.float()
-    return functional.rms_norm(x, weight.shape, weight, module.eps)
-
-
-@register_layer(*_paths(TRANSFORMERS, LIKE_CONVNEXT))
-def convnext_layer_norm(module, features):
-    """Layer normalisation of the last dimension or, where the layer says so, of the channels."""
-    if module.data_format == "channels_first":
-        return functional.layer_norm_channels(features, module.weight, module.bias, module.eps)
-    return functional.layer_norm(features, module.normalized_shape, module.weight, module.bias, module.eps)
-
-
-@register_layer(
-    *_paths(TRANSFORMERS, FROZEN_BATCH_NORMS),
-    "torchvision.ops.misc.FrozenBatchNorm2d",
-)
-def frozen_batch_norm(module, x):
-    """Batch normalisation with statistics that are never updated."""
-    vectors = (module.running_mean, module.running_var, module.weight, module.bias)
-    if not _share_dtype(x, *vectors):
-        return as_before(module, x)
-    return functional.batch_norm(x, *vectors, training=False, eps=getattr(module, "eps", 1e-5))
-
-
-@register_layer("torchvision.models.convnext.LayerNorm2d")
-def torchvision_layer_norm_2d(module, x):
-    """Layer normalisation of the channels."""
-    return functional.layer_norm_channels(x, module.weight, module.bias, module.eps)
-
-
-@register_layer("torchvision.ops.stochastic_depth.StochasticDepth")
-def stochastic_depth(module, input):
-    """Drop path, where it drops whole samples."""
-    if module.mode != "row":
-        return as_before(module, input)
-    return functional.drop_path(input, module.p, module.training)
-
-
-def _is_fast(module):
-    """Whether timm is told to compute it another way under autocast."""
-    return getattr(module, "_fast_norm", False)
-
-
-@register_layer("timm.layers.norm.LayerNorm", "timm.layers.norm.LayerNormFp32")
-def timm_layer_norm(module, x):
-    """Layer normalisation, unless timm's fast norms are on."""
-    if _is_fast(module):
-        return as_before(module, x)
-    return functional.layer_norm(x, module.normalized_shape, module.weight, module.bias, module.eps)
-
-
-@register_layer("timm.layers.norm.LayerNorm2d", "timm.layers.norm.LayerNorm2dFp32")
-def timm_layer_norm_2d(module, x):
-    """Layer normalisation of the channels, unless timm's fast norms are on."""
-    if _is_fast(module):
-        return as_before(module, x)
-    return functional.layer_norm_channels(x, module.weight, module.bias, module.eps)
-
-
-@register_layer("timm.layers.norm.GroupNorm", "timm.layers.norm.GroupNorm1")
-def timm_group_norm(module, x):
-    """Group normalisation, unless timm's fast norms are on."""
-    if _is_fast(module):
-        return as_before(module, x)
-    return functional.group_norm(x, module.num_groups, module.weight, module.bias, module.eps)
-
-
-@register_layer("timm.layers.norm.RmsNorm")
-def timm_rms_norm(module, x):
-    """RMS normalisation, unless timm's fast norms are on."""
-    if _is_fast(module) or not _share_dtype(x, module.weight):
-        return as_before(module, x)
-    return functional.rms_norm(x, module.normalized_shape, module.weight, module.eps)
-
-
-@register_layer("timm.layers.norm_act.BatchNormAct2d")
-def timm_batch_norm_act_2d(module, x):
-    """Batch normalisation and the activation behind it in one, where it is one of torch.nn's."""
-    act, called = activation_of(module.act), why_not_bypassed(module.drop) or why_not_bypassed(module.act)
-    if act is None or called or has_global_hooks() or type(module.drop) is not torch.nn.Identity:
-        return module.act(module.drop(call_batch_norm(module, functional.batch_norm, x)))
-    name, negative_slope = act
-    return call_batch_norm(module, functional.batch_norm_act, x, act=name, negative_slope=negative_slope)
-
-
-@register_layer("timm.layers.drop.DropPath")
-def timm_drop_path(module, x):
-    """Drop path."""
-    return functional.drop_path(x, module.drop_prob, module.training, module.scale_by_keep)

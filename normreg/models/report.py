@@ -1,13 +1,15 @@
-"""What `replace`, `restore` and `explain` report, and how it is printed."""
+"""What `replace` and `restore` report."""
 
 import textwrap
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 
-ROOT = "(the model itself)"
+from normreg.models.tables import counted, percentage, sections
 
 
 @dataclass(frozen=True)
 class Change:
+    """A layer whose class changed."""
+
     name: str
     was: str
     now: str
@@ -15,6 +17,8 @@ class Change:
 
 @dataclass(frozen=True)
 class Skip:
+    """A layer or pattern that was left alone."""
+
     name: str
     kind: str
     reason: str
@@ -22,27 +26,35 @@ class Skip:
 
 @dataclass(frozen=True)
 class Fusion:
-    name: str  # of the module whose forward applies them
+    """A pattern that one call computes."""
+
+    name: str  # of the module whose forward applies it
     what: str  # "bn1 -> relu"
 
 
 @dataclass(frozen=True)
 class Report:
-    """What `replace` or `restore` did, or would do: printed, a table each of what there is.
+    """What `replace` or `restore` did, or would do. Printed, it is a table for each kind of entry.
 
-    `changed` and `skipped` are layers; `fused` and `not_fused`, the latter with the reason, are patterns;
-    `parameters` are numbers of elements, in the layers that are changed and in all; `notes` are sentences.
+    Attributes:
+        changed: layers whose class changed.
+        skipped: layers that were left alone, with the reason.
+        dry_run: whether nothing was changed.
+        fused: patterns that one call computes now.
+        not_fused: patterns that were left alone, with the reason.
+        parameters: numbers of elements in the layers that changed and in the model.
+        notes: sentences on what a caller would not expect.
     """
 
     changed: tuple[Change, ...]
     skipped: tuple[Skip, ...]
-    dry_run: bool = False  # nothing was changed
+    dry_run: bool = False
     fused: tuple[Fusion, ...] = ()
     not_fused: tuple[Skip, ...] = ()
     parameters: tuple[int, int] = (0, 0)
     notes: tuple[str, ...] = ()
 
-    def __str__(self):
+    def __str__(self) -> str:
         would_be = "would be " * self.dry_run
         inside, total = self.parameters
         share = (
@@ -56,30 +68,3 @@ class Report:
             (f"{counted(self.skipped)} left alone", ("name", "class", "why"), self.skipped),
         )
         return "\n".join([*lines, *("\n" + textwrap.fill(note, 100) for note in self.notes)])
-
-
-def percentage(part, whole):
-    return f"{100 * part / whole:.3g} %"
-
-
-def counted(rows, what="layer"):
-    return f"{len(rows)} {what}{'' if len(rows) == 1 else 's'}"
-
-
-def sections(first, *others):
-    """Lines of tables of dataclasses: (heading, header, rows) each, of the others those that have rows."""
-    lines = []
-    for heading, header, rows in (first, *(other for other in others if other[-1])):
-        lines += ["", heading, *(table([header, *map(astuple, rows)]) if rows else [])]
-    return lines[1:]
-
-
-def table(rows):
-    widths = [max(map(len, column)) for column in zip(*rows)]
-    rows = [rows[0], tuple("-" * width for width in widths), *rows[1:]]
-    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows]
-
-
-def class_name(cls):
-    library = "torch.nn" if cls.__module__.startswith("torch.nn.") else cls.__module__.split(".")[0]
-    return f"{library}.{cls.__name__}"

@@ -1,18 +1,21 @@
 """Initialisation of whole models by the class of their layers, with the functions of `torch.nn.init`.
 
-Each preset works in place, follows torch's generator, and returns a `Report` of what it touched, which prints
-as a table. Normalisation layers get weight 1 and bias 0 from every preset of weights, other layers' biases 0.
-A parameter is initialised once, where it is met first. Left alone and named in the report are layers that a
-preset has no rule for, parametrized ones, and lazy ones that have not seen an input.
+Each preset works in place, follows torch's generator, and returns an `Initialisation`: what it touched, which
+prints as a table. Every preset of weights sets the weight of normalisation layers to 1, and all biases to 0.
+A parameter is initialised once, where it is met first. Layers that a preset has no rule for, parametrized
+ones, and lazy ones that have not seen an input are left alone and named in the table.
 """
 
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch.nn import init
 
-from normreg.models.replace import check_is_module
-from normreg.models.report import ROOT, Skip, class_name, counted, sections
+from normreg.models.checks import check_is_module
+from normreg.models.report import Skip
+from normreg.models.tables import ROOT, class_name, counted, sections
 from normreg.training.parameter_groups import is_norm
 
 __all__ = ["kaiming_", "truncated_normal_", "xavier_", "zero_residual_"]
@@ -26,19 +29,26 @@ SHORTCUTS = ("downsample", "shortcut")
 
 @dataclass(frozen=True)
 class Initialised:
+    """A parameter that a preset set."""
+
     name: str
     kind: str
     how: str
 
 
 @dataclass(frozen=True)
-class Report:
-    """What a preset did: `changed`, a row for each parameter, `skipped` and, printed, both as a table."""
+class Initialisation:
+    """What a preset did. Printed, it is a table of each kind.
+
+    Attributes:
+        changed: the parameters that were set.
+        skipped: layers that were left alone, with the reason.
+    """
 
     changed: tuple[Initialised, ...]
     skipped: tuple[Skip, ...]
 
-    def __str__(self):
+    def __str__(self) -> str:
         lines = sections(
             (
                 f"{counted(self.changed, 'parameter')} initialised",
@@ -53,10 +63,15 @@ class Report:
 class _Rules:
     """Applies functions of `torch.nn.init` to parameters, each once, and notes it."""
 
-    def __init__(self):
-        self.changed, self.skipped, self.met = [], [], set()
+    def __init__(self) -> None:
+        self.changed: list[Initialised] = []
+        self.skipped: list[Skip] = []
+        self.met: set[int] = set()
 
-    def set(self, path, module, name, initialise, **options):
+    def set(
+        self, path: str, module: torch.nn.Module, name: str, initialise: Callable[..., Any], **options: Any
+    ) -> None:
+        """Calls initialise(parameter, **options) unless the parameter was met before."""
         parameter = getattr(module, name, None)
         if parameter is None or id(parameter) in self.met:
             return
@@ -66,21 +81,27 @@ class _Rules:
         how = f"{initialise.__name__}({given})"
         self.changed.append(Initialised(f"{path}.{name}" if path else name, class_name(type(module)), how))
 
-    def skip(self, path, module, reason):
+    def skip(self, path: str, module: torch.nn.Module, reason: str) -> None:
         self.skipped.append(Skip(path or ROOT, class_name(type(module)), reason))
 
-    def report(self):
-        return Report(tuple(self.changed), tuple(self.skipped))
+    def report(self) -> Initialisation:
+        return Initialisation(tuple(self.changed), tuple(self.skipped))
 
 
-def xavier_uniform_of_each(weight, gain):
-    """Of query, key and value, which lie in one matrix, each by itself."""
+def xavier_uniform_of_each(weight: torch.Tensor, gain: float) -> None:
+    """Initialises query, key and value, which lie in one matrix, each by itself."""
     for projection in weight.chunk(3):
         init.xavier_uniform_(projection, gain)
 
 
-def _apply(model, matrix, embedding=None):
-    """`matrix(rules, path, module, name)` for weights of linear maps, and what all presets have in common."""
+def _apply(
+    model: torch.nn.Module, matrix: Callable[..., None], embedding: Callable[..., None] | None = None
+) -> Initialisation:
+    """Applies a preset: its functions for weights of linear maps and embeddings, and what all have in common.
+
+    matrix: called as matrix(rules, path, module, name of the parameter).
+    embedding: called as embedding(rules, path, module).
+    """
     check_is_module(model)
     rules = _Rules()
     for path, module in model.named_modules():
@@ -110,7 +131,9 @@ def _apply(model, matrix, embedding=None):
     return rules.report()
 
 
-def kaiming_(model, *, mode="fan_in", nonlinearity="relu", a=0.0):
+def kaiming_(
+    model: torch.nn.Module, *, mode: str = "fan_in", nonlinearity: str = "relu", a: float = 0.0
+) -> Initialisation:
     r"""He's initialisation of linear and convolutional weights, for networks of the ReLU family.
 
     w ~ N(0, gain^2 / fan), gain = sqrt(2) for ReLU, sqrt(2 / (1 + a^2)) for leaky ReLU of slope a.
@@ -122,7 +145,7 @@ def kaiming_(model, *, mode="fan_in", nonlinearity="relu", a=0.0):
             torch.nn.init takes a transposed convolution's fans for each other; here they are its own.
         nonlinearity, a: as of `torch.nn.init.kaiming_normal_`, such as "leaky_relu" and its slope.
 
-    Returns a `Report`. Raises TypeError where `model` is not a module, and what torch.nn.init raises.
+    Returns an `Initialisation`. Raises TypeError where `model` is no module, and what torch.nn.init raises.
 
     Equivalent::
 
@@ -134,8 +157,8 @@ def kaiming_(model, *, mode="fan_in", nonlinearity="relu", a=0.0):
     """
     other = {"fan_in": "fan_out", "fan_out": "fan_in"}
 
-    def matrix(rules, path, module, name):
-        options = dict(mode=mode, nonlinearity=nonlinearity, a=a)
+    def matrix(rules: _Rules, path: str, module: torch.nn.Module, name: str) -> None:
+        options: dict[str, Any] = dict(mode=mode, nonlinearity=nonlinearity, a=a)
         if isinstance(module, (torch.nn.MultiheadAttention, OUTPUT_OF_ATTENTION)):
             options = dict(mode="fan_in", nonlinearity="linear")
         elif isinstance(module, TRANSPOSED):
@@ -145,7 +168,7 @@ def kaiming_(model, *, mode="fan_in", nonlinearity="relu", a=0.0):
     return _apply(model, matrix)
 
 
-def xavier_(model, *, gain=1.0):
+def xavier_(model: torch.nn.Module, *, gain: float = 1.0) -> Initialisation:
     r"""Glorot's initialisation of linear and convolutional weights, for tanh, sigmoid and attention.
 
     w ~ U(-b, b), b = gain sqrt(6 / (fan_in + fan_out)); of MultiheadAttention's packed projections each.
@@ -154,7 +177,7 @@ def xavier_(model, *, gain=1.0):
         model: a torch.nn.Module, initialised in place: Linear, Bilinear, convolutions, MultiheadAttention.
         gain: such as `torch.nn.init.calculate_gain("tanh")`.
 
-    Returns a `Report`. Raises TypeError where `model` is not a module.
+    Returns an `Initialisation`. Raises TypeError where `model` is not a module.
 
     Equivalent::
 
@@ -165,14 +188,14 @@ def xavier_(model, *, gain=1.0):
     (2010); https://docs.pytorch.org/docs/stable/nn.init.html#torch.nn.init.xavier_uniform_
     """
 
-    def matrix(rules, path, module, name):
+    def matrix(rules: _Rules, path: str, module: torch.nn.Module, name: str) -> None:
         initialise = xavier_uniform_of_each if name == "in_proj_weight" else init.xavier_uniform_
         rules.set(path, module, name, initialise, gain=gain)
 
     return _apply(model, matrix)
 
 
-def truncated_normal_(model, *, std=0.02):
+def truncated_normal_(model: torch.nn.Module, *, std: float = 0.02) -> Initialisation:
     r"""Normal weights of a fixed standard deviation, without those beyond two of it, for transformers.
 
     w ~ N(0, std^2), cut at -2 std and 2 std.
@@ -182,7 +205,7 @@ def truncated_normal_(model, *, std=0.02):
             Embedding and EmbeddingBag, of which the row of padding_idx is 0.
         std: 0.02 in BERT, GPT-2 and ViT.
 
-    Returns a `Report`. Raises TypeError where `model` is not a module.
+    Returns an `Initialisation`. Raises TypeError where `model` is not a module.
 
     Equivalent::
 
@@ -193,10 +216,10 @@ def truncated_normal_(model, *, std=0.02):
     https://docs.pytorch.org/docs/stable/nn.init.html#torch.nn.init.trunc_normal_
     """
 
-    def matrix(rules, path, module, name):
+    def matrix(rules: _Rules, path: str, module: torch.nn.Module, name: str) -> None:
         rules.set(path, module, name, init.trunc_normal_, std=std, a=-2 * std, b=2 * std)
 
-    def embedding(rules, path, module):
+    def embedding(rules: _Rules, path: str, module: Any) -> None:
         matrix(rules, path, module, "weight")
         if module.padding_idx is not None:
             with torch.no_grad():
@@ -205,7 +228,12 @@ def truncated_normal_(model, *, std=0.02):
     return _apply(model, matrix, embedding)
 
 
-def zero_residual_(model, blocks, *, shortcuts=SHORTCUTS):
+def zero_residual_(
+    model: torch.nn.Module,
+    blocks: type[torch.nn.Module] | Sequence[type[torch.nn.Module]],
+    *,
+    shortcuts: Collection[str] = SHORTCUTS,
+) -> Initialisation:
     r"""Weight 0 in the last normalisation layer of every residual branch: each block begins as its shortcut.
 
     For blocks y = x + norm(f(x)), whose branch ends in a norm, as ResNet's do. Call it after a preset of
@@ -216,8 +244,8 @@ def zero_residual_(model, blocks, *, shortcuts=SHORTCUTS):
         blocks: the class of the residual blocks, or several, such as torchvision's BasicBlock and Bottleneck.
         shortcuts: names of children of a block that are not its branch; their norms are left as they are.
 
-    Returns a `Report`; blocks without such a norm are named in it. Raises TypeError where `model` is not a
-    module or `blocks` no class of modules, ValueError where the model has no such block.
+    Returns an `Initialisation`; blocks without such a norm are named in it. Raises TypeError where `model` is
+    not a module or `blocks` no class of modules, ValueError where the model has no such block.
 
     Equivalent::
 

@@ -2,12 +2,14 @@
 
 import fnmatch
 import re
+from collections.abc import Iterable, Iterator
+from typing import Any, TypeVar
 
 import torch
 from torch.nn.utils.parametrize import ParametrizationList
 
-from normreg.models.replace import check_is_module
-from normreg.training.l2_penalty import check_weight_decay
+from normreg.models.checks import check_is_module
+from normreg.training.checks import check_weight_decay
 
 NORMS = (
     torch.nn.modules.batchnorm._NormBase,  # every BatchNorm, InstanceNorm and SyncBatchNorm
@@ -18,14 +20,17 @@ NORMS = (
 # LayerNorm2d, RmsNorm, BatchNormAct2d, GroupNorm1, LlamaRMSNorm, LayerNormFp32, but no NormalizedLinear
 NORM_NAME = re.compile(r"Norm(Act|Exp|Tlu|Fp32|\dd?|[A-Z]\d[a-z]?)*$")
 BIAS_NAME = re.compile(r"(^|_)bias(_|$)")
-_registered = set()
+_registered: set[type[torch.nn.Module]] = set()
+
+NoDecay = type[torch.nn.Module] | str
+ModuleClass = TypeVar("ModuleClass", bound=type[torch.nn.Module])
 
 
-def _is_module_class(cls):
+def _is_module_class(cls: Any) -> bool:
     return isinstance(cls, type) and issubclass(cls, torch.nn.Module)
 
 
-def register_no_decay(cls):
+def register_no_decay(cls: ModuleClass) -> ModuleClass:
     """Makes `parameter_groups` leave out the parameters that modules of this class own; a decorator, too.
 
     Raises TypeError where `cls` is not a subclass of torch.nn.Module.
@@ -36,11 +41,14 @@ def register_no_decay(cls):
     return cls
 
 
-def is_norm(module):
+def is_norm(module: torch.nn.Module) -> bool:
+    """Whether a module is a normalisation layer, by its class or the name of one of its classes."""
     return isinstance(module, NORMS) or any(NORM_NAME.search(cls.__name__) for cls in type(module).__mro__)
 
 
-def _owned_parameters(model):
+def _owned_parameters(
+    model: torch.nn.Module,
+) -> Iterator[tuple[str, torch.nn.Module, str, torch.nn.Parameter]]:
     """(full name, owner, name in the owner, parameter) under every name that a parameter has."""
     modules = dict(model.named_modules(remove_duplicate=False))
     for path, module in modules.items():
@@ -53,10 +61,10 @@ def _owned_parameters(model):
                 yield full_name, module, name, parameter
 
 
-def _split(no_decay):
-    """Classes and patterns of names among what the caller gave."""
-    given = [no_decay] if isinstance(no_decay, (str, type)) or not hasattr(no_decay, "__iter__") else no_decay
-    given = list(given)
+def _split(no_decay: Any) -> tuple[tuple[type, ...], list[str]]:
+    """The classes and the patterns of names among what the caller gave."""
+    one = isinstance(no_decay, (str, type)) or not hasattr(no_decay, "__iter__")
+    given = [no_decay] if one else list(no_decay)
     for entry in given:
         if not isinstance(entry, str) and not _is_module_class(entry):
             raise TypeError(
@@ -66,7 +74,9 @@ def _split(no_decay):
     return tuple(c for c in given if isinstance(c, type)), [n for n in given if isinstance(n, str)]
 
 
-def parameter_groups(model, weight_decay, *, no_decay=()):
+def parameter_groups(
+    model: torch.nn.Module, weight_decay: float, *, no_decay: NoDecay | Iterable[NoDecay] = ()
+) -> list[dict[str, Any]]:
     r"""Groups for any torch optimizer: one with the weight decay and one, of norms and biases, without.
 
     Not decayed are the parameters owned by a normalisation layer, every bias, and what `no_decay` names. A
@@ -105,7 +115,8 @@ def parameter_groups(model, weight_decay, *, no_decay=()):
     check_weight_decay(weight_decay)
     classes, patterns = _split(no_decay)
     classes = (*classes, *_registered)
-    parameters, excluded, names = {}, set(), []
+    parameters: dict[int, torch.nn.Parameter] = {}
+    excluded, names = set(), []
     for full_name, owner, name, parameter in _owned_parameters(model):
         parameters[id(parameter)] = parameter
         names.append(full_name)

@@ -1,4 +1,4 @@
-"""What people do with BatchNorm's statistics besides training: freeze them, hold them, compute them anew.
+"""Freezes BatchNorm's running statistics, holds them during forward passes, or computes them anew.
 
 All three work on torch.nn's and normreg's BatchNorm layers of a model, SyncBatchNorm included, in place.
 """
@@ -6,15 +6,19 @@ All three work on torch.nn's and normreg's BatchNorm layers of a model, SyncBatc
 import contextlib
 import importlib.util
 import sys
+from collections.abc import Iterable, Iterator
+from typing import Any, TypeVar
 
 import torch
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.swa_utils import update_bn
 
-from normreg.models.replace import check_is_module
+from normreg.models.checks import check_is_module
+
+Model = TypeVar("Model", bound=torch.nn.Module)
 
 
-def _batch_norms(model):
+def _batch_norms(model: torch.nn.Module) -> list[_BatchNorm]:
     check_is_module(model)
     return [module for module in model.modules() if isinstance(module, _BatchNorm)]
 
@@ -22,22 +26,23 @@ def _batch_norms(model):
 class _Frozen:
     """The hooks that put a frozen layer in evaluation during its forward, copied and pickled with it."""
 
-    def __init__(self, trained):
+    def __init__(self, trained: list[str]) -> None:
         self.trained = trained  # names of the parameters whose requires_grad was taken away
-        self.flag = None  # the layer's own `training`, meanwhile
+        self.flag = False  # the layer's own `training`, meanwhile
 
-    def __call__(self, layer, inputs):
+    def __call__(self, layer: torch.nn.Module, inputs: Any) -> None:
         self.flag, layer.training = layer.training, False
 
-    def after(self, layer, inputs, output):
+    def after(self, layer: torch.nn.Module, inputs: Any, output: Any) -> None:
+        """The hook behind the forward."""
         layer.training = self.flag
 
 
-def _frozen(layer):
+def _frozen(layer: torch.nn.Module) -> _Frozen | None:
     return next((hook for hook in layer._forward_pre_hooks.values() if isinstance(hook, _Frozen)), None)
 
 
-def freeze_batch_norm(model, affine=True):
+def freeze_batch_norm(model: torch.nn.Module, affine: bool = True) -> int:
     """Makes the BatchNorm layers of a model normalise by their running statistics, and never update them.
 
     A frozen layer computes as in evaluation whatever `model.train()` says; its `training` flag keeps what
@@ -76,7 +81,7 @@ def freeze_batch_norm(model, affine=True):
     return newly
 
 
-def unfreeze_batch_norm(model):
+def unfreeze_batch_norm(model: torch.nn.Module) -> int:
     """Undoes `freeze_batch_norm`: takes its hooks away, and gives back the requires_grad that it took.
 
     Returns the number of layers that were frozen. Raises TypeError for what is no module.
@@ -98,7 +103,7 @@ def unfreeze_batch_norm(model):
 
 
 @contextlib.contextmanager
-def running_statistics_held(model):
+def running_statistics_held(model: Model) -> Iterator[Model]:
     """Within it, forward passes in training leave the BatchNorm layers' running statistics as they are.
 
     Batches are normalised by their own statistics as ever; running_mean, running_var and num_batches_tracked
@@ -125,7 +130,7 @@ def running_statistics_held(model):
             layer.track_running_stats = flag
 
 
-def _shown(loader):
+def _shown(loader: Any) -> Iterable[Any]:
     """The loader with a progress bar on a terminal, where rich is installed."""
     if not sys.stderr.isatty() or importlib.util.find_spec("rich") is None:
         return loader
@@ -135,11 +140,16 @@ def _shown(loader):
     return progress.track(loader, "Running statistics", **options)
 
 
-def recalibrate_batch_norm(model, loader, device=None, progress=True):
+def recalibrate_batch_norm(
+    model: torch.nn.Module,
+    loader: Iterable[Any],
+    device: torch.device | int | str | None = None,
+    progress: bool = True,
+) -> int:
     """Replaces the running statistics of a model's BatchNorm layers by averages over a loader's batches.
 
-    After weights were averaged, pruned or loaded from elsewhere. One pass in training mode without gradients:
-    `torch.optim.swa_utils.update_bn`, which weighs every batch alike. Layers that are
+    Use it after weights were averaged, pruned or loaded from elsewhere. It makes one pass in training mode
+    without gradients, by `torch.optim.swa_utils.update_bn`, which weighs every batch alike. Layers that are
     frozen, or whose statistics are held, keep theirs.
     Momentum and the training flag of every module are afterwards as before, and after an exception, or for
     batches that leave statistics which are not finite, so are all buffers of the model.
@@ -170,8 +180,9 @@ def recalibrate_batch_norm(model, loader, device=None, progress=True):
     before = [(buffer, buffer.clone()) for buffer in model.buffers()]
     kept = [(buffer, buffer.clone()) for layer in layers if layer not in moving for buffer in layer.buffers()]
     batches = 0
+    to: Any = device  # a name, too, which torch's annotation forgets
 
-    def counted():
+    def counted() -> Iterator[Any]:
         nonlocal batches
         _put_back(kept)  # update_bn has reset all layers by now
         for batch in _shown(loader) if progress else loader:
@@ -179,13 +190,14 @@ def recalibrate_batch_norm(model, loader, device=None, progress=True):
             yield batch
 
     try:
-        update_bn(counted(), model, device)
+        update_bn(counted(), model, to)
         if layers and not batches:
             raise ValueError(
                 "expected a loader with batches, got an empty one: is it an iterator used before?"
             )
         for layer in moving:
-            if not (layer.running_mean.isfinite().all() and layer.running_var.isfinite().all()):
+            statistics: list[Any] = [layer.running_mean, layer.running_var]
+            if not all(statistic.isfinite().all() for statistic in statistics):
                 raise ValueError(
                     f"expected batches that give finite statistics, got others for {layer}: "
                     "look for nan, inf or a single value per channel in the loader"
@@ -202,6 +214,6 @@ def recalibrate_batch_norm(model, loader, device=None, progress=True):
 
 
 @torch.no_grad()
-def _put_back(buffers):
+def _put_back(buffers: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> None:
     for buffer, value in buffers:
         buffer.copy_(value)

@@ -1,4 +1,4 @@
-"""Where a forward applies a norm or dropout beside what one call computes with it, and that call instead.
+"""Finds where a forward applies a norm or dropout beside what one call can compute with it, and rewrites it.
 
 batch norm -> activation             batch norm -> + -> activation
 dropout -> + -> norm, + -> norm      activation -> dropout, dropout -> +
@@ -8,33 +8,40 @@ import operator
 import pickle
 import re
 import types
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import torch
+from torch.fx import Graph, Node
 
 from normreg import nn
 from normreg.kernels.device.activations import LINES
 from normreg.models.fusion import blocks, tracing
-from normreg.models.fusion.blocks import Code, Part, Plan
-from normreg.models.fusion.steps import BATCH_NORMS, Reader
-from normreg.models.registry import why_not_bypassed
+from normreg.models.fusion.blocks import Code, Part, Rewritten
+from normreg.models.fusion.steps import BATCH_NORMS, Reader, Step
+from normreg.models.hooks import why_not_bypassed
 
-# what they return is memory of its own
-ALLOCATING = (
-    torch.nn.Linear, torch.nn.Conv1d, torch.nn.Conv2d, torch.nn.Conv3d, torch.nn.ConvTranspose1d,
-    torch.nn.ConvTranspose2d, torch.nn.ConvTranspose3d, *BATCH_NORMS,
-)  # fmt: skip
+# layers whose result is memory of its own
+CONVOLUTIONS = ("Conv1d", "Conv2d", "Conv3d", "ConvTranspose1d", "ConvTranspose2d", "ConvTranspose3d")
+ALLOCATING = (torch.nn.Linear, *(getattr(torch.nn, name) for name in CONVOLUTIONS), *BATCH_NORMS)
 
 
 class Matcher(Reader):
     """Finds the patterns in one graph of a module, and replaces them."""
 
-    def __init__(self, graph, block, becomes, functions):
+    def __init__(
+        self, graph: Graph, block: torch.nn.Module, becomes: Callable[[Any], Any], functions: bool
+    ) -> None:
         super().__init__(graph, block, becomes)
         self.graph, self.functions = graph, functions
-        self.taken, self.parts, self.matches = set(), [], []
-        self.fused, self.refused = [], []
+        self.taken: set[Any] = set()
+        self.parts: list[Part] = []
+        self.matches: list[tuple[tuple[Step, ...], bool]] = []
+        self.fused: list[str] = []
+        self.refused: list[tuple[str, str]] = []
 
-    def find(self):
+    def find(self) -> None:
+        """Notes the patterns of the graph, and why others are none."""
         steps = [step for step in map(self.step, self.graph.nodes) if step is not None]
         for step in steps:
             if step.kind == "act":
@@ -47,19 +54,21 @@ class Matcher(Reader):
             if step.kind == "dropout" and self.is_fusible(step) and step.node not in self.taken:
                 self.before_sum(step)
 
-    def is_fusible(self, dropout):
+    def is_fusible(self, dropout: Step) -> bool:
         return self.functions or dropout.node.op == "call_module"
 
-    def behind_batch_norm(self, act):
+    def behind_batch_norm(self, act: Step) -> None:
         norm = self.step(act.source)
         if norm is not None and norm.kind == "batch norm":
-            return self.match(norm, act)
+            self.match(norm, act)
+            return
         for operand in self.operands(act.source):
             norm = self.step(operand)
             if norm is not None and norm.kind == "batch norm":
-                return self.match(norm, self.sum_of(act.source, operand), act)
+                self.match(norm, self.sum_of(act.source, operand), act)
+                return
 
-    def behind_sum(self, norm):
+    def behind_sum(self, norm: Step) -> None:
         operands = self.operands(norm.source)
         if not operands:
             return
@@ -69,17 +78,17 @@ class Matcher(Reader):
         else:
             self.match(first, self.sum_of(norm.source, first.node), norm)
 
-    def behind_activation(self, dropout):
+    def behind_activation(self, dropout: Step) -> None:
         act = self.step(dropout.source)
         if act is not None and act.kind == "act":
             self.match(act, dropout)
 
-    def before_sum(self, dropout):
+    def before_sum(self, dropout: Step) -> None:
         user = next(iter(dropout.node.users), None)
         if user is not None and dropout.node in self.operands(user):
             self.match(dropout, self.sum_of(user, dropout.node))
 
-    def match(self, *steps):
+    def match(self, *steps: Step) -> None:
         """Notes that one call can take the place of these, or why not."""
         nodes = [step.node for step in steps]
         if self.taken & {*nodes}:
@@ -96,13 +105,13 @@ class Matcher(Reader):
             self.parts += self.parts_of(step.node, step.options if step.kind == "act" else None)
         self.matches.append((steps, self.is_prenorm(steps)))
 
-    def parts_of(self, node, act=None):
+    def parts_of(self, node: Any, act: tuple[Any, ...] | None = None) -> list[Part]:
         module = self.module(node)
         if module is None:
             return []
         return [Part(blocks.path_of(node.target), self.becomes(module), act)]
 
-    def objection(self, steps):
+    def objection(self, steps: Sequence[Step]) -> str | None:
         """Why one call cannot take the place of these, or None."""
         for step in steps:
             module = self.module(step.node)
@@ -115,7 +124,7 @@ class Matcher(Reader):
             if step.overwrites and not self.overwrites_its_own(steps, position):
                 return f"{self.name(step.node)} overwrites a value that may be used elsewhere"
         own, calls = [step.node for step in steps], [*self.order]
-        first, *_, last = sorted(map(self.order.get, own))
+        first, *_, last = sorted(self.order[node] for node in own)
         between = [node for node in calls[first:last] if node not in own]
         called = {self.module(node) for node in own} - {None}
         for node in between:  # the first steps are computed later than before, or the last one sooner
@@ -127,7 +136,7 @@ class Matcher(Reader):
                 return f"{self.name(node)}, called after it, may overwrite what {self.name(own[0])} reads"
         return None
 
-    def overwrites_its_own(self, steps, position):
+    def overwrites_its_own(self, steps: Sequence[Step], position: int) -> bool:
         """Whether what a step overwrites was made by a step before, or for the first one."""
         if steps[position].kind == "+" and steps[position].index == 1:
             return False  # the residual
@@ -136,17 +145,18 @@ class Matcher(Reader):
                 return True
         return self.is_new(steps[0].source)
 
-    def is_new(self, node):
+    def is_new(self, node: Any) -> bool:
         """Whether a call made this tensor for its only user."""
         module = self.module(node)
         return (
             self.becomes(module) in ALLOCATING and why_not_bypassed(module) is None and len(node.users) == 1
         )
 
-    def is_prenorm(self, steps):
+    def is_prenorm(self, steps: Sequence[Step]) -> bool:
+        """Whether the sum in front of a norm is used elsewhere, too."""
         return steps[-1].kind == "norm" and len(steps[-2].node.users) > 1
 
-    def may_write(self, node):
+    def may_write(self, node: Any) -> bool:
         """Whether a call may write into its arguments, by torch's conventions of names."""
         if node.op == "call_module":
             inside = self.module(node).modules()
@@ -162,7 +172,8 @@ class Matcher(Reader):
             or flags
         )
 
-    def rewrite(self, steps, prenorm):
+    def rewrite(self, steps: Sequence[Step], prenorm: bool) -> None:
+        """Puts the one call in the place of the steps."""
         last = steps[-1].node
         by_kind = {step.kind: step for step in steps}
         with self.graph.inserting_before(by_kind["+"].node if prenorm else last):
@@ -189,27 +200,27 @@ class Matcher(Reader):
         for step in reversed(steps):
             self.graph.erase_node(step.node)
 
-    def call(self, function, *arguments):
+    def call(self, function: Callable[..., Any], *arguments: Any) -> Node:
         return self.graph.call_function(function, arguments)
 
-    def attribute(self, path):
+    def attribute(self, path: str) -> Node:
         return self.graph.create_node("get_attr", path)
 
-    def values(self, options):
+    def values(self, options: tuple[Any, ...]) -> tuple[Any, ...]:
         """Numbers as they are; attributes of modules, given by their path, when they are read."""
         return tuple(self.attribute(value) if isinstance(value, str) else value for value in options)
 
-    def code(self):
-        """Of the graph with one call in the place of each pattern."""
+    def code(self) -> Code:
+        """The code of the graph with one call in the place of each pattern."""
         for steps, prenorm in self.matches:
             self.rewrite(steps, prenorm)
-        code = self.graph.python_code("self")
+        python = self.graph.python_code("self")
         names = {
             name: value
-            for name, value in code.globals.items()
-            if not isinstance(value, types.ModuleType) and re.search(rf"\b{re.escape(name)}\b", code.src)
+            for name, value in python.globals.items()
+            if not isinstance(value, types.ModuleType) and re.search(rf"\b{re.escape(name)}\b", python.src)
         }
-        code = Code(code.src, tuple(names.items()))
+        code = Code(python.src, tuple(names.items()))
         try:
             pickle.dumps(code)
         except Exception as error:
@@ -217,17 +228,17 @@ class Matcher(Reader):
         return code
 
 
-def is_anchor(cls):
-    """One is in every pattern of modules."""
+def is_anchor(cls: Any) -> bool:
+    """Whether layers of this class can be the norm or dropout without which no modules are a pattern."""
     return cls in BATCH_NORMS or blocks.is_norm(cls) or cls is nn.Dropout
 
 
-def _is_unknown(module):
+def _is_unknown(module: torch.nn.Module) -> bool:
     return not type(module).__module__.startswith(("torch.nn.", "normreg.nn."))
 
 
-def newly_kept(steps):
-    """What the backward of the one call needs, and that of the several did not."""
+def newly_kept(steps: Sequence[Step]) -> list[Any]:
+    """The values that the backward of the one call needs, and that of the several did not."""
     kinds = {step.kind: step for step in steps}
     if {"act", "dropout"} <= kinds.keys():
         return [steps[0].source]
@@ -236,12 +247,12 @@ def newly_kept(steps):
     return []
 
 
-def is_block(module):
-    """Whether it has a forward around other modules."""
+def is_block(module: torch.nn.Module) -> bool:
+    """Whether the module has a forward around other modules."""
     return bool(module._modules) and blocks.has_forward(module)
 
 
-def inside(module):
+def inside(module: torch.nn.Module) -> Iterator[torch.nn.Module]:
     """The modules that its forward calls itself: those in lists and dictionaries, too."""
     for child in module.children():
         yield child
@@ -249,10 +260,12 @@ def inside(module):
             yield from inside(child)
 
 
-def fuse(module, becomes, functions=True):
-    """What `replace(fuse=True)` makes of one module: its new class or None, what is fused, (what, why not).
+def fuse(
+    module: Any, becomes: Callable[[Any], Any], functions: bool = True
+) -> tuple[type | None, tuple[str, ...], tuple[tuple[str, str], ...]]:
+    """The module's new class or None, the patterns fused in it, and (pattern, why not) of the others.
 
-    becomes: of a module inside, the class that `replace` leaves it with.
+    becomes: takes a module inside, and returns the class that `replace` leaves it with.
     functions: whether dropout that is a function, not a module, is fused with an activation or a sum.
 
     Raises `tracing.Untraceable` where nothing is known of its forward.
@@ -274,5 +287,6 @@ def fuse(module, becomes, functions=True):
         return None, (), tuple(found.refused)
     if (found.fused, found.parts) != (same.fused, same.parts):
         raise tracing.Untraceable("its forward takes another way in evaluation or under autocast")
-    plan = Plan(found.code(), same.code(), passed_on, tuple(found.parts), *blocks.premises(module))
-    return blocks.derived(type(module), plan), tuple(found.fused), tuple(found.refused)
+    cls: Any = type(module)
+    rewritten = Rewritten(found.code(), same.code(), passed_on, tuple(found.parts), *blocks.premises(module))
+    return blocks.derived(cls, rewritten), tuple(found.fused), tuple(found.refused)

@@ -1,4 +1,4 @@
-"""What a module's forward does with the modules inside it, as torch.fx graphs: in training and in evaluation.
+"""Traces a module's forward as torch.fx graphs, in training and in evaluation: modules inside are calls.
 
 Nothing is computed. Where a graph could be wrong for some later call, there is none, and a reason.
 """
@@ -6,19 +6,19 @@ Nothing is computed. Where a graph could be wrong for some later call, there is 
 import contextlib
 import inspect
 import operator
-import random
 import sys
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import torch
 from torch import fx
 
-MODES = (True, False)  # of training
-DEVICES = ("cpu", "cuda")  # that autocast is asked about
+from normreg.models.fusion import Untraceable
+from normreg.models.fusion.unchanged import unchanged
 
-
-class Untraceable(Exception):
-    """Why there is no graph of a forward."""
+MODES = (True, False)  # training, evaluation
+DEVICES = ("cpu", "cuda")  # whose autocast is asked about
 
 
 # modules that ask for the class of a proxy for their own purposes
@@ -26,9 +26,11 @@ ASKING = ("torch.fx", "torch._", "torch.overrides", "torch.utils._pytree", "torc
 
 
 class _Proxy(fx.Proxy):
-    @property
-    def __class__(self):
-        """The inputs without a default are tensors, which every call is held to; of others nobody knows."""
+    tracer: "_Tracer"
+
+    @property  # type: ignore[misc]
+    def __class__(self) -> type:
+        """torch.Tensor for an input without a default, because every call is held to that."""
         if sys._getframe(1).f_globals.get("__name__", "").startswith(ASKING):
             return _Proxy
         if self._is_tensor:
@@ -36,26 +38,26 @@ class _Proxy(fx.Proxy):
         raise Untraceable("its forward asks for the type of a value in between")
 
     @property
-    def _is_tensor(self):
+    def _is_tensor(self) -> bool:
         return self.node.op == "placeholder" and self.node.target in self.tracer.signature.names
 
-    def __getattr__(self, name):
-        """hasattr, for one, would always hear yes."""
+    def __getattr__(self, name: str) -> Any:
+        """Tensors' attributes alone, because hasattr would always hear yes."""
         if hasattr(torch.Tensor, name):
             return super().__getattr__(name)
         if self._is_tensor:
             raise AttributeError(name)
         raise Untraceable(f"its forward asks a value in between for {name!r}, which tensors have not")
 
-    def __setattr__(self, name, value):
-        """The graph would not have it."""
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Raises Untraceable, because the graph would not have the attribute."""
         if name not in ("tracer", "node"):
             raise Untraceable(f"its forward sets {name!r} of a value")
         super().__setattr__(name, value)
 
 
-def _record(name):
-    def method(self, other):
+def _record(name: str) -> Callable[..., Any]:
+    def method(self: _Proxy, other: Any) -> Any:
         return self.tracer.create_proxy("call_function", getattr(operator, name), (self, other), {})
 
     return method
@@ -63,8 +65,18 @@ def _record(name):
 
 # torch.fx records `x += y` as `x = x + y`, which other names of x would not see
 _IN_PLACE = (
-    "iadd", "isub", "imul", "itruediv", "ifloordiv", "imod", "ipow", "imatmul", "iand", "ior", "ixor",
-)  # fmt: skip
+    "iadd",
+    "isub",
+    "imul",
+    "itruediv",
+    "ifloordiv",
+    "imod",
+    "ipow",
+    "imatmul",
+    "iand",
+    "ior",
+    "ixor",
+)
 for _name in _IN_PLACE:
     setattr(_Proxy, f"__{_name}__", _record(_name))
 IN_PLACE = {operator.setitem, operator.delitem, *(getattr(operator, name) for name in _IN_PLACE)}
@@ -75,35 +87,35 @@ class _Tracer(fx.Tracer):
 
     proxy_buffer_attributes = True
 
-    def __init__(self, signature, options):
-        super().__init__(autowrap_modules=())  # wrapping `math` takes a third of the time
+    def __init__(self, signature: "Signature", options: Iterable[str]) -> None:
+        super().__init__(autowrap_modules=())  # type: ignore[arg-type]  # wrapping `math` takes a third of the time
         self.signature, self.options, self.modes = signature, options, _modes()
 
-    def is_leaf_module(self, module, name):
+    def is_leaf_module(self, module: torch.nn.Module, name: str) -> bool:
         return True
 
-    def proxy(self, node):
+    def proxy(self, node: fx.Node) -> _Proxy:
         return _Proxy(node, self)
 
-    def create_args_for_root(self, forward, is_module, concrete_args=None):
-        def value(name):
+    def create_args_for_root(self, forward: Any, is_module: bool, concrete_args: Any = None) -> Any:
+        def value(name: str) -> Any:
             return self.create_proxy("placeholder", name, (), {})
 
-        def with_options(root, *tensors):
+        def with_options(root: Any, *tensors: Any) -> Any:
             return forward(root, *tensors, **options)
 
         tensors = [value(name) for name in self.signature.names]
         options = {name: value(name) for name in self.options}
         return with_options, [self.root, *tensors]
 
-    def create_node(self, *arguments, **options):
+    def create_node(self, *arguments: Any, **options: Any) -> fx.Node:
         if _modes() != self.modes:
             raise Untraceable("its forward computes a part in another grad or autocast mode")
         node = super().create_node(*arguments, **options)
         node.type = None  # an annotation, which the code would need by name
         return node
 
-    def create_arg(self, a):
+    def create_arg(self, a: Any) -> Any:
         if isinstance(a, fx.Proxy):
             return a.node
         if isinstance(a, dict | list) and type(a) not in (dict, list):
@@ -111,18 +123,20 @@ class _Tracer(fx.Tracer):
         return super().create_arg(a)
 
 
-def _modes():
+def _modes() -> tuple[bool, ...]:
     return torch.is_grad_enabled(), *(torch.is_autocast_enabled(device) for device in DEVICES)
 
 
 class Signature(NamedTuple):
+    """The arguments of a forward."""
+
     names: tuple[str, ...]  # of the arguments without a default
-    defaults: dict  # name: default
+    defaults: dict[str, Any]  # name: default
     positional: tuple[str, ...]  # names of those that can be passed by position
 
 
-def signature(cls):
-    """Of the forward; *args and **options are for calls that nobody traced."""
+def signature(cls: Any) -> Signature:
+    """The signature of a class's forward, without *args and **options: calls with such are not traced."""
     parameters = [*inspect.signature(cls.forward).parameters.values()][1:]
     parameters = [p for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
     for p in parameters:
@@ -135,64 +149,9 @@ def signature(cls):
     )
 
 
-def _entries(value):
-    """Of what can be changed in place."""
-    if issubclass(type(value), dict):  # not isinstance, which proxies refuse
-        return dict(value)
-    return dict(enumerate(value)) if type(value) is list else None
-
-
-def _state(module):
-    """What a forward may change, and tracing must not: attributes, and entries of dictionaries and lists."""
-    return {name: (value, _entries(value)) for name, value in vars(module).items() if name != "training"}
-
-
-def _entries_same(entries, others):
-    return entries is None or (
-        entries.keys() == others.keys() and all(others[key] is value for key, value in entries.items())
-    )
-
-
-def _same(before, after):
-    return before.keys() == after.keys() and all(
-        value is after[name][0] and _entries_same(entries, after[name][1])
-        for name, (value, entries) in before.items()
-    )
-
-
-def _set_back(module, before):
-    for name in [*vars(module)]:
-        if name not in before and name != "training":
-            del vars(module)[name]
-    for name, (value, entries) in before.items():
-        vars(module)[name] = value
-        if not _entries_same(entries, _entries(value)):
-            value.clear()
-            value.update(entries) if isinstance(value, dict) else value.extend(entries.values())
-
-
-def _random_states():
-    states = [torch.get_rng_state()]
-    if torch.cuda.is_initialized():
-        states.append(torch.cuda.get_rng_state())
-    return random.getstate(), states
-
-
-def _set_random_states(states):
-    python, (cpu, *cuda) = states
-    random.setstate(python)
-    torch.set_rng_state(cpu)
-    for state in cuda:
-        torch.cuda.set_rng_state(state)
-
-
-def _random_states_same(states, others):
-    return states[0] == others[0] and all(map(torch.equal, states[1], others[1]))
-
-
 @contextlib.contextmanager
-def _autocast(enabled):
-    """As it is in one of the two modes: a forward that decides by it takes another way in the other."""
+def _autocast(enabled: bool) -> Iterator[None]:
+    """Switches autocast on or off: a forward that decides by it takes another way in the other mode."""
     before = {device: torch.is_autocast_enabled(device) for device in DEVICES}
     try:
         for device in DEVICES:
@@ -203,8 +162,10 @@ def _autocast(enabled):
             torch.set_autocast_enabled(device, was)
 
 
-def _trace(module, signature, training, options=()):
-    """The graph of a call with all tensors that are needed, and with these of the other arguments."""
+def _trace(
+    module: torch.nn.Module, signature: Signature, training: bool, options: Iterable[str] = ()
+) -> fx.Graph:
+    """The graph of a call with all tensors that are needed, and with the arguments named in `options`."""
     with torch.set_grad_enabled(training), _autocast(not training):
         try:
             return _Tracer(signature, options).trace(module)
@@ -215,12 +176,15 @@ def _trace(module, signature, training, options=()):
             raise Untraceable(f"torch.fx cannot trace its forward: {line}") from error
 
 
-def _shape(graph, values=()):
-    """Operations and where their inputs come from, without the numbers; {argument: value} are no inputs."""
+def _shape(graph: fx.Graph, values: Mapping[Any, Any] = MappingProxyType({})) -> list[tuple[Any, Any, str]]:
+    """The graph's operations and where their inputs come from, without numbers.
+
+    values: {argument: value} of arguments that stand for their value.
+    """
     nodes = [node for node in graph.nodes if node.op != "placeholder" or node.target not in values]
     index = {node: position for position, node in enumerate(nodes)}
 
-    def place(argument):
+    def place(argument: Any) -> str:
         if isinstance(argument, fx.Node) and argument in index:
             return f"value {index[argument]}"
         value = values[argument.target] if isinstance(argument, fx.Node) else argument
@@ -229,7 +193,9 @@ def _shape(graph, values=()):
     return [(n.op, n.target, repr(fx.node.map_aggregate((n.args, n.kwargs), place))) for n in nodes]
 
 
-def _passed_on(module, signature, training, graph):
+def _passed_on(
+    module: torch.nn.Module, signature: Signature, training: bool, graph: fx.Graph
+) -> fx.Graph | None:
     """`graph` with the optional arguments as inputs, or None where more is done than passing them on."""
     try:
         general = _trace(module, signature, training, signature.defaults)
@@ -238,46 +204,31 @@ def _passed_on(module, signature, training, graph):
     return general if _shape(general, signature.defaults) == _shape(graph) else None
 
 
-@contextlib.contextmanager
-def _unchanged(module):
-    """Sets module and generators back, and raises Untraceable where a forward changed them."""
-    before, random_states = _state(module), _random_states()
-    training = {inner: inner.training for inner in module.modules()}
-    try:
-        yield training
-        if not _same(before, _state(module)):
-            raise Untraceable("its forward changes attributes of the module")
-        if not _random_states_same(random_states, _random_states()):
-            raise Untraceable("its forward draws random numbers")
-    finally:
-        for inner, mode in training.items():
-            vars(inner)["training"] = mode
-        _set_back(module, before)
-        _set_random_states(random_states)
-
-
 class Traced(NamedTuple):
-    graphs: dict  # training: torch.fx.Graph
-    passed_on: bool  # the arguments that have a default are inputs of the graph, which are only passed on
+    """The graphs of a forward."""
+
+    graphs: dict[bool, fx.Graph]  # by training
+    passed_on: bool  # arguments with a default are inputs of the graph, which only passes them on
 
 
-def trace(module):
-    """The forward of its class as `Traced`; the module and torch's generators stay as they are.
+def trace(module: torch.nn.Module) -> Traced:
+    """Traces the forward of the module's class; the module and torch's generators stay as they are.
 
-    Raises Untraceable with the reason: it needs more than tensors, decides by their values, takes another way
-    in evaluation or under autocast, changes the module, or draws random numbers outside of torch's dropout.
+    Raises Untraceable with the reason: the forward needs more than tensors, decides by their values, takes
+    another way in evaluation or under autocast, changes the module, or draws random numbers itself.
     """
     takes = signature(type(module))
-    graphs, passed_on = {}, {}
+    graphs: dict[bool, fx.Graph] = {}
+    passed_on: dict[bool, fx.Graph | None] = {}
     for mode in MODES:
-        with _unchanged(module) as modules:
+        with unchanged(module) as modules:
             for inner in modules:
                 vars(inner)["training"] = mode
             graphs[mode] = _trace(module, takes, mode)
             if takes.defaults:
                 passed_on[mode] = _passed_on(module, takes, mode, graphs[mode])
-    if all(passed_on.values()):
-        graphs |= passed_on
+    if None not in passed_on.values():
+        graphs |= {mode: general for mode, general in passed_on.items() if general is not None}
     if _shape(graphs[True]) != _shape(graphs[False]):
         raise Untraceable("its forward takes another way in evaluation or under autocast")
-    return Traced(graphs, bool(takes.defaults) and all(passed_on.values()))
+    return Traced(graphs, bool(takes.defaults) and None not in passed_on.values())

@@ -1,28 +1,31 @@
-"""Runs a model so that nothing is left behind: on copies of what a forward may change, which are undone."""
+"""Runs a model so that nothing is left behind: on copies of what its forward may change."""
 
 import contextlib
 import inspect
 import sys
 import threading
 from collections import OrderedDict
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
+from torch.nn.modules.lazy import LazyModuleMixin
 
-from normreg.models.replace import check_is_module
-from normreg.models.report import ROOT, class_name
+from normreg.models.checks import check_is_module
+from normreg.models.tables import ROOT, class_name
 
 _ONE_AT_A_TIME = threading.RLock()
 
 
-def _copy(tensor):
-    """The same values, strides, dtype and relation to autograd, in memory of its own."""
+def _copy(tensor: torch.Tensor) -> torch.Tensor:
+    """A tensor with the same values, strides, dtype and relation to autograd, in memory of its own."""
     with torch.enable_grad(), torch.inference_mode(tensor.is_inference()):
         joined = tensor.requires_grad and not tensor.is_leaf
         source = tensor if joined else tensor.detach()
         plain = type(tensor) in (torch.Tensor, torch.nn.Parameter) and tensor.layout is torch.strided
         if plain and not tensor.is_nested and not tensor.is_quantized and 0 not in tensor.stride():
-            options = dict(dtype=tensor.dtype, device=tensor.device)
-            copy = torch.empty_strided(tensor.shape, tensor.stride(), **options).copy_(source)
+            shape, strides = tensor.shape, tensor.stride()
+            copy = torch.empty_strided(shape, strides, dtype=tensor.dtype, device=tensor.device).copy_(source)
         else:
             copy = source.clone()
         if tensor.requires_grad and not joined:
@@ -30,20 +33,22 @@ def _copy(tensor):
         return copy.view_as(copy) if joined and tensor._is_view() else copy
 
 
-class Copies(dict):
-    """The copy of each tensor, the same one wherever that tensor stands."""
+class Copies(dict[int, tuple[torch.Tensor, torch.Tensor]]):
+    """Copies of tensors: one of each tensor, wherever that tensor stands."""
 
-    def of(self, tensor):
+    def of(self, tensor: torch.Tensor) -> torch.Tensor:
+        """The copy of a tensor."""
         if id(tensor) not in self:
             self[id(tensor)] = (_copy(tensor), tensor)  # which keeps the id from being used again
         return self[id(tensor)][0]
 
-    def known(self, tensor):
+    def known(self, tensor: Any) -> bool:
+        """Whether there is a copy of it."""
         return id(tensor) in self
 
 
 @contextlib.contextmanager
-def _undone(model, copies):
+def _undone(model: torch.nn.Module, copies: Copies) -> Iterator[None]:
     """Undoes what a forward does to the attributes, buffers and plain tensors of the model's modules."""
     modules = list(model.modules())
     attributes = [(vars(module), dict(vars(module))) for module in modules]
@@ -72,10 +77,10 @@ def _undone(model, copies):
                 for parameter in module.parameters(recurse=False):
                     copies.of(parameter)
         for module in modules:
-            for name, parameter in module._parameters.items():
-                if copies.known(parameter):
-                    copy = copies.of(parameter).detach()
-                    module._parameters[name] = torch.nn.Parameter(copy, parameter.requires_grad)
+            for name, own in module._parameters.items():
+                if own is not None and copies.known(own):
+                    copy = copies.of(own).detach()
+                    module._parameters[name] = torch.nn.Parameter(copy, own.requires_grad)
         yield
     finally:
         for value, before in containers:
@@ -86,15 +91,16 @@ def _undone(model, copies):
                 del here[name]
             here.update(before)
         with torch.no_grad():
-            for buffer, before in scripted:
-                buffer.copy_(before)
+            for buffer, values in scripted:
+                buffer.copy_(values)
 
 
-def check_runs(model, inputs, options, function):
-    """A module, of which all parameters exist, and inputs that its forward takes."""
+def check_runs(model: Any, inputs: Sequence[Any], options: Mapping[str, Any], function: str) -> None:
+    """Raises unless model is a module whose parameters exist and whose forward takes these inputs."""
     check_is_module(model)
     for name, module in model.named_modules():
-        if isinstance(module, torch.nn.modules.lazy.LazyModuleMixin) and module.has_uninitialized_params():
+        lazy: Any = module
+        if isinstance(module, LazyModuleMixin) and lazy.has_uninitialized_params():
             raise ValueError(
                 f"expected a model whose parameters exist, got {name or ROOT}, a {class_name(type(module))}, "
                 f"which its first call completes: call the model once before {function}"
@@ -113,8 +119,8 @@ def check_runs(model, inputs, options, function):
 
 
 @contextlib.contextmanager
-def unchanged(model):
-    """Buffers, attributes and random numbers are afterwards as they were, also on an error; in eager mode.
+def unchanged(model: torch.nn.Module) -> Iterator[Copies]:
+    """Leaves buffers, attributes and random numbers as they were, also on an error; runs in eager mode.
 
     Yields the copies, of which there is one for each tensor.
     """

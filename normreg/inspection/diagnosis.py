@@ -1,0 +1,169 @@
+"""A `Diagnosis`: what `diagnose` found, as a table and as a picture."""
+
+import math
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from normreg.inspection.measurement import Row, Statistics
+from normreg.models.tables import counted, table
+
+ROUNDING = 1e-6  # share of the root mean square below which a mean is not drawn
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A call of a module inside which no other module ran. It has a `Layer` for each tensor it returns."""
+
+    name: str
+    kind: str
+    shape: tuple[int, ...]
+    activation: Statistics
+    gradient: Statistics | None  # of the loss with respect to the output; None where none reaches it
+    flags: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """What `diagnose` found: iterates over `layers`, in the order of their calls. Printed, it is a table.
+
+    Attributes:
+        layers: the calls, each with name, kind, shape, activation, gradient and flags.
+        loss: the value of the loss.
+        vanishing, exploding, dead: the limits that the flags were given by.
+    """
+
+    layers: tuple[Layer, ...]
+    loss: float
+    vanishing: float
+    exploding: float
+    dead: float
+
+    def __iter__(self) -> Iterator[Layer]:
+        return iter(self.layers)
+
+    @property
+    def flagged(self) -> tuple[Layer, ...]:
+        """The layers with any flag."""
+        return tuple(layer for layer in self.layers if layer.flags)
+
+    def __str__(self) -> str:
+        lines = [f"{counted(self.layers)}, {len(self.flagged)} flagged; loss {self.loss:.4g}"]
+        of = [f"{what} {of}" for of in ("activation", "gradient") for what in ("mean", "variance", "norm")]
+        rows = [
+            (
+                *(layer.name, layer.kind, str(list(layer.shape))),
+                *_cells(layer.activation),
+                *_cells(layer.gradient),
+                ", ".join(layer.flags),
+            )
+            for layer in self.layers
+        ]
+        if rows:
+            short = [name.replace("activation", "of y").replace("gradient", "of dy") for name in of]
+            lines += table([("name", "layer", "y", *short, "flags"), *rows])
+        return "\n".join(lines)
+
+    def plot(self, path: str | os.PathLike[str]) -> None:
+        """Writes root mean square and |mean| of activations and gradients, layer by layer, as a picture.
+
+        Dashed lines are the limits of vanishing and exploding. The format is that of the suffix of `path`.
+        Raises ModuleNotFoundError without matplotlib, FileNotFoundError where the folder does not exist.
+        """
+        try:
+            from matplotlib.figure import Figure
+        except ModuleNotFoundError as error:
+            raise ModuleNotFoundError(
+                f"expected matplotlib to draw with, but {error.name} is not installed: pip install "
+                f"matplotlib, or print the report"
+            ) from None
+        if not Path(path).absolute().parent.is_dir():
+            raise FileNotFoundError(
+                f"expected a folder to write into, there is no {Path(path).parent}: make it"
+            )
+        figure = Figure(figsize=(max(7, min(16, 3 + 0.22 * len(self.layers))), 7), layout="constrained")
+        panels = figure.subplots(2, 1, sharex=True)
+        for panel, what in zip(panels, ("activation", "gradient")):
+            self._draw(panel, what)
+        step = math.ceil(len(self.layers) / 60)  # of the names, as many as are legible
+        names = [layer.name for layer in self.layers]
+        panels[1].set_xticks(range(0, len(names), step), names[::step], rotation=90, fontsize=7)
+        panels[1].set_xlabel("layer, in the order of the calls")
+        figure.savefig(path, dpi=110)
+
+    def _draw(self, panel: Any, what: str) -> None:
+        points = [(i, getattr(layer, what)) for i, layer in enumerate(self.layers)]
+        points = [(i, s) for i, s in points if s is not None and 0 < s.rms < math.inf]
+        if points:
+            places = [i for i, _ in points]
+            panel.plot(places, [s.rms for _, s in points], "o-", color="#0072b2", label="root mean square")
+            means = [abs(s.mean) if abs(s.mean) > ROUNDING * s.rms else math.nan for _, s in points]
+            panel.plot(places, means, "x", color="#d55e00", label="|mean|")
+            reference = _reference(self.layers, what)
+            for factor in (self.vanishing, self.exploding):
+                panel.axhline(factor * reference, color="black", linestyle="--", linewidth=1)
+        for i, layer in enumerate(self.layers):
+            if any(what in flag or flag == "dead" for flag in layer.flags):
+                panel.axvspan(i - 0.5, i + 0.5, color="#e69f00", alpha=0.3, linewidth=0)
+        panel.set(yscale="log", ylabel=f"{what}, in its units", xlim=(-0.5, len(self.layers) - 0.5))
+        which = "first" if what == "activation" else "last"
+        limits = f"{self.vanishing:g} and {self.exploding:g} times the {which} layer's"
+        panel.set_title(f"{what}s; dashed: {limits}; shaded: flagged")
+        panel.grid(alpha=0.3)
+        if points:
+            panel.legend()
+
+
+def _cells(statistics: Statistics | None) -> tuple[str, str, str]:
+    if statistics is None:
+        return "-", "-", "-"
+    return f"{statistics.mean:.1e}", f"{statistics.variance:.1e}", f"{statistics.norm:.1e}"
+
+
+def _reference(layers: Iterable[Layer], what: str) -> float:
+    """The root mean square that limits are relative to: the first activation's, the last gradient's."""
+    found = [getattr(layer, what) for layer in layers]
+    found = [s.rms for s in found if s is not None and 0 < s.rms < math.inf]
+    return (found[0] if what == "activation" else found[-1]) if found else 0.0
+
+
+def _flags(
+    activation: Statistics,
+    gradient: Statistics | None,
+    first: float,
+    last: float,
+    vanishing: float,
+    exploding: float,
+    dead: float,
+) -> tuple[str, ...]:
+    """The flags of a layer; first and last are the references of activations and gradients."""
+    flags = []
+    for what, statistics, reference in (("activation", activation, first), ("gradient", gradient, last)):
+        if statistics is None:
+            continue
+        if not math.isfinite(statistics.rms) or statistics.rms > exploding * reference > 0:
+            flags.append(f"exploding {what}")
+        elif 0 < statistics.rms < vanishing * reference:
+            flags.append(f"vanishing {what}")
+    if activation.zeros >= dead or (gradient is not None and gradient.rms == 0):
+        flags.append("dead")
+    return tuple(flags)
+
+
+def judged(rows: Sequence[Row], limits: tuple[float, float, float]) -> tuple[Layer, ...]:
+    """The layers with their flags; `limits` are those of vanishing, exploding and dead."""
+    layers = [
+        Layer(
+            *(row.name, row.kind, row.shape, row.activation.statistics()),
+            None if row.gradient is None else row.gradient.statistics(),
+            (),
+        )
+        for row in rows
+    ]
+    references = _reference(layers, "activation"), _reference(layers, "gradient")
+    return tuple(
+        replace(layer, flags=_flags(layer.activation, layer.gradient, *references, *limits))
+        for layer in layers
+    )

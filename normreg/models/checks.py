@@ -1,0 +1,14 @@
+"""The check that a model is one, which every function of models has in common."""
+
+from typing import Any
+
+import torch
+
+
+def check_is_module(model: Any) -> None:
+    """Raises TypeError for what is no torch.nn.Module."""
+    if not isinstance(model, torch.nn.Module):
+        raise TypeError(
+            f"expected a torch.nn.Module, got {type(model).__name__}: pass the model itself, not its "
+            f"output, parameters or state_dict"
+        )

@@ -1,0 +1,26 @@
+"""`restore`: gives a model's layers the classes back that they had before `replace`."""
+
+import torch
+
+from normreg.models import changes
+from normreg.models.registry import ORIGINALS, OURS, Derived, original
+from normreg.models.report import Report
+
+
+def restore(model: torch.nn.Module) -> Report:
+    """Undoes `replace`, fusions included: every layer of `model` gets its class from before, in place.
+
+    Returns a `Report`. Raises TypeError where `model` is not a module.
+    """
+    found, skipped = changes.find_changes(model, original, _why_left)
+    report = changes.report_of(model, found, skipped)
+    changes.make(found)
+    return report
+
+
+def _why_left(name: str, module: torch.nn.Module) -> str | None:
+    cls = type(module)
+    derived_since = isinstance(module, (Derived, *ORIGINALS)) and cls not in OURS
+    if derived_since and original(cls) is None:
+        return "its class was derived from normreg's since, as by fully_shard: undo that first"
+    return None
