@@ -13,6 +13,8 @@ import sys
 import time
 from pathlib import Path
 
+from bench.harness.requirements import imports_of
+
 PARTS = {  # the quick ones first
     "host": "Python's time from a layer's call to its launches; needs no GPU",
     "static": "what the compilers make of each kernel, for four targets; needs no GPU",
@@ -21,22 +23,26 @@ PARTS = {  # the quick ones first
     "speed": "device and end-to-end time against torch and every installed peer; needs a GPU",
     "models": "training steps of five networks before and after normreg.replace; timed on a GPU",
 }
-SMOKE = "whether every kernel launches and agrees with float64: in the interpreter, or a minute on a GPU"
-PASS = "five minutes on a machine with a GPU: smoke, the kernel tests, the cases of speed that decide"
-HOMES = {"smoke": "bench.smoke", "gpu": "bench.gpu_pass"}  # those that are not in bench/perf
+OTHERS = {
+    "smoke": "whether every kernel launches and agrees with float64: interpreted, or a minute on a GPU",
+    "gpu": "five minutes on a machine with a GPU: smoke, the kernel tests, the cases of speed that decide",
+    "report": "tables and plots from the committed results",
+}
+HOMES = {"smoke": "bench.smoke", "gpu": "bench.gpu_pass", "report": "bench.report"}  # PARTS are in bench.perf
+OPTIONS = {
+    "--budget": dict(type=float, metavar="SECONDS", help="begin nothing that would end later"),
+    "--out": dict(type=Path, metavar="DIR", help="write results to files in this folder"),
+    "--json": dict(action="store_true", help="print one JSON object a line, not tables"),
+    "--commit": dict(help="the commit to note where there is no git"),
+    "--operations": dict(nargs="+", metavar="NAME", help="only these"),
+}
+OPTIONS_OF = {"gpu": ("--out", "--commit"), "report": ()}  # all other parts take all options
 BUDGET_WITHOUT_GPU = 270  # seconds
 
 
-def add_options(parser, **defaults):
-    parser.add_argument(
-        "--budget", type=float, metavar="SECONDS", help="begin nothing that would end later", **defaults
-    )
-    parser.add_argument("--out", type=Path, metavar="DIR", help="write a JSON file an operation", **defaults)
-    parser.add_argument(
-        "--json", action="store_true", help="print one JSON object a line, not tables", **defaults
-    )
-    parser.add_argument("--commit", help="the commit to note where there is no git", **defaults)
-    parser.add_argument("--operations", nargs="+", metavar="NAME", help="only these", **defaults)
+def add_options(parser, names=OPTIONS, **defaults):
+    for name in names:
+        parser.add_argument(name, **OPTIONS[name], **defaults)
 
 
 def parse_arguments():
@@ -45,30 +51,23 @@ def parse_arguments():
     )
     add_options(parser)
     subparsers = parser.add_subparsers(dest="part", metavar="PART")
-    for name, description in {**PARTS, "smoke": SMOKE}.items():
+    for name, description in {**PARTS, **OTHERS}.items():
         subparser = subparsers.add_parser(name, help=description, description=description)
-        add_options(subparser, default=argparse.SUPPRESS)  # given before the part's name they hold as well
+        # without defaults, which would replace what is given before the part's name
+        add_options(subparser, OPTIONS_OF.get(name, OPTIONS), default=argparse.SUPPRESS)
         if name in sys.argv:
             load(name).add_arguments(subparser)
-    gpu = subparsers.add_parser("gpu", help=PASS, description=PASS)
-    if "gpu" in sys.argv:
-        load("gpu").add_arguments(gpu)
-    report = subparsers.add_parser("report", help="tables and plots from the committed results")
-    if "report" in sys.argv:
-        load("report").add_arguments(report)
     return parser.parse_args()
 
 
 def load(part):
-    """The part's module. Triton reads whether to interpret when kernels are defined, so it is said before."""
+    """Imports the part's module, with TRITON_INTERPRET as the part needs it: kernels read it when defined."""
     os.environ.pop("TRITON_INTERPRET", None)
     os.environ.pop("NORMREG_CPU_KERNELS", None)
     if part == "ledger" or (part in ("models", "smoke") and not has_gpu()):
         os.environ["TRITON_INTERPRET"] = "1"
-    try:
+    with imports_of(f"python -m bench {part}"):
         return importlib.import_module(HOMES.get(part, f"bench.perf.{part}"))
-    except ModuleNotFoundError as error:
-        sys.exit(f"python -m bench {part} needs {error.name}, not installed here: pip install -e '.[bench]'")
 
 
 def has_gpu():
@@ -79,23 +78,25 @@ def has_gpu():
 
 def run_part(arguments):
     module = load(arguments.part)
-    from bench.perf import harness  # after load: it imports Triton
+    from bench.harness import result_files  # after load: it imports Triton
+    from bench.harness.budget import Budget
 
     if unknown := set(arguments.operations or ()) - set(module.OPERATIONS):
         sys.exit(
             f"--operations: {', '.join(sorted(unknown))}: expected some of {', '.join(module.OPERATIONS)}"
         )
-    budget, records = harness.Budget(arguments.budget), []
+    budget, records = Budget(arguments.budget), []
     messages = sys.stderr if arguments.json else sys.stdout
     try:
         for record in module.run(arguments, budget):
             records.append(record)
             if arguments.json:
                 print(json.dumps(record), flush=True)
-    finally:  # a crash does not cost what was measured before it
+    finally:  # a crash does not cost the results before it
         if arguments.out:
-            environment = harness.environment(arguments.commit)
-            for path in harness.write(arguments.out, arguments.part, records, budget.left_out, environment):
+            environment = result_files.environment(arguments.commit)
+            given = arguments.out, arguments.part, records, budget.left_out, environment
+            for path in result_files.write(*given):
                 print(f"written: {path}", file=messages)
     if not arguments.json:
         print(f"## {arguments.part}: {module.CAPTION}\n\n{module.table(records)}\n")
@@ -105,7 +106,7 @@ def run_part(arguments):
 
 
 def run_all(arguments):
-    """A process for each part, because some interpret the kernels and some compile them."""
+    """Runs each part in a process of its own, because some interpret the kernels and some compile them."""
     gpu = has_gpu()
     budget = arguments.budget or (None if gpu else BUDGET_WITHOUT_GPU)
     begin = time.monotonic()

@@ -5,11 +5,10 @@
 The ranks train it together, on GPUs with NCCL where there are any, else on CPUs with gloo: on normreg,
 with SyncBatchNorm, under DistributedDataParallel, each on its part of every batch. Rank 0 then
 trains torch.nn's network from the same weights on the whole batches. Both compute in float64 and without
-dropout, so that they may differ by rounding only. The exit status is 1 where they do not.
+dropout, so that they may differ by rounding only. The exit status is 1 where they differ by more.
 """
 
 import copy
-import os
 import sys
 
 import torch
@@ -17,20 +16,22 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch.nn.parallel import DistributedDataParallel
 
-if not torch.cuda.is_available():
-    os.environ["TRITON_INTERPRET"] = "1"  # read where kernels are defined, so set before normreg is imported
+from bench.demo import DEVICE  # first: it makes kernels interpreted where there is no GPU
+from bench.harness.requirements import imports_of
+
+with imports_of("bench.ranks"):
+    from bench.demo.networks import SIZES, convolutional_network, digits
 
 import normreg
-from bench import demo
 from bench.lab import interpreter
 
 STEPS = 20
-BATCH = 128  # of all ranks together
-LARGEST_DIFFERENCE = 1e-8  # what 20 steps make of rounding in float64 is about 1e-13
+BATCH = 128  # samples of all ranks together
+LARGEST_DIFFERENCE = 1e-8  # rounding in float64 grows to about 1e-13 over 20 steps
 
 
 def trained(model, batches):
-    """The losses of training on (images, labels) one after the other."""
+    """Trains a model on (images, labels) one after the other; returns the losses."""
     optimizer, losses = torch.optim.SGD(model.parameters(), 0.05, momentum=0.9), []
     for images, labels in batches:
         loss = F.cross_entropy(model(images.double()), labels)
@@ -46,7 +47,7 @@ def state_of(model):
 
 
 def main():
-    on_gpus = demo.DEVICE == "cuda"
+    on_gpus = DEVICE == "cuda"
     dist.init_process_group("nccl" if on_gpus else "gloo")
     rank, ranks = dist.get_rank(), dist.get_world_size()
     if on_gpus:
@@ -55,12 +56,12 @@ def main():
         interpreter.patch_language_once()
         torch.set_num_threads(1)
     torch.manual_seed(0)
-    network = demo.convolutional_network(demo.SIZES[demo.DEVICE, True], dropout=0.0).to(demo.DEVICE).double()
+    network = convolutional_network(SIZES[DEVICE, True], dropout=0.0).to(DEVICE).double()
     ours = copy.deepcopy(network)
     normreg.replace(ours)
     ours = DistributedDataParallel(normreg.convert_sync_batchnorm(ours))
 
-    (images, labels), _ = demo.digits(0)
+    (images, labels), _ = digits(0)
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(1)).to(labels.device)
     share = BATCH // ranks
     parts = [order.roll(-step * BATCH)[:BATCH] for step in range(STEPS)]

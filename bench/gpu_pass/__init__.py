@@ -1,14 +1,11 @@
 """One pass on a machine with a GPU, five minutes on 16 cores: smoke, kernel tests, the cases that decide.
 
-Every step is a process with a limit of its own, which is stopped with all that it started; what it had
-written stays, and the next one runs all the same. Only a wrong value, or a GPU that no longer answers, ends
-the pass. All that was written comes in one results.tgz, packed anew after each step, for
-`python -m bench report results.tgz`.
+Every step is a process with a time limit. At the limit it is stopped with all that it started; what it has
+written by then stays, and the next step runs. Only a wrong value, or a GPU that no longer answers, ends the
+pass. After each step all files are packed into one results.tgz, for `python -m bench report results.tgz`.
 """
 
-import argparse
 import contextlib
-import importlib.util
 import io
 import json
 import os
@@ -19,32 +16,18 @@ import sys
 import tarfile
 import tempfile
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 
-from bench.perf import checks
+from bench import ROOT
+from bench.gpu_pass.steps import Step, full_steps, json_lines, last_lines, short_steps
 
-ROOT = Path(__file__).parents[2]
-WHEELS = ROOT / "wheels"  # of peers to compare with, taken along to a machine without a network
-PYTEST_PROCESSES = 14
-SMOKE_BUDGET_S = 48  # of its 60: nothing begins that would end later, and imports come before
-TESTS_FILE = "tests/tests.xml"
-GRACE_S = 4  # between being asked to stop and being killed: time to write a JUnit file
-SUMMARY_CHARACTERS = 10_500  # where a summary is passed on, it is by its last 12,000 characters
+WHEELS = ROOT / "wheels"  # packages of peers, brought along to a machine without a network
+GRACE_S = 4  # from the request to stop until the kill: time to write a JUnit file
+SUMMARY_CHARACTERS = 10_500  # whoever passes a summary on may keep only its last 12,000
 SECTION_CHARACTERS = 3000
 ERROR_CHARACTERS = 400
-
-
-@dataclass(frozen=True)
-class Step:
-    name: str
-    command: list
-    limit_s: float | None
-    log: str  # where what it prints is written, in the folder of the results
-    summary: Callable = lambda log: last_lines(log, 3)
-    ends_pass: Callable = lambda log: None  # the reason why nothing need follow
 
 
 @dataclass(frozen=True)
@@ -59,95 +42,12 @@ class Outcome:
         return f"{self.step.name}: {ending}, {self.seconds:.0f} s ({limit})"
 
 
-def last_lines(path, count):
-    return "\n".join(path.read_text(errors="replace").splitlines()[-count:]) if path.exists() else ""
-
-
 def left_out(*paths):
-    """What the step itself says that its budget did not suffice for."""
+    """The lines in which a step says what its budget left out."""
     for path in paths:
         for line in path.read_text(errors="replace").splitlines() if path.exists() else ():
             if line.startswith("left out"):
                 yield line
-
-
-def json_lines(path):
-    """The whole lines of a file whose last one may have been cut off."""
-    found = []
-    for line in path.read_text(errors="replace").splitlines() if path.exists() else ():
-        with contextlib.suppress(ValueError):
-            found.append(json.loads(line))
-    return [entry for entry in found if isinstance(entry, dict)]
-
-
-def smoke_summary(log):
-    records = json_lines(log)
-    wrong = [record for record in records if record.get("ok") is False]
-    lines = [f"{len(records) - len(wrong)} of {len(records)} checks right"]
-    lines += [f"WRONG {json.dumps(record)}"[:300] for record in wrong]
-    for record in records:
-        if "host_us" in record:
-            lines.append(f"host us {record['case']}: {json.dumps(record['host_us'])}")
-    return "\n".join(lines)
-
-
-def why_nothing_follows(log):
-    records = json_lines(log)
-    if any(record.get("wrong_value") for record in records):
-        return "a value is wrong, and nothing measured of it would count"
-    if any(record.get("what") == "answers" and not record["ok"] for record in records):
-        return "the GPU no longer answers"
-    return None
-
-
-def tests_summary(log):
-    return re.sub(r"  +", " ", "\n".join(checks.tests_lines(log.parent)))
-
-
-def speed_summary(log):
-    return last_lines(log, 40)
-
-
-def pytest_options():
-    """What spreads the tests over processes and limits each, and what is missing of it."""
-    options, missing = [], []
-    for module, given in (
-        ("xdist", ["-n", str(PYTEST_PROCESSES), "--dist", "worksteal"]),
-        # by a thread, which ends the process: a signal would wait for a kernel that hangs
-        ("pytest_timeout", ["--timeout", "60", "--timeout-method", "thread"]),
-    ):
-        if importlib.util.find_spec(module):
-            options += given
-        else:
-            missing.append(f"{module} is not installed: the tests run without {' '.join(given)}")
-    return options, missing
-
-
-def short_steps(folder, commit):
-    bench, noted = [sys.executable, "-m", "bench"], ["--commit", commit] if commit else []
-    options, missing = pytest_options()
-    tests = [sys.executable, "-m", "pytest", "-m", "gpu", *options, "-q", "-p", "no:cacheprovider"]
-    smoke = [*bench, "smoke", "--json", "--budget", str(SMOKE_BUDGET_S), "--out", str(folder), *noted]
-    quick = [*bench, "speed", "--quick", "--out", str(folder), *noted]
-    return [
-        Step("smoke", smoke, 60, "smoke.jsonl", smoke_summary, why_nothing_follows),
-        Step("tests", [*tests, f"--junitxml={folder}/{TESTS_FILE}"], 150, "tests/tests.log", tests_summary),
-        Step("speed", quick, 75, "speed.log", speed_summary),
-    ], missing
-
-
-def full_steps(folder, commit):
-    """For who owns a GPU: everything, without limits."""
-    bench, noted = [sys.executable, "-m", "bench"], ["--commit", commit] if commit else []
-    tests = [sys.executable, "-m", "pytest", "-q", f"--junitxml={folder}/{TESTS_FILE}"]
-    written = ["--out", str(folder), *noted]
-    smoke = [*bench, "smoke", "--json", *written]
-    return [
-        Step("smoke", smoke, None, "smoke.jsonl", smoke_summary, why_nothing_follows),
-        Step("tests", tests, None, "tests/tests.log", tests_summary),
-        Step("speed", [*bench, "speed", *written], None, "speed.log", speed_summary),
-        Step("models", [*bench, "models", *written], None, "models.log", speed_summary),
-    ], []
 
 
 def stop(process):
@@ -177,7 +77,7 @@ def run_step(step, folder, environment):
 
 
 def unpack_wheels(target):
-    """Makes the peers' packages importable from the target; says where it could not."""
+    """Installs the packages of peers into the target; returns why it failed, if it did."""
     if not (wheels := sorted(map(str, WHEELS.glob("*.whl")))):
         return []
     command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps", "--no-compile"]
@@ -187,19 +87,19 @@ def unpack_wheels(target):
 
 
 def environment_of(folder, commit):
-    """What smoke's first record says of the machine; what is known without it, where there is none."""
+    """The description of the machine in smoke's first record, or the date and commit where there is none."""
     known = dict(date=datetime.now(timezone.utc).isoformat(timespec="seconds"), commit=commit, gpu=None)
     records = json_lines(folder / "smoke.jsonl")
     return known | next((record for record in records if record.get("operation") == "environment"), {})
 
 
 def name_of(gpu):
-    """The GPU's name in letters, digits and `. _ -`."""
+    """The GPU's name as that of a folder: letters, digits and `. _ -`."""
     return re.sub(r"[^A-Za-z0-9._-]+", "-", gpu or "").strip("-.") or "unknown-gpu"
 
 
 def pack(folder, environment, out):
-    """The folder's files that are not empty, in one archive, in a folder that is named for the GPU."""
+    """Packs the folder's files that are not empty into results.tgz, under the GPU's name."""
     out.mkdir(parents=True, exist_ok=True)
     path, unfinished, top = out / "results.tgz", out / "results.tgz.part", name_of(environment["gpu"])
     with tarfile.open(unfinished, "w:gz") as archive:
@@ -215,8 +115,8 @@ def pack(folder, environment, out):
 
 
 def run_steps(steps, folder, out, commit, notes=()):
-    """Runs and packs; prints a summary last. Returns 0 where every step did."""
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # steps inherit it where it was ignored
+    """Runs the steps, packs after each, and prints a summary last; returns 0 where every step returned 0."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # steps would inherit that it is ignored
     outcomes, notes, path = [], list(notes), None
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as temporary:
         environment = {"TRITON_CACHE_DIR": f"{temporary}/triton", "PYTHONUNBUFFERED": "1", **os.environ}
@@ -241,7 +141,7 @@ def run_steps(steps, folder, out, commit, notes=()):
 
 
 def shortened(text, most):
-    """Begin and end of a text that is too long."""
+    """The text, or its beginning and end where it is longer than `most` characters."""
     if len(text) <= most:
         return text
     half = most // 2 - 10
@@ -265,12 +165,9 @@ def summary(outcomes, folder, notes, path):
 
 
 def add_arguments(parser):
-    quiet = argparse.SUPPRESS  # given before the part's name they hold as well
-    parser.add_argument("--out", type=Path, metavar="DIR", default=quiet, help="where results.tgz is written")
-    parser.add_argument("--commit", default=quiet, help="the commit to note")
-    parser.add_argument("--full", action="store_true", help="everything, without limits: for who owns a GPU")
+    parser.add_argument("--full", action="store_true", help="everything, without time limits")
     parser.add_argument(
-        "--plan", action="store_true", help="no pass: what it would compile, counted here, without a GPU"
+        "--plan", action="store_true", help="only count what the pass would compile, which needs no GPU"
     )
 
 

@@ -1,17 +1,18 @@
-"""Results that a machine sent in one archive, put beside those that are there."""
+"""Unpacks the archive of results that a machine sent, beside those that are there."""
 
-import json
 import shutil
 import sys
 import tarfile
 import tempfile
 from pathlib import Path
 
+from bench.harness.result_files import add_runs, runs_in
+
 
 def unpack(archive, results):
-    """Adds the folders of machines in the archive to the results. Returns the paths written.
+    """Adds the folders of machines in the archive to the results; returns the paths written.
 
-    Runs are added to those of a file; any other file takes the place of the one before.
+    Runs are added to those that a file has; any other file replaces the old one.
     """
     with tempfile.TemporaryDirectory() as folder:
         try:
@@ -29,18 +30,9 @@ def unpack(archive, results):
 
 
 def add(file, target):
-    target.parent.mkdir(parents=True, exist_ok=True)
-    if target.exists() and (new := runs_in(file)) and (old := runs_in(target)):
-        new = [run for run in new if run not in old]  # of an archive that was unpacked before
-        target.write_text(json.dumps({"runs": [*old, *new]}, indent=1) + "\n")
+    if (new := runs_in(file)) and (old := runs_in(target)):
+        add_runs(target, [run for run in new if run not in old])  # an archive may be unpacked again
     else:
+        target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(file, target)
     return target
-
-
-def runs_in(path):
-    """None where the file has no runs."""
-    if path.suffix != ".json":
-        return None
-    found = json.loads(path.read_text())
-    return found.get("runs") if isinstance(found, dict) else None

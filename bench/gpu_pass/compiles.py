@@ -1,8 +1,8 @@
-"""Counts what Triton compiles for a GPU that is not there, in this process or in those of a test run.
+"""Counts the kernels that Triton compiles for a GPU that is not there, in this process or in a test run.
 
-As a plugin of pytest (PYTEST_PLUGINS=bench.gpu_pass.compiles) it lets tensors of the CPU take the way of a
-GPU's through a whole session. Nothing is launched, so tests fail where they look at results: what they
-compile until then counts.
+As a plugin of pytest (PYTEST_PLUGINS=bench.gpu_pass.compiles) it makes tensors of the CPU take the path of a
+GPU's for a whole session. Nothing is launched, so tests fail where they look at results; what they compile
+before that is counted.
 """
 
 import json
@@ -12,25 +12,25 @@ from contextlib import ExitStack
 from pathlib import Path
 
 if "BENCH_COMPILES" in os.environ:
-    os.environ["TRITON_INTERPRET"] = "0"  # conftest has set it for the processes that pytest starts
+    os.environ["TRITON_INTERPRET"] = "0"  # tests/conftest.py has set it to 1 for processes that pytest starts
 
 import triton
 
 from bench.lab import stub_driver
 from bench.lab.without_gpu import as_on_a_gpu
 
-MOST_BYTES = 8 * 2**30  # of addresses, of which imports take half
+MOST_BYTES = 8 * 2**30  # of address space; imports take half of it
 FOLDER = "BENCH_COMPILES"  # the variable that names where a session's counts are written
 
 
 class Compiled:
-    """Kernels compiled since `install`, and the CPU's seconds of the process and its compilers."""
+    """The kernels compiled since `install`, and the CPU seconds of the process and its compilers."""
 
     def __init__(self):
         self.kernels, self.seconds = [], 0.0
 
     def install(self, path=None):
-        """path: of a file that says after each kernel how far it is, whatever becomes of the process."""
+        """Starts to count; rewrites the file at `path` after each kernel, in case the process dies."""
         stub_driver.install(machine_code=True)
         self.path = path
         triton.knobs.compilation.listener = self.heard
@@ -49,24 +49,26 @@ class Compiled:
 
 
 def cpu_seconds():
-    """Of this process and of those it started and waited for, such as ptxas."""
+    """CPU seconds of this process and of those that it started and waited for, such as ptxas."""
     usages = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
     return sum(usage.ru_utime + usage.ru_stime for usage in usages)
 
 
 def pytest_configure(config):
-    resource.setrlimit(resource.RLIMIT_AS, (MOST_BYTES, MOST_BYTES))  # tests of made-up results may want all
+    resource.setrlimit(
+        resource.RLIMIT_AS, (MOST_BYTES, MOST_BYTES)
+    )  # tests may take sizes from uninitialised results and ask for all memory
     config.stash_compiled = Compiled().install(Path(os.environ[FOLDER]) / f"{os.getpid()}.json")
     config.stash_as_on_a_gpu = ExitStack()
     config.stash_as_on_a_gpu.enter_context(as_on_a_gpu())
 
 
 def pytest_itemcollected(item):
-    # a report of what is wrong with made-up results can take gigabytes
+    # pytest's report of a wrong result can take gigabytes
     item.repr_failure = lambda *_, **__: "nothing was launched"
 
 
 def pytest_sessionfinish(session):
     config = session.config
     if not config.getoption("numprocesses", None) or hasattr(config, "workerinput"):
-        config.stash_compiled.write()  # of xdist's processes not the one that only hands out tests
+        config.stash_compiled.write()  # xdist's first process only hands out tests

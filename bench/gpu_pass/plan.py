@@ -1,8 +1,8 @@
-"""What the pass on a GPU would compile, and how long that takes: compiled here for sm_90, launched nowhere.
+"""Counts what the pass on a GPU would compile, and how long that takes, by compiling it here for sm_90.
 
-Seconds are the CPU's, of the whole of a step that needs no GPU: imports, Triton's compiler, ptxas and Python
-on the way to launches. Expected on N cores is what the processes have to do each and, of smoke, the longest
-check beside it. What is not in it: the time of the GPU, and of its context in each process.
+Seconds are CPU seconds of everything in a step that needs no GPU: imports, Triton's compiler, ptxas and the
+Python code up to each launch. The seconds expected on N cores are those of one process's share and, for
+smoke, of the longest check. The time of the GPU, and of its context in each process, is not included.
 """
 
 import json
@@ -12,20 +12,21 @@ import sys
 import tempfile
 from pathlib import Path
 
-from bench.gpu_pass import PYTEST_PROCESSES, ROOT, short_steps
+from bench import ROOT
 from bench.gpu_pass.compiles import FOLDER, Compiled, cpu_seconds
-from bench.perf import side_by_side, tables
+from bench.gpu_pass.steps import PYTEST_PROCESSES, short_steps
+from bench.harness import side_by_side, tables
 from bench.smoke import MOST_PROCESSES
 from bench.smoke.cases import TABLE, cases
 from bench.smoke.checks import LAYERS, compile_only
 
 COLUMNS = ("kernels", "compile_s", "cpu_s", "expected_s")
-CORES = 16  # of the machine that the limits are for
+CORES = 16  # cores of the machine that the limits are for
 compiled = None
 
 
 def compile_check(check, name):
-    """Compiles what a check of smoke launches first; the first in a process also counts its start."""
+    """Compiles the kernels of a check of smoke; a process's first check also counts the process's start."""
     global compiled
     start_s = cpu_seconds() if compiled is None else 0.0
     compiled = compiled or Compiled().install()
@@ -40,14 +41,14 @@ def compile_check(check, name):
 
 
 def of_smoke(processes):
-    """Kernels, seconds of compilation, the CPU's seconds, and the longest way through on that many cores."""
+    """The figures of smoke: kernels, seconds of compilation, CPU seconds, seconds expected."""
     tasks = [("agrees", str(case)) for case in cases()] + [("first call", name) for name in LAYERS]
     records = [found for _, found in side_by_side.results(tasks, compile_check, os.cpu_count() or 1, 600)]
     if wrong := [record["error"] for record in records if "error" in record]:
         raise RuntimeError(f"expected every check to compile, got {wrong[0]}")
     start_s = max(record["start_s"] for record in records)
     cpu_s = sum(record["cpu_s"] for record in records)
-    starts = processes + len(TABLE)  # and a process for each graph
+    starts = processes + len(TABLE)  # each CUDA graph has a process of its own
     expected_s = start_s + starts * start_s / processes + cpu_s / processes
     expected_s += max(record["cpu_s"] for record in records)
     return dict(
@@ -59,7 +60,7 @@ def of_smoke(processes):
 
 
 def of_tests(processes):
-    """The same of the tests that are marked for a GPU, as far as they run without results."""
+    """The same figures of the tests that are marked for a GPU, as far as they run without results."""
     with tempfile.TemporaryDirectory() as folder:
         environment = dict(os.environ, PYTEST_PLUGINS="bench.gpu_pass.compiles") | {FOLDER: folder}
         here = str(min(os.cpu_count() or 1, PYTEST_PROCESSES))
@@ -81,7 +82,7 @@ def of_tests(processes):
 
 
 def run(arguments):
-    """Prints a row for each step; returns 1 where one does not fit."""
+    """Prints a row for each step; returns 1 where one does not fit its limit."""
     with tempfile.TemporaryDirectory() as cache:
         os.environ["TRITON_CACHE_DIR"] = f"{cache}/smoke"
         found = {"smoke": of_smoke(min(MOST_PROCESSES, CORES))}

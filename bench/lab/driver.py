@@ -5,7 +5,6 @@ addresses, the launches that normreg keeps, tiles and grids. Nothing is compiled
 """
 
 import contextlib
-import itertools
 import struct
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -20,18 +19,18 @@ from triton.runtime import driver
 
 from .ptx import Machine, Memory, Program
 
-PROGRAM_THREADS = 1024  # that a program may have
-SHARED_BYTES = 227 * 1024  # of a multiprocessor of sm_90, a kernel at most
-MOST_PROGRAMS = (2**31 - 1, 65535, 65535)  # that CUDA launches along x, y and z
-# how an argument of each of Triton's types lies in a kernel's parameters
-PACKED = {
-    "i1": "<?", "u1": "<?", "i8": "<b", "u8": "<B", "i16": "<h", "u16": "<H", "i32": "<i", "u32": "<I",
-    "i64": "<q", "u64": "<Q", "fp32": "<f", "f32": "<f", "fp64": "<d", "f64": "<d",
-}  # fmt: skip
+PROGRAM_THREADS = 1024  # at most in a program
+SHARED_BYTES = 227 * 1024  # at most of a kernel on sm_90
+MOST_PROGRAMS = (2**31 - 1, 65535, 65535)  # CUDA's limits along x, y and z
+# the format of `struct` by which an argument of each of Triton's types lies in a kernel's parameters
+INTEGERS = {1: "<?", 8: "<b", 16: "<h", 32: "<i", 64: "<q"}
+PACKED = {f"i{bits}": packed for bits, packed in INTEGERS.items()}
+PACKED |= {f"u{bits}": packed.upper() for bits, packed in INTEGERS.items()}
+PACKED |= {"fp32": "<f", "f32": "<f", "fp64": "<d", "f64": "<d"}
 
 
 class PtxBackend(CUDABackend):
-    """Triton's own for NVIDIA GPUs, up to PTX."""
+    """Triton's own backend for NVIDIA GPUs, which stops at PTX."""
 
     def __init__(self, target: GPUTarget) -> None:
         super().__init__(target)
@@ -42,29 +41,29 @@ class PtxBackend(CUDABackend):
         del stages["cubin"]
 
     def hash(self) -> str:
-        return f"ptx-{super().hash()}"  # another place in Triton's cache
+        return f"ptx-{super().hash()}"  # keeps PTX apart from cubins in Triton's cache
 
 
 @dataclass(frozen=True)
 class Executed:
-    """A launch: what ran, and what was counted while it ran."""
+    """What a launch ran, and what was counted while it ran."""
 
     kernel: str
     grid: tuple[int, int, int]
-    threads: int  # of a program
+    threads: int  # per program
     count: dict[str, int]  # bytes, 32-byte sectors and requests of global memory, wavefronts of shared memory
-    by_class: dict[str, int]  # instructions of a warp
-    dram_bytes: int  # moved, those of tensors that stay in cache once
+    by_class: dict[str, int]  # warp instructions by class
+    dram_bytes: int  # bytes moved, where each byte of a tensor that stays in the cache counts once
 
 
 def range_of(tensor: torch.Tensor) -> tuple[int, int]:
-    """First address of a tensor's memory and the one behind it."""
+    """The first address of a tensor's memory, and the first one after it."""
     storage = tensor.untyped_storage()
     return storage.data_ptr(), storage.data_ptr() + storage.nbytes()
 
 
 def flat(kinds, values) -> Iterator[tuple[str, object]]:
-    """(type, value) of every argument that a compiled kernel has, tuples opened."""
+    """Yields (type, value) for every argument of a compiled kernel, with tuples taken apart."""
     for kind, value in zip(kinds, values, strict=True):
         if isinstance(kind, tuple):
             yield from flat(kind, value)
@@ -88,9 +87,9 @@ class Function:
 
 
 class DriverWithoutGpu(DriverBase):
-    """The part of a driver's interface that compilation and a launch use, of a GPU that is not there.
+    """The part of a driver's interface that compilation and a launch use, for a GPU that is not there.
 
-    What is left to others: load_binary and launcher, and get_benchmarker, which says why there is no time.
+    Subclasses add load_binary, launcher, and get_benchmarker, which says why nothing can be timed.
     """
 
     def __init__(self, arch: int, multiprocessors: int) -> None:
@@ -99,7 +98,7 @@ class DriverWithoutGpu(DriverBase):
         self.launcher_cls = self.launcher
 
     def unload_module(self, module):
-        """Newer Tritons call it for every kernel that they drop; nothing was loaded."""
+        """Does nothing, because nothing was loaded; newer Tritons call it for each kernel that they drop."""
 
     def get_device_properties(self, device):
         return {
@@ -116,7 +115,7 @@ class DriverWithoutGpu(DriverBase):
         return 0
 
     def set_current_device(self, device):
-        """There is one."""
+        """Does nothing, because there is one device."""
 
     def get_current_stream(self, device=None):
         return 0
@@ -129,14 +128,13 @@ class DriverWithoutGpu(DriverBase):
 
     @classmethod
     def is_active(cls):
-        return False  # only where it is installed
+        return False  # it is active only once it is set
 
 
 class HostDriver(DriverWithoutGpu):
-    """Executes what it is given to launch on tensors in host memory.
+    """A driver that executes launches on tensors in host memory.
 
-    heard: called with each `Executed`; counting it takes time, so None counts nothing.
-    reachable: tensors that a launch may touch beside its arguments.
+    heard: called with each `Executed`; counting takes time, so with None nothing is counted.
     """
 
     executes_in_host_memory = True
@@ -145,7 +143,6 @@ class HostDriver(DriverWithoutGpu):
         super().__init__(arch, multiprocessors)
         self.approximate = approximate
         self.heard: Callable[[Executed], None] | None = None
-        self.reachable: list[torch.Tensor] = []
 
     def load_binary(self, name, kernel, shared, device):
         module = registers = spills = 0
@@ -160,9 +157,9 @@ class HostDriver(DriverWithoutGpu):
                 raise ValueError(f"{source.name}: expected a grid from 1 to {MOST_PROGRAMS}, got {grid}")
             arguments = list(flat(kinds, values))
             tensors = [value for _, value in arguments if isinstance(value, torch.Tensor)]
-            memory = Memory([range_of(tensor) for tensor in itertools.chain(tensors, self.reachable)])
+            memory = Memory([range_of(tensor) for tensor in tensors])
             raw = [packed_argument(kind, value) for kind, value in arguments]
-            scratch = [bytes(8)] * 4  # addresses of memory that our kernels use none of
+            scratch = [bytes(8)] * 4  # addresses of scratch memory, which these kernels do not use
             if enter:
                 enter(launch_metadata)
             machine = function.run(
@@ -199,18 +196,18 @@ TRITONS_OWN = backends["nvidia"]
 
 
 def compile_to_ptx() -> None:
-    """Triton compiles kernels for NVIDIA GPUs no further, in this process."""
+    """Makes Triton stop at PTX for NVIDIA GPUs, in this process."""
     backends["nvidia"] = Backend(compiler=PtxBackend, driver=HostDriver)
 
 
 def activate(host: HostDriver) -> None:
-    """Makes it the driver that Triton compiles and launches with in this process."""
+    """Makes Triton compile and launch with this driver, in this process."""
     compile_to_ptx()
     driver.set_active(host)
 
 
 @contextlib.contextmanager
 def machine_code() -> Iterator[None]:
-    """What is compiled meanwhile is compiled past PTX, and cannot be launched."""
+    """Compiles past PTX meanwhile; what is compiled then cannot be launched."""
     with mock.patch.dict(backends, nvidia=TRITONS_OWN):
         yield

@@ -1,4 +1,4 @@
-"""What makes Triton's interpreter several times faster without changing what it computes.
+"""Makes Triton's interpreter several times faster without changing what it computes.
 
 Nearly all of its time goes to objects that describe types, not to numbers: it makes them anew for every
 operation, and patches triton.language for every launch and every call of a device function.
@@ -14,7 +14,7 @@ from triton.runtime import interpreter
 
 @functools.cache
 def speed_up():
-    """Once in a process, however often it is called."""
+    """Applies everything below, once in a process however often it is called."""
     patch_language_once()
     call_builtins_directly()
     skip_checks_without_effect()
@@ -24,14 +24,14 @@ def speed_up():
 
 
 def patch_language_once():
-    """triton.language is patched as a function's module sees it; once a launch for all that see the same.
+    """Patches triton.language, as a function's module sees it, once a launch for modules that see the same.
 
-    The interpreter does so, for a millisecond each, when a kernel starts, where it is undone at the end, and
-    at every call of a device function.
+    The interpreter does so, for a millisecond each, when a kernel starts and at every call of a device
+    function, and undoes it at the kernel's end.
     """
     patch, set_attributes = interpreter._patch_lang, interpreter._LangPatchScope
     languages = {id(interpreter.tl), id(core)}
-    seen, patched = {}, set()  # by each module, in this launch
+    seen, patched = {}, set()  # by module, in this launch
     known = {}  # {(patched before, seen): what is set}
 
     def patch_once(function):
@@ -59,7 +59,7 @@ def patch_language_once():
 
 
 def call_builtins_directly():
-    """Without the wrapper that asks whether it was called outside of a kernel."""
+    """Calls builtins without the wrapper that checks whether a kernel is the caller."""
 
     def patch_attribute(target, name, member, builder, scope):
         function = getattr(member, "__wrapped__", member)
@@ -74,7 +74,7 @@ def call_builtins_directly():
 
 
 def skip_checks_without_effect():
-    """Every operation on integers of 32 bits is repeated in 64 for an assertion, which only `debug` makes."""
+    """Skips the repetition of 32-bit operations in 64 bits, whose assertion only `debug` makes."""
     check = semantic.TritonSemantic.binary_op_sanitize_overflow_impl
 
     def check_if_asserted(self, lhs, rhs, operation):
@@ -85,7 +85,7 @@ def skip_checks_without_effect():
 
 
 def keep_types():
-    """One object for each type, which keeps what every tensor of the type has."""
+    """Keeps one object for each type, with the attributes that all tensors of the type share."""
     numpy_dtype, numpy_dtypes = interpreter._get_np_dtype, {}
 
     def kept_numpy_dtype(type):
@@ -122,13 +122,13 @@ def keep_types():
 
 
 def pass_what_needs_no_conversion():
-    """Operands of one type are neither cast nor broadcast."""
+    """Passes operands of one type without casts and broadcasts."""
     operands = semantic.TritonSemantic.binary_op_type_checking_impl
     broadcast, cast = semantic.TritonSemantic.broadcast_impl_value, semantic.TritonSemantic.cast
     broadcasts = {}
 
     def operands_unless_equal(self, lhs, rhs, *options, **named):
-        divides = len(options) > 3 or named  # which has conversions of its own
+        divides = len(options) > 3 or named  # division has conversions of its own
         plain = isinstance(lhs, core.tensor) and isinstance(rhs, core.tensor) and not divides
         if plain and lhs.type is rhs.type and not lhs.dtype.is_ptr():
             return lhs, rhs
@@ -162,7 +162,7 @@ def pass_what_needs_no_conversion():
 
 
 def apply_the_error_function_to_lists():
-    """One call of C's an element, where numpy.vectorize makes two of Python's."""
+    """Calls C's erf once an element, where numpy.vectorize makes two calls of Python's."""
 
     def of(dtype):
         return lambda x: numpy.fromiter(map(math.erf, x.ravel().tolist()), dtype, x.size).reshape(x.shape)

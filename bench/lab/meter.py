@@ -1,9 +1,8 @@
-"""Every byte that kernels load and store in Triton's interpreter, and a refusal of any other address.
+"""Counts every byte that kernels load and store in Triton's interpreter, and refuses any other address.
 
 All memory accesses of the interpreter go through four functions of one module, and all launches through one
-class; `Meter` stands in front of both. An access belongs to the tensor of the launch that holds its
-addresses. Where no single one holds them all, it is out of bounds. Tensors of a launch are its arguments and
-those that it says it reaches through a table of addresses.
+class; `Meter` intercepts both. An access belongs to the tensor of the launch that holds its addresses. Where
+no single one holds them all, it is out of bounds.
 
 A launch moves each tensor once at least. What it loads or stores again is moved again where the tensor is
 large, and served by a cache where it is small.
@@ -18,8 +17,6 @@ import numpy
 import torch
 from triton.runtime import interpreter
 
-from normreg.kernels.launch import reached_through_tables
-
 CACHED_BYTES = 2**20  # a tensor up to this size stays in the L2 cache of any GPU between its accesses
 
 
@@ -29,7 +26,7 @@ class OutOfBounds(IndexError):
 
 @dataclass
 class Traffic:
-    """Bytes that one launch moves in one direction, load or store, of one tensor."""
+    """Bytes of one tensor that a launch loads, or stores."""
 
     total: int = 0
     touched: numpy.ndarray | None = None  # which bytes of a small tensor
@@ -63,6 +60,16 @@ class Argument:
         return max(self.begin - address, address - self.end, 0)
 
 
+def tensors_of(arguments):
+    """(name, tensor) of every tensor among a kernel's arguments, those in NamedTuples included."""
+    for name, value in arguments.items():
+        if isinstance(value, torch.Tensor):
+            yield name, value
+        elif isinstance(value, tuple) and hasattr(value, "_fields"):
+            for field_name, tensor in tensors_of(value._asdict()):
+                yield f"{name}.{field_name}", tensor
+
+
 @dataclass
 class Launch:
     kernel: str
@@ -78,17 +85,17 @@ class Launch:
 
     @property
     def large_bytes(self):
-        """Loaded and stored of large tensors, every time."""
+        """Bytes loaded and stored of large tensors, every time."""
         return sum(traffic.total for traffic in self._traffic(small=False))
 
     @property
     def small_bytes(self):
-        """Loaded and stored of small tensors, each byte once."""
+        """Bytes loaded and stored of small tensors, each byte once."""
         return sum(traffic.once for traffic in self._traffic(small=True))
 
     @property
     def cached_bytes(self):
-        """Loaded and stored of small tensors beyond the first time."""
+        """Bytes loaded and stored of small tensors beyond the first time."""
         return sum(traffic.total for traffic in self._traffic(small=True)) - self.small_bytes
 
 
@@ -122,7 +129,7 @@ class _ReportedMemory:
 
 
 class Meter:
-    """Counts the kernel launches made while it is entered: `launches`, in order. `launching` during one.
+    """Counts the kernel launches made while it is entered in `launches`; `launching` is true during one.
 
     Raises OutOfBounds from the launch whose kernel touches an address outside the launch's tensors, before
     the access is made.
@@ -155,13 +162,7 @@ class Meter:
         def to_host_noted(grid_executor, arguments, options):
             on_host = to_host(grid_executor, arguments, options)
             named = inspect.getcallargs(grid_executor.fn, *on_host[0], **on_host[1])
-            self.launches[-1].arguments += [
-                Argument(name, value) for name, value in named.items() if isinstance(value, torch.Tensor)
-            ]
-            self.launches[-1].arguments += [
-                Argument(f"tensor {i} of the table", tensor)
-                for i, tensor in enumerate(reached_through_tables)
-            ]
+            self.launches[-1].arguments += [Argument(name, value) for name, value in tensors_of(named)]
             return on_host
 
         memory = _ReportedMemory(interpreter._interpreter, self._access)
@@ -191,7 +192,7 @@ class Meter:
 
 
 def _describe(launch, kind, first, last, width):
-    """What a kernel did outside its tensors, told relative to the tensor that is nearest."""
+    """Says what a kernel did outside its tensors, relative to the nearest one."""
     program = ", ".join(map(str, interpreter.interpreter_builder.grid_idx))
     told = f"{launch.kernel}, program ({program}): a {kind}"
     if not launch.arguments:

@@ -1,8 +1,7 @@
 """A driver for Triton that compiles every kernel for a GPU and then launches nothing.
 
-With it, tensors on the CPU take the whole way of a launch, Triton's own specialisation and compilation
-included, on a machine without a GPU: how often kernels are compiled can be counted, and what Python costs on
-the way can be timed.
+With it, tensors of the CPU take the whole path of a launch, with Triton's own specialisation and compilation,
+on a machine without a GPU: compilations can be counted and Python's share of the time measured.
 """
 
 from dataclasses import dataclass, field

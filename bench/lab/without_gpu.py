@@ -1,4 +1,4 @@
-"""What a GPU would be made to do, seen on a machine that has none."""
+"""The launches and choices of a GPU, seen on a machine that has none."""
 
 import contextlib
 import importlib.util
@@ -18,7 +18,7 @@ MULTIPROCESSORS = 132  # of an H100 or H200
 
 @contextlib.contextmanager
 def as_on_a_gpu():
-    """Tensors of the CPU take the path, the tiles and the grids of a GPU's."""
+    """Makes tensors of the CPU take the path, the tiles and the grids of a GPU's."""
     with (
         mock.patch.object(cpu, "KERNELS", cpu.KERNELS or "compiled"),  # tensors of the CPU go to the kernels
         mock.patch.object(tiling.hardware, "INTERPRETER_TILE_SCALE", 1),
@@ -28,7 +28,7 @@ def as_on_a_gpu():
         yield
 
 
-# Functions of peers, by import path, that count multiprocessors only for a tensor whose device says "cuda"
+# functions of peers that count multiprocessors only where a tensor's device is "cuda"
 ASK_FOR_CUDA = {
     "liger_kernel": (
         "liger_kernel.ops.layer_norm.layer_norm_backward",
@@ -38,7 +38,7 @@ ASK_FOR_CUDA = {
 
 
 def taking_the_cpu_for_cuda(function):
-    """The function, compiled again with the branch for tensors of CUDA taken by those of the CPU."""
+    """Compiles a function again, so that its branch for tensors of CUDA takes those of the CPU."""
     source = inspect.getsource(function)
     asked, answered = 'device.type == "cuda"', 'device.type == "cpu"'
     if asked not in source:
@@ -56,7 +56,7 @@ def taking_the_cpu_for_cuda(function):
 
 @contextlib.contextmanager
 def seen_by_peers(package):
-    """What a peer asks of torch.cuda has the answer of an H100."""
+    """Answers a peer's questions to torch.cuda as an H100 would."""
     properties = SimpleNamespace(
         name="NVIDIA H100 80GB HBM3",
         major=9,
@@ -86,13 +86,12 @@ class Launch:
 
 @contextlib.contextmanager
 def noted_launches():
-    """The launches that would have been made meanwhile. No kernel runs: outputs stay uninitialised."""
+    """Notes the launches that would be made meanwhile. No kernel runs: outputs stay uninitialised."""
     noted = []
 
-    def note(plan, *tensors, numbers=(), through=()):
-        names = [name for name in plan.kernel.arg_names if name not in plan.constants]
-        arguments = dict(zip(names, (*tensors, *numbers, *plan.numbers), strict=True)) | plan.constants
-        noted.append(Launch(plan.kernel, plan.grid, arguments, plan.num_warps))
+    def note(call, *tensors, numbers=()):
+        arguments = dict(zip(call.kernel.arg_names, call.arguments(tensors, numbers), strict=True))
+        noted.append(Launch(call.kernel, call.grid, arguments, call.num_warps))
 
     with mock.patch.object(launch, "launch", note):
         yield noted

@@ -1,38 +1,37 @@
-"""The operations that are measured: a file each, with its layer, its least traffic and its shapes."""
+"""The operations: a file each, which declares what bench and tests have to know about it.
 
-from . import (
-    batch_norm,
-    batch_norm_act,
-    bias_act_dropout,
-    dropout,
-    dropout_add,
-    dropout_add_norm,
-    group_norm,
-    instance_norm,
-    layer_norm,
-    layer_norm_channels,
-    rms_norm,
+A file in this folder that has an OPERATION is found. DECLARED has all of them, OPERATIONS what is measured
+of those that have a layer.
+"""
+
+import importlib
+import pkgutil
+from types import SimpleNamespace
+
+import torch.nn.functional as F
+
+import normreg
+
+from .case import Case
+from .operation import Measured, Operation
+
+MODULES = [importlib.import_module(f"{__name__}.{module.name}") for module in pkgutil.iter_modules(__path__)]
+DECLARED = {module.OPERATION.name: module.OPERATION for module in MODULES if hasattr(module, "OPERATION")}
+OPERATIONS = {name: one.measured.of(name) for name, one in DECLARED.items() if one.measured}
+FUNCTIONS = {key: example for one in DECLARED.values() for key, example in one.examples().items()}
+# the functions by name, normreg's and what they compute in torch's operations
+OURS = SimpleNamespace(
+    l2_penalty=normreg.l2_penalty,
+    **{name: getattr(normreg.functional, name) for name in normreg.functional.__all__},
 )
-from .case import Case, Operation
+FORMULAS = {name: formula for one in DECLARED.values() for name, formula in one.formulas.items()}
+TORCH = SimpleNamespace(
+    **{name: FORMULAS.get(name) or getattr(F, name) for name in {e.name for e in FUNCTIONS.values()}}
+)
 
-OPERATIONS = {
-    module.OPERATION.name: module.OPERATION
-    for module in (
-        layer_norm,
-        rms_norm,
-        layer_norm_channels,
-        batch_norm,
-        batch_norm_act,
-        group_norm,
-        instance_norm,
-        dropout,
-        dropout_add,
-        dropout_add_norm,
-        bias_act_dropout,
-    )
-}
-
-__all__ = ["OPERATIONS", "Case", "Operation", "cases"]
+__all__ = [
+    "DECLARED", "FUNCTIONS", "OPERATIONS", "OURS", "TORCH", "Case", "Measured", "Operation", "cases"
+]  # fmt: skip
 
 
 def cases(proof, names=None):

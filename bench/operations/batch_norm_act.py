@@ -1,125 +1,108 @@
 """BatchNorm with the activation that follows it, and with a residual added in between: blocks of networks."""
 
-from dataclasses import dataclass, field
-
 import torch
 import torch.nn.functional as F
 
-import normreg
-
 from . import batch_norm
-from .case import DTYPES, Case, Operation
+from .calls import ACTIVATIONS, followed_by, without_statistics
+from .case import each
+from .composed import NormAct, Residual
+from .operation import Function, Layer, Measured, Operation, Smoke
 
-NAME = "batch_norm_act"
-
-# the last word of a case's layer; with a residual where "add" stands before it
-ACTIVATIONS = {"relu": F.relu, "silu": F.silu, "gelu": F.gelu, "hardswish": F.hardswish}
-
-
-class NormAct(torch.nn.Module):
-    """What torch has to offer: BatchNorm, sum and activation."""
-
-    def __init__(self, norm, act, residual):
-        super().__init__()
-        self.norm, self.act = norm, act
-        self.residual = None if residual is None else torch.nn.Parameter(residual)
-
-    def forward(self, x):
-        z = self.norm(x)
-        return ACTIVATIONS[self.act](z if self.residual is None else z + self.residual)
-
-
-class FusedNormAct(NormAct):
-    def forward(self, x):
-        return self.norm(x, self.residual)
+RESNET_50 = "64x64x112x112, 64x64x56x56, 64x256x56x56, 64x512x28x28, 64x2048x7x7"
+EFFICIENTNET_B0 = "64x96x112x112, 64x240x28x28, 64x1152x7x7"
+IN_NETWORKS = {
+    "ResNet-50": each(RESNET_50, "batch_norm+relu {} channels_last", "batch_norm+relu {}")
+    + ", "
+    + each(
+        "64x256x56x56, 64x512x28x28, 64x2048x7x7",
+        "batch_norm+add+relu {} channels_last",
+        "batch_norm+add+relu {}",
+    ),
+    "EfficientNet-B0": each(EFFICIENTNET_B0, "batch_norm+silu {} channels_last", "batch_norm+silu {}"),
+    "MobileNetV3": "batch_norm+hardswish 64x240x28x28 channels_last, batch_norm+hardswish 64x240x28x28",
+}
 
 
-def fuse(layer):
-    """Makes a NormAct normreg's."""
-    layer.__class__, layer.norm.__class__ = FusedNormAct, normreg.BatchNormAct2d
-    layer.norm.act, layer.norm.negative_slope = layer.act, 0.01
-    return layer
+def batch_norm_act(
+    x, mean, var, weight=None, bias=None, training=False, *, act, residual=None, negative_slope=0.3
+):
+    assert negative_slope == 0.3, "ACTIVATIONS has no other"
+    y = F.batch_norm(x, mean, var, weight, bias, training)
+    return ACTIVATIONS[act](y if residual is None else y + residual)
 
 
-def layer(library, case, device=None, dtype=None):
-    act = case.layer.split("+")[-1]
+def adds(case):
+    return "+add+" in case.layer
+
+
+def torch_layer(case, device=None, dtype=None):
     norm = torch.nn.BatchNorm2d(case.shape[1], device=device, dtype=dtype)
-    residual = None
-    if "+add+" in case.layer:
-        residual = case.like_input(torch.randn, device, dtype)
-    made = NormAct(norm, act, residual).train(case.training)
-    return fuse(made) if library is normreg else made
+    residual = case.like_input(torch.randn, device, dtype) if adds(case) else None
+    return NormAct(norm, case.layer.split("+")[-1], residual)
 
 
-@dataclass(frozen=True)
-class WithResidual(Operation):
-    """Of which some cases move a residual as well."""
-
-    residual: dict = field(default_factory=dict)  # direction -> how many tensors more
-
-    def least_bytes(self, case, direction):
-        added = self.residual[direction] if "+add+" in case.layer else 0
-        return (self.passes[direction] + added) * case.bytes
-
-
-RESNET_50 = ((64, 64, 112, 112), (64, 64, 56, 56), (64, 256, 56, 56), (64, 512, 28, 28), (64, 2048, 7, 7))
-EFFICIENTNET_B0 = ((64, 96, 112, 112), (64, 240, 28, 28), (64, 1152, 7, 7))
-SMALL, LARGE = (32, 420, 7, 7), (4, 40, 64, 64)
-
-OPERATION = WithResidual(
-    name=NAME,
-    layer=layer,
-    passes=batch_norm.OPERATION.passes,
-    # read; written as its gradient; both; read
-    residual={"forward": 1, "backward": 1, "forward+backward": 2, "evaluation": 1},
-    ledger=(
-        Case(NAME, SMALL, layer="batch_norm+relu"),
-        Case(NAME, SMALL, layer="batch_norm+add+relu"),
-        Case(NAME, LARGE, channels_last=True, layer="batch_norm+relu"),
-        Case(NAME, LARGE, channels_last=True, layer="batch_norm+add+relu"),
-        Case(NAME, LARGE, channels_last=True, layer="batch_norm+add+silu"),
-        Case(NAME, LARGE, training=False, layer="batch_norm+add+relu"),
+PLAIN, SUM = ((4, 2), (2,), (2,)), ((4, 2), (2,), (2,), (4, 2))
+OPERATION = Operation(
+    name="batch_norm_act",
+    kernels="batch_norm",
+    over="channels",
+    formulas={"batch_norm_act": batch_norm_act},
+    functions={
+        "batch_norm_act": Function(lambda f, *inputs: without_statistics(f, *inputs, act="relu"), PLAIN),
+        "batch_norm_act of relu": Function(followed_by("relu"), PLAIN),
+        "batch_norm_act of a sum, leaky_relu": Function(followed_by("leaky_relu", negative_slope=0.3), SUM),
+        "batch_norm_act of a sum, relu": Function(followed_by("relu"), SUM),
+        "batch_norm_act of a sum, relu6 in evaluation": Function(followed_by("relu6", False), SUM),
+        "batch_norm_act of a sum": Function(followed_by(None), SUM),
+        "batch_norm_act of silu": Function(followed_by("silu"), PLAIN),
+        "batch_norm_act of gelu": Function(followed_by("gelu"), PLAIN),
+        "batch_norm_act of a sum, gelu": Function(followed_by("gelu"), SUM),
+        "batch_norm_act of gelu_tanh in evaluation": Function(followed_by("gelu_tanh", False), PLAIN),
+        "batch_norm_act of relu in evaluation": Function(followed_by("relu", False), PLAIN),
+        "batch_norm_act of a sum, hardswish without parameters": Function(
+            lambda f, x, residual: followed_by("hardswish")(f, x, residual=residual), ((4, 2), (4, 2))
+        ),
+    },
+    layers={
+        "BatchNormAct1d": Layer((4,), (4, 3), dict(act="silu")),
+        "BatchNormAct2d": Layer((6,), (6, 2, 2), dict(act="silu")),
+        "BatchNormAct2d with a residual": Layer((4,), (4, 3, 5), module=Residual),
+        "BatchNormAct3d": Layer((2,), (2, 3, 2, 2)),
+    },
+    smoke=(
+        Smoke("bf16 fp32 fp16 fp64", "8x6x5x5", "batch_norm_act of silu"),
+        Smoke("bf16", "8x6x5x5", "batch_norm_act of a sum, relu"),
+        Smoke("bf16 fp32", "32x64x14x14", "batch_norm_act of a sum, relu", channels_last=True),
+        Smoke("bf16", "4x3x200x201", "batch_norm_act of gelu"),
+        Smoke("bf16", "8x6x5x5", "batch_norm_act of relu in evaluation"),
     ),
-    static=tuple(
-        Case(NAME, shape, dtype, channels_last, training, act)
-        for dtype in DTYPES.values()
-        for shape, channels_last, training, act in (
-            ((32, 64, 56, 56), False, True, "batch_norm+add+relu"),
-            ((32, 64, 56, 56), True, True, "batch_norm+add+relu"),
-            ((32, 64, 56, 56), False, True, "batch_norm+gelu"),
-            ((32, 64, 56, 56), True, True, "batch_norm+add+gelu"),
-            ((32, 64, 56, 56), True, False, "batch_norm+add+relu"),
-            ((4, 512, 32, 64), False, True, "batch_norm+add+silu"),
-            ((16, 512, 32, 32), False, True, "batch_norm+add+relu"),
-            ((16, 512, 32, 32), False, True, "batch_norm+gelu"),
-            ((32, 512, 7, 8), False, True, "batch_norm+add+relu"),
-            ((64, 512, 1, 1), False, True, "batch_norm+add+relu"),
-            ((64, 512, 1, 1), False, True, "batch_norm+add+gelu"),
-            ((128, 512, 1, 1), False, True, "batch_norm+add+gelu"),
+    measured=Measured(
+        torch_layer=torch_layer,
+        fuse=NormAct.fuse,
+        passes=batch_norm.MEASURED.passes,
+        # a residual is read; written as its gradient; both; read
+        more_passes=lambda case, direction: adds(case) * (1 + (direction == "forward+backward")),
+        small="batch_norm+add+relu fp32 4x6x5x3",
+        ledger="batch_norm+relu 32x420x7x7, batch_norm+add+relu 32x420x7x7, "
+        + each(
+            "4x40x64x64 channels_last",
+            "batch_norm+relu {}",
+            "batch_norm+add+relu {}",
+            "batch_norm+add+silu {}",
         )
-    ),
-    instructions=(
-        Case(NAME, (8, 64, 56, 56), layer="batch_norm+add+relu"),
-        Case(NAME, (8, 64, 56, 56), channels_last=True, layer="batch_norm+add+relu"),
-        Case(NAME, (8, 64, 56, 56), layer="batch_norm+gelu"),
-        Case(NAME, (8, 64, 56, 56), channels_last=True, training=False, layer="batch_norm+add+relu"),
-        Case(NAME, (16, 64, 32, 32), layer="batch_norm+add+silu"),
-        Case(NAME, (32, 512, 7, 8), layer="batch_norm+add+relu"),
-    ),
-    host=(
-        Case(NAME, (8, 64, 4, 4), layer="batch_norm+relu"),
-        Case(NAME, (8, 64, 4, 4), layer="batch_norm+add+relu"),
-    ),
-    speed=tuple(
-        Case(NAME, shape, dtype, channels_last, layer=act, origin=origin)
-        for dtype in (torch.bfloat16, torch.float32)
-        for origin, act, shapes in (
-            ("ResNet-50", "batch_norm+relu", RESNET_50),
-            ("ResNet-50", "batch_norm+add+relu", RESNET_50[2:]),
-            ("EfficientNet-B0", "batch_norm+silu", EFFICIENTNET_B0),
-            ("MobileNetV3", "batch_norm+hardswish", EFFICIENTNET_B0[1:2]),
-        )
-        for shape in shapes
-        for channels_last in (True, False)
+        + ", batch_norm+add+relu 4x40x64x64 evaluation",
+        static=each("32x64x56x56, 32x64x56x56 channels_last", "batch_norm+add+relu {}")
+        + ", batch_norm+gelu 32x64x56x56, batch_norm+add+gelu 32x64x56x56 channels_last, "
+        "batch_norm+add+relu 32x64x56x56 channels_last evaluation, batch_norm+add+silu 4x512x32x64, "
+        + each("16x512x32x32", "batch_norm+add+relu {}", "batch_norm+gelu {}")
+        + ", batch_norm+add+relu 32x512x7x8, "
+        + each("64x512x1x1", "batch_norm+add+relu {}", "batch_norm+add+gelu {}")
+        + ", batch_norm+add+gelu 128x512x1x1",
+        instructions=each("8x64x56x56, 8x64x56x56 channels_last", "batch_norm+add+relu {}")
+        + ", batch_norm+gelu 8x64x56x56, batch_norm+add+relu 8x64x56x56 channels_last evaluation, "
+        "batch_norm+add+silu 16x64x32x32, batch_norm+add+relu 32x512x7x8",
+        host="batch_norm+relu 8x64x4x4, batch_norm+add+relu 8x64x4x4",
+        speed=IN_NETWORKS | {"float32": each(", ".join(IN_NETWORKS.values()), "fp32 {}")},
     ),
 )

@@ -1,15 +1,15 @@
-"""What is measured: an operation, and a case of it."""
+"""A case that is measured, and how far results may be from float64."""
 
 import copy
 import math
-from collections.abc import Callable
+import re
 from dataclasses import dataclass
 
 import torch
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32, "fp16": torch.float16, "fp64": torch.float64}
 SHORT = {dtype: name for name, dtype in DTYPES.items()}
-LEDGER_ELEMENTS = 5 * 2**17  # 1.25 MiB in 16 bits: as few as count as a large tensor
+SHAPE = re.compile(r"\d+(x\d+)*")
 
 
 @dataclass(frozen=True)
@@ -29,13 +29,40 @@ class Case:
 
     @property
     def bytes(self):
-        """Of a tensor of the input's shape."""
+        """Bytes of a tensor of the input's shape."""
         return math.prod(self.shape) * self.dtype.itemsize
 
     def like_input(self, make, device, dtype=None):
         """A tensor of the input's shape and memory format, by `make`: torch.empty, torch.randn, ..."""
         tensor = make(self.shape, device=device, dtype=dtype or self.dtype)
         return tensor.to(memory_format=torch.channels_last) if self.channels_last else tensor
+
+
+def shape_of(text):
+    """(8, 768) of "8x768"."""
+    return tuple(map(int, text.split("x")))
+
+
+def cases_of(operation, text, origin=""):
+    """The cases of a text, written as they are printed, commas between; bfloat16 where it names no dtype.
+
+    "8x768, Dropout2d fp32 4x40x64x64 channels_last" are two cases of dropout.
+    """
+    return [_case(operation, words.split(), origin) for words in text.split(",")]
+
+
+def _case(operation, words, origin):
+    flags = {flag: flag in words for flag in ("channels_last", "evaluation")}
+    (shape,) = (word for word in words if SHAPE.fullmatch(word))
+    (dtype,) = [DTYPES[word] for word in words if word in DTYPES] or [torch.bfloat16]
+    layer = " ".join(word for word in words if word not in {*flags, *DTYPES, shape})
+    training = not flags["evaluation"]
+    return Case(operation, shape_of(shape), dtype, flags["channels_last"], training, layer, origin)
+
+
+def each(text, *patterns):
+    """The cases of a text, each put into every pattern: each("8x768", "{}", "fp32 {}")."""
+    return ", ".join(pattern.format(case.strip()) for case in text.split(",") for pattern in patterns)
 
 
 def relative_error(result, reference):
@@ -87,24 +114,3 @@ def is_mask_of_dropout(keep, p, decisions):
 # Rounding once to the dtype is 2^-9, 2^-12 and 2^-25 in the norm. Statistics, sums over the rows in the dtype
 # of the parameters, and torch's own intermediate roundings come on top.
 TOLERANCES = {torch.bfloat16: 2**-6, torch.float16: 2**-9, torch.float32: 2**-13, torch.float64: 2**-40}
-
-
-@dataclass(frozen=True)
-class Operation:
-    name: str
-    layer: Callable  # (torch.nn or normreg, case, **options of device and dtype) -> the layer in its mode
-    passes: dict  # direction -> how many tensors of the input's size it moves at least
-    ledger: tuple[Case, ...]
-    static: tuple[Case, ...]
-    instructions: tuple[Case, ...]
-    host: tuple[Case, ...]
-    speed: tuple[Case, ...]
-    masked_error: Callable | None = None  # (reference, layer, x, dy, y, gradients), where results are random
-
-    def tolerance(self, case):
-        """The largest error that is agreement."""
-        return TOLERANCES[case.dtype]
-
-    def least_bytes(self, case, direction):
-        """What any implementation moves: every tensor of the input's size once; parameters are left out."""
-        return self.passes[direction] * case.bytes

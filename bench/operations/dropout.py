@@ -1,26 +1,29 @@
 """Dropout: activations of language models and of feature maps, from a few elements to a quarter of 2^30."""
 
+import functools
+from dataclasses import dataclass
+
 import torch
 
-from .case import DTYPES, Case, Operation, is_mask_of_dropout, relative_error, worst
+from .case import each, is_mask_of_dropout, relative_error, worst
+from .dropping import drop_path, dropout_under_mask
+from .operation import Function, Layer, Measured, Operation, Smoke
 
-NAME = "dropout"
 P = 0.1
-
-SHAPES = (
-    ("language", (16384, 4096)),
-    ("language", (16384, 768)),
-    ("language", (16384, 12288)),
-    ("attention", (16, 16, 1024, 1024)),
-    ("vision", (64, 256, 56, 56)),
-    ("small or awkward", (8, 768)),
-    ("small or awkward", (1, 4096)),
-    ("small or awkward", (4097, 1001)),
-)
+LANGUAGE = "16384x4096, 16384x768, 16384x12288"
 
 
-def layer(library, case, device=None, dtype=None):
-    return getattr(library, case.layer or "Dropout")(P).train(case.training)
+@dataclass(frozen=True)
+class Dropout(Function):
+    """A function that drops and does nothing else; its call takes p."""
+
+    leading: int | None = None  # how many dimensions name a decision; None: each element is one
+    alpha: bool = False
+    scaled: bool = True
+
+
+def call(f, x, p=0.25, **options):
+    return f(x, p, training=True, **options)
 
 
 def error(reference, layer, x, dy, y, gradients):
@@ -29,49 +32,74 @@ def error(reference, layer, x, dy, y, gradients):
     decisions = x.shape[:2].numel() if isinstance(reference, torch.nn.Dropout2d) else x.numel()
     if not is_mask_of_dropout(keep, P, decisions):
         return float("inf")
-    scale = keep / (1 - P)
-    errors = [relative_error(y, x.double() * scale)]
-    errors += [relative_error(dx, dy.double() * scale) for dx in gradients]
-    return worst(errors)
+    pairs = [(y, x), *((dx, dy) for dx in gradients)]
+    return worst(relative_error(ours, given.double() * (keep / (1 - P))) for ours, given in pairs)
 
 
-OPERATION = Operation(
-    name=NAME,
-    layer=layer,
+MEASURED = Measured(
+    torch_layer=lambda case, **_: getattr(torch.nn, case.layer or "Dropout")(P),
     passes={"forward": 2, "backward": 2, "forward+backward": 4},  # x, y; dy, dx; both
-    ledger=(
-        Case(NAME, (640, 1024)),
-        Case(NAME, (640, 1024), torch.float32),
-        Case(NAME, (4, 40, 64, 64), layer="Dropout2d"),
-        Case(NAME, (4, 40, 64, 64), channels_last=True, layer="Dropout2d"),
-    ),
-    static=(
-        *(Case(NAME, (1024, 1024), dtype) for dtype in DTYPES.values()),
-        *(
-            Case(NAME, shape, dtype, channels_last, layer="Dropout2d")
-            for dtype in DTYPES.values()
-            for shape, channels_last in (
-                ((32, 64, 56, 56), False),
-                ((32, 64, 56, 56), True),
-                ((32, 512, 2, 4), False),
-            )
-        ),
-    ),
-    instructions=(
-        Case(NAME, (256, 4096)),
-        Case(NAME, (256, 4096), torch.float32),
-        Case(NAME, (4, 64, 56, 56), layer="Dropout2d"),
-        Case(NAME, (4, 64, 56, 56), channels_last=True, layer="Dropout2d"),
-    ),
-    host=(Case(NAME, (8, 768)),),
     masked_error=error,
-    speed=(
-        *(Case(NAME, shape, origin=origin) for origin, shape in SHAPES),
-        *(
-            Case(NAME, (64, 256, 56, 56), channels_last=channels_last, layer="Dropout2d", origin="vision")
-            for channels_last in (False, True)
+    small="fp32 64x128",
+    ledger="640x1024, fp32 640x1024, Dropout2d 4x40x64x64, Dropout2d 4x40x64x64 channels_last",
+    static="1024x1024, " + each("32x64x56x56, 32x64x56x56 channels_last, 32x512x2x4", "Dropout2d {}"),
+    instructions="256x4096, fp32 256x4096, " + each("4x64x56x56, 4x64x56x56 channels_last", "Dropout2d {}"),
+    host="8x768",
+    speed={
+        "language": LANGUAGE,
+        "attention": "16x16x1024x1024",
+        "vision": "64x256x56x56, " + each("64x256x56x56", "Dropout2d {}", "Dropout2d {} channels_last"),
+        "small or awkward": "8x768, 1x4096, 4097x1001",
+        "float32": "fp32 16384x4096, fp32 16384x768",
+        "float16": "fp16 16384x4096, fp16 16384x768",
+    },
+)
+
+FLAT = "bf16 fp32 fp16 fp64"
+OPERATION = Operation(
+    name="dropout",
+    kernels="dropout",
+    random=True,
+    kept=lambda x, training: 0,
+    masked=dropout_under_mask,
+    formulas={"drop_path": drop_path},
+    functions={
+        "dropout": Dropout(call, ((3, 5, 2, 2),)),
+        "dropout1d": Dropout(call, ((5, 5, 2),), leading=2),
+        "dropout1d of one sample": Dropout(call, ((17, 3),), leading=1),
+        "dropout2d": Dropout(call, ((5, 3, 2, 2),), leading=2),
+        "dropout2d of single positions": Dropout(call, ((5, 7, 1, 1),), leading=2),
+        "dropout3d": Dropout(call, ((5, 3, 2, 2, 1),), leading=2),
+        "dropout3d of one sample": Dropout(call, ((15, 1, 2, 2),), leading=1),
+        "alpha_dropout": Dropout(call, ((3, 5, 2, 2),), alpha=True),
+        "feature_alpha_dropout": Dropout(call, ((5, 5, 2),), leading=2, alpha=True),
+        "feature_alpha_dropout without positions": Dropout(call, ((5, 7),), leading=2, alpha=True),
+        "drop_path": Dropout(call, ((17, 3, 1),), leading=1),
+        "drop_path without scale": Dropout(
+            functools.partial(call, scale_by_keep=False), ((17, 3, 1),), leading=1, scaled=False
         ),
-        *(Case(NAME, shape, torch.float32, origin="float32") for _, shape in SHAPES[:2]),
-        *(Case(NAME, shape, torch.float16, origin="float16") for _, shape in SHAPES[:2]),
+        "dropout of everything": Function(functools.partial(call, p=1.0), ((4,),)),
+        "alpha_dropout of everything": Function(functools.partial(call, p=1.0), ((4,),)),
+    },
+    layers={
+        "Dropout": Layer((0.25,), (6,)),
+        "Dropout in place": Layer(
+            (0.4, True), (6,), module=lambda layer: torch.nn.Sequential(torch.nn.Linear(6, 6), layer)
+        ),
+        "Dropout1d": Layer((0.25,), (6, 3)),
+        "Dropout2d": Layer((0.25,), (6, 2, 3)),
+        "Dropout3d": Layer((0.25,), (6, 2, 2, 1)),
+        "AlphaDropout": Layer((0.25,), (6,)),
+        "FeatureAlphaDropout": Layer((0.25,), (6, 2)),
+        "DropPath": Layer((0.4,), (4, 3)),
+    },
+    smoke=(
+        Smoke(FLAT, "100x1000"),
+        Smoke("bf16", "33x129"),
+        Smoke("bf16 fp32", "8x40x7x7", "dropout2d"),
+        Smoke("bf16", "8x40x8x8", "dropout2d", channels_last=True),
+        Smoke("bf16", "64x100", "drop_path"),
+        Smoke("bf16 fp64", "100x1000", "alpha_dropout"),
     ),
+    measured=MEASURED,
 )

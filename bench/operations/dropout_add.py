@@ -1,104 +1,89 @@
 """Dropout, or stochastic depth, and the sum with a residual: blocks whose norm lives elsewhere."""
 
-import copy
-
 import torch
 import torch.nn.functional as F
 
-import normreg
+from normreg import functional
 
-from . import dropout
-from .case import DTYPES, Case, Operation, error_against_float64, is_mask_of_dropout
+from .calls import by_row
+from .case import each
+from .composed import Composed, Residual, error_under_mask
+from .dropout import LANGUAGE
+from .dropping import drop_path, scaled_branch
+from .operation import Function, Layer, Measured, Operation, Smoke
 
-NAME = "dropout_add"
 P = 0.1
 
 
-class Sum(torch.nn.Module):
-    """What torch has to offer."""
-
-    def __init__(self, residual, layer_scale, by_sample):
-        super().__init__()
-        self.residual = torch.nn.Parameter(residual)
-        self.layer_scale = None if layer_scale is None else torch.nn.Parameter(layer_scale)
-        self.by_sample = by_sample
-
-    def branch(self, x):
-        if not self.by_sample:
-            return F.dropout(x, P, self.training)
-        keep = x.new_empty(x.shape[0], *[1] * (x.dim() - 1)).bernoulli_(1 - P)
-        return x * keep.div_(1 - P)
-
-    def forward(self, x):
-        branch = self.branch(x)
-        return self.residual + (branch if self.layer_scale is None else branch * self.layer_scale)
+def dropout_add(x, residual, p=0.5, training=True, *, row_scale=None, layer_scale=None, drop=F.dropout):
+    return residual + scaled_branch(drop(x, p, training), row_scale, layer_scale)
 
 
-class FusedSum(Sum):
-    def forward(self, x):
-        function = normreg.functional.drop_path_add if self.by_sample else normreg.functional.dropout_add
-        return function(x, self.residual, P, self.training, layer_scale=self.layer_scale)
+def drop_path_add(x, residual, drop_prob, training=True, *, layer_scale=None, drop=drop_path):
+    return residual + scaled_branch(drop(x, drop_prob, training), None, layer_scale)
 
 
-def fuse(layer):
-    """Makes a Sum normreg's."""
-    layer.__class__ = FusedSum
-    return layer
-
-
-class MaskedSum(Sum):
-    def branch(self, x):
-        return x * self.scale
-
-
-def layer(library, case, device=None, dtype=None):
-    """Of "dropout+add" or "drop path+add", behind "scaled" where there is a layer scale."""
-    scale = None
-    if case.layer.startswith("scaled"):
-        scale = torch.rand(case.shape[-1], device=device, dtype=dtype) + 0.5
-    residual = case.like_input(torch.randn, device, dtype)
-    made = Sum(residual, scale, "path" in case.layer).train(case.training)
-    return fuse(made) if library is normreg else made
-
-
-def error(reference, layer, x, dy, y, gradients):
-    """The largest relative error under the layer's own mask, which dx shows, or inf where that is none."""
-    keep = gradients[0] != 0
-    decisions = x.shape[0] if reference.by_sample else x.numel()
-    if not is_mask_of_dropout(keep, P, decisions):
-        return float("inf")
-    reference = copy.deepcopy(reference)
-    reference.__class__, reference.scale = MaskedSum, keep / (1 - P)
-    return error_against_float64(reference, layer, x, dy, y, gradients)
+def torch_layer(case, device=None, dtype=None):
+    """The sum of "dropout+add" or "drop path+add", behind "scaled" where there is a layer scale."""
+    scale = torch.rand(case.shape[-1], device=device, dtype=dtype) + 0.5
+    tensors = {
+        "residual": case.like_input(torch.randn, device, dtype),
+        "layer_scale": scale if case.layer.startswith("scaled") else None,
+    }
+    if "path" in case.layer:
+        return Composed(drop_path_add, functional.drop_path_add, tensors, drop_prob=P)
+    return Composed(dropout_add, functional.dropout_add, tensors, p=P)
 
 
 OPERATION = Operation(
-    name=NAME,
-    layer=layer,
-    # x, residual, z; dz, dx, where the residual's gradient is dz itself; both
-    passes={"forward": 3, "backward": 2, "forward+backward": 5},
-    masked_error=error,
-    ledger=(Case(NAME, (640, 1024), layer="dropout+add"), Case(NAME, (4, 40, 64, 64), layer="drop path+add")),
-    static=tuple(
-        Case(NAME, shape, dtype, channels_last, layer=kind)
-        for dtype in DTYPES.values()
-        for shape, channels_last, kind in (
-            ((4096, 1024), False, "dropout+add"),
-            ((64, 197, 768), False, "scaled drop path+add"),
-            ((4096, 1000), False, "scaled dropout+add"),
-            ((32, 96, 56, 56), True, "drop path+add"),
-        )
+    name="dropout_add",
+    kernels="dropout",
+    over="rows",
+    random=True,
+    formulas={"dropout_add": dropout_add, "drop_path_add": drop_path_add},
+    functions={
+        "dropout_add": Function(
+            lambda f, x, residual, p=0.4, **options: f(x, residual, p, **options), ((2, 3), (2, 3))
+        ),
+        "dropout_add with a layer scale": Function(
+            lambda f, x, residual, scale, p=0.4, **options: f(x, residual, p, layer_scale=scale, **options),
+            ((2, 3), (2, 3), (3,)),
+        ),
+        "dropout_add with scales": Function(
+            lambda f, x, residual, scale, p=0.4, **options: f(
+                x, residual, p, layer_scale=scale, row_scale=by_row(x), **options
+            ),
+            ((2, 3), (2, 3), (3,)),
+        ),
+        "drop_path_add": Function(
+            lambda f, x, residual, p=0.4, **options: f(x, residual, p, True, **options), ((4, 2), (4, 2))
+        ),
+    },
+    layers={
+        "DropoutAdd": Layer((0.4,), (4, 3), module=Residual),
+        "DropPathAdd": Layer((0.4,), (4, 3), module=Residual),
+    },
+    smoke=(
+        Smoke("bf16 fp32 fp16 fp64", "129x768"),
+        Smoke("bf16 fp32", "129x768", "dropout_add with scales"),
+        Smoke("bf16", "8x40x7x7", "drop_path_add"),
     ),
-    instructions=(
-        Case(NAME, (1024, 1024), layer="dropout+add"),
-        Case(NAME, (7, 197, 768), layer="scaled drop path+add"),
-        Case(NAME, (1056, 1000), layer="scaled dropout+add"),
-        Case(NAME, (4, 96, 56, 56), channels_last=True, layer="drop path+add"),
-    ),
-    host=(Case(NAME, (8, 768), layer="dropout+add"),),
-    speed=tuple(
-        Case(NAME, shape, layer=kind, origin=origin)
-        for origin, shape in (*dropout.SHAPES[:3], ("ViT-B", (128, 197, 768)))
-        for kind in ("dropout+add", "scaled drop path+add")
+    measured=Measured(
+        torch_layer=torch_layer,
+        fuse=Composed.fuse,
+        # x, residual, z; dz, dx, where the residual's gradient is dz itself; both
+        passes={"forward": 3, "backward": 2, "forward+backward": 5},
+        masked_error=error_under_mask,
+        small="scaled drop path+add fp32 400x3x12",
+        ledger="dropout+add 640x1024, drop path+add 4x40x64x64",
+        static="dropout+add 4096x1024, scaled drop path+add 64x197x768, scaled dropout+add 4096x1000, "
+        "drop path+add 32x96x56x56 channels_last",
+        instructions="dropout+add 1024x1024, scaled drop path+add 7x197x768, scaled dropout+add 1056x1000, "
+        "drop path+add 4x96x56x56 channels_last",
+        host="dropout+add 8x768",
+        speed={
+            "language": each(LANGUAGE, "dropout+add {}", "scaled drop path+add {}"),
+            "ViT-B": each("128x197x768", "dropout+add {}", "scaled drop path+add {}"),
+        },
     ),
 )

@@ -1,151 +1,116 @@
 """Dropout, sum with a residual and norm: the seams of transformer blocks, post-norm and pre-norm."""
 
-import copy
-from dataclasses import dataclass
-
 import torch
+import torch.nn.functional as F
 
-import normreg
+from .calls import by_row
+from .case import each
+from .composed import Residual, Seam, error_under_mask
+from .dropping import scaled_branch
+from .operation import Function, Layer, Measured, Operation, Smoke
 
-from .case import DTYPES, LEDGER_ELEMENTS, Case, Operation, error_against_float64, is_mask_of_dropout
-
-NAME = "dropout_add_norm"
 P = 0.1
+KINDS = "prenorm dropout+add+LayerNorm {}", "dropout+add+LayerNorm {}", "prenorm dropout+add+RMSNorm {}"
+LANGUAGE = "16384x1024, 16384x4096, 8192x8192, 32768x768, 8192x12288, 4096x16384, 1024x65536"
 
 
-class Both(torch.autograd.Function):
-    """y, of which the gradient is z's as well, so that both are wanted and nothing is moved for it."""
+def formula(norm):
+    def function(
+        x, residual, shape, *parameters, p, prenorm=False, row_scale=None, layer_scale=None, drop=F.dropout
+    ):
+        z = scaled_branch(drop(x, p, True), row_scale, layer_scale) + residual
+        y = norm(z, shape, *parameters)
+        return (y, z) if prenorm else y
 
-    @staticmethod
-    def forward(ctx, y, z):
-        return y.view_as(y)
-
-    @staticmethod
-    def backward(ctx, dy):
-        return dy, dy
-
-
-class Seam(torch.nn.Module):
-    """What torch has to offer: y, where the block is pre-norm with the gradient of z."""
-
-    def __init__(self, norm, residual, prenorm, p):
-        super().__init__()
-        self.norm, self.residual, self.prenorm = norm, torch.nn.Parameter(residual), prenorm
-        self.p, self.dropout = p, torch.nn.Dropout(p)
-
-    def forward(self, x):
-        z = self.residual + self.dropout(x)
-        y = self.norm(z)
-        return Both.apply(y, z) if self.prenorm else y
-
-
-class FusedSeam(Seam):
-    def forward(self, x):
-        norm = self.norm
-        options = dict(p=self.p, training=self.training, eps=norm.eps, prenorm=self.prenorm)
-        parameters = norm.parameters()
-        result = self.fused(x, self.residual, norm.normalized_shape, *parameters, **options)
-        return Both.apply(*result) if self.prenorm else result
-
-
-FUSED = {
-    torch.nn.LayerNorm: normreg.functional.dropout_add_layer_norm,
-    torch.nn.RMSNorm: normreg.functional.dropout_add_rms_norm,
-}
-
-
-def fuse(layer):
-    """Makes a Seam normreg's."""
-    layer.__class__, layer.fused = FusedSeam, FUSED[type(layer.norm)]
-    return layer
+    return function
 
 
 def drops(case):
     return "dropout" in case.layer
 
 
-def layer(library, case, device=None, dtype=None):
-    """Of "dropout+add+LayerNorm", "add+LayerNorm" or RMSNorm, behind "prenorm" where the sum is used, too."""
+def torch_layer(case, device=None, dtype=None):
+    """The seam of "dropout+add+LayerNorm" or "add+RMSNorm", behind "prenorm" where z is used, too."""
     *prenorm, parts = case.layer.split()
-    residual = case.like_input(torch.randn, device, dtype)
     norm = getattr(torch.nn, parts.split("+")[-1])(case.shape[-1], device=device, dtype=dtype)
-    made = Seam(norm, residual, bool(prenorm), P * drops(case)).train(case.training)
-    return fuse(made) if library is normreg else made
+    residual = case.like_input(torch.randn, device, dtype)
+    return Seam(norm, residual, bool(prenorm), P * drops(case))
 
 
-def error(reference, layer, x, dy, y, gradients):
-    """The largest relative error under the layer's own mask, which dx shows, or inf where that is none."""
-    if reference.p == 0:
-        return error_against_float64(reference, layer, x, dy, y, gradients)
-    keep = gradients[0] != 0
-    if not is_mask_of_dropout(keep, P, x.numel()):
-        return float("inf")
-    reference = copy.deepcopy(reference)
-    reference.dropout = Masked(keep.double() / (1 - P))
-    return error_against_float64(reference, layer, x, dy, y, gradients)
+def of_the_sum(f, x, residual, *parameters, p=0.4, **options):
+    return f(x, residual, x.shape[-1:], *parameters, p=p, **options)
 
 
-class Masked(torch.nn.Module):
-    def __init__(self, scale):
-        super().__init__()
-        self.scale = scale
-
-    def forward(self, x):
-        return x * self.scale
+def both_of_a_sum(f, *inputs, **options):
+    """y + z * 2, so that one incoming gradient reaches both."""
+    y, z = of_the_sum(f, *inputs, prenorm=True, **options)
+    return y + z * 2
 
 
-@dataclass(frozen=True)
-class Sum(Operation):
-    """In which a pre-norm block has the gradient of z to read, too, and a mere sum one gradient to write."""
-
-    def least_bytes(self, case, direction):
-        passes = self.passes[direction]
-        if "backward" in direction:
-            passes += case.layer.startswith("prenorm") - (not drops(case))
-        return passes * case.bytes
+def both(f, x, residual, layer_scale, *parameters, **options):
+    return both_of_a_sum(f, x, residual, *parameters, layer_scale=layer_scale, **options)
 
 
-def both_kinds(shapes, dtype=torch.bfloat16, origin=""):
-    for shape in shapes:
-        for kind in ("prenorm dropout+add+LayerNorm", "dropout+add+LayerNorm", "prenorm dropout+add+RMSNorm"):
-            yield Case(NAME, shape, dtype, layer=kind, origin=origin)
+def both_scaled_by_row(f, x, *inputs, **options):
+    return both(f, x, *inputs, row_scale=by_row(x), **options)
 
 
-OPERATION = Sum(
-    name=NAME,
-    layer=layer,
-    # x, residual, z, y; dy, z, dx, dresidual; both; x, residual, y
-    passes={"forward": 4, "backward": 4, "forward+backward": 8, "evaluation": 3},
-    masked_error=error,
-    ledger=(
-        Case(NAME, (LEDGER_ELEMENTS // 4096, 4096), layer="prenorm dropout+add+LayerNorm"),
-        Case(NAME, (LEDGER_ELEMENTS // 1024, 1024), layer="dropout+add+RMSNorm"),
-        Case(NAME, (LEDGER_ELEMENTS // 4096, 4096), layer="prenorm add+RMSNorm"),
-        Case(NAME, (LEDGER_ELEMENTS // 65536, 65536), layer="prenorm dropout+add+LayerNorm"),
+SUM = (2, 3), (2, 3)
+OPERATION = Operation(
+    name="dropout_add_norm",
+    kernels="dropout",
+    over="rows",
+    random=True,
+    formulas={
+        "dropout_add_layer_norm": formula(F.layer_norm),
+        "dropout_add_rms_norm": formula(F.rms_norm),
+    },
+    functions={
+        "dropout_add_layer_norm": Function(of_the_sum, (*SUM, (3,), (3,))),
+        "dropout_add_layer_norm alone": Function(of_the_sum, SUM),
+        "dropout_add_layer_norm and the sum": Function(both, (*SUM, (3,), (3,), (3,))),
+        "dropout_add_layer_norm of weight and the sum": Function(both_of_a_sum, (*SUM, (3,))),
+        "dropout_add_rms_norm": Function(of_the_sum, (*SUM, (3,))),
+        "dropout_add_rms_norm of weight and the sum": Function(both_of_a_sum, (*SUM, (3,))),
+        "dropout_add_rms_norm and the sum": Function(both, (*SUM, (3,), (3,))),
+        "dropout_add_rms_norm and the sum, scaled by row": Function(
+            both_scaled_by_row, ((2, 1, 3), (2, 1, 3), (3,), (3,))
+        ),
+    },
+    layers={
+        "DropoutAddLayerNorm": Layer((4,), (3, 4), dict(p=0.4, layer_scale=0.5), Residual),
+        "DropoutAddRMSNorm": Layer((4,), (3, 4), dict(p=0.4), Residual),
+        "DropoutAddRMSNorm, prenorm": Layer((4,), (4,), dict(p=0.4, prenorm=True), Residual),
+    },
+    smoke=(
+        Smoke("bf16 fp32 fp16 fp64", "768", "dropout_add_layer_norm of weight and the sum"),
+        Smoke("bf16 fp32", "768", "dropout_add_layer_norm of weight and the sum", dict(p=0.0)),
+        Smoke("bf16", "5120", "dropout_add_layer_norm of weight and the sum"),  # several tiles
+        Smoke("bf16", "1025", "dropout_add_rms_norm and the sum"),
+        Smoke("bf16", "131072", "dropout_add_rms_norm of weight and the sum"),  # chunks
     ),
-    static=tuple(
-        Case(NAME, (4096, cols), dtype, layer=kind)
-        for dtype in DTYPES.values()
-        for kind, widths in (
-            ("prenorm dropout+add+LayerNorm", (4096, 64, 8192, 16384, 65536)),
-            ("dropout+add+LayerNorm", (1024,)),
-            ("prenorm dropout+add+RMSNorm", (4096,)),
-        )
-        for cols in widths
-    ),
-    instructions=(
-        Case(NAME, (264, 4096), layer="prenorm dropout+add+LayerNorm"),
-        Case(NAME, (264, 4096), layer="prenorm dropout+add+RMSNorm"),
-        Case(NAME, (264, 4096), layer="prenorm add+RMSNorm"),
-        Case(NAME, (1024, 1024), layer="dropout+add+LayerNorm"),
-        Case(NAME, (16384, 64), layer="prenorm dropout+add+LayerNorm"),
-        Case(NAME, (66, 16384), layer="prenorm dropout+add+LayerNorm"),
-        Case(NAME, (16, 65536), layer="prenorm dropout+add+LayerNorm"),
-    ),
-    host=(Case(NAME, (8, 768), layer="prenorm dropout+add+LayerNorm"),),
-    speed=(
-        *both_kinds(((16384, 1024), (16384, 4096), (8192, 8192)), origin="language"),
-        *both_kinds(((32768, 768), (8192, 12288), (4096, 16384), (1024, 65536)), origin="language"),
-        *both_kinds(((16384, 4096),), torch.float32, "float32"),
+    measured=Measured(
+        torch_layer=torch_layer,
+        fuse=Seam.fuse,
+        # x, residual, z, y; dy, z, dx, dresidual; both; x, residual, y
+        passes={"forward": 4, "backward": 4, "forward+backward": 8, "evaluation": 3},
+        # a pre-norm block has the gradient of z to read, too, and a mere sum one gradient to write
+        more_passes=lambda case, direction: (
+            (case.layer.startswith("prenorm") - (not drops(case))) * ("backward" in direction)
+        ),
+        masked_error=error_under_mask,
+        small="prenorm dropout+add+LayerNorm fp32 40x64",
+        ledger="prenorm dropout+add+LayerNorm 160x4096, dropout+add+RMSNorm 640x1024, "
+        "prenorm add+RMSNorm 160x4096, prenorm dropout+add+LayerNorm 10x65536",
+        static=each("4096x4096, 4096x64, 4096x8192, 4096x16384, 4096x65536", KINDS[0])
+        + ", dropout+add+LayerNorm 4096x1024, prenorm dropout+add+RMSNorm 4096x4096",
+        instructions=each("264x4096", KINDS[0], KINDS[2], "prenorm add+RMSNorm {}")
+        + ", dropout+add+LayerNorm 1024x1024, "
+        + each("16384x64, 66x16384, 16x65536", KINDS[0]),
+        host="prenorm dropout+add+LayerNorm 8x768",
+        speed={
+            "language": each(LANGUAGE, *KINDS),
+            "float32": each("fp32 16384x4096", *KINDS),
+        },
     ),
 )

@@ -2,80 +2,54 @@
 
 import torch
 
-from .case import DTYPES, Case, Operation
+from .case import each
+from .operation import Function, Layer, Measured, Operation, Smoke
 
-NAME = "group_norm"
-GROUPS = 32
-
-DIFFUSION = (  # Stable Diffusion: its U-Net at 64 x 64, and its decoder
-    (16, 320, 64, 64),
-    (4, 320, 64, 64),
-    (16, 640, 32, 32),
-    (16, 1280, 16, 16),
-    (16, 1280, 8, 8),
-    (4, 512, 64, 64),
-    (4, 256, 256, 256),
-    (1, 128, 512, 512),
-)
-DETECTION = (  # ResNet-50 with GroupNorm
-    (32, 64, 112, 112),
-    (32, 256, 56, 56),
-    (32, 512, 28, 28),
-    (32, 1024, 14, 14),
-    (32, 2048, 7, 7),
-)
-AWKWARD = ((1, 32, 33, 35), (4096, 1024), (65536, 128), (64, 96, 16384), (2, 32, 64, 128, 128))
-OTHER_DTYPES = ((16, 640, 32, 32), (32, 256, 56, 56), (1, 128, 512, 512))
+OTHER_DTYPES = "16x640x32x32, 32x256x56x56, 1x128x512x512"
 
 
-def layer(library, case, **options):
-    return library.GroupNorm(GROUPS, case.shape[1], **options).train(case.training)
+def in_groups(number):
+    return lambda f, x, *parameters, groups=number: f(x, groups, *parameters)
 
 
-def shapes():
-    for origin, group in (("diffusion", DIFFUSION), ("detection", DETECTION), ("small or awkward", AWKWARD)):
-        yield from ((origin, shape) for shape in group)
-
-
-OPERATION = Operation(
-    name=NAME,
-    layer=layer,
+MEASURED = Measured(
+    torch_layer=lambda case, **options: torch.nn.GroupNorm(32, case.shape[1], **options),
     # x, y; dy, x, dx; both; x, y
     passes={"forward": 2, "backward": 3, "forward+backward": 5, "evaluation": 2},
-    ledger=(
-        Case(NAME, (4, 160, 32, 32)),  # 5 channels a group
-        Case(NAME, (10, 64, 32, 32)),
-        Case(NAME, (5, 1024, 8, 16)),
-        Case(NAME, (2560, 256)),
-        Case(NAME, (1, 32, 160, 128)),  # groups that are not held
+    small="fp32 3x64x5x3",
+    # the first has 5 channels a group, the last groups that are not held
+    ledger="4x160x32x32, 10x64x32x32, 5x1024x8x16, 2560x256, 1x32x160x128",
+    static="16x640x32x32, 16x320x64x64, 16x1280x8x8, 256x512, 16x128x64x64, 16x64x64x64, 16x128x4x4",
+    # the last has groups that are not held
+    instructions="4x320x32x32, 4x64x64x64, 2048x512, 512x128x4x4, 1x128x128x128",
+    host="8x64x4x4",
+    speed={
+        # Stable Diffusion: its U-Net at 64 x 64, and its decoder
+        "diffusion": "16x320x64x64, 4x320x64x64, 16x640x32x32, 16x1280x16x16, 16x1280x8x8, 4x512x64x64, "
+        "4x256x256x256, 1x128x512x512",
+        # ResNet-50 with GroupNorm
+        "detection": "32x64x112x112, 32x256x56x56, 32x512x28x28, 32x1024x14x14, 32x2048x7x7",
+        "small or awkward": "1x32x33x35, 4096x1024, 65536x128, 64x96x16384, 2x32x64x128x128",
+        "float32": each(OTHER_DTYPES, "fp32 {}"),
+        "float16": each(OTHER_DTYPES, "fp16 {}"),
+    },
+)
+
+OPERATION = Operation(
+    name="group_norm",
+    kernels="group_norm",
+    over="channels",
+    functions={
+        "group_norm": Function(in_groups(2), ((3, 4), (4,), (4,))),
+        "group_norm of images": Function(in_groups(2), ((2, 4, 1, 3), (4,), (4,))),
+        "group_norm without parameters": Function(in_groups(1), ((3, 2, 2),)),
+        "group_norm without bias": Function(in_groups(3), ((2, 3, 3), (3,))),
+    },
+    layers={"GroupNorm": Layer((2, 6), (6, 3, 5))},
+    smoke=(
+        Smoke("bf16 fp32 fp16 fp64", "4x64x8x8", options=dict(groups=8)),
+        Smoke("bf16", "33x129", options=dict(groups=3)),
+        Smoke("bf16 fp32 fp64", "2x32x64x64", options=dict(groups=2)),  # split
     ),
-    static=tuple(
-        Case(NAME, shape, dtype)
-        for dtype in DTYPES.values()
-        for shape in (
-            (16, 640, 32, 32),
-            (16, 320, 64, 64),
-            (16, 1280, 8, 8),
-            (256, 512),
-            (16, 128, 64, 64),
-            (16, 64, 64, 64),
-            (16, 128, 4, 4),
-        )
-    ),
-    instructions=(
-        Case(NAME, (4, 320, 32, 32)),
-        Case(NAME, (4, 64, 64, 64)),
-        Case(NAME, (2048, 512)),
-        Case(NAME, (512, 128, 4, 4)),
-        Case(NAME, (1, 128, 128, 128)),  # groups that are not held
-    ),
-    host=(Case(NAME, (8, 64, 4, 4)),),
-    speed=(
-        *(Case(NAME, shape, origin=origin) for origin, shape in shapes()),
-        *(
-            Case(NAME, shape, dtype, origin=origin)
-            for origin, dtype in (("float32", torch.float32), ("float16", torch.float16))
-            for shape in OTHER_DTYPES
-        ),
-    ),
+    measured=MEASURED,
 )

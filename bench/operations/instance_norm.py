@@ -2,59 +2,64 @@
 
 import torch
 
-from .case import DTYPES, Case, Operation
+from .calls import as_they_are, running
+from .case import each
+from .operation import Function, Layer, Measured, Operation, Smoke
 
-NAME = "instance_norm"
-LAYERS = {3: "InstanceNorm1d", 4: "InstanceNorm2d", 5: "InstanceNorm3d"}
-
-TRANSLATION = (  # CycleGAN: its generator at 256 x 256, and larger batches of its discriminator
-    (1, 64, 256, 256),
-    (1, 128, 128, 128),
-    (1, 256, 64, 64),
-    (16, 128, 64, 64),
-    (16, 256, 32, 32),
-)
-SEGMENTATION = (  # nnU-Net at 128 x 128 x 128
-    (2, 32, 128, 128, 128),
-    (2, 64, 64, 64, 64),
-    (2, 128, 32, 32, 32),
-    (2, 320, 8, 8, 8),
-)
-AWKWARD = ((32, 512, 7, 7), (32, 128, 1000), (8, 33, 31, 29))
-OTHER_DTYPES = ((16, 128, 64, 64), (2, 64, 64, 64, 64))
+CLASSES = {3: torch.nn.InstanceNorm1d, 4: torch.nn.InstanceNorm2d, 5: torch.nn.InstanceNorm3d}
+OTHER_DTYPES = "16x128x64x64, 2x64x64x64x64"
+WITH_STATE = "group_norm instance_norm"  # the names of the kernels
 
 
-def layer(library, case, **options):
-    cls = getattr(library, LAYERS[len(case.shape)])
-    return cls(case.shape[1], affine=True, **options).train(case.training)
+def instances(use_input_stats):
+    return lambda f, x, weight, bias: f(x, *running(x, weight), weight, bias, use_input_stats)
 
 
-def shapes():
-    for origin, group in (
-        ("image translation", TRANSLATION),
-        ("segmentation", SEGMENTATION),
-        ("small or awkward", AWKWARD),
-    ):
-        yield from ((origin, shape) for shape in group)
+def layer(case, **options):
+    return CLASSES[len(case.shape)](case.shape[1], affine=True, **options)
 
 
 OPERATION = Operation(
-    name=NAME,
-    layer=layer,
-    # x, y; dy, x, dx; both; x, y
-    passes={"forward": 2, "backward": 3, "forward+backward": 5, "evaluation": 2},
-    ledger=(Case(NAME, (4, 40, 64, 64)), Case(NAME, (1, 20, 256, 128))),  # held and not
-    static=tuple(
-        Case(NAME, shape, dtype) for dtype in DTYPES.values() for shape in ((16, 64, 64, 64), (2, 32, 16, 8))
-    ),
-    instructions=(Case(NAME, (4, 64, 64, 64)), Case(NAME, (1, 20, 256, 128))),
-    host=(Case(NAME, (8, 64, 4, 4)),),
-    speed=(
-        *(Case(NAME, shape, origin=origin) for origin, shape in shapes()),
-        *(
-            Case(NAME, shape, dtype, origin=origin)
-            for origin, dtype in (("float32", torch.float32), ("float16", torch.float16))
-            for shape in OTHER_DTYPES
+    name="instance_norm",
+    kernels="group_norm",
+    over="channels",
+    functions={
+        "instance_norm": Function(
+            lambda f, x, weight, bias: f(x, weight=weight, bias=bias), ((2, 2, 4), (2,), (2,))
         ),
+        "instance_norm with statistics": Function(instances(True), ((2, 2, 4), (2,), (2,))),
+        "instance_norm without parameters": Function(as_they_are, ((2, 2, 3),)),
+        "instance_norm in evaluation": Function(instances(False), ((2, 2, 2), (2,), (2,))),
+    },
+    layers={
+        "InstanceNorm1d": Layer((6, 1e-5, 0.1, True, True), (6, 5), kernels=WITH_STATE),
+        "InstanceNorm1d without parameters": Layer((4,), (4, 3)),
+        "InstanceNorm2d": Layer((3, 1e-5, 0.1, True), (3, 4, 4)),
+        "InstanceNorm2d with state": Layer((4, 1e-5, 0.1, True, True), (4, 3, 5), kernels=WITH_STATE),
+        "InstanceNorm3d": Layer((2,), (2, 3, 2, 2)),
+        "InstanceNorm3d, cumulative": Layer((4, 1e-5, None, False, True), (4, 2, 1, 3), kernels=WITH_STATE),
+    },
+    smoke=(
+        Smoke("bf16 fp32 fp16 fp64", "8x6x5x7", "instance_norm with statistics"),
+        Smoke("bf16", "2x3x200x201", "instance_norm with statistics"),  # split
+    ),
+    measured=Measured(
+        torch_layer=layer,
+        # x, y; dy, x, dx; both; x, y
+        passes={"forward": 2, "backward": 3, "forward+backward": 5, "evaluation": 2},
+        small="fp32 3x6x5x7",
+        ledger="4x40x64x64, 1x20x256x128",  # held and not
+        static="16x64x64x64, 2x32x16x8",
+        instructions="4x64x64x64, 1x20x256x128",
+        host="8x64x4x4",
+        speed={
+            # CycleGAN: its generator at 256 x 256, and larger batches of its discriminator
+            "image translation": "1x64x256x256, 1x128x128x128, 1x256x64x64, 16x128x64x64, 16x256x32x32",
+            # nnU-Net at 128 x 128 x 128
+            "segmentation": "2x32x128x128x128, 2x64x64x64x64, 2x128x32x32x32, 2x320x8x8x8",
+            "small or awkward": "32x512x7x7, 32x128x1000, 8x33x31x29",
+            "float32": each(OTHER_DTYPES, "fp32 {}"),
+            "float16": each(OTHER_DTYPES, "fp16 {}"),
+        },
     ),
 )

@@ -2,95 +2,63 @@
 
 import torch
 
-from .case import DTYPES, LEDGER_ELEMENTS, Case, Operation
+from .calls import over_planes, over_rows
+from .case import each
+from .operation import Function, Layer, Measured, Operation, Smoke
 
-NAME = "layer_norm"
-
-LANGUAGE = (  # up to 32 Ki tokens; the widths of small models to the widest, and further
-    (32768, 256),
-    (32768, 512),
-    (16384, 768),
-    (16384, 1024),
-    (16384, 2048),
-    (16384, 4096),
-    (8192, 8192),
-    (4096, 16384),
-    (4096, 32768),
-    (1024, 65536),
-    (1024, 131072),
-)
-UNEVEN = (  # Llama-2 13B, DeepSeek-V3, MLPs, GPT-3
-    (16384, 5120),
-    (8192, 5120),
-    (16384, 7168),
-    (8192, 11008),
-    (8192, 12288),
-    (1024, 12288),
-)
-VISION = ((401408, 96), (100352, 192), (25088, 384), (12608, 768))  # ConvNeXt-T and ViT-B, 64 or 128 images
-AWKWARD = (
-    (1, 4096),
-    (8, 768),
-    (64, 1024),
-    (65536, 64),
-    (262144, 128),
-    (131072, 128),
-    (4097, 1000),
-    (3333, 1001),
-    (333, 50257),
-)
-# Of which the compiled code is executed: above 1 MiB, and no fewer rows than a tile has
-EXECUTED = (
-    (1056, 4096),
-    (2112, 1024),
-    (4096, 128),
-    (1024, 768),
-    (132, 5120),
-    (132, 8192),
-    (66, 12288),
-    (66, 16384),
-    (32, 32768),
-    (16, 65536),
-    (16, 73728),
-)
-OTHER_DTYPES = ((16384, 768), (16384, 4096), (4096, 16384), (1024, 65536), (100352, 192), (8, 768))
-
-
-def layer(library, case, **options):
-    return library.LayerNorm(case.shape[-1], **options).train(case.training)
-
-
-def shapes():
-    for origin, group in (
-        ("language", LANGUAGE),
-        ("uneven width", UNEVEN),
-        ("vision", VISION),
-        ("small or awkward", AWKWARD),
-    ):
-        yield from ((origin, shape) for shape in group)
-
-
-OPERATION = Operation(
-    name=NAME,
-    layer=layer,
+OTHER_DTYPES = "16384x768, 16384x4096, 4096x16384, 1024x65536, 100352x192, 8x768"
+MEASURED = Measured(
+    torch_layer=lambda case, **options: torch.nn.LayerNorm(case.shape[-1], **options),
     # x, y; dy, x, dx; both; x, y
     passes={"forward": 2, "backward": 3, "forward+backward": 5, "evaluation": 2},
-    ledger=tuple(
-        Case(NAME, (LEDGER_ELEMENTS // cols, cols)) for cols in (4096, 16384, 32768, 65536, 1024, 256)
+    small="fp32 6x40",
+    ledger="160x4096, 40x16384, 20x32768, 10x65536, 640x1024, 2560x256",
+    static="4096x4096, 4096x65536, 4096x768, 4096x64, 4096x1024, 4096x5120, 4096x8192, 4096x12288, "
+    "4096x16384, 4096x32768, 4096x131072",
+    # no fewer rows than a tile has
+    instructions="1056x4096, 2112x1024, 4096x128, 1024x768, 132x5120, 132x8192, 66x12288, 66x16384, "
+    "32x32768, 16x65536, 16x73728, fp32 264x4096",
+    host="8x768",
+    speed={
+        # up to 32 Ki tokens; the widths of small models to the widest, and further
+        "language": "32768x256, 32768x512, 16384x768, 16384x1024, 16384x2048, 16384x4096, 8192x8192, "
+        "4096x16384, 4096x32768, 1024x65536, 1024x131072",
+        # Llama-2 13B, DeepSeek-V3, MLPs, GPT-3
+        "uneven width": "16384x5120, 8192x5120, 16384x7168, 8192x11008, 8192x12288, 1024x12288",
+        # ConvNeXt-T and ViT-B, 64 or 128 images
+        "vision": "401408x96, 100352x192, 25088x384, 12608x768",
+        "small or awkward": "1x4096, 8x768, 64x1024, 65536x64, 262144x128, 131072x128, 4097x1000, "
+        "3333x1001, 333x50257",
+        "float32": each(OTHER_DTYPES, "fp32 {}"),
+        "float16": each(OTHER_DTYPES, "fp16 {}"),
+    },
+)
+
+OPERATION = Operation(
+    name="layer_norm",
+    kernels="layer_norm",
+    over="rows",
+    kept=lambda x, training: 2 * 4 * x.shape[0],
+    functions={
+        "layer_norm": Function(over_rows, ((4, 5), (5,), (5,))),
+        "layer_norm over two dimensions": Function(over_planes, ((2, 3, 2), (3, 2), (3, 2))),
+        "layer_norm of one row": Function(over_rows, ((6,), (6,), (6,))),
+        "layer_norm without parameters": Function(over_rows, ((3, 5),)),
+        "layer_norm without bias": Function(over_rows, ((3, 5), (5,))),
+    },
+    layers={
+        "LayerNorm": Layer((6,), (6,)),
+        "LayerNorm without parameters": Layer(((3, 4), 1e-5, False), (3, 4)),
+    },
+    smoke=(
+        Smoke("bf16 fp32 fp16 fp64", "768"),
+        Smoke("bf16 fp32 fp64", "64"),  # several rows a program
+        Smoke("bf16 fp32 fp16 fp64", "1025"),  # odd
+        Smoke("bf16 fp16", "5120"),  # several tiles
+        Smoke("bf16 fp32", "12288"),  # several tiles; float32's backward in chunks
+        Smoke("bf16", "65536"),  # several tiles, packed
+        Smoke("bf16", "131072"),  # chunks
+        Smoke("fp64", "16392"),
     ),
-    static=tuple(
-        Case(NAME, (4096, cols), dtype)
-        for dtype in DTYPES.values()
-        for cols in (4096, 65536, 768, 64, 1024, 5120, 8192, 12288, 16384, 32768, 131072)
-    ),
-    instructions=(
-        *(Case(NAME, shape) for shape in EXECUTED),
-        Case(NAME, (264, 4096), torch.float32),
-    ),
-    host=(Case(NAME, (8, 768)),),
-    speed=(
-        *(Case(NAME, shape, origin=origin) for origin, shape in shapes()),
-        *(Case(NAME, shape, torch.float32, origin="float32") for shape in OTHER_DTYPES),
-        *(Case(NAME, shape, torch.float16, origin="float16") for shape in OTHER_DTYPES),
-    ),
+    measured=MEASURED,
 )

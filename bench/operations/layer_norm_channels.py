@@ -6,52 +6,62 @@ import torch.nn.functional as F
 import normreg
 
 from . import layer_norm
-from .case import DTYPES, Case, Operation
+from .calls import as_they_are
+from .case import each
+from .operation import Function, Layer, Measured, Operation, Smoke
 
-NAME = "layer_norm_channels"
+CONVNEXT = "64x96x56x56, 64x192x28x28, 64x384x14x14, 64x768x7x7"
+AWKWARD = "1x96x56x56, 2x16x512x512, 4x2000x16x16, 33x65x31x29"
 
-CONVNEXT = ((64, 96, 56, 56), (64, 192, 28, 28), (64, 384, 14, 14), (64, 768, 7, 7))
-AWKWARD = ((1, 96, 56, 56), (2, 16, 512, 512), (4, 2000, 16, 16), (33, 65, 31, 29))
+
+def layer_norm_channels(x, weight=None, bias=None, eps=1e-6):
+    return F.layer_norm(x.movedim(1, -1), x.shape[1:2], weight, bias, eps).movedim(-1, 1)
 
 
 class PermutingLayerNorm2d(torch.nn.LayerNorm):
     """timm's LayerNorm2d, what torch has to offer."""
 
-    def __init__(self, num_channels, **options):
-        super().__init__(num_channels, eps=1e-6, **options)
-
     def forward(self, x):
-        y = F.layer_norm(x.permute(0, 2, 3, 1), self.normalized_shape, self.weight, self.bias, self.eps)
-        return y.permute(0, 3, 1, 2)
+        return layer_norm_channels(x, self.weight, self.bias, self.eps)
 
 
-def layer(library, case, **options):
-    cls = normreg.LayerNorm2d if library is normreg else PermutingLayerNorm2d
-    return cls(case.shape[1], **options).train(case.training)
+def fuse(layer):
+    layer.__class__ = normreg.LayerNorm2d
+    return layer
 
 
 OPERATION = Operation(
-    name=NAME,
-    layer=layer,
-    passes=layer_norm.OPERATION.passes,
-    ledger=(Case(NAME, (4, 40, 64, 64)), Case(NAME, (4, 40, 64, 64), channels_last=True)),
-    static=tuple(
-        Case(NAME, shape, dtype)
-        for dtype in DTYPES.values()
-        for shape in ((32, 96, 56, 56), (32, 768, 7, 8), (2, 3000, 16, 16))
+    name="layer_norm_channels",
+    kernels="layer_norm",
+    over="channels",
+    formulas={"layer_norm_channels": layer_norm_channels},
+    functions={
+        "layer_norm_channels": Function(as_they_are, ((2, 3, 2, 2), (3,), (3,))),
+        "layer_norm_channels without parameters": Function(as_they_are, ((2, 4, 3),)),
+    },
+    layers={
+        "LayerNorm1d": Layer((4,), (4, 3)),
+        "LayerNorm2d": Layer((4,), (4, 3, 2)),
+        "LayerNorm3d": Layer((4,), (4, 2, 1, 3)),
+        "LayerNorm3d without parameters": Layer((4,), (4, 2, 1, 3), dict(affine=False)),
+    },
+    smoke=(
+        Smoke("bf16 fp32 fp16 fp64", "8x96x7x9"),
+        Smoke("bf16", "2x3000x3x3"),  # too many to be held
     ),
-    instructions=(
-        Case(NAME, (4, 96, 56, 56)),
-        Case(NAME, (4, 96, 56, 56), channels_last=True),
-        Case(NAME, (16, 768, 7, 8)),
-        Case(NAME, (1, 3000, 16, 16)),
-    ),
-    host=(Case(NAME, (8, 64, 4, 4)),),
-    speed=tuple(
-        Case(NAME, shape, dtype, channels_last, origin=origin)
-        for dtype in (torch.bfloat16, torch.float32)
-        for origin, shapes in (("ConvNeXt-T", CONVNEXT), ("small or awkward", AWKWARD))
-        for shape in shapes
-        for channels_last in (False, True)
+    measured=Measured(
+        torch_layer=lambda case, **options: PermutingLayerNorm2d(case.shape[1], eps=1e-6, **options),
+        fuse=fuse,
+        passes=layer_norm.MEASURED.passes,
+        small="fp32 3x6x5x4",
+        ledger="4x40x64x64, 4x40x64x64 channels_last",
+        static="32x96x56x56, 32x768x7x8, 2x3000x16x16",
+        instructions="4x96x56x56, 4x96x56x56 channels_last, 16x768x7x8, 1x3000x16x16",
+        host="8x64x4x4",
+        speed={
+            "ConvNeXt-T": each(CONVNEXT, "{}", "{} channels_last"),
+            "small or awkward": each(AWKWARD, "{}", "{} channels_last"),
+            "float32": each(f"{CONVNEXT}, {AWKWARD}", "fp32 {}", "fp32 {} channels_last"),
+        },
     ),
 )

@@ -1,24 +1,18 @@
 """The cases of `bench speed --quick`: those that decide, what matters most first."""
 
-import torch
-
-from . import batch_norm, bias_act_dropout, dropout, dropout_add_norm, group_norm
-from .case import Case
+from . import batch_norm
+from .case import cases_of, each
 
 DIRECTIONS = ("forward", "backward")
-
-ROWS = ((16384, 4096), (8192, 8192), (4096, 16384), (131072, 128), (1024, 12288), (8192, 5120))
+ROWS = "16384x4096, 8192x8192, 4096x16384, 131072x128, 1024x12288, 8192x5120"
+OF_ROWS = zip(cases_of("rms_norm", ROWS), cases_of("layer_norm", ROWS))
 
 QUICK = (
-    *(Case(norm, shape) for shape in ROWS for norm in ("rms_norm", "layer_norm")),
-    Case(batch_norm.NAME, (4, 128, 1024, 1024), torch.float16),
-    *(
-        Case(batch_norm.NAME, shape, channels_last=channels_last)
-        for shape in batch_norm.RESNET_50
-        for channels_last in (False, True)
-    ),
-    Case(dropout.NAME, (16384, 4096)),
-    Case(dropout_add_norm.NAME, (16384, 4096), layer="dropout+add+LayerNorm"),
-    Case(bias_act_dropout.NAME, (8192, 11008), layer="bias+gelu+dropout"),
-    Case(group_norm.NAME, (4, 320, 64, 64)),
+    *(case for both in OF_ROWS for case in both),
+    *cases_of("batch_norm", "fp16 4x128x1024x1024"),
+    *cases_of("batch_norm", each(batch_norm.RESNET_50, "{}", "{} channels_last")),
+    *cases_of("dropout", "16384x4096"),
+    *cases_of("dropout_add_norm", "dropout+add+LayerNorm 16384x4096"),
+    *cases_of("bias_act_dropout", "bias+gelu+dropout 8192x11008"),
+    *cases_of("group_norm", "4x320x64x64"),
 )

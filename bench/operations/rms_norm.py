@@ -2,29 +2,39 @@
 
 from dataclasses import replace
 
+import torch
+
 from . import layer_norm
-from .case import Operation
-
-NAME = "rms_norm"
-
-
-def layer(library, case, **options):
-    return library.RMSNorm(case.shape[-1], **options).train(case.training)
-
-
-def of_layer_norm(proof, widths=None):
-    """LayerNorm's cases, of some widths only where the same kernels would be looked at twice."""
-    own = getattr(layer_norm.OPERATION, proof)
-    return tuple(replace(case, operation=NAME) for case in own if not widths or case.shape[-1] in widths)
-
+from .calls import over_planes, over_rows
+from .operation import Function, Layer, Operation, Smoke
 
 OPERATION = Operation(
-    name=NAME,
-    layer=layer,
-    passes=layer_norm.OPERATION.passes,
-    ledger=of_layer_norm("ledger", widths=(4096, 16384, 65536)),
-    static=of_layer_norm("static", widths=(64, 4096, 16384, 65536)),
-    instructions=of_layer_norm("instructions", widths=(1024, 4096, 16384)),
-    host=of_layer_norm("host"),
-    speed=of_layer_norm("speed"),
+    name="rms_norm",
+    kernels="layer_norm",
+    over="rows",
+    kept=lambda x, training: 4 * x.shape[0],
+    functions={
+        "rms_norm": Function(over_rows, ((4, 5), (5,))),
+        "rms_norm over two dimensions": Function(over_planes, ((2, 3, 2), (3, 2))),
+        "rms_norm of one row": Function(over_rows, ((6,), (6,))),
+        "rms_norm without weight": Function(over_rows, ((3, 5),)),
+    },
+    layers={
+        "RMSNorm": Layer((6,), (6,)),
+        "RMSNorm of three dimensions": Layer((4,), (2, 3, 4)),
+    },
+    smoke=(
+        Smoke("bf16 fp32 fp16 fp64", "768"),
+        Smoke("bf16", "5120"),
+        Smoke("fp32", "1025"),
+        Smoke("bf16", "131072"),
+    ),
+    # LayerNorm's kernels are not looked at twice at each of its widths
+    measured=replace(
+        layer_norm.MEASURED,
+        torch_layer=lambda case, **options: torch.nn.RMSNorm(case.shape[-1], **options),
+        ledger="160x4096, 40x16384, 10x65536",
+        static="4096x4096, 4096x65536, 4096x64, 4096x16384",
+        instructions="1056x4096, 2112x1024, 66x16384, fp32 264x4096",
+    ),
 )

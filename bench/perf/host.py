@@ -1,9 +1,9 @@
-"""What Python costs on the way from a layer's call to the launch of its kernels. Needs no GPU.
+"""The time that Python takes from a layer's call to the launch of its kernels. Needs no GPU.
 
 A stub in place of Triton's driver compiles every kernel and launches nothing. Compared are the layer's call,
 plain `kernel[grid](...)` launches of the same kernels with the same arguments, and the call of torch's layer
 on the same few elements, arithmetic included. All take turns in one run, and ratios are taken turn by turn,
-because times on a shared machine drift. A GPU's driver adds its own time to each launch, to all alike.
+because times on a shared machine drift. A GPU's driver would add the same time to each launch.
 """
 
 import statistics
@@ -12,17 +12,17 @@ import time
 import torch
 
 import normreg
+from bench.harness import tables
 from bench.lab import stub_driver
 from bench.lab.without_gpu import as_on_a_gpu, noted_launches
 from bench.operations import OPERATIONS, cases
-from bench.perf import tables
 
 TURNS = 30
-CALLS = 50  # of each contestant in a turn
+CALLS = 50  # of each function in a turn
 
 
 def contestants(case):
-    """{direction: {name: a call without arguments}}"""
+    """Functions without arguments to time: {direction: {name: function}}."""
     operation, found = OPERATIONS[case.operation], {}
     for name, library in (("normreg", normreg), ("torch", torch.nn)):
         layer = operation.layer(library, case, dtype=case.dtype)
@@ -45,7 +45,7 @@ def contestants(case):
 
 
 def plain_launches(noted):
-    """The same launches, as a script would write them."""
+    """A function that makes the same launches as a script would write them."""
     prepared = [
         (entry.kernel, entry.grid, dict(entry.arguments, num_warps=entry.num_warps)) for entry in noted
     ]
@@ -58,7 +58,7 @@ def plain_launches(noted):
 
 
 def microseconds(call):
-    """A call's, as the mean of a few."""
+    """Microseconds of a call, the mean of several."""
     begin = time.perf_counter()
     for _ in range(CALLS):
         call()
@@ -88,20 +88,12 @@ def run(arguments, budget):
 
 
 def ratio(samples, name):
-    """normreg's time over another's, the median of the turns."""
+    """The ratio of normreg's time to another's, the median over the turns."""
     return statistics.median(ours / other for ours, other in zip(samples["normreg"], samples[name]))
 
 
 def table(records):
-    headers = (
-        "case",
-        "direction",
-        "normreg us",
-        "plain launch us",
-        "torch us",
-        "normreg / plain",
-        "normreg / torch",
-    )
+    headers = "case | direction | normreg us | plain launch us | torch us | normreg / plain | normreg / torch"
     rows = []
     for record in records:
         samples = record["samples_us"]

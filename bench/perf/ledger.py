@@ -1,10 +1,10 @@
 """Bytes and launches of every operation, counted in Triton's interpreter: exact, and without a GPU.
 
 Each case runs once forward and once backward with the tiles and grids of a GPU with 132 multiprocessors.
-`moved` are the bytes loaded and stored of large tensors, every time, by kernels and by torch's operators;
-`least` is what any implementation moves: each tensor of the input's size once. Tensors of up to 1 MiB
-(parameters, statistics, partial sums) count once a launch, as `small`; what is loaded of them again, from
-the cache, is `cached`. All are bytes an element of the input.
+`moved` are all bytes of large tensors that kernels and torch's operators load and store; `least` are the
+bytes that any implementation moves: each tensor of the input's size once. Tensors of up to 1 MiB
+(parameters, statistics, partial sums) count once a launch, as `small`; what is loaded of them again comes
+from the cache, and is `cached`. All are bytes per element of the input.
 """
 
 import math
@@ -15,18 +15,18 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import normreg
+from bench.harness import tables
 from bench.lab import interpreter
 from bench.lab.meter import CACHED_BYTES, Meter
 from bench.lab.without_gpu import as_on_a_gpu
 from bench.operations import OPERATIONS, cases
-from bench.perf import tables
-from normreg.kernels.device.random import seed_arguments
+from normreg.kernels.dropout.drop import seed_arguments
 
 DIRECTIONS = ("forward", "backward")
 
 
 class Operators(TorchDispatchMode):
-    """torch's operators that move memory, in order, and how much: `moved`, as (name, bytes)."""
+    """Notes torch's operators that move memory in `moved`, as (name, bytes)."""
 
     def __init__(self, meter):
         super().__init__()
@@ -47,17 +47,17 @@ class Operators(TorchDispatchMode):
 
 
 def measure(case):
-    """The records of one case, a direction each."""
+    """Yields a record for each direction of a case."""
     operation = OPERATIONS[case.operation]
     layer = operation.layer(normreg, case, dtype=case.dtype)
     x = case.like_input(torch.randn, "cpu").requires_grad_()
     dy = case.like_input(torch.randn, "cpu")
     wanted = (x, *layer.parameters())
-    seed_arguments(0, x.device)  # makes a zero once for a device, which is no part of a call
+    seed_arguments(0, x.device)  # allocates once for a device, which is not part of a call
 
     y = None
     for direction in DIRECTIONS:
-        # the dispatch mode is there to count; it must not be what sends the call to torch's operator
+        # a dispatch mode sends calls to torch's operators; this one only counts
         unseen = mock.patch.object(torch._C, "_len_torch_dispatch_stack", return_value=0)
         with as_on_a_gpu(), Meter() as meter, Operators(meter) as operators, unseen:
             if direction == "forward":
@@ -92,7 +92,7 @@ def run(arguments, budget):
     torch.manual_seed(0)
     torch.set_num_threads(1)
     interpreter.speed_up()
-    # of lanes without an element: numpy warns where a GPU gives nan in silence
+    # numpy warns of nan in lanes without an element, where a GPU is silent
     warnings.filterwarnings("ignore", module="triton.runtime.interpreter")
     for case in budget.within(cases("ledger", arguments.operations)):
         yield from measure(case)
@@ -103,10 +103,7 @@ def per_element(record, name):
 
 
 def table(records):
-    headers = (
-        "case", "direction", "launches", "torch operators", "moved", "least", "moved / least",
-        "small", "cached",
-    )  # fmt: skip
+    headers = "case | direction | launches | torch operators | moved | least | moved / least | small | cached"
     rows = [
         (
             record["case"],
@@ -125,7 +122,10 @@ def table(records):
 
 
 def summary(records):
-    """A row a case: for each direction the launches, torch's operators included, the bytes and the least."""
+    """A row for each case, with launches, bytes and least bytes of both directions.
+
+    Launches include those of torch's operators.
+    """
     by_case = {}
     for record in records:
         by_case.setdefault(record["case"], {})[record["direction"]] = record

@@ -1,4 +1,4 @@
-"""Who is timed beside normreg: torch eager, torch.compile, and each library that is installed.
+"""The peers that are measured beside normreg: torch eager, torch.compile, each library that is installed.
 
 A peer's adapter takes the name of an operation and one of torch's layers, and returns a function of x that
 computes with that layer's own parameters and buffers, or None where the library does not have the operation.
@@ -13,12 +13,7 @@ from dataclasses import dataclass
 
 import torch
 
-import normreg
-from bench.operations import batch_norm_act, bias_act_dropout, dropout_add, dropout_add_norm
-
-FUSIONS = {
-    module.NAME: module for module in (batch_norm_act, bias_act_dropout, dropout_add, dropout_add_norm)
-}
+from bench.operations import OPERATIONS, composed
 
 
 def torch_eager(operation, layer):
@@ -26,24 +21,19 @@ def torch_eager(operation, layer):
 
 
 def torch_compile(operation, layer):
-    torch._dynamo.reset()  # or the next cases would meet the limit of recompilations, and run eagerly
+    torch._dynamo.reset()  # or the next cases would reach the limit of recompilations and run eagerly
     torch._functorch.config.donated_buffer = False  # or a backward could not be repeated
-    # choices between kernels are made anew, because those of `speed --quick` are first made on a busy GPU
+    # kernels are chosen anew, because `speed --quick` first chooses them on a busy GPU
     torch._inductor.config.autotune_local_cache = False
     return torch.compile(layer, dynamic=False)
 
 
 def ours(operation, layer):
-    if operation == "layer_norm_channels":
-        layer.__class__ = normreg.LayerNorm2d
-    if operation in FUSIONS:
-        return FUSIONS[operation].fuse(layer)
-    normreg.replace(layer)
-    return layer
+    return OPERATIONS[operation].fuse(layer)
 
 
 def eps_of(layer):
-    """RMSNorm's eps may be None, which stands for the epsilon of the dtype computed in."""
+    """The layer's eps, or that of float32 where RMSNorm's is None."""
     return torch.finfo(torch.float32).eps if layer.eps is None else layer.eps
 
 
@@ -55,7 +45,7 @@ def liger(operation, layer):
     if operation == "rms_norm":
         from liger_kernel.ops.rms_norm import LigerRMSNormFunction
 
-        # no offset, and not in place, which would spoil dy
+        # without offset, and not in place, which would overwrite dy
         return lambda x: LigerRMSNormFunction.apply(x, layer.weight, eps_of(layer), 0.0, "llama", False)
     if operation == "group_norm":
         from liger_kernel.ops.group_norm import LigerGroupNormFunction
@@ -98,7 +88,7 @@ def flash_attention(operation, layer):
 
         def call(x):
             result = fused(x, *parameters, residual=residual, **options)
-            return dropout_add_norm.Both.apply(*result) if prenorm else result
+            return composed.Both.apply(*result) if prenorm else result
 
         return call
 
@@ -110,7 +100,7 @@ def flag_gems(operation, layer):
 
 @contextlib.contextmanager
 def flag_gems_operators(operation):
-    """FlagGems takes the place of torch's own operators while this is entered."""
+    """Makes torch's operator FlagGems' own meanwhile."""
     import flag_gems
 
     with flag_gems.use_gems(include=[operation, f"{operation}_backward"]):
@@ -157,7 +147,7 @@ def attorch(operation, layer):
 
 
 def cudnn_frontend(operation, layer):
-    """cuDNN's operators, which keep the graphs that they build at the first call of a shape."""
+    """cuDNN's operators, which build a graph at the first call of a shape and keep it."""
     if operation == "layer_norm":
         from cudnn.experimental.ops import layer_norm
 
@@ -173,10 +163,10 @@ def cudnn_frontend(operation, layer):
 class Peer:
     name: str
     adapt: Callable  # (operation, torch's layer) -> function of x, or None
-    package: str = "torch"  # as it is imported
-    distribution: str = "torch"  # as it is installed
-    around: Callable = contextlib.nullcontext  # (operation) -> a context to be measured in
-    forward_only: tuple = ()  # operations without a backward
+    package: str = "torch"  # name to import
+    distribution: str = "torch"  # name to install
+    around: Callable = contextlib.nullcontext  # (operation) -> the context to measure in
+    forward_only: tuple = ()  # operations for which it has no backward
     triton: bool = False  # whether its kernels are Triton's
 
     def installed(self):

@@ -1,4 +1,4 @@
-"""What the compilers make of every kernel: registers, spills, access widths, barriers. Needs no GPU.
+"""Registers, spills, access widths and barriers of every compiled kernel. Needs no GPU.
 
 Every layer runs forward and backward as on a GPU, with the launches noted instead of made. Each noted launch
 is compiled ahead of time for every target, with the specialisation a GPU run would get for tensors that
@@ -21,11 +21,11 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 import normreg
+from bench.harness import tables
+from bench.harness.budget import in_processes
 from bench.lab.without_gpu import as_on_a_gpu, noted_launches
 from bench.operations import OPERATIONS, cases
 from bench.operations.case import DTYPES, SHORT
-from bench.perf import tables
-from bench.perf.harness import in_processes
 from normreg.kernels import tiling
 
 TARGETS = {
@@ -45,23 +45,24 @@ POINTERS = {
 AMD_WIDTHS = {"dwordx4": 16, "dwordx3": 12, "dwordx2": 8, "dword": 4, "ushort": 2, "short": 2, "ubyte": 1}
 
 
-EXECUTABLE, NOP = 4, 0x918  # a flag of ELF sections; the opcode that pads NVIDIA's machine code
+EXECUTABLE = 4  # a flag of ELF sections
+NOP = 0x918  # the opcode that pads NVIDIA's machine code
 
 
 @dataclass(frozen=True)
 class MachineCode:
-    registers: int  # a thread
-    spill_bytes: int  # a thread
-    access_bytes: list[int]  # of each access of global memory, a thread
+    registers: int  # per thread
+    spill_bytes: int  # per thread
+    access_bytes: list[int]  # per thread, of each access to global memory
     barriers: int
     instructions: int
-    approximate_roots: int  # square roots of float32 that are no correctly rounded ones
-    copies_in_flight: int  # to shared memory, a thread, where it waits for others
+    approximate_roots: int  # float32 square roots that are not correctly rounded
+    copies_in_flight: int  # copies of a thread to shared memory that it does not yet wait for
 
 
 def launches(case):
-    """The launches of a layer's forward and backward."""
-    with mock.patch.object(torch, "randn", torch.empty):  # no values are looked at
+    """The launches that a layer's forward and backward would make."""
+    with mock.patch.object(torch, "randn", torch.empty):  # values do not matter
         layer = OPERATIONS[case.operation].layer(normreg, case, dtype=case.dtype)
     x = case.like_input(torch.empty, "cpu").requires_grad_()
     with as_on_a_gpu(), noted_launches() as noted:
@@ -70,32 +71,46 @@ def launches(case):
     return noted
 
 
-def _type(parameter, value):
-    if parameter.is_constexpr or value is None:
+def type_of(value, stated=None):
+    """A value's type as Triton writes it; a NamedTuple's is one of the types of its fields."""
+    if isinstance(value, tuple):
+        return type(value)(*map(type_of, value))
+    if value is None:
         return "constexpr"
     if isinstance(value, torch.Tensor):
         return POINTERS[value.dtype]
-    if parameter.annotation_type:
-        return parameter.annotation_type
-    return "i32" if -(2**31) <= value < 2**31 else "i64"
+    return stated or ("i32" if -(2**31) <= value < 2**31 else "i64")
+
+
+def leaves(value, place):
+    """(place, value) of a value, or of each that a NamedTuple has."""
+    if isinstance(value, tuple):
+        for i, element in enumerate(value):
+            yield from leaves(element, (*place, i))
+    else:
+        yield place, value
 
 
 def compile_launch(noted, target):
-    parameters = [(p, noted.arguments[p.name]) for p in noted.kernel.params]
-    signature = {p.name: _type(p, value) for p, value in parameters}
-    constants = {(i,): value for i, (p, value) in enumerate(parameters) if signature[p.name] == "constexpr"}
-    aligned = {
-        (i,): [["tt.divisibility", 16]]
-        for i, (_, value) in enumerate(parameters)
-        if isinstance(value, torch.Tensor)
-    }
+    signature, constants, aligned = {}, {}, {}
+    for i, parameter in enumerate(noted.kernel.params):
+        value = noted.arguments[parameter.name]
+        if parameter.is_constexpr:
+            signature[parameter.name], constants[(i,)] = "constexpr", value
+            continue
+        signature[parameter.name] = type_of(value, parameter.annotation_type)
+        for place, leaf in leaves(value, (i,)):
+            if leaf is None:
+                constants[place] = None
+            elif isinstance(leaf, torch.Tensor):
+                aligned[place] = [["tt.divisibility", 16]]
     source = ASTSource(noted.kernel, signature, constants, aligned)
     num_warps = tiling.hardware.warps_of(noted.num_warps, target.warp_size)
     return triton.compile(source, target=target, options={"num_warps": num_warps, "enable_fp_fusion": True})
 
 
 def _instructions(cubin):
-    """How many instructions of 16 bytes the executable section of an ELF file has, padding left out."""
+    """The number of instructions (16 bytes each) in an ELF file's executable section, without padding."""
     (table,) = struct.unpack_from("<Q", cubin, 40)
     size, sections = struct.unpack_from("<HH", cubin, 58)
     for section in range(table, table + size * sections, size):
@@ -137,24 +152,24 @@ def amd_machine_code(compiled):
         access_bytes=[AMD_WIDTHS[name] for name in accesses],
         barriers=operations.count("s_barrier"),
         instructions=len(operations),
-        approximate_roots=0,  # not counted of its compiler
+        approximate_roots=0,  # not counted for this compiler
         copies_in_flight=0,
     )
 
 
 def tile_elements(compiled):
-    """Elements of the largest load or store of the kernel."""
+    """The elements of a kernel's largest load or store."""
     tiles = re.findall(r"tt\.(?:load|store) .*?: tensor<([\dx]+)x!tt\.ptr", compiled.asm["ttir"])
     return max((prod(map(int, tile.split("x"))) for tile in tiles), default=1)
 
 
 def describe(case, noted, target_name):
     target = TARGETS[target_name]
-    compiled, parts = compile_launch(noted, target), noted.arguments.get("PARTS", 1)
+    compiled, tiles = compile_launch(noted, target), getattr(noted.arguments.get("TILE"), "tiles", 1)
     code = (nvidia_machine_code if target.backend == "cuda" else amd_machine_code)(compiled)
     threads = compiled.metadata.num_warps * target.warp_size
     if noted.arguments.get("seed_ptr") is not None and 8 in code.access_bytes:
-        code.access_bytes.remove(8)  # of the seed, one for all elements
+        code.access_bytes.remove(8)  # that of the seed, one for all elements
     return dict(
         operation=case.operation,
         case=str(case),
@@ -168,7 +183,7 @@ def describe(case, noted, target_name):
         copies_in_flight=code.copies_in_flight,
         barriers=code.barriers,
         approximate_roots=code.approximate_roots,
-        instructions_per_element=round(code.instructions * threads / (tile_elements(compiled) * parts), 1),
+        instructions_per_element=round(code.instructions * threads / (tile_elements(compiled) * tiles), 1),
     )
 
 
@@ -188,14 +203,13 @@ def run(arguments, budget):
 
 
 def table(records):
-    """A row for each kernel and target, the worst of its variants."""
+    """A row for each kernel and target with the worst figures of its variants."""
     groups = {}
     for record in records:
         groups.setdefault((record["kernel"], record["target"]), []).append(record)
     headers = (
-        "kernel", "target", "variants", "registers", "spill B", "shared B", "access B", "barriers",
-        "instr./element",
-    )  # fmt: skip
+        "kernel | target | variants | registers | spill B | shared B | access B | barriers | instr./element"
+    )
     rows = []
     for (kernel, target), group in sorted(groups.items()):
         column = {name: [record[name] for record in group] for name in group[0]}

@@ -14,7 +14,7 @@ from importlib import metadata
 
 from triton.runtime.cache import triton_key
 
-from bench.perf import harness, side_by_side, tables
+from bench.harness import result_files, side_by_side, tables
 from bench.smoke.cases import ALL, TABLE
 from bench.smoke.cases import cases as cases_of
 from bench.smoke.checks import ALONE, DEVICE, LAYERS, do
@@ -51,10 +51,10 @@ def tasks(families=None):
 
 
 def environment(commit):
-    """`harness.environment`, and what decides whether compiled kernels are found in Triton's cache."""
+    """`result_files.environment`, and what decides whether compiled kernels are found in Triton's cache."""
     key = hashlib.sha256(triton_key().encode()).hexdigest()[:16]
     found = dict(numpy=metadata.version("numpy"), triton_key=key, cores=os.cpu_count())
-    return harness.environment(commit) | found
+    return result_files.environment(commit) | found
 
 
 def record_of(task, found):

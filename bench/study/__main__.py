@@ -2,48 +2,50 @@
 
     python -m bench.study [--quick] [--seeds N] [--only NAME ...] [--out DIR]
 
-An experiment with a seed is a task, and each process of --workers has one thread, so that results depend on
-neither. `--page` only draws and writes the page from the results that are there.
+A task is an experiment with a seed. It runs in one thread, so results depend neither on --workers nor on
+the order of tasks. `--page` only draws and writes the page from the results that are there.
 """
 
 import argparse
-import json
 import os
 import sys
 import time
 from pathlib import Path
 
-try:
-    from bench.perf import harness
-    from bench.study import NAMES, by_name, page, tasks
+from bench.harness.requirements import imports_of
+
+with imports_of("bench.study"):
+    from bench.harness import result_files
+    from bench.harness.budget import Budget, in_processes
+    from bench.study import NAMES, by_name, page
+    from bench.study.tasks import run_task
     from bench.study.training import normreg, torch
-except ModuleNotFoundError as error:
-    print(f"bench.study needs {error.name}, not installed here: pip install -e '.[bench]'", file=sys.stderr)
-    sys.exit(2)
 
 FOLDER = Path(__file__).parent
 SEEDS, QUICK_SEEDS = 5, 2
-FIRST_SEED = 20  # those before it served to try the experiments out
+FIRST_SEED = 20  # earlier ones served to try the experiments out
 
 
 def path_taken():
-    """What computed normreg's layers here."""
+    """Says what computes normreg's layers here."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     (call,) = normreg.explain(normreg.BatchNorm1d(4).to(device), torch.randn(8, 4, device=device))
     return "its own kernels" if call.path == "kernel" else f"torch's operators ({call.why})"
 
 
 def run_all(names, seeds, quick, workers):
-    """{experiment: {seed: results}} and, the same, seconds."""
+    """Runs all tasks; returns {experiment: {seed: results}} and {experiment: {seed: seconds}}."""
     given = [(name, seed, quick) for name in names for seed in seeds]
-    results = {name: dict.fromkeys(map(str, seeds)) for name in names}
-    seconds = {name: dict.fromkeys(map(str, seeds)) for name in names}
-    with harness.progress(len(given)) as advance:
-        advance("first tasks")
-        for name, seed, found, taken in tasks.done(given, workers):
-            results[name][str(seed)], seconds[name][str(seed)] = found, round(taken, 1)
-            advance(f"{name}, seed {seed}: done")
+    results, seconds = ({name: {} for name in names} for _ in range(2))
+    done = in_processes(Budget(), given, run_task, processes=workers, describe=described)
+    for (name, seed, _), (found, taken) in zip(given, done, strict=True):
+        results[name][str(seed)], seconds[name][str(seed)] = found, round(taken, 1)
     return results, seconds
+
+
+def described(task):
+    name, seed, _ = task
+    return f"{name}, seed {seed}"
 
 
 def parse_arguments(arguments=None):
@@ -77,19 +79,16 @@ def parse_arguments(arguments=None):
 
 def main(arguments=None):
     arguments = parse_arguments(arguments)
-    arguments.out.mkdir(parents=True, exist_ok=True)
     if not arguments.page:
         begin = time.monotonic()
-        environment, taken = harness.environment(), path_taken()
+        environment, taken = result_files.environment(), path_taken()
         print(f"{len(arguments.only)} experiments, {arguments.seeds} seeds; normreg's layers: {taken}.")
         seeds = range(FIRST_SEED, FIRST_SEED + arguments.seeds)
         results, seconds = run_all(arguments.only, seeds, arguments.quick, arguments.workers)
         for name in arguments.only:
-            found = dict(
-                environment=environment, path=taken, quick=arguments.quick, seconds=seconds[name],
-                results=results[name],
-            )  # fmt: skip
-            (arguments.out / f"{name}.json").write_text(json.dumps(found) + "\n")
+            found = dict(environment=environment, path=taken, quick=arguments.quick)
+            found |= dict(seconds=seconds[name], results=results[name])
+            result_files.write_json(arguments.out / f"{name}.json", found)
         print(f"{time.monotonic() - begin:.0f} seconds.")
     for name, found in page.verdicts(page.load(arguments.out)).items():
         print(f"\n{by_name(name).TITLE}")

@@ -18,9 +18,9 @@ def _loaded(name):
 
 
 def split(name, seed, train):
-    """(x, labels) to train on and to test on, another split for every seed; features of mean 0, variance 1.
+    """Returns (x, labels) to train on and to test on, split by the seed; features have mean 0 and variance 1.
 
-    Pixels, whose scales say something, are divided by one number.
+    Pixels are divided by one number, because their scales carry information.
     """
     x, labels = _loaded(name)
     order = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))
@@ -33,7 +33,7 @@ def split(name, seed, train):
 
 
 def images(seed, train):
-    """Digits of 8 x 8 in [0, 1]: (x, labels) to train on and to test on."""
+    """Returns digits of 8 x 8 in [0, 1]: (x, labels) to train on and to test on."""
     x, labels = _loaded("digits")
     order = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))
     x, labels = (x[order].view(-1, 1, 8, 8) / 16).to(DEVICE), labels[order].to(DEVICE)
@@ -73,7 +73,7 @@ CORRUPTIONS = {
 
 
 def corrupted(x, corruption, severity, seed):
-    """Images at a severity of 1 to 5; 0 is none."""
+    """Images corrupted at a severity of 1 to 5, or as they are at 0."""
     if severity == 0:
         return x
     return CORRUPTIONS[corruption](x, severity, torch.Generator().manual_seed(seed))

@@ -1,5 +1,7 @@
 """Activations and gradients through 50 layers, by the variance of the initial weights."""
 
+import functools
+import itertools
 import math
 
 import torch
@@ -13,11 +15,12 @@ from .training import network, sgd, train
 
 TITLE = "Initial weights and depth"
 LAYERS, WIDTH = 50, 64
-VARIANCES = (1, 2, 3)  # times 1 / n
+VARIANCES = (1, 2, 3)  # in units of 1 / n
 NORMS = ("none", "BatchNorm", "LayerNorm")
+CELLS = [*itertools.product(NORMS, VARIANCES)]
 RATES = (0.03, 0.003)
 STEPS = 200
-STEADY = 2  # powers of ten of variance, gained or lost over all layers
+STEADY = 2  # powers of ten that the variance may gain or lose over all layers
 SETUP = f"""\
 A fully connected ReLU network of {LAYERS} layers of {WIDTH} units learns the digits. Its weights are
 drawn by `normreg.init.kaiming_`, of variance 2/n (n inputs), and scaled to 1/n, 2/n or 3/n. Before
@@ -67,7 +70,10 @@ def logarithm(variance):
 
 
 def change(results, name, what):
-    """log10 of the variance where the signal leaves over that where it enters: activations go forward."""
+    """log10 of the variance where a signal leaves the network over that where it enters.
+
+    Activations go from the first layer to the last, gradients back.
+    """
     ends = (-1, 0) if what == "activation" else (0, -1)
     return [values[ends[0]] - values[ends[1]] for values in each(results, name, what)]
 
@@ -75,64 +81,56 @@ def change(results, name, what):
 def verdicts(results):
     found = []
     for what, direction in (("activation", "last layer to first"), ("gradient", "first layer to last")):
-        change_of = lambda name: change(results, name, what)  # noqa: B023, E731
+        change_of = functools.partial(change, results, what=what)
         scale = f"log10 of the ratio of {what} variances, {direction}"
-        found.append(
-            lies(
-                f"Weights of variance 1/n make {what}s vanish.", change_of("none, 1/n"), scale, below=-STEADY
-            )
-        )
-        found.append(
-            lies(
-                f"Weights of variance 2/n keep the variance of {what}s.", change_of("none, 2/n"), scale,
-                above=-STEADY, below=STEADY,
-            )
-        )  # fmt: skip
-        found.append(
-            lies(
-                f"Weights of variance 3/n make {what}s explode.", change_of("none, 3/n"), scale, above=STEADY
-            )
-        )
+        for variance, effect, limits in (
+            (1, f"make {what}s vanish", dict(below=-STEADY)),
+            (2, f"keep the variance of {what}s", dict(above=-STEADY, below=STEADY)),
+            (3, f"make {what}s explode", dict(above=STEADY)),
+        ):
+            claim = f"Weights of variance {variance}/n {effect}."
+            found.append(lies(claim, change_of(key("none", variance)), scale, **limits))
         for norm in NORMS[1:]:
             changes = zip(*(change_of(key(norm, variance)) for variance in VARIANCES), strict=True)
             worst = [max(values, key=abs) for values in changes]
             claim = f"{norm} keeps the variance of {what}s whatever the weights' is."
             which = f"{scale}, where it is furthest from 0 of the three"
             found.append(lies(claim, worst, which, above=-STEADY, below=STEADY))
-    loss = lambda name: each(results, name, "loss")  # noqa: E731
+    loss = {cell: each(results, cell, "loss") for cell in itertools.starmap(key, CELLS)}
     for variance in (1, 3):
         claim = f"From 2/n a lower training loss is reached than from {variance}/n, without normalisation."
-        found.append(exceeds(claim, loss(key("none", variance)), loss("none, 2/n"), "log10 of the loss"))
+        found.append(exceeds(claim, loss[key("none", variance)], loss["none, 2/n"], "log10 of the loss"))
     for norm in NORMS[1:]:
         for variance in (1, 3):
             claim = f"From {variance}/n, a lower training loss is reached with {norm} than without."
-            found.append(
-                exceeds(claim, loss(key("none", variance)), loss(key(norm, variance)), "log10 of the loss")
-            )
+            plain = loss[key("none", variance)]
+            found.append(exceeds(claim, plain, loss[key(norm, variance)], "log10 of the loss"))
     return found
 
 
 def tables(results):
     rows = []
-    for norm in NORMS:
-        for variance in VARIANCES:
-            name = key(norm, variance)
-            rates = each(results, name, "rate")
-            flags = sorted({flag for found in each(results, name, "flags") for flag in found})
-            rows.append(
-                (
-                    name,
-                    mean_and_deviation(change(results, name, "activation")),
-                    mean_and_deviation(change(results, name, "gradient")),
-                    mean_and_deviation([10**loss for loss in each(results, name, "loss")]),
-                    ", ".join(f"{rate:g}" for rate in sorted(set(rates))),
-                    ", ".join(flags) or "none",
-                )
+    for name in itertools.starmap(key, CELLS):
+        rates = each(results, name, "rate")
+        flags = sorted({flag for found in each(results, name, "flags") for flag in found})
+        rows.append(
+            (
+                name,
+                mean_and_deviation(change(results, name, "activation")),
+                mean_and_deviation(change(results, name, "gradient")),
+                mean_and_deviation([10**loss for loss in each(results, name, "loss")]),
+                ", ".join(f"{rate:g}" for rate in sorted(set(rates))),
+                ", ".join(flags) or "none",
             )
+        )
     headers = (
-        "norm, variance of weights", "log10 of activation variance, last to first",
-        "log10 of gradient variance, first to last", "training loss", "best rates", "flags of diagnose",
-    )  # fmt: skip
+        "norm, variance of weights",
+        "log10 of activation variance, last to first",
+        "log10 of gradient variance, first to last",
+        "training loss",
+        "best rates",
+        "flags of diagnose",
+    )
     return [("Mean and deviation over the seeds.", headers, rows)]
 
 
@@ -147,12 +145,12 @@ def plot(results):
         panel.set(xlabel="layer", ylabel="log10 of the variance", title=f"{what}s, before training")
         panel.grid(alpha=0.3)
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=5, fontsize=8)
-    names = [key(norm, variance) for norm in NORMS for variance in VARIANCES]
+    names = list(itertools.starmap(key, CELLS))
     losses = [each(results, name, "loss") for name in names]
     drawing.dots(axes[0, 2], losses, names, colors=drawing.COLORS[:3])
     axes[0, 2].tick_params(axis="x", rotation=60, labelsize=8)
     axes[0, 2].set(ylabel="log10 of the training loss (nats)", title=f"after {STEPS} steps")
-    top = 1.2 * math.log10(math.log(10))  # somewhat above guessing
+    top = 1.2 * math.log10(math.log(10))  # a little above the loss of guessing
     for i, values in enumerate(losses):
         if min(values) > top:
             axes[0, 2].text(i, top, "diverged", rotation=90, ha="center", va="top", fontsize=8)

@@ -1,10 +1,10 @@
-"""What experiments share: how a claim is judged, and how results are rounded.
+"""The rules that experiments share: how a claim is judged, and how results are rounded.
 
 An experiment is a module of this folder with
 
-- TITLE and SETUP, what was done, for the page;
-- run(seed, quick) -> what one seed gave, as JSON has it;
-- verdicts(results) -> [Verdict], of {seed: what it gave}, by criteria that stand in its code;
+- TITLE and SETUP, which say on the page what was done;
+- run(seed, quick) -> the results of one seed, as JSON has them;
+- verdicts(results) -> [Verdict], from {seed: its results}, by criteria that stand in the code;
 - tables(results) -> [(caption, headers, rows)];
 - plot(results) -> a matplotlib figure.
 """
@@ -16,9 +16,9 @@ from dataclasses import dataclass
 from scipy import stats
 
 HELD, NOT_HELD, OPPOSITE = "held", "did not hold", "did not hold; the opposite did"
-LEVEL = 0.01  # of every test: there are some thirty claims
-ROUNDING = 1e-9  # of a difference: deviations below it are none
-LARGEST_LOSS = 1e6  # that of a run that diverged
+LEVEL = 0.01  # of every test, because there are some thirty claims
+ROUNDING = 1e-9  # relative to a difference; smaller deviations count as none
+LARGEST_LOSS = 1e6  # the loss of a run that diverged
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ def steps(number, quick):
 
 
 def rounded(value):
-    """Five digits of every number, so that files are short; None for what JSON has not."""
+    """A value with every number rounded to five digits, so that files are short; None for what JSON lacks."""
     if isinstance(value, dict):
         return {str(key): rounded(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
@@ -44,9 +44,12 @@ def rounded(value):
     return value
 
 
+def deviation(values):
+    return statistics.stdev(values) if len(values) > 1 else 0.0
+
+
 def mean_and_deviation(values, digits=3):
-    deviation = statistics.stdev(values) if len(values) > 1 else 0.0
-    return f"{statistics.mean(values):.{digits}g} ± {deviation:.2g}"
+    return f"{statistics.mean(values):.{digits}g} ± {deviation(values):.2g}"
 
 
 def each(results, *keys):
@@ -60,8 +63,8 @@ def each(results, *keys):
 
 
 def probability(differences):
-    """Of a mean as large as this one or larger, were the true one 0: Student's one-sided test."""
-    if statistics.pstdev(differences) <= ROUNDING * max(map(abs, differences)):  # of which the test makes nan
+    """The probability of a mean as large or larger, were the true one 0: Student's one-sided test."""
+    if statistics.pstdev(differences) <= ROUNDING * max(map(abs, differences)):  # the test gives nan
         return 0.0 if statistics.mean(differences) > 0 else 1.0
     return float(stats.ttest_1samp(differences, 0, alternative="greater").pvalue)
 
@@ -71,7 +74,7 @@ def _shown(p):
 
 
 def exceeds(claim, larger, smaller, what, *, by=0.0):
-    """The claim that `larger` exceeds `smaller`, seed by seed, by more than `by` on average."""
+    """Judges the claim that `larger` exceeds `smaller`, seed by seed, by more than `by` on average."""
     differences = [a - b for a, b in zip(larger, smaller, strict=True)]
     p = probability([d - by for d in differences])
     outcome = HELD if p < LEVEL else NOT_HELD
@@ -86,7 +89,7 @@ def exceeds(claim, larger, smaller, what, *, by=0.0):
 
 
 def lies(claim, values, what, *, above=None, below=None):
-    """The claim that the true mean lies above a limit, below one, or between two."""
+    """Judges the claim that the true mean lies above a limit, below one, or between two."""
     inside, outside, limits = [], [], []
     for limit, word, sign in ((above, "above", 1), (below, "below", -1)):
         if limit is not None:

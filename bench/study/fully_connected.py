@@ -1,4 +1,4 @@
-"""LayerNorm, BatchNorm and neither in a fully connected network, and what the norm of an example tells."""
+"""LayerNorm, BatchNorm and neither in a fully connected network, and what an example's norm tells."""
 
 import functools
 import math
@@ -19,7 +19,7 @@ RATES = (0.01, 0.03, 0.1, 0.3)
 TRAIN = {"digits": 1297, "breast cancer": 400}
 STEPS, WIDTH, HIDDEN = 400, 128, 3
 LEAF, FOLDS = 25, 5
-KEPT = 0.05  # of accuracy
+KEPT = 0.05  # accuracy that may be lost
 SETUP = f"""\
 A network of {HIDDEN} hidden layers of {WIDTH} units learns the digits, and another whether a tumour is
 malignant (scikit-learn's breast cancer, 30 features of mean 0 and variance 1). {STEPS} steps of SGD
@@ -50,7 +50,7 @@ def run(seed, quick):
 
 
 def norms_of_examples(widths, data, seed):
-    """What the norm of an example tells, in front of the first normalisation and behind it."""
+    """What the norm of an example tells before the first normalisation and after it."""
     x, labels = data
     found = {}
     for norm in NORMS[1:]:
@@ -135,8 +135,8 @@ def plot(results):
     axes[0, 0].set(ylabel="log10 of the training loss (nats)", title="training loss")
     first = next(iter(results.values()))["digits"]["norms"]
     for norm, color in zip(NORMS[1:], drawing.COLORS[1:]):
-        axes[0, 1].plot(first["before"]["example"], first[norm]["example"], "o", color=color, markersize=3,
-                        label=norm)  # fmt: skip
+        norms = first["before"]["example"], first[norm]["example"]
+        axes[0, 1].plot(*norms, "o", color=color, markersize=3, label=norm)
     axes[0, 1].set(
         xlabel="norm of the example before", ylabel="norm after", title="60 digits of one seed", ylim=0
     )

@@ -1,4 +1,4 @@
-"""Dropout and L2: the gap between test and training loss, by their strength, alone and together."""
+"""The gap between test and training loss, by the strengths of dropout and L2, alone and together."""
 
 import torch
 from scipy import stats
@@ -52,7 +52,7 @@ TOGETHER = [key(p, decay) for p in DROPOUTS[1:] for decay in DECAYS[1:]]
 
 
 def chosen(results, keys):
-    """The cell of least validation loss among them, seed by seed."""
+    """The cell of least validation loss among `keys`, seed by seed."""
     return [min(keys, key=lambda k: result[k]["validation"]) for result in results.values()]
 
 
@@ -74,8 +74,8 @@ def verdicts(results):
     losses = {name: test_losses(results, keys) for name, keys in ALONE.items()}
     together = test_losses(results, TOGETHER)
     for name in ALONE:
-        found.append(exceeds(f"{name} lowers the test loss.".capitalize().replace("l2", "L2"), none,
-                             losses[name], "test loss"))  # fmt: skip
+        claim = f"{name[0].upper()}{name[1:]} lowers the test loss."
+        found.append(exceeds(claim, none, losses[name], "test loss"))
     for name in ALONE:
         claim = f"Together they reach a lower test loss than {name} alone."
         found.append(exceeds(claim, losses[name], together, "test loss"))

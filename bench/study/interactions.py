@@ -1,4 +1,4 @@
-"""Initialisation, normalisation, optimizer, weight decay and dropout: every combination."""
+"""Every combination of initialisation, normalisation, optimizer, weight decay and dropout."""
 
 import itertools
 import statistics
@@ -9,7 +9,7 @@ import normreg
 
 from . import drawing
 from .data import split
-from .experiment import each, exceeds, mean_and_deviation, steps
+from .experiment import deviation, each, exceeds, mean_and_deviation, steps
 from .training import evaluate, network, train
 
 TITLE = "How they interact"
@@ -60,7 +60,7 @@ def accuracy_of(cell, data, test, seed, quick):
 
 
 def mean_over(result, **levels):
-    """Of one seed, over the cells of these levels."""
+    """The mean of one seed over the cells of these levels."""
     wanted = {name.replace("_", " "): level for name, level in levels.items()}
     cells = [
         cell
@@ -75,13 +75,13 @@ def over(results, **levels):
 
 
 def spread(results, factor, **levels):
-    """Between the best and the worst level of a factor, seed by seed."""
+    """The best minus the worst level of a factor, seed by seed."""
     means = [over(results, **{factor: level}, **levels) for level in FACTORS[factor]]
     return [max(values) - min(values) for values in zip(*means, strict=True)]
 
 
 def gain(results, factor, **levels):
-    """Of the second level over the first, seed by seed."""
+    """The gain of a factor's second level over its first, seed by seed."""
     first, second = (
         over(results, **{factor: level}, **levels) for level in FACTORS[factor.replace("_", " ")]
     )
@@ -89,7 +89,7 @@ def gain(results, factor, **levels):
 
 
 def additive_share(result):
-    """The part of the variance over cells that the sum of the main effects explains."""
+    """The share of the variance over cells that the sum of the main effects explains."""
     mean = statistics.mean(result.values())
     total = sum((value - mean) ** 2 for value in result.values())
     explained = 0.0
@@ -164,8 +164,8 @@ def plot(results):
     for (factor, levels), color in zip(FACTORS.items(), drawing.COLORS):
         for level in levels:
             values = over(results, **{factor.replace(" ", "_"): level})
-            deviation = statistics.stdev(values) if len(values) > 1 else 0.0
-            axes[1].errorbar(statistics.mean(values), place, xerr=deviation, fmt="o", color=color, capsize=3)
+            mean, error = statistics.mean(values), deviation(values)
+            axes[1].errorbar(mean, place, xerr=error, fmt="o", color=color, capsize=3)
             places.append(place)
             labels.append(f"{factor}: {level}")
             place += 1

@@ -13,7 +13,7 @@ from .training import batches, network
 
 TITLE = "BatchNorm and the landscape of the loss"
 WIDTH, HIDDEN, STEPS, RATE, BATCH, EVERY = 128, 6, 150, 0.1, 128, 5
-DISTANCES = (0.05, 0.1, 0.2, 0.3, 0.4)  # times the gradient
+DISTANCES = (0.05, 0.1, 0.2, 0.3, 0.4)  # in units of the gradient
 NORMS = ("none", "BatchNorm")
 QUANTITIES = {
     "range": "variation of the loss: largest minus smallest along the step",
@@ -36,7 +36,7 @@ def loss_and_gradient(model, x, labels):
 
 
 def along_the_step(model, x, labels):
-    """QUANTITIES at the weights as they are, to which it returns."""
+    """The QUANTITIES at the model's weights, which it changes meanwhile and puts back."""
     weights = torch.nn.utils.parameters_to_vector(model.parameters()).detach()
     loss, gradient = loss_and_gradient(model, x, labels)
     losses, changes = [loss], []
@@ -91,11 +91,12 @@ def verdicts(results):
         "smoothness": "With BatchNorm the loss is smoother: its gradient changes less for the distance gone.",
         "relative": "With BatchNorm the gradient changes less along the step, relative to its norm.",
     }
-    return [
-        exceeds(claim, average(results, "none", name), average(results, "BatchNorm", name),
-                f"log10 of the {QUANTITIES[name].split(':')[0]}, without to with")
-        for name, claim in claims.items()
-    ]  # fmt: skip
+    found = []
+    for name, claim in claims.items():
+        without, with_norm = (average(results, norm, name) for norm in NORMS)
+        what = f"log10 of the {QUANTITIES[name].split(':')[0]}, without to with"
+        found.append(exceeds(claim, without, with_norm, what))
+    return found
 
 
 def tables(results):

@@ -1,8 +1,8 @@
-"""bench/study/README.md, from the results alone: every number on it is computed from the JSON files."""
+"""Writes bench/study/README.md: every number on it is computed from the JSON files."""
 
 import json
 
-from bench.perf import tables
+from bench.harness import tables
 
 from . import NAMES, by_name, drawing
 from .experiment import HELD
@@ -21,13 +21,13 @@ trained briefly: what holds here need not elsewhere, nor the reverse.
 
 
 def load(folder):
-    """{experiment: what its file has}, in the order of the page."""
+    """The contents of the experiments' files, in the order of the page: {experiment: contents}."""
     paths = {name: folder / f"{name}.json" for name in NAMES}
     return {name: json.loads(path.read_text()) for name, path in paths.items() if path.exists()}
 
 
 def ran(loaded):
-    """Where the results come from, a line for each different answer."""
+    """The circumstances of the runs, a line for all experiments that share them."""
     lines = {}
     for name, found in loaded.items():
         one = found["environment"]
@@ -70,8 +70,9 @@ def sentence(text):
 
 
 def write(folder):
-    """The page and its figures; returns their paths."""
+    """Writes the page and draws its figures; returns their paths."""
     loaded = load(folder)
+    folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / "README.md"]
     paths[0].write_text(render(loaded))
     for name, found in loaded.items():

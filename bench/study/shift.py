@@ -1,4 +1,4 @@
-"""BatchNorm on corrupted digits: running averages, statistics of the test batch, recalibrated ones."""
+"""BatchNorm on corrupted digits with running averages, statistics of the test batch, recalibrated ones."""
 
 import copy
 import statistics
@@ -16,11 +16,10 @@ from .training import evaluate, train
 TITLE = "BatchNorm under shift"
 TRAIN, TEST, STEPS, RATE, CHANNELS = 797, 500, 200, 3e-3, 16
 QUICK_TEST = 40
-LARGE, SMALL = 100, 4  # images in a batch of the test
+LARGE, SMALL = 100, 4  # images in a test batch
 SHIFTED = (3, 4, 5)
-RUNNING, BATCH, FEW, RECALIBRATED, WITHOUT = (
-    "running averages", f"batches of {LARGE}", f"batches of {SMALL}", "recalibrated", "without BatchNorm",
-)  # fmt: skip
+RUNNING, RECALIBRATED, WITHOUT = "running averages", "recalibrated", "without BatchNorm"
+BATCH, FEW = f"batches of {LARGE}", f"batches of {SMALL}"
 METHODS = (RUNNING, BATCH, FEW, RECALIBRATED, WITHOUT)
 SETUP = f"""\
 A convolutional network (two convolutions of {CHANNELS} and {2 * CHANNELS} channels, each with BatchNorm
@@ -46,7 +45,7 @@ def convolutional_network(norm):
 
 
 def with_batch_statistics(model):
-    """As if built with track_running_stats=False: evaluation, too, uses the statistics of its batch."""
+    """A copy as if built with track_running_stats=False, which also evaluates with its batch's statistics."""
     model = copy.deepcopy(model)
     for module in model.modules():
         if isinstance(module, normreg.BatchNorm2d):
@@ -110,18 +109,17 @@ def shifted(results, method):
 
 def verdicts(results):
     what = "accuracy, shifted"
-    of = {method: shifted(results, method) for method in METHODS}
+    of, before = ({method: f(results, method) for method in METHODS} for f in (shifted, clean))
+    costs = "Shift costs a network with running averages accuracy."
+    robust = "With running averages, BatchNorm is more robust to shift than none."
     claims = (
-        ("Shift costs a network with running averages accuracy.", clean(results, RUNNING), of[RUNNING],
-         "accuracy, clean to shifted"),
+        (costs, before[RUNNING], of[RUNNING], "accuracy, clean to shifted"),
         (f"Under shift, test {BATCH} beat running averages.", of[BATCH], of[RUNNING], what),
         ("Under shift, recalibrated statistics beat running averages.", of[RECALIBRATED], of[RUNNING], what),
         (f"Under shift, recalibrated statistics beat test {BATCH}.", of[RECALIBRATED], of[BATCH], what),
-        (f"Without shift, test {FEW} cost accuracy.", clean(results, RUNNING), clean(results, FEW),
-         "accuracy, clean"),
-        ("With running averages, BatchNorm is more robust to shift than none.", of[RUNNING],
-         of[WITHOUT], what),
-    )  # fmt: skip
+        (f"Without shift, test {FEW} cost accuracy.", before[RUNNING], before[FEW], "accuracy, clean"),
+        (robust, of[RUNNING], of[WITHOUT], what),
+    )
     return [exceeds(*claim) for claim in claims]
 
 

@@ -1,7 +1,5 @@
-"""Tasks, an experiment with a seed each, in a module that spawned processes can import."""
+"""A task: one experiment with one seed, in a module that spawned processes can import."""
 
-import concurrent.futures
-import multiprocessing
 import time
 
 import torch
@@ -10,23 +8,10 @@ from . import by_name
 from .experiment import rounded
 
 
-def prepare():
-    torch.set_num_threads(1)
-
-
-def run_task(name, seed, quick):
+def run_task(task):
+    """What an experiment gives with a seed, and the seconds it takes; `task` is (name, seed, quick)."""
+    name, seed, quick = task
+    torch.set_num_threads(1)  # results depend on nothing but the seed
     begin = time.monotonic()
     found = rounded(by_name(name).run(seed, quick))
-    return name, seed, found, time.monotonic() - begin
-
-
-def done(tasks, workers):
-    """What the tasks return, in the order in which they end."""
-    if workers == 1:
-        prepare()
-        yield from (run_task(*task) for task in tasks)
-        return
-    context = multiprocessing.get_context("spawn")
-    with concurrent.futures.ProcessPoolExecutor(workers, context, prepare) as pool:
-        futures = [pool.submit(run_task, *task) for task in tasks]
-        yield from (future.result() for future in concurrent.futures.as_completed(futures))
+    return found, time.monotonic() - begin

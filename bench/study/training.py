@@ -16,7 +16,7 @@ AVERAGED = 20  # steps at the end, about one pass over the data
 
 
 def network(widths, norm="none", dropout=0.0):
-    """Linear, norm, ReLU, dropout; the last layer is linear alone. Initialised by `normreg.init.kaiming_`."""
+    """A network of linear layers with norm, ReLU and dropout after all but the last, by `kaiming_`."""
     layers = []
     for inputs, outputs in itertools.pairwise(widths[:-1]):
         layers.append(torch.nn.Linear(inputs, outputs))
@@ -31,7 +31,7 @@ def network(widths, norm="none", dropout=0.0):
 
 
 def batches(data, size, number, seed):
-    """Of passes over the data in random order, without what is left over at the end of a pass."""
+    """Yields batches of passes over the data in random order, without what is left over at a pass's end."""
     x, labels = data
     generator = torch.Generator().manual_seed(seed)
     given = 0
@@ -44,7 +44,7 @@ def batches(data, size, number, seed):
 
 
 def train(model, optimizer, data, number, seed, *, batch=64, weight_decay=0.0):
-    """The mean loss of the last steps, without the penalty; LARGEST_LOSS where it diverges."""
+    """Trains a model; returns the mean of its last losses without the penalty, or LARGEST_LOSS."""
     losses = []
     model.train()
     for x, labels in batches(data, batch, number, seed):
@@ -62,7 +62,7 @@ def train(model, optimizer, data, number, seed, *, batch=64, weight_decay=0.0):
 
 @torch.no_grad()
 def evaluate(model, data):
-    """Loss and accuracy, in evaluation mode; LARGEST_LOSS where the loss is not finite."""
+    """Loss and accuracy in evaluation mode, with LARGEST_LOSS for a loss that is not finite."""
     model.eval()
     x, labels = data
     outputs = model(x)

@@ -1,15 +1,24 @@
-"""Executes PTX, as Triton compiles it for an NVIDIA GPU, on the CPU: every thread of every program, in numpy.
+"""An emulator that executes PTX, as Triton compiles it for an NVIDIA GPU: every thread, in numpy.
 
-An independent judge of compiled code where there is no GPU. Beyond computing, it raises GpuFault for what a
-GPU faults on or what is a race: misaligned or stray accesses, shared memory out of bounds, reads of shared
-memory that another warp wrote since the last barrier (or the reverse), barriers that not all threads reach,
-shuffles with inactive lanes, programs of one launch that write what another reads or writes. It counts
-instructions a warp, 32-byte sectors and shared-memory wavefronts.
+It judges compiled code where there is no GPU. It raises GpuFault for what a GPU faults on and for races:
+misaligned or stray accesses, shared memory out of bounds, reads of shared memory that another warp wrote
+since the last barrier (or the reverse), barriers that not all threads reach, shuffles with inactive lanes,
+programs of one launch that write what another reads or writes. It counts instructions per warp, 32-byte
+sectors and shared-memory wavefronts.
 
     program = Program(compiled.asm["ptx"])
     machine = Machine(program, grid, arguments, Memory([(start, end), ...]), shared_bytes)
     machine.run()
     machine.count, machine.by_class, machine.dram_bytes()
+
+parsing, contraction     from text to a list of instructions
+operands, instructions/  from an instruction to a function that executes it
+ways, control, program   from instructions to blocks, and the lanes' way through them
+machine, batch, lanes    a launch, the programs that run at the same time, their threads
+memory, global_memory, shared, async_copies, history
+                         what programs touch, and who touched it before
+counting, rounding, values, errors
+                         what instructions need
 """
 
 from .errors import GpuFault, Unsupported

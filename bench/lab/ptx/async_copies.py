@@ -19,7 +19,7 @@ OPEN = -1
 
 @dataclass(slots=True)
 class Copy:
-    """One instruction's copies: `arrive` brings those of some lanes, `group` has their group by program."""
+    """The copies of one instruction: `arrive` completes some lanes', `group` is each program's group."""
 
     arrive: Callable[[Array], None]
     lanes: Array
@@ -27,26 +27,26 @@ class Copy:
 
 
 class AsyncCopies:
-    """The copies of a batch on their way, in the order of issue."""
+    """The copies of a batch that are under way, in the order of issue."""
 
     def __init__(self, batch: Batch):
         self.batch = batch
         self.copies: list[Copy] = []
-        self.committed = np.zeros(batch.programs, np.int64)  # groups of each program
+        self.committed = np.zeros(batch.programs, np.int64)  # number of closed groups by program
 
     def issue(self, arrive: Callable[[Array], None], lanes: Array) -> None:
-        """Copies of a mask of lanes set out, in the group that is open."""
+        """Starts the copies of a mask of lanes, in the open group."""
         self.copies.append(Copy(arrive, lanes, np.full(self.batch.programs, OPEN)))
 
     def commit(self) -> None:
-        """What was issued since the last commit is a group."""
+        """Closes the open group, which holds the copies issued since the last commit."""
         active = self.active_programs()
         for copy in self.copies:
             copy.group[active & (copy.group == OPEN)] = self.committed[active & (copy.group == OPEN)]
         self.committed += active
 
     def wait(self, keep: int) -> None:
-        """All groups but the last `keep` arrive: a thread sees its own, others need a barrier after."""
+        """Completes all groups but the last `keep`, for the thread itself; others need a barrier, too."""
         active = self.active_programs()
         for copy in self.copies:
             due = active & (copy.group != OPEN) & (copy.group < self.committed - keep)
@@ -57,7 +57,7 @@ class AsyncCopies:
         self.copies = [copy for copy in self.copies if copy.lanes.any()]
 
     def left(self) -> int:
-        """Groups, program by program, that nothing waited for; copies in no group are one more."""
+        """The number of groups of all programs that were not waited for; copies in no group count as one."""
         groups, alone = set(), False
         for copy in self.copies:
             programs = np.unique(self.batch.program[copy.lanes])
@@ -66,7 +66,7 @@ class AsyncCopies:
         return len(groups) + alone
 
     def active_programs(self) -> Array:
-        """Which programs execute the instruction, all threads of each."""
+        """The mask of programs that execute the instruction, each with all its threads."""
         if self.batch.active is None:
             return np.ones(self.batch.programs, bool)
         active = self.batch.active.reshape(self.batch.programs, -1)

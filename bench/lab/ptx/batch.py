@@ -1,4 +1,4 @@
-"""Programs of a launch that run at the same time, a lane a thread: what instructions see of the machine."""
+"""A batch: the programs of a launch that run at the same time, with a lane for each thread."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 
 
 class Batch:
-    """Lanes, their registers and their shared memory.
+    """The lanes, their registers and their shared memory.
 
-    A register is an array of one value, which all lanes have, or of a value for each. `active` are the lanes
-    that execute the present instruction, None for all.
+    A register is an array of one value, which all lanes share, or of one for each lane. `active` is the mask
+    of lanes that execute the present instruction, None for all.
     """
 
     def __init__(self, machine: Machine, first: int, last: int):
@@ -30,10 +30,10 @@ class Batch:
         self.programs, threads = last - first, machine.program.kernel.threads
         self.lanes = self.programs * threads
         self.all_lanes = np.arange(self.lanes)
-        self.program = np.repeat(np.arange(self.programs), threads)  # of each lane, within the batch
-        self.program_id = self.program + first  # within the grid
+        self.program = np.repeat(np.arange(self.programs), threads)  # by lane, counted within the batch
+        self.program_id = self.program + first  # by lane, counted within the grid
         thread = np.tile(np.arange(threads, dtype=np.uint32), self.programs)
-        self.lane = (thread % WARP).astype(np.int64)  # within its warp
+        self.lane = (thread % WARP).astype(np.int64)  # by lane, counted within its warp
         self.registers = list(machine.program.operands.initial)
         self.set_specials(thread)
         key = keys(self.program_id, thread.astype(np.int64) // WARP)
@@ -49,7 +49,7 @@ class Batch:
         self.copies = AsyncCopies(self)
 
     def set_specials(self, thread: Array) -> None:
-        """Registers that say which thread of which program a lane is."""
+        """Sets the registers that tell a lane its thread and program."""
         places = self.machine.program.operands.specials
         x, y, _ = grid = self.machine.grid
         at = self.program_id
@@ -61,7 +61,7 @@ class Batch:
             self.registers[place] = np.atleast_1d(np.asarray(values[name], np.uint32))
 
     def mask(self, guard: int | None, negated: np.bool_) -> Array | None:
-        """The lanes that execute an instruction with that predicate; None for all."""
+        """The mask of lanes that execute an instruction with this predicate; None for all."""
         if guard is None:
             return self.active
         mask = self.registers[guard] ^ negated
@@ -72,22 +72,22 @@ class Batch:
         return None if mask.all() else mask
 
     def full(self, x: Array) -> Array:
-        """A value for each lane."""
+        """The values as an array with one for each lane."""
         return x if x.shape[0] == self.lanes else x.repeat(self.lanes)
 
     def set(self, place: int, bits: Array) -> None:
-        """Set a register in the active lanes."""
+        """Sets a register in the active lanes."""
         if self.active is None:
             self.registers[place] = bits
         else:
             self.registers[place] = np.where(self.active, bits, self.registers[place])
 
     def write(self, place: int, bits: Array, mask: Array | None) -> None:
-        """Set a register in the lanes of a mask."""
+        """Sets a register in the lanes of a mask."""
         self.registers[place] = bits if mask is None else np.where(mask, bits, self.registers[place])
 
     def put(self, place: int, bits: Array, selected: Array | None) -> None:
-        """Set a register to values of the selected lanes alone, given by their numbers."""
+        """Sets a register in the selected lanes, given by their numbers."""
         old = self.registers[place]
         bits = bits.astype(old.dtype, copy=False)
         if selected is not None:
@@ -97,7 +97,7 @@ class Batch:
         self.registers[place] = bits
 
     def whole_warps(self, mask: Array | None, what: str) -> None:
-        """A fault where an instruction that exchanges values between lanes misses lanes of a warp."""
+        """Raises a fault where an instruction that exchanges values between lanes misses lanes of a warp."""
         if mask is None:
             return
         active = np.count_nonzero(mask.reshape(-1, WARP), axis=1)
@@ -110,18 +110,18 @@ class Batch:
         return self.everyone if mask is None else self.everyone.chosen(np.flatnonzero(mask))
 
     def lanes_where(self, guard: int | None, negated: np.bool_) -> Lanes:
-        """The lanes that execute an access with that predicate; many have the same."""
+        """The lanes that execute an access with this predicate; kept, because many accesses share one."""
         if guard is None or self.active is not None:
             return self.lanes_of(self.mask(guard, negated))
         register = self.registers[guard]
         known = self.known.get((id(register), negated))
         if known is None:
             known = (register, self.lanes_of(self.mask(guard, negated)))
-            self.known[id(register), negated] = known  # holds the register, so that no other has its id
+            self.known[id(register), negated] = known  # keeps the register, and so its id
         return known[1]
 
     def pass_barrier(self, programs: Array | None = None) -> None:
-        """All lanes of some programs, or of all, have met."""
+        """Notes that all lanes of some programs, or of all, have met."""
         passed = WARPS if programs is None else WARPS * programs[self.program]
         self.everyone = replace(self.everyone, keys=self.everyone.keys + passed)
         self.known.clear()

@@ -1,6 +1,6 @@
-"""Multiplications and the additions that alone use them become one operation, as ptxas contracts them.
+"""Contracts a multiplication and the only addition that uses it into one operation, as ptxas does.
 
-That is what Triton's `enable_fp_fusion` allows. PTX has fma for `a * b + c` alone, so the new ones are named
+Triton's `enable_fp_fusion` allows that. PTX has fma for `a * b + c` only, so the new instructions are named
 `contracted.add` (a * b + c), `contracted.sub` (a * b - c) and `contracted.rsub` (c - a * b).
 """
 
@@ -12,13 +12,13 @@ from .parsing import Instruction, Kernel
 MULTIPLY = ("mul.f32", "mul.f64")
 ADD = ("add.f32", "add.f64")
 SUBTRACT = ("sub.f32", "sub.f64")
-READS_FIRST = ("st", "cp", "stmatrix")  # instructions that read their first operand, too
+READS_FIRST = ("st", "cp", "stmatrix")  # instructions that also read their first operand
 DIGITS = "-0123456789"
 REGISTER = re.compile(r"%[\w.]+")
 
 
 def contract(kernel: Kernel) -> None:
-    """Contract a kernel's instructions, and move its labels with them."""
+    """Contracts a kernel's instructions, and moves its labels with them."""
     if not any(i.opcode in MULTIPLY for i in kernel.instructions):
         return
     reads, writes = uses(kernel.instructions)
@@ -45,7 +45,7 @@ def contract(kernel: Kernel) -> None:
 
 
 def uses(instructions: list[Instruction]) -> tuple[Counter[str], Counter[str]]:
-    """How many operands read each register, and how many write it."""
+    """The numbers of operands that read and that write each register."""
     reads, writes = [], []
     for i in instructions:
         if i.predicate:
@@ -61,7 +61,7 @@ def uses(instructions: list[Instruction]) -> tuple[Counter[str], Counter[str]]:
 
 
 def remove(kernel: Kernel, kept: list[Instruction | None]) -> None:
-    """Leave out the instructions that are None."""
+    """Leaves out the instructions that are None."""
     position, positions = 0, []
     for i in kept:
         positions.append(position)

@@ -1,4 +1,4 @@
-"""How the lanes of a batch go through a program: branches, lanes that part and meet, barriers, exits."""
+"""The path of a batch's lanes through a program: branches, lanes that diverge and meet, barriers, exits."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from .values import Array
 
 @dataclass(frozen=True, slots=True)
 class Next:
-    """The block below follows."""
+    """An end of a block at which the next block follows."""
 
     def leave(self, flow: Flow) -> None:
         flow.jump(flow.at + 1)
 
     def after(self, at: int) -> list[int]:
-        """Blocks that may follow this one."""
+        """The blocks that may follow this one."""
         return [at + 1]
 
 
 @dataclass(frozen=True, slots=True)
 class Exit:
-    """The lanes end."""
+    """An end of a block at which the lanes end."""
 
     def after(self, at: int) -> list[int]:
         return []
@@ -37,7 +37,7 @@ class Exit:
 
 @dataclass(frozen=True, slots=True)
 class Barrier:
-    """All lanes of a program meet; `aligned`: those of a warp all by this instruction."""
+    """An end of a block at which all lanes of a program meet; `aligned`: whole warps at this instruction."""
 
     aligned: bool
 
@@ -52,7 +52,7 @@ class Barrier:
 
 @dataclass(frozen=True, slots=True)
 class Branch:
-    """Another block follows, where a predicate says so."""
+    """An end of a block at which another block follows where a predicate says so."""
 
     target: int
     guard: int | None
@@ -75,7 +75,7 @@ class Branch:
 
 @dataclass(frozen=True, slots=True)
 class IndexedBranch:
-    """The block follows that a register chooses from a table."""
+    """An end of a block at which a register chooses the next block from a table."""
 
     targets: Array
     index: int
@@ -91,17 +91,17 @@ End = Next | Exit | Barrier | Branch | IndexedBranch
 
 
 class Flow:
-    """Where the lanes of a batch stand. While they stand in one place only `at` is kept."""
+    """The position of each lane of a batch. While all lanes are in one place, `at` alone is kept."""
 
     def __init__(self, batch: Batch):
         self.batch = batch
         self.at = 0
-        self.places: Array | None = None  # the block of each lane, once lanes have parted
+        self.places: Array | None = None  # the block of each lane, once lanes have diverged
         self.alive = np.ones(batch.lanes, bool)
-        self.waiting = np.zeros(batch.lanes, bool)  # at a barrier
+        self.waiting = np.zeros(batch.lanes, bool)  # the lanes at a barrier
 
     def run(self) -> None:
-        """Execute until every lane has ended."""
+        """Executes blocks until every lane has ended."""
         batch, blocks = self.batch, self.batch.machine.program.blocks
         all_warps, executed = batch.lanes // WARP, batch.machine.executed
         while self.choose():
@@ -113,9 +113,9 @@ class Flow:
             block.end.leave(self)
 
     def choose(self) -> bool:
-        """The lanes furthest back go on, so that those ahead are met; False where all have ended.
+        """Makes the lanes furthest back active, so that they catch up; False where all lanes have ended.
 
-        Furthest back by the ways that lead there, not by the text, in which a loop's end may stand before it.
+        Furthest back along the ways through the program, because a loop's end may precede it in the text.
         """
         if self.places is None:
             self.batch.active = None
@@ -130,7 +130,7 @@ class Flow:
         return True
 
     def jump(self, target: int) -> None:
-        """All active lanes go on in one place."""
+        """Moves all active lanes to one block."""
         if self.places is None:
             self.at = target
         else:
@@ -138,7 +138,7 @@ class Flow:
             self.meet()
 
     def part(self, targets: Array) -> None:
-        """Each active lane goes on in a place of its own."""
+        """Moves each active lane to a block of its own."""
         if self.places is None:
             self.places = targets
         else:
@@ -147,16 +147,16 @@ class Flow:
         self.meet()
 
     def active(self) -> Array | slice:
-        """The active lanes, as an index."""
+        """The active lanes as an index."""
         return slice(None) if self.batch.active is None else self.batch.active
 
     def meet(self) -> None:
-        """Where all lanes stand in one place again, only that is kept."""
+        """Keeps a single position again where all lanes are in one place."""
         if self.alive.all() and not self.waiting.any() and (self.places == self.places[0]).all():
             self.at, self.places = int(self.places[0]), None
 
     def exit(self) -> None:
-        """The active lanes end."""
+        """Ends the active lanes."""
         if self.places is None:
             self.at = -1
         else:
@@ -164,7 +164,7 @@ class Flow:
             self.release()
 
     def wait(self) -> None:
-        """The active lanes wait for the others of their programs."""
+        """Makes the active lanes wait for the others of their programs."""
         if self.places is None:
             self.batch.pass_barrier()
             self.at += 1
@@ -175,7 +175,7 @@ class Flow:
         self.meet()
 
     def release(self) -> None:
-        """Programs all of whose lanes wait go on."""
+        """Lets the programs go on whose lanes all wait."""
         waiting, alive = (x.reshape(self.batch.programs, -1) for x in (self.waiting, self.alive))
         here = alive.any(1) & (waiting | ~alive).all(1)
         if (here & ~alive.all(1)).any():

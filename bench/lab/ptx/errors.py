@@ -1,9 +1,9 @@
-"""What a launch can end with beside results."""
+"""The errors that end a launch."""
 
 
 class GpuFault(Exception):
-    """A GPU would fault here, or its result would depend on which thread came first."""
+    """A GPU would fault here, or its result would depend on the order of threads."""
 
 
 class Unsupported(Exception):
-    """The PTX has something that this emulator does not execute."""
+    """The PTX contains something that this emulator does not execute."""

@@ -1,4 +1,4 @@
-"""Global memory as a launch uses it: checked, counted, and shared between its programs."""
+"""Global memory as a launch uses it: checked, counted, and shared by all programs."""
 
 from collections import Counter
 from collections.abc import Callable
@@ -13,12 +13,12 @@ from .lanes import Lanes
 from .memory import Access, Memory, Where, get, is_aligned, is_held, place_of, put
 from .values import UINT, Array
 
-LARGEST_KEPT = 1 << 26  # bytes of a tensor; the history of larger ones is not kept
-CACHED = 1 << 20  # bytes of a tensor that stays in cache: its re-reads cost no DRAM traffic
+LARGEST_KEPT = 1 << 26  # bytes of a tensor whose history is kept
+CACHED = 1 << 20  # bytes of a tensor that stays in the cache, so that only its first load moves memory
 
 
 class GlobalMemory:
-    """The memory of one launch."""
+    """The global memory of one launch."""
 
     def __init__(self, memory: Memory, races: bool, counting: bool, counts: Counter[str]):
         self.memory, self.races, self.counting, self.counts = memory, races, counting, counts
@@ -43,7 +43,7 @@ class GlobalMemory:
         return elements
 
     def write(self, address: Array, access: Access, values: list[Array], lanes: Lanes) -> None:
-        """Elements to the addresses of lanes."""
+        """Stores elements at the addresses of lanes."""
         if address.size == 0:
             return
         for i, where in self.pieces(address, access, lanes):
@@ -53,7 +53,7 @@ class GlobalMemory:
             self.note(i, place, access, lanes.at(where), partial(is_held, rows, place, here))
 
     def pieces(self, address: Array, access: Access, lanes: Lanes) -> list[tuple[int, Where]]:
-        """(range, positions) of checked and counted addresses."""
+        """Checks and counts addresses; returns them as (range, positions)."""
         if not is_aligned(address, access.width):
             first = int(address[address % np.uint64(access.width) != 0][0])
             raise GpuFault(f"misaligned {access}, at {self.memory.describe(first)}: {access.instruction}")
@@ -67,7 +67,7 @@ class GlobalMemory:
     def note(
         self, i: int, place: Where, access: Access, lanes: Lanes, held: Callable[[], Array] | None = None
     ) -> None:
-        """Who accessed what of a range."""
+        """Notes which lanes accessed which bytes of a range."""
         if self.counting:
             self.moved[i, access.name] += access.width * lanes.count
         start, end = self.memory.ranges[i]
@@ -87,7 +87,7 @@ class GlobalMemory:
             raise GpuFault(f"{fault}: {access.instruction}") from None
 
     def dram_bytes(self) -> int:
-        """Loads and stores; those of small tensors once."""
+        """Bytes loaded and stored, where each byte of a small tensor counts once."""
         total = 0
         for (i, _), moved in self.moved.items():
             start, end = self.memory.ranges[i]

@@ -1,7 +1,8 @@
-"""Who last wrote and who last read each byte of a memory: what has no barrier between happens in any order.
+"""A history of who last wrote and last read each byte of a memory, which finds accesses in undefined order.
 
-Who is a key: program, number of barriers that it passed, warp. Bytes are kept in cells, as large as the
-smallest access yet: aligned accesses touch whole cells. The place of an access counts in units of its width.
+A key says who: the program, the number of barriers it has passed, the warp. Bytes are grouped in cells as
+large as the smallest access so far, so an aligned access touches whole cells. The place of an access counts
+in units of its width.
 """
 
 from collections.abc import Callable
@@ -14,44 +15,45 @@ from .values import Array
 LARGEST_CELL = 16
 LEAST_KEPT = 1 << 16
 NOBODY = -1
-WARPS = 1 << 6  # keys of one program between two barriers
-PROGRAM = 1 << 32  # keys of one program
-SEVERAL_WARPS = WARPS - 1  # in place of a warp
+WARPS = 1 << 6  # number of keys of a program between two barriers
+PROGRAM = 1 << 32  # number of keys of a program
+SEVERAL_WARPS = WARPS - 1  # stands for a warp in a key
 SEVERAL_PROGRAMS = (PROGRAM // 2 - 1) * PROGRAM
-ON_ITS_WAY = (PROGRAM // 2 - 2) * PROGRAM  # a copy, which may arrive at any time
+ON_ITS_WAY = (PROGRAM // 2 - 2) * PROGRAM  # the key of a copy, which may arrive at any time
 
 Place = Array | slice
 
 
 def keys(program: Array, warp: Array) -> Array:
-    """The keys of lanes at the beginning; after a barrier they are WARPS more."""
+    """The keys of lanes before the first barrier; each barrier adds WARPS."""
     return program.astype(np.int64) * PROGRAM + warp
 
 
 class History:
-    """Writers and readers of `size` bytes, from a multiple of every width on; `describe` names a byte.
+    """The last writers and readers of `size` bytes; `describe` names a byte for messages.
 
-    Where `replicated`, a warp may write what several warps of its program read before: Triton loads a number
-    that a program has once in every warp, and stores it from one, whose own load was in order.
+    replicated: a warp may write what several warps of its program have read. Triton loads a number that a
+        program has once in every warp and stores it from one, whose own load came before.
     """
 
     def __init__(self, size: int, describe: Callable[[int], str], replicated: bool = False):
         self.describe, self.replicated = describe, replicated
         self.cell = LARGEST_CELL
-        cells = 2 * -(-size // (2 * self.cell))  # even, for accesses of two
+        cells = 2 * -(-size // (2 * self.cell))  # an even number, for accesses of two cells
         self.writer = np.full(cells, NOBODY, np.int64)
         self.reader = np.full(cells, NOBODY, np.int64)
         self.written = self.read = False
-        self.disputed = 0  # stores by which lanes of a warp wrote different numbers to the same bytes
-        self.reads: list[tuple[Place, int, Array]] = []  # not yet in `reader`: many are followed by no write
-        self.kept = 0  # lanes of those
+        self.disputed = 0  # stores in which lanes of a warp wrote different numbers to the same bytes
+        # reads that are not yet in `reader`, because many are followed by no write
+        self.reads: list[tuple[Place, int, Array]] = []
+        self.kept = 0  # number of lanes in them
 
     def note(
         self, place: Place, width: int, key: Array, held: Callable[[], Array] | None = None
     ) -> Array | None:
-        """Accesses by keys; a fault where another's may come before or after. Returns who wrote before.
+        """Notes accesses by keys and returns who wrote before; a fault where their order is undefined.
 
-        Those that write give a function that says whether each place holds what was written to it just now.
+        held: given by writes, a function that says whether each place holds what was just written to it.
         """
         writer, reader = self.rows(width)
         keys = key if writer.ndim == 1 else key[:, None]
@@ -75,28 +77,28 @@ class History:
         return before
 
     def settle(self) -> None:
-        """Put the reads that are kept into the cells."""
+        """Notes in the cells the reads that are kept aside."""
         for place, width, key in self.reads:
             self.note_read(place, width, key)
         self.forget_reads()
 
     def forget_reads(self) -> None:
-        """Reads that are kept no longer matter, because all have met since."""
+        """Drops the reads that are kept aside, because all lanes have met since."""
         self.reads.clear()
         self.kept = 0
 
     def depart(self, place: Place, width: int, key: Array) -> None:
-        """Copies set out that write somewhere between now and their arrival."""
+        """Notes that copies have started, which write at some time before they arrive."""
         self.note(place, width, key, lambda: np.ones(key.shape, bool))
         self.rows(width)[0][place] = ON_ITS_WAY
 
     def arrive(self, place: Place, width: int, key: Array) -> None:
-        """Copies have arrived, for those keys."""
+        """Notes that copies have arrived for these keys."""
         writer, _ = self.rows(width)
         writer[place] = key if writer.ndim == 1 else key[:, None]
 
     def rows(self, width: int) -> tuple[Array, Array]:
-        """The cells of writers and readers, by accesses of a width: rows where an access has several."""
+        """The cells of writers and readers as rows, one for each place of an access of this width."""
         if width < self.cell:
             times = self.cell // width
             self.writer, self.reader = np.repeat(self.writer, times), np.repeat(self.reader, times)
@@ -107,7 +109,7 @@ class History:
         return self.writer.reshape(several), self.reader.reshape(several)
 
     def note_read(self, place: Place, width: int, key: Array) -> None:
-        """Readers of places; with others that read there, several."""
+        """Notes the readers of places; a place that others read, too, has several."""
         _, reader = self.rows(width)
         key = key if reader.ndim == 1 else key[:, None]
         after = joint(at(reader, place), key) if self.read else key
@@ -115,14 +117,14 @@ class History:
         self.read = True
         if is_ascending(place):
             return
-        kept = at(reader, place)  # of lanes that read the same, the last
+        kept = at(reader, place)  # the last of the lanes that read the same
         lost = kept != after
         if lost.any():
             rows = lost if lost.ndim == 1 else lost.any(1)
-            np.maximum.at(reader, place[rows], joint(kept, after)[rows])  # several are greater than one
+            np.maximum.at(reader, place[rows], joint(kept, after)[rows])  # several have greater keys than one
 
     def check(self, cells: Array, place: Place, key: Array, writes: bool, did: str) -> Array:
-        """Who is in the cells; a fault where another program is, or another warp since the last barrier."""
+        """Returns who is in the cells; a fault for another program, or a warp since the last barrier."""
         before = at(cells, place)
         different = before ^ key
         positive = different > 0
@@ -137,14 +139,14 @@ class History:
         return before
 
     def check_programs(self, writer: Array, place: Array, key: Array) -> None:
-        """A fault where programs write the same at once."""
+        """Raises a fault where programs write the same bytes by one instruction."""
         before = at(writer, place)
         clash = (before ^ key) >= PROGRAM
         if clash.any():
             self.fault(writer, place, clash, before, key, True, "wrote")
 
     def check_numbers(self, writer: Array, place: Array, key: Array, held: Array) -> None:
-        """A fault where warps write different numbers to the same at once; lanes of a warp are counted."""
+        """Raises a fault where warps write different numbers to the same bytes; counts it within a warp."""
         if held.all():
             return
         clash = ((at(writer, place) != key).T & ~held).T
@@ -154,14 +156,14 @@ class History:
         self.disputed += 1
 
     def byte(self, cells: Array, place: Place, k: int) -> str:
-        """The byte of the k-th cell of places."""
+        """The k-th of some places, as a byte in words."""
         cell = np.arange(cells.size).reshape(cells.shape)[place].flat[k]
         return self.describe(int(cell) * self.cell)
 
     def fault(
         self, cells: Array, place: Place, clash: Array, before: Array, key: Array, writes: bool, did: str
     ) -> None:
-        """The fault of the first clash."""
+        """Raises the fault of the first clash."""
         first = int(np.argmax(clash))
         byte = self.byte(cells, place, first)
         mine, other = int(np.broadcast_to(key, clash.shape).flat[first]), int(before.flat[first])
@@ -182,12 +184,12 @@ def at(cells: Array, place: Place) -> Array:
 
 
 def is_ascending(place: Place) -> bool:
-    """Whether no place comes twice, as far as is seen at once."""
+    """Whether places are in ascending order, so that none occurs twice."""
     return isinstance(place, slice) or bool((place[1:] > place[:-1]).all())
 
 
 def joint(before: Array, key: Array) -> Array:
-    """The key of both readers. Who read before a program's last barrier is no matter to it."""
+    """The key that stands for both readers. Reads before a program's last barrier do not matter to it."""
     different = before ^ key
     unlike = different > 0
     if not unlike.any():

@@ -1,4 +1,4 @@
-"""One launch of a program: its grid, its arguments, the memory that it may touch, and what it counted."""
+"""One launch of a program: its grid and arguments, the memory that it may touch, and its counts."""
 
 from collections import Counter
 
@@ -12,18 +12,21 @@ from .memory import Memory
 from .program import Program
 from .values import Array
 
-OF_SINGLE = 1e-10  # errors of float32 functions are larger
-MIX = (0xBF58476D1CE4E5B9, 0x94D049BB133111EB)  # of splitmix64
+OF_SINGLE = 1e-10  # errors of float32 functions are larger than this
+MIX = (0xBF58476D1CE4E5B9, 0x94D049BB133111EB)  # the factors of splitmix64
 
 
 class Machine:
     """Executes `program` for every program of a grid.
 
-    `arguments` are the bytes of the kernel's parameters in their order, `shared_bytes` what a program has of
-    shared memory. `approximate` is a seed: results of approx and full instructions move by up to the error
-    that the PTX manual allows. `races` keeps who touched each byte; `count` counts sectors, wavefronts and
-    instructions.
-    After `run`, `count` has events by name and `by_class` executed instructions, a warp each, by unit.
+    arguments: the bytes of the kernel's parameters, in their order.
+    shared_bytes: shared memory of each program.
+    approximate: a seed. Results of approx and full instructions then move by up to the error that the PTX
+        manual allows.
+    races: whether to find accesses in undefined order.
+    count: whether to count sectors, wavefronts and instructions.
+
+    After `run`, `count` has events by name, and `by_class` the executed warp instructions by unit.
     """
 
     def __init__(
@@ -48,11 +51,11 @@ class Machine:
         self.races, self.counting = races, count
         self.count: Counter[str] = Counter()
         self.by_class: Counter[str] = Counter()
-        self.executed = [0] * len(program.blocks)  # by how many warps, each block
+        self.executed = [0] * len(program.blocks)  # number of warps that executed each block
         self.globals = GlobalMemory(memory, races, count, self.count)
 
     def run(self, lanes_at_once: int = 8192) -> None:
-        """Execute the launch, as many programs at a time as have that many threads."""
+        """Executes the launch, as many programs at a time as make up that many threads."""
         programs = self.grid[0] * self.grid[1] * self.grid[2]
         batch = max(1, lanes_at_once // self.program.kernel.threads)
         try:
@@ -67,7 +70,7 @@ class Machine:
                     self.by_class[unit] += times * warps
 
     def run_programs(self, first: int, last: int) -> None:
-        """Execute the programs from `first` up to `last` of the grid."""
+        """Executes the programs from `first` up to `last` of the grid."""
         batch = Batch(self, first, last)
         Flow(batch).run()
         batch.shared.count_disputed()
@@ -76,13 +79,13 @@ class Machine:
             self.count["cp.async not waited for"] += left
 
     def dram_bytes(self) -> int:
-        """Bytes loaded and stored; those of tensors that stay in cache once."""
+        """Bytes loaded and stored, where each byte of a tensor that stays in the cache counts once."""
         return self.globals.dram_bytes()
 
     def nudge(self, x: Array, relative: float) -> Array:
-        """Float64 results moved by at most a relative error, where asked for; the same result always alike.
+        """Moves float64 results by at most a relative error, where asked for; equal results by equal amounts.
 
-        Exact ones are exact on a GPU, too.
+        Exact results stay, because a GPU has them exact, too.
         """
         if self.approximate is None:
             return x
@@ -94,7 +97,7 @@ class Machine:
 
 
 def scattered(x: Array, seed: int) -> Array:
-    """Numbers from -1 to 1, as if by chance, that are a function of float64 numbers and a seed."""
+    """Numbers from -1 to 1 that look random, as a function of float64 numbers and a seed."""
     bits = x.view(np.uint64) ^ np.uint64((seed * MIX[0] + MIX[1]) % 2**64)
     for factor in MIX:
         bits = (bits ^ (bits >> np.uint64(31))) * np.uint64(factor)

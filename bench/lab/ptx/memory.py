@@ -1,4 +1,4 @@
-"""The host memory that stands for a GPU's: which ranges a launch may touch, how it reads and writes them."""
+"""The host memory that stands for a GPU's: ranges that a launch may touch, loads from and stores to them."""
 
 import ctypes
 from bisect import bisect_right
@@ -10,27 +10,27 @@ import numpy as np
 from .errors import GpuFault
 from .values import UINT, Array
 
-Where = Array | slice  # positions of accesses among all of an instruction
-ALIGNED = 32  # bytes: views of a range begin at a multiple, as accesses do
+Where = Array | slice  # positions among the accesses of an instruction
+ALIGNED = 32  # bytes; views of a range begin at a multiple, because accesses do
 
 
 @dataclass(frozen=True, slots=True)
 class Access:
-    """What an instruction does to memory: `count` elements of `element` bytes side by side, in each lane."""
+    """An instruction's access to memory: in each lane, `count` elements of `element` bytes in a row."""
 
     element: int
     count: int
     writes: bool
-    instruction: object  # in words
+    instruction: object  # for messages
 
     @property
     def width(self) -> int:
-        """Bytes in each lane."""
+        """Bytes of each lane."""
         return self.element * self.count
 
     @property
     def name(self) -> str:
-        """Store or load."""
+        """ "store" or "load"."""
         return "store" if self.writes else "load"
 
     def __str__(self):
@@ -38,7 +38,7 @@ class Access:
 
 
 def place_of(address: Array, start: int, width: int) -> Where:
-    """Addresses as numbers of units of a width behind a start; as a slice where they follow each other."""
+    """Addresses as numbers of units of this width after the start; a slice where they are consecutive."""
     count = address.size
     first, last = int(address[0]), int(address[-1])
     if last - first == width * (count - 1) and (address[1:] - address[:-1] == width).all():
@@ -47,7 +47,7 @@ def place_of(address: Array, start: int, width: int) -> Where:
 
 
 def get(rows: Array, place: Where, count: int) -> list[Array]:
-    """The elements of accesses to places, an array for each of `count`."""
+    """The elements at places, an array for each of the `count` of an access."""
     got = rows[place] if isinstance(place, slice) else rows.take(place, axis=0)
     if count == 1:
         return [got.copy() if isinstance(place, slice) else got]
@@ -55,12 +55,12 @@ def get(rows: Array, place: Where, count: int) -> list[Array]:
 
 
 def put(rows: Array, place: Where, values: list[Array]) -> None:
-    """Elements to places; of several accesses to one the last counts."""
+    """Stores elements at places; where accesses share one, the last counts."""
     rows[place] = values[0] if len(values) == 1 else np.stack(values, 1)
 
 
 def is_held(rows: Array, place: Where, values: list[Array]) -> Array:
-    """Whether places hold elements."""
+    """Whether places hold these elements."""
     columns = [rows] if len(values) == 1 else rows.T
     return np.logical_and.reduce([column[place] == elements for column, elements in zip(columns, values)])
 
@@ -71,7 +71,7 @@ def is_aligned(address: Array, width: int) -> bool:
 
 
 class Memory:
-    """Ranges [start, end) of host memory that a launch may touch, in the order of its tensors."""
+    """The ranges [start, end) of host memory that a launch may touch, in the order of its tensors."""
 
     def __init__(self, ranges: Iterable[tuple[int, int]]):
         given = list(ranges)
@@ -83,11 +83,11 @@ class Memory:
         self.views: dict[tuple[int, int, int], Array] = {}
 
     def origin(self, i: int) -> int:
-        """Where the views of a range begin."""
+        """The start of the views of a range."""
         return self.starts[i] - self.starts[i] % ALIGNED
 
     def rows(self, i: int, access: Access) -> Array:
-        """The elements of a range, by accesses: a row each where they have several."""
+        """The elements of a range; in rows, one for each access, where an access has several."""
         element, count = access.element, access.count
         if (i, element, count) not in self.views:
             start = self.origin(i)
@@ -98,7 +98,7 @@ class Memory:
         return self.views[i, element, count]
 
     def split(self, address: Array, access: Access) -> list[tuple[int, Where]]:
-        """(range, positions) of addresses; a fault where one is outside every range."""
+        """Addresses as (range, positions); a fault where one is outside every range."""
         low, high = int(address.min()), int(address.max()) + access.width
         i = bisect_right(self.starts, low) - 1
         if i >= 0 and high <= self.ranges[i][1]:

@@ -1,4 +1,4 @@
-"""What the operands of instructions mean: places in the list of registers, constants, parameters."""
+"""The meaning of operands: places in the list of registers, constants, parameters."""
 
 import re
 
@@ -8,27 +8,26 @@ from .errors import Unsupported
 from .parsing import Instruction, Kernel
 from .values import UINT, Array, size_of, undefined
 
-SPECIAL = {
-    f"%{name}.{axis}" for name in ("tid", "ntid", "ctaid", "nctaid") for axis in "xyz"
-} | {"%laneid", "%warpid"}  # fmt: skip
+SPECIAL = {f"%{name}.{axis}" for name in ("tid", "ntid", "ctaid", "nctaid") for axis in "xyz"}
+SPECIAL |= {"%laneid", "%warpid"}
 INTEGER = re.compile(r"(-?)(0[xX][0-9a-fA-F]+|\d+)[uU]?")
 ADDRESS = re.compile(r"([%\w$.]+)\s*(?:\+\s*(-?\w+))?")
-DYNAMIC_SHARED = "global_smem"  # Triton's name of all shared memory that a program has
+DYNAMIC_SHARED = "global_smem"  # Triton's name of a program's shared memory
 
 
 class Operands:
-    """Gives registers and constants their places; `initial` and `sizes` are lists in the order of places."""
+    """Assigns registers and constants to places; `initial` and `sizes` are lists in the order of places."""
 
     def __init__(self, kernel: Kernel):
         self.kernel = kernel
         self.parameters = {name: k for k, (name, _) in enumerate(kernel.params)}
         self.initial: list[Array] = []
-        self.sizes: list[int] = []  # bytes; 0 of a predicate
+        self.sizes: list[int] = []  # in bytes, 0 for a predicate
         self.specials: dict[str, int] = {}
         self.places: dict[object, int] = {}
 
     def place(self, key: object, size: int, value: Array) -> int:
-        """The place of what `key` names, a new one at first."""
+        """The place for `key`, which is new at first."""
         if key not in self.places:
             self.places[key] = len(self.initial)
             self.initial.append(value)
@@ -53,18 +52,18 @@ class Operands:
         return self.place(name, size, undefined(size))
 
     def guard(self, i: Instruction) -> int | None:
-        """The place of the predicate under which an instruction runs."""
+        """The place of an instruction's predicate, or None."""
         return None if i.predicate is None else self.register(i.predicate)
 
     def constant(self, value: int, size: int) -> int:
-        """The place of a constant of `size` bytes, which wraps; 0: of a predicate."""
+        """The place of a constant, wrapped to `size` bytes; 0 is the size of a predicate."""
         if size == 0:
             return self.place((value != 0, 0), 0, np.array([value != 0]))
         value &= (1 << 8 * size) - 1
         return self.place((value, size), size, np.array([value], UINT[size]))
 
     def operand(self, text: str, size: int) -> int:
-        """The place of a register, or of a literal of `size` bytes (0: a predicate)."""
+        """The place of a register, or of a literal of `size` bytes; 0 is the size of a predicate."""
         return self.register(text) if text[0] == "%" else self.constant(literal(text, size), size)
 
     def sources(self, texts: list[str], size: int) -> list[int]:
@@ -88,7 +87,7 @@ def literal(text: str, size: int) -> int:
 
 
 def address(text: str) -> tuple[str, int]:
-    """Base and offset of `[base + offset]`."""
+    """The base and the offset of `[base + offset]`."""
     found = ADDRESS.fullmatch(text[1:-1].strip()) if text[0] == "[" else None
     if found is None:
         raise Unsupported(f"address {text!r}; executed are [base] and [base + offset]")
@@ -96,5 +95,5 @@ def address(text: str) -> tuple[str, int]:
 
 
 def vector(text: str) -> list[str]:
-    """The operands within braces, or the only one."""
+    """The operands within braces, or the single one."""
     return [each.strip() for each in text[1:-1].split(",")] if text[0] == "{" else [text]

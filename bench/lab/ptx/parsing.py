@@ -1,4 +1,4 @@
-"""The text of a kernel, as Triton makes it, becomes a list of instructions with labels."""
+"""Parses the text of a kernel, as Triton writes it, into a list of instructions with labels."""
 
 import re
 from collections.abc import Iterator
@@ -15,16 +15,16 @@ OPERAND = re.compile(r"(?:\{[^}]*\}|\[[^]]*\]|[^,{\[])+")
 
 @dataclass(slots=True)
 class Instruction:
-    """One instruction: `@predicate opcode operands`, the opcode cut at its dots."""
+    """One instruction: `@predicate opcode operands`, the opcode split at its dots."""
 
     opcode: str
     operands: list[str]
     predicate: str | None = None
     negated: bool = False
-    line: str = ""  # of the kernel's source, where the PTX says it
+    line: str = ""  # line of the kernel's source, where the PTX has it
     parts: tuple[str, ...] = field(init=False)
-    base: str = field(init=False)  # what it does, without types and modifiers
-    type: str = field(init=False)  # what its name ends in
+    base: str = field(init=False)  # first part of the opcode
+    type: str = field(init=False)  # last part of the opcode
 
     def __post_init__(self):
         self.parts = parts_of(self.opcode)
@@ -32,7 +32,7 @@ class Instruction:
 
     @property
     def flushes(self) -> bool:
-        """Whether subnormal float32 numbers are zeros to it."""
+        """Whether the instruction takes subnormal float32 numbers for zeros."""
         return "ftz" in self.parts
 
     def __str__(self):
@@ -43,13 +43,13 @@ class Instruction:
 
 @cache
 def parts_of(opcode: str) -> tuple[str, ...]:
-    """An opcode cut at its dots."""
+    """The parts of an opcode between its dots."""
     return tuple(opcode.split("."))
 
 
 @dataclass
 class Kernel:
-    """A kernel as parsed. Labels are positions of instructions, `tables` the targets of indexed branches."""
+    """A parsed kernel. Labels are positions of instructions; `tables` has the targets of indexed branches."""
 
     name: str
     threads: int
@@ -61,7 +61,7 @@ class Kernel:
 
 
 def parse(ptx: str) -> Kernel:
-    """The first kernel of a PTX module."""
+    """Parses the first kernel of a PTX module."""
     entry = re.search(r"\.entry\s+([\w$]+)\s*\(", ptx)
     if entry is None:
         raise Unsupported(
@@ -81,7 +81,7 @@ def parse(ptx: str) -> Kernel:
 
 
 def parameters(kernel: str, text: str) -> Iterator[tuple[str, str]]:
-    """(name, type) of each parameter."""
+    """Yields (name, type) of each parameter."""
     for ty, name, array in PARAMETER.findall(text):
         if array:
             raise Unsupported(
@@ -91,7 +91,7 @@ def parameters(kernel: str, text: str) -> Iterator[tuple[str, str]]:
 
 
 def read_body(kernel: Kernel, text: str) -> None:
-    """Instructions, labels, tables and declarations of a body into the kernel."""
+    """Reads the instructions, labels, tables and declarations of a body into the kernel."""
     line, label, scopes, names = "", "", 0, {}
     for statement in statements(text):
         first = statement[0]
@@ -113,7 +113,7 @@ def read_body(kernel: Kernel, text: str) -> None:
 
 
 def statements(text: str) -> Iterator[str]:
-    """Instructions and directives without semicolon, labels with their colon, braces, whole lines of .loc."""
+    """Yields instructions and directives without semicolon, labels with colon, braces, lines of .loc."""
     begun = ""
     for line in text.split("\n"):
         line = line.strip()
@@ -147,7 +147,7 @@ def statements(text: str) -> Iterator[str]:
 
 
 def directive(kernel: Kernel, text: str, label: str, scope: int) -> dict[str, str]:
-    """What a directive declares into the kernel; of registers within braces, names that are theirs alone."""
+    """Reads a directive's declaration into the kernel; returns new names for registers within braces."""
     what, _, rest = text.partition(" ")
     if what == ".branchtargets":
         kernel.tables[label] = [target.strip() for target in rest.split(",")]
@@ -161,12 +161,12 @@ def directive(kernel: Kernel, text: str, label: str, scope: int) -> dict[str, st
 
 
 def renamed(text: str, names: dict[str, str]) -> str:
-    """A statement with other names of registers."""
+    """The statement with other names of registers."""
     return WORD.sub(lambda word: names.get(word[0], word[0]), text)
 
 
 def instruction(kernel: str, text: str, line: str) -> Instruction:
-    """One instruction from its text."""
+    """Parses one instruction."""
     predicate, negated, rest = None, False, text
     if text[0] == "@":
         predicate, rest = text[1:].split(None, 1)
@@ -179,7 +179,7 @@ def instruction(kernel: str, text: str, line: str) -> Instruction:
 
 
 def cut(text: str) -> list[str]:
-    """Operands, at the commas outside braces and brackets."""
+    """The operands, split at commas outside braces and brackets."""
     if "{" not in text:
         return [operand.strip() for operand in text.split(",")]
     return [operand.strip() for operand in OPERAND.findall(text)]

@@ -1,4 +1,4 @@
-"""A kernel ready to run: blocks of instructions, each a function of a batch, and how each block ends."""
+"""A kernel ready to run: blocks of instructions, each a function of a batch, and the end of each block."""
 
 from collections import Counter
 from collections.abc import Callable
@@ -23,7 +23,7 @@ ENDS = ("bra", "brx", "ret", "exit", "bar", "barrier")
 
 @dataclass(slots=True)
 class Block:
-    """Instructions that are executed one after the other."""
+    """Instructions that are executed one after another."""
 
     steps: list[Step] = field(default_factory=list)
     units: Counter[str] = field(default_factory=Counter)  # instructions by the unit that they occupy
@@ -44,24 +44,24 @@ class Program:
         self.targets = {label: number[at] for label, at in self.kernel.labels.items()}
         self.blocks = [self.block(a, b) for a, b in zip(starts, [*starts[1:], len(self.kernel.instructions)])]
         self.blocks[-1].end = Exit()
-        self.kernel.instructions = []  # they are steps now
+        self.kernel.instructions = []  # their steps are in the blocks
         order = ordered(self.after, [0], set(range(len(self.blocks))))
         self.order = np.array(order)
-        self.rank = np.full(len(self.blocks), len(order))  # of blocks that no way leads to, never asked for
+        self.rank = np.full(len(self.blocks), len(order))  # what unreachable blocks keep
         self.rank[self.order] = np.arange(len(order))
 
     def after(self, block: int) -> list[int]:
-        """Blocks that may follow one."""
+        """The blocks that may follow one."""
         return self.blocks[block].end.after(block)
 
     def starts(self) -> list[int]:
-        """Where blocks begin; the last is empty."""
+        """The starts of blocks; the last block is empty."""
         starts = {0, len(self.kernel.instructions), *self.kernel.labels.values()}
         starts |= {at + 1 for at, i in enumerate(self.kernel.instructions) if ends_block(i)}
         return sorted(starts)
 
     def block(self, start: int, end: int) -> Block:
-        """The instructions from `start` up to `end` as a block."""
+        """Makes a block of the instructions from `start` up to `end`."""
         block = Block()
         for i in self.kernel.instructions[start:end]:
             block.units[unit_of(i.opcode)] += 1
@@ -81,7 +81,7 @@ class Program:
         return block
 
     def end(self, i: Instruction) -> End:
-        """How an instruction ends its block."""
+        """The end of a block that an instruction makes."""
         guard = self.operands.guard(i)
         if i.base == "bra":
             return Branch(self.targets[i.operands[0]], guard, np.bool_(i.negated))
@@ -101,5 +101,5 @@ class Program:
 
 
 def ends_block(i: Instruction) -> bool:
-    """Whether an instruction leads elsewhere, or waits."""
+    """Whether an instruction jumps or waits."""
     return i.base in ENDS and not i.opcode.startswith("bar.warp")

@@ -1,7 +1,7 @@
-"""Sums and products that are rounded once, and to the right side where numpy would round twice.
+"""Sums and products that are rounded once, where numpy would round twice.
 
-A number is rounded to odd where it becomes what it is exactly, or else that neighbour whose last bit is one.
-What is then rounded to a type of at least two bits less is rounded as if at once (Boldo and Melquiond,
+A result rounded to odd is itself where it is exact, and otherwise the neighbour whose last bit is 1. Rounding
+it again, to a type with at least two bits less, gives what a single rounding would (Boldo and Melquiond,
 "Emulation of FMA and correctly rounded sums", 2008).
 """
 
@@ -12,20 +12,20 @@ import numpy as np
 from .values import NORMAL, Array
 
 SPLITTER = float(2**27 + 1)
-SMALLEST_FACTOR, LARGEST_ADDEND = 2.0**-400, 2.0**900  # no term of an error over- or underflows
-HALF_OF_SINGLE = np.uint64(1 << 28)  # the bits of float64 below those of float32, halfway
+SMALLEST_FACTOR, LARGEST_ADDEND = 2.0**-400, 2.0**900  # between them no term of an error over- or underflows
+HALF_OF_SINGLE = np.uint64(1 << 28)  # the bits of float64 below those of float32, where they are halfway
 BELOW_SINGLE = np.uint64((1 << 29) - 1)
 
 
 def sum_and_error(a: Array, b: Array) -> tuple[Array, Array]:
-    """A rounded sum and what was lost."""
+    """A rounded sum and its error."""
     total = a + b
     part = total - a
     return total, (a - (total - part)) + (b - part)
 
 
 def product_and_error(a: Array, b: Array) -> tuple[Array, Array]:
-    """A rounded product of float64 and what was lost."""
+    """A rounded float64 product and its error."""
     product = a * b
     a_high, b_high = (x * SPLITTER - (x * SPLITTER - x) for x in (a, b))
     a_low, b_low = a - a_high, b - b_high
@@ -34,7 +34,7 @@ def product_and_error(a: Array, b: Array) -> tuple[Array, Array]:
 
 
 def to_odd(rounded: Array, error: Array) -> Array:
-    """A rounded number and what was lost, rounded to odd instead."""
+    """A number rounded to odd, from the rounded one and its error."""
     bits = rounded.view(f"u{rounded.itemsize}")
     one = bits.dtype.type(1)
     away = np.signbit(error) == np.signbit(rounded)
@@ -43,21 +43,21 @@ def to_odd(rounded: Array, error: Array) -> Array:
 
 
 def odd_sum(a: Array, b: Array) -> Array:
-    """A sum of float64 rounded to odd."""
+    """A float64 sum rounded to odd."""
     return to_odd(*sum_and_error(a, b))
 
 
 def odd_single(x: Array) -> Array:
-    """Float64 as float32 rounded to odd."""
+    """A float64 number as float32, rounded to odd."""
     rounded = x.astype(np.float32)
     return to_odd(rounded, np.where(np.isfinite(rounded), x - rounded, 0))
 
 
 def single_sum(a: Array, b: Array) -> Array:
-    """A sum of float64 rounded once to float32."""
+    """A sum of float64 numbers rounded once to float32."""
     total = a + b
     rounded = total.astype(np.float32)
-    # only what lies halfway between two of float32 is rounded a second time; subnormal ones have fewer bits
+    # rounded twice are only sums halfway between two float32 numbers, and subnormals, which have fewer bits
     doubtful = (total.view(np.uint64) & BELOW_SINGLE) == HALF_OF_SINGLE
     magnitude = np.abs(rounded)
     if not np.minimum.reduce(magnitude) >= NORMAL:
@@ -71,7 +71,7 @@ def single_sum(a: Array, b: Array) -> Array:
 
 
 def fused_double(a: Array, b: Array, c: Array) -> Array:
-    """a * b + c of float64, rounded once."""
+    """a * b + c of float64 numbers, rounded once."""
     product, error = product_and_error(a, b)
     low, lower = sum_and_error(c, error)
     high, rest = sum_and_error(product, low)
@@ -87,7 +87,7 @@ def fused_double(a: Array, b: Array, c: Array) -> Array:
 
 
 def is_factor(magnitude: Array) -> Array:
-    """Where factors have a product whose error is exact."""
+    """Where factors are in the range in which the error of a product is exact."""
     return (magnitude > SMALLEST_FACTOR) & (magnitude < 1 / SMALLEST_FACTOR)
 
 
@@ -98,7 +98,7 @@ def fused_exactly(a: np.float64, b: np.float64, c: np.float64) -> np.float64:
     if not np.isfinite(c):
         return c
     total = Fraction(float(a)) * Fraction(float(b)) + Fraction(float(c))
-    if total == 0:  # of opposite signs
+    if total == 0:  # the two terms have opposite signs
         return np.float64(0)
     try:
         return np.float64(float(total))

@@ -15,7 +15,7 @@ from .values import UINT, Array
 
 
 class SharedMemory:
-    """`size` bytes for each of `programs`; addresses count from the beginning of a program's own."""
+    """Memory of `size` bytes for each of `programs`, whose addresses begin at 0 in each."""
 
     def __init__(self, programs: int, size: int, races: bool, counting: bool, counts: Counter[str]):
         self.size, self.counting, self.counts = size, counting, counts
@@ -38,7 +38,7 @@ class SharedMemory:
         return get(self.rows(access), place, access.count)
 
     def write(self, address: Array, access: Access, values: list[Array], lanes: Lanes) -> None:
-        """Elements to the addresses of lanes."""
+        """Stores elements at the addresses of lanes."""
         if address.size == 0:
             return
         place = self.place(address, access, lanes)
@@ -48,32 +48,32 @@ class SharedMemory:
             self.note(self.history.note, place, access, lanes, partial(is_held, rows, place, values))
 
     def depart(self, address: Array, access: Access, lanes: Lanes) -> None:
-        """Copies of lanes set out, which write to the addresses until they have arrived."""
+        """Notes that copies have started, which write to the addresses at some time before they arrive."""
         if address.size and self.history is not None:
             self.note(self.history.depart, self.place(address, access, lanes, False), access, lanes)
 
     def arrive(self, address: Array, access: Access, values: list[Array], lanes: Lanes) -> None:
-        """Copies of lanes arrive."""
+        """Stores the elements of copies that arrive."""
         place = self.place(address, access, lanes)
         if self.history is not None:
             self.history.arrive(place, access.width, lanes.key)
         put(self.rows(access), place, values)
 
     def count_disputed(self) -> None:
-        """Stores by which lanes of a warp wrote different numbers to one place: which stays is undefined.
+        """Counts stores in which lanes of a warp wrote different numbers to one place, of which any may stay.
 
-        Triton 3.9 lets all lanes store a sum that it computes by one fma in half of them.
+        Triton 3.9 lets all lanes store a sum that half of them compute with one fma.
         """
         if self.history is not None and self.history.disputed:
             self.counts["stores of different numbers to one place"] += self.history.disputed
 
     def rows(self, access: Access) -> Array:
-        """All elements, by accesses: a row each where they have several."""
+        """All elements; in rows, one for each access, where an access has several."""
         elements = self.data.view(UINT[access.element])
         return elements if access.count == 1 else elements.reshape(-1, access.count)
 
     def place(self, address: Array, access: Access, lanes: Lanes, counting: bool = True) -> Where:
-        """Checked and counted addresses as places in the memory of all programs."""
+        """Checks and counts addresses; returns their places in the memory of all programs."""
         if int(address.max()) + access.width > self.size:
             raise GpuFault(
                 f"{access}: shared memory out of bounds, byte {int(address.max())} where a program "
@@ -91,7 +91,7 @@ class SharedMemory:
         return place_of(address + lanes.home, 0, access.width)
 
     def note(self, what: Callable[..., Array | None], place: Where, access: Access, lanes: Lanes, *held):
-        """What the history is told and answers, with where it was in a fault."""
+        """Calls a method of the history; a fault names the instruction."""
         try:
             return what(place, access.width, lanes.key, *held)
         except GpuFault as fault:

@@ -1,7 +1,7 @@
-"""Registers hold bits, in unsigned integers of numpy; instructions compute with numbers. This translates.
+"""Translates between the bits in registers, unsigned integers of numpy, and the numbers that they stand for.
 
 A type is PTX's (`f32`, `s64`, `b16`, `bf16x2`, `pred`). Numpy has no bfloat16, so its numbers are float32
-here, rounded to nearest even where they are written. Predicates are numpy's bools.
+here, rounded to nearest even when they are written. Predicates are numpy's bools.
 """
 
 from collections.abc import Callable
@@ -16,31 +16,31 @@ UINT = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64}
 SIGNED = {1: np.int8, 2: np.int16, 4: np.int32, 8: np.int64}
 SIZES = {"pred": 0, "bf16": 2, "f16": 2, "f32": 4, "f64": 8, "bf16x2": 4, "f16x2": 4, "f32x2": 8}
 SIZES |= {f"{kind}{8 * size}": size for kind in "bus" for size in UINT}
-NORMAL = np.float32(2**-126)  # the smallest
+NORMAL = np.float32(2**-126)  # the smallest normal number
 FLOATS = {"f16": np.float16, "f32": np.float32, "f64": np.float64}
 
 
 def size_of(ty: str) -> int:
-    """Bytes of a type; 0 of a predicate."""
+    """Bytes of a type; 0 for a predicate."""
     if ty not in SIZES:
         raise Unsupported(f"type {ty!r}; executed are {', '.join(SIZES)}")
     return SIZES[ty]
 
 
 def is_float(ty: str) -> bool:
-    """Whether a type is one floating-point number."""
+    """Whether a type is a single floating-point number."""
     return ty == "bf16" or ty in FLOATS
 
 
 @cache
 def undefined(size: int) -> Array:
-    """What a register that nothing has written holds: compilers read such where the value does not matter."""
+    """The content of a register that was never written; compilers read one where its value is irrelevant."""
     return np.ones(1, bool) if size == 0 else np.full(1, ~UINT[size](0), UINT[size])
 
 
 @cache
 def view_of(ty: str) -> np.dtype | None:
-    """The dtype by which bits of a type are its numbers; None where they must be converted."""
+    """The dtype as which bits of a type can be viewed; None where they must be converted."""
     if ty == "bf16" or ty.endswith("x2"):
         return None
     size = size_of(ty)
@@ -51,7 +51,7 @@ def view_of(ty: str) -> np.dtype | None:
 
 @cache
 def reader(ty: str, ftz: bool = False) -> Callable[[Array], Array]:
-    """A function from the bits of a register to the numbers that they are as `ty`; `ftz` flushes float32."""
+    """Returns a function from a register's bits to numbers of type `ty`; `ftz` flushes float32 subnormals."""
     if ty == "f32" and ftz:
         return lambda bits: flushed(bits.view(np.float32))
     if ty == "bf16":
@@ -64,7 +64,7 @@ def reader(ty: str, ftz: bool = False) -> Callable[[Array], Array]:
 
 @cache
 def writer(ty: str, size: int, ftz: bool = False) -> Callable[[Array], Array]:
-    """A function from numbers to the bits of a register of `size` bytes that holds them as `ty`."""
+    """Returns a function from numbers to the bits of a register of `size` bytes that holds them as `ty`."""
     if ty == "f32" and ftz:
         return lambda x: flushed(x.astype(np.float32, copy=False)).view(np.uint32)
     if ty == "bf16":
@@ -80,7 +80,7 @@ def writer(ty: str, size: int, ftz: bool = False) -> Callable[[Array], Array]:
 
 
 def converted(x: Array, dtype: np.dtype) -> Array:
-    """Numbers in another dtype. As integers, floats beyond an end are it and NaN is 0; integers wrap."""
+    """Numbers in another dtype. To integers, floats saturate and NaN is 0, and integers wrap."""
     if x.dtype == dtype:
         return x
     if x.dtype.kind != "f" or dtype.kind == "f":
@@ -93,18 +93,18 @@ def converted(x: Array, dtype: np.dtype) -> Array:
 
 
 def bfloat16_bits(x: Array) -> Array:
-    """The bits of numbers as bfloat16, rounded to nearest even; NaN is PTX's canonical NaN."""
+    """The bits of numbers as bfloat16, rounded to nearest even; NaN becomes PTX's canonical NaN."""
     x = x.astype(np.float32, copy=False)
     bits = x.view(np.uint32)
     odd = (bits >> np.uint32(16)) & np.uint32(1)
-    # of inf 0x7fff more overflows nothing, and NaN is replaced
+    # inf plus 0x7fff does not overflow, and NaN is replaced
     rounded = (bits + (odd + np.uint32(0x7FFF))) >> np.uint32(16)
     nan, rounded = np.isnan(x), rounded.astype(np.uint16)
     return np.where(nan, np.uint16(0x7FFF), rounded) if nan.any() else rounded
 
 
 def flushed(x: Array) -> Array:
-    """Float32 numbers with subnormal ones as zeros of their sign (.ftz)."""
+    """Float32 numbers with subnormals as zeros of the same sign (.ftz)."""
     magnitude = np.abs(x)
     if np.minimum.reduce(magnitude) >= NORMAL:
         return x

@@ -1,14 +1,14 @@
-"""The order of blocks by the ways through a program: behind what leads to them, loops beside each other."""
+"""The order of blocks along the ways through a program: each after what leads to it, loops contiguous."""
 
 from collections.abc import Callable, Iterable
 
-After = Callable[[int], Iterable[int]]  # blocks that may follow one
+After = Callable[[int], Iterable[int]]  # from a block to those that may follow it
 
 
 def ordered(after: After, first: Iterable[int], within: set[int]) -> list[int]:
-    """Those of `within` that ways from `first` reach.
+    """The blocks of `within` that ways from `first` reach, in order.
 
-    A loop's first block comes first of it, and what follows the loop behind all of it.
+    The first block of a loop precedes the rest of it, and what follows the loop comes after all of it.
     """
     order = []
     for loop in loops(after, first, within):
@@ -19,9 +19,9 @@ def ordered(after: After, first: Iterable[int], within: set[int]) -> list[int]:
 
 
 def loops(after: After, first: Iterable[int], within: set[int]) -> list[list[int]]:
-    """Tarjan's strongly connected components, each behind those that lead to it, first what was met first."""
-    number: dict[int, int] = {}  # in the order in which blocks are met
-    lowest: dict[int, int] = {}  # that a block leads back to
+    """Tarjan's strongly connected components, each after what leads to it; ties in the order first met."""
+    number: dict[int, int] = {}  # of each block, in the order in which they are met
+    lowest: dict[int, int] = {}  # number that each block leads back to
     open_: list[int] = []
     found: list[list[int]] = []
 

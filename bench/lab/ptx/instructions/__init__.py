@@ -1,4 +1,4 @@
-"""What each instruction does: small functions, registered by name as these modules are imported."""
+"""The effect of each instruction: small functions, registered by name as these modules are imported."""
 
 from . import (  # noqa: F401
     arithmetic,

@@ -16,12 +16,12 @@ from .transcendental import approximate_division
 
 
 def is_mixed(i: Instruction) -> bool:
-    """Whether an instruction, of sm_100, has 16-bit operands, a float32 last one and result."""
+    """Whether an instruction, of sm_100, has 16-bit operands, a float32 last one and a float32 result."""
     return i.parts[-2] == "f32" and i.type in ("f16", "bf16")
 
 
 def mixed(i: Instruction, operands: Operands, function: Callable[..., Array]) -> Step:
-    """A step of an instruction whose first operands are 16-bit."""
+    """Makes the step of an instruction whose first operands are 16-bit."""
     narrow, wide = reader(i.type), reader("f32")
     *first, last = i.operands[1:]
     sources = [*operands.sources(first, 2), operands.operand(last, 4)]
@@ -77,15 +77,15 @@ def fused(i: Instruction, operands: Operands) -> Step:
 
 @instruction("contracted", modifiers="add sub rsub")
 def contracted(i: Instruction, operands: Operands) -> Step:
-    """What contraction makes of a multiplication and an addition or subtraction."""
+    """Makes the step of a multiplication contracted with an addition or subtraction."""
     return compute(i, operands, fused_in(i.type, i.parts[1]))
 
 
 @cache
 def fused_in(ty: str, how: str = "add") -> Callable[[Array, Array, Array], Array]:
-    """a * b + c of a type's numbers, rounded once; of 16-bit ones to odd, as they are rounded further.
+    """Returns a * b + c of a type's numbers, rounded once; to odd for 16-bit types, which are rounded again.
 
-    Of how it is contracted, `sub` is a * b - c and `rsub` c - a * b.
+    how: "sub" stands for a * b - c and "rsub" for c - a * b.
     """
     if how != "add":
         fused = fused_in(ty)
@@ -103,7 +103,7 @@ def fused_in(ty: str, how: str = "add") -> Callable[[Array, Array, Array], Array
 
 
 def odd_single_sum(a: Array, b: Array) -> Array:
-    """A sum of float64 as float32 rounded to odd."""
+    """A sum of float64 numbers as float32, rounded to odd."""
     return odd_single(odd_sum(a, b))
 
 
@@ -149,7 +149,7 @@ def maximum(i: Instruction, operands: Operands) -> Step:
 def extreme(
     i: Instruction, operands: Operands, choose: np.ufunc, skip_nan: np.ufunc, zeros: np.ufunc
 ) -> Step:
-    """A step that chooses one of two numbers. Of -0 and +0 their bits combined are the chosen one."""
+    """Makes a step that chooses one of two numbers; the choice between -0 and +0 combines their bits."""
     if not is_float(i.type.removesuffix("x2")):
         return compute(i, operands, choose)
     return compute(i, operands, of_floats(choose if "NaN" in i.parts else skip_nan, zeros))
@@ -157,7 +157,7 @@ def extreme(
 
 @cache
 def of_floats(choose: np.ufunc, zeros: np.ufunc) -> Callable[[Array, Array], Array]:
-    """A choice of two floats, where zeros are chosen by their bits."""
+    """Returns a choice of two floats, in which zeros are chosen by their bits."""
 
     def run(a: Array, b: Array) -> Array:
         bits = f"u{a.itemsize}"

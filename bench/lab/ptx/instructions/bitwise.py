@@ -35,7 +35,7 @@ def inverted(i: Instruction, operands: Operands) -> Step:
 
 @instruction("lop3")
 def any_logic(i: Instruction, operands: Operands) -> Step:
-    """A function of three bits, given by its table."""
+    """Makes the step of a function of three bits, given by its table."""
     table = int(i.operands[4], 0)
 
     def run(a: Array, b: Array, c: Array) -> Array:
@@ -57,7 +57,7 @@ def shift(i: Instruction, operands: Operands) -> Step:
 
 @cache
 def shifted(ty: str, by: np.ufunc) -> Callable[[Array, Array], Array]:
-    """A function that shifts bits; the distance has 32 of them, and all beyond the size are alike."""
+    """Returns a function that shifts bits by a 32-bit distance; all distances beyond the size act alike."""
     most, numbers = np.uint32(8 * size_of(ty)), reader(ty)
 
     def run(bits: Array, distance: Array) -> Array:
@@ -69,7 +69,7 @@ def shifted(ty: str, by: np.ufunc) -> Callable[[Array, Array], Array]:
 
 @instruction("shf", modifiers="l r wrap clamp")
 def funnel_shift(i: Instruction, operands: Operands) -> Step:
-    """32 bits out of 64, shifted."""
+    """Makes a step that shifts 64 bits and keeps 32."""
     left, wraps = i.parts[1] == "l", "wrap" in i.parts
     half = np.uint64(32)
 
@@ -84,7 +84,7 @@ def funnel_shift(i: Instruction, operands: Operands) -> Step:
 
 @instruction("bfe")
 def extract_field(i: Instruction, operands: Operands) -> Step:
-    """A field of bits, of signed types with its sign."""
+    """Makes a step that extracts a field of bits, sign-extended for signed types."""
     size = size_of(i.type)
     position, length = int(i.operands[2], 0), int(i.operands[3], 0)
 
@@ -101,7 +101,7 @@ def extract_field(i: Instruction, operands: Operands) -> Step:
 
 @instruction("bfi")
 def insert_field(i: Instruction, operands: Operands) -> Step:
-    """A field of bits, put among others."""
+    """Makes a step that inserts a field of bits."""
     position, length = int(i.operands[3], 0), int(i.operands[4], 0)
     mask = np.uint32(((1 << length) - 1) << position)
 
@@ -113,7 +113,7 @@ def insert_field(i: Instruction, operands: Operands) -> Step:
 
 @instruction("prmt")
 def permute_bytes(i: Instruction, operands: Operands) -> Step:
-    """Four bytes chosen from eight by nibbles; the highest bit of a nibble asks for the byte's sign."""
+    """Makes a step that picks four of eight bytes by nibbles, whose highest bit asks for the byte's sign."""
 
     def run(a: Array, b: Array, chosen: Array) -> Array:
         pair = (b.astype(np.uint64) << np.uint64(32)) | a.astype(np.uint64)
@@ -131,11 +131,11 @@ def permute_bytes(i: Instruction, operands: Operands) -> Step:
 
 @instruction("clz")
 def leading_zeros(i: Instruction, operands: Operands) -> Step:
-    """How many zeros stand above the highest one."""
+    """Makes a step that counts the zeros above the highest one."""
     size = size_of(i.type)
 
     def run(x: Array) -> Array:
-        for distance in (1, 2, 4, 8, 16, 32):  # below the highest one all become ones
+        for distance in (1, 2, 4, 8, 16, 32):  # makes all bits below the highest one ones
             x = x | (x >> x.dtype.type(distance))
         return np.bitwise_count(~x).astype(np.uint32)
 
@@ -144,6 +144,6 @@ def leading_zeros(i: Instruction, operands: Operands) -> Step:
 
 @instruction("popc")
 def count_ones(i: Instruction, operands: Operands) -> Step:
-    """How many bits are one."""
+    """Makes a step that counts ones."""
     source = operands.operand(i.operands[1], size_of(i.type))
     return assign(i, operands, lambda x: np.bitwise_count(x).astype(np.uint32), [source])

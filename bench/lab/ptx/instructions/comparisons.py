@@ -1,4 +1,4 @@
-"""Comparisons that set predicates (setp), and the choice by one (selp)."""
+"""Comparisons that set predicates (setp), and the choice by a predicate (selp)."""
 
 from collections.abc import Callable
 from functools import cache
@@ -12,10 +12,9 @@ from ..parsing import Instruction
 from ..values import Array, is_float, reader, size_of
 from .table import Step, assign, instruction
 
-COMPARE = {
-    "eq": np.equal, "ne": np.not_equal, "lt": np.less, "le": np.less_equal, "gt": np.greater,
-    "ge": np.greater_equal, "lo": np.less, "ls": np.less_equal, "hi": np.greater, "hs": np.greater_equal,
-}  # fmt: skip
+SIGNED = dict(lt=np.less, le=np.less_equal, gt=np.greater, ge=np.greater_equal)
+UNSIGNED = dict(lo=np.less, ls=np.less_equal, hi=np.greater, hs=np.greater_equal)
+COMPARE = dict(eq=np.equal, ne=np.not_equal) | SIGNED | UNSIGNED
 NAMES = " ".join([*COMPARE, *(f"{name}u" for name in COMPARE)])
 COMBINE = {"and": np.logical_and, "or": np.logical_or, "xor": np.logical_xor}
 
@@ -26,7 +25,7 @@ def unordered(a: Array, b: Array) -> Array:
 
 
 def comparison(name: str, floating: bool) -> Callable[[Array, Array], Array]:
-    """The function of a comparison's name; NaN compares false, but for names in `u`."""
+    """The comparison of a name. With NaN it is false, except for names that end in `u`."""
     if floating:
         if name == "num":
             return lambda a, b: ~unordered(a, b)
@@ -46,7 +45,7 @@ def comparison(name: str, floating: bool) -> Callable[[Array, Array], Array]:
 
 @cache
 def comparison_of_bits(name: str, ty: str, ftz: bool) -> Callable[[Array, Array], Array]:
-    """A function of bits that compares the numbers which they are."""
+    """Returns a function of bits that compares the numbers they stand for."""
     numbers, compare = reader(ty, ftz), comparison(name, is_float(ty))
     return lambda a, b: compare(numbers(a), numbers(b))
 
@@ -77,7 +76,7 @@ def with_inverse(
     run: Callable[[Array, Array], Array],
     sources: list[int],
 ) -> Step:
-    """A step that sets one predicate to a comparison and another to its opposite."""
+    """Makes a step that sets one predicate to a comparison and another to its opposite."""
     guard, negated = operands.guard(i), np.bool_(i.negated)
 
     def step(batch: Batch) -> None:
@@ -89,7 +88,7 @@ def with_inverse(
 
 
 def of_halves(i: Instruction, operands: Operands, targets: list[int]) -> Step:
-    """A step that compares the lower numbers of two registers, and the upper ones."""
+    """Makes a step that compares the lower numbers of two registers, and the upper ones."""
     guard, negated = operands.guard(i), np.bool_(i.negated)
     numbers, compare = reader(i.type.removesuffix("x2")), comparison(i.parts[1], True)
     sources = operands.sources(i.operands[1:3], 4)
@@ -112,5 +111,5 @@ def select(i: Instruction, operands: Operands) -> Step:
 
 
 def either(a: Array, b: Array, chosen: Array) -> Array:
-    """The one or the other."""
+    """Makes a step that chooses one of two registers."""
     return np.where(chosen, a, b)

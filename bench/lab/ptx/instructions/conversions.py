@@ -29,7 +29,7 @@ def convert(i: Instruction, operands: Operands) -> Step:
 
 @cache
 def conversion(parts: tuple[str, ...], size: int) -> Callable[[Array], Array]:
-    """A function from bits to a register of `size` bytes, by the parts of an opcode."""
+    """Returns a function from bits to a register of `size` bytes, by the parts of an opcode."""
     _, *how, to, of = parts
     numbers, bits = reader(of, "ftz" in how), writer(to, size, "ftz" in how)
     whole = next((TO_INTEGERS[part] for part in how if part in TO_INTEGERS), None)
@@ -44,6 +44,6 @@ def conversion(parts: tuple[str, ...], size: int) -> Callable[[Array], Array]:
 
 @cache
 def pair(narrow: str, ftz: bool) -> Callable[[Array, Array], Array]:
-    """A function from two float32 numbers to a register of 16-bit ones, the first above."""
+    """Returns a function from two float32 numbers to a register of two 16-bit ones, the first one above."""
     numbers, bits = reader("f32", ftz), writer(narrow, 4)
     return lambda high, low: (bits(numbers(high)) << np.uint32(16)) | bits(numbers(low))

@@ -1,4 +1,4 @@
-"""Copies from global to shared memory that go on while the program does (cp.async)."""
+"""Copies from global to shared memory that run beside the program (cp.async)."""
 
 import numpy as np
 
@@ -29,7 +29,7 @@ def copy(i: Instruction, operands: Operands) -> Step:
 
 
 def issue(i: Instruction, operands: Operands) -> Step:
-    """Copies set out. Global memory is read and checked now; shared memory is written at the wait."""
+    """Makes a step that starts copies: it reads global memory now and writes shared memory at the wait."""
     to, to_offset = base_of(i.operands[0], operands, 4)
     of, of_offset = base_of(i.operands[1], operands, 8)
     size = int(i.operands[2], 0)
@@ -63,7 +63,7 @@ def issue(i: Instruction, operands: Operands) -> Step:
 
 
 def spread(batch: Batch, selected: Array, elements: Array) -> Array:
-    """Elements of the selected lanes, and zeros in the others."""
+    """The elements of the selected lanes, with zeros in the others."""
     values = np.zeros(batch.lanes, UINT[elements.itemsize])
     values[selected] = elements
     return values

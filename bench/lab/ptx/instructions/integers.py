@@ -1,4 +1,4 @@
-"""Products and quotients of integers beyond what numpy's operators do."""
+"""Products and quotients of integers that numpy's operators do not have."""
 
 from collections.abc import Callable
 from functools import cache
@@ -13,7 +13,7 @@ from .table import Step, assign, compute, instruction
 
 
 def multiplied_wide(i: Instruction, operands: Operands) -> Step:
-    """A product of twice the size, and a third operand of that size added."""
+    """Makes a step that multiplies to twice the size, and adds a third operand of that size."""
     size = size_of(i.type)
     sources = operands.sources(i.operands[1:3], size) + operands.sources(i.operands[3:], 2 * size)
     return assign(i, operands, wide_product(i.type), sources)
@@ -21,7 +21,7 @@ def multiplied_wide(i: Instruction, operands: Operands) -> Step:
 
 @cache
 def wide_product(ty: str) -> Callable[..., Array]:
-    """A function of bits of a type: their product, and a third number of twice the size added."""
+    """Returns a function of bits: their product, plus a third number of twice the size."""
     size = size_of(ty)
     numbers, wide, bits = reader(ty), (SIGNED if ty[0] == "s" else UINT)[2 * size], UINT[2 * size]
 
@@ -33,7 +33,7 @@ def wide_product(ty: str) -> Callable[..., Array]:
 
 
 def multiplied_high(i: Instruction, operands: Operands) -> Step:
-    """The upper half of a product."""
+    """Makes a step that keeps the upper half of a product."""
     if i.type in ("u32", "s32"):
         return compute(i, operands, high_of_32)
     if i.type == "u64":
@@ -57,11 +57,11 @@ def high_of_64(a: Array, b: Array) -> Array:
 
 
 def divided(a: Array, b: Array) -> Array:
-    """Quotients towards zero; all ones where the divisor is 0."""
+    """Quotients rounded towards zero; all ones where the divisor is 0."""
     zero = b == 0
     b = np.where(zero, 1, b).astype(b.dtype)
     quotient = a // b
-    if a.dtype.kind == "i":  # numpy's are towards minus infinity
+    if a.dtype.kind == "i":  # numpy rounds towards minus infinity
         quotient += (quotient * b != a) & ((a < 0) != (b < 0))
     return np.where(zero, -1 if a.dtype.kind == "i" else ~a.dtype.type(0), quotient).astype(a.dtype)
 
@@ -72,6 +72,6 @@ def remainder(i: Instruction, operands: Operands) -> Step:
 
 
 def left_over(a: Array, b: Array) -> Array:
-    """Remainders with the sign of the dividend, which remains where the divisor is 0."""
+    """Remainders with the sign of the dividend; the dividend where the divisor is 0."""
     zero = b == 0
     return np.where(zero, a, np.fmod(a, np.where(zero, 1, b).astype(b.dtype)))

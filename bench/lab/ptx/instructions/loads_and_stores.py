@@ -14,7 +14,7 @@ from ..values import UINT, reader, size_of, writer
 from .moves import DISCARDED
 from .table import Step, instruction
 
-# what says how long data stays in which cache changes no result
+# modifiers that say how long data stays in which cache do not change results
 CACHING = "ca cg cs cv lu wb wt nc L1::evict_first L1::evict_last L1::evict_normal L1::no_allocate"
 MODIFIERS = f"global shared shared::cta param const local v2 v4 v8 weak volatile {CACHING}"
 SPACES = ("global", "shared", "param", "const", "local")
@@ -29,7 +29,7 @@ def space_of(i: Instruction) -> str:
 
 
 def access_of(i: Instruction) -> Access:
-    """What an instruction does to memory."""
+    """The access to memory that an instruction makes."""
     count = next((int(part[1:]) for part in i.parts if re.fullmatch(r"v\d", part)), 1)
     listed = len(vector(i.operands[i.base == "st"]))
     if listed != count:
@@ -38,7 +38,7 @@ def access_of(i: Instruction) -> Access:
 
 
 def base_of(text: str, operands: Operands, size: int) -> tuple[int, np.unsignedinteger]:
-    """The place of an address's base, and its offset."""
+    """The place of an address's base, and the offset."""
     base, offset = address(text)
     return operands.operand(base, size), UINT[size](offset & ((1 << 8 * size) - 1))
 
@@ -68,7 +68,7 @@ def load(i: Instruction, operands: Operands) -> Step:
 
 
 def extended(ty: str, size: int):
-    """A function from loaded elements to bits of a register of `size` bytes, signed ones with their sign."""
+    """Returns a function from loaded elements to a register of `size` bytes, which extends signs."""
     numbers, bits = reader(ty), writer(ty, size)
     if ty[0] != "s":
         return lambda x: x
@@ -76,7 +76,7 @@ def extended(ty: str, size: int):
 
 
 def load_parameter(i: Instruction, operands: Operands) -> Step:
-    """A parameter of the kernel, or part of one."""
+    """Makes a step that loads a parameter of the kernel, or part of one."""
     name, offset = address(i.operands[1])
     if name not in operands.parameters:
         raise Unsupported(f"parameter {name!r}; the kernel has {', '.join(operands.parameters)}")

@@ -1,7 +1,7 @@
 """Matrices of 8 x 8 16-bit numbers between registers and shared memory (ldmatrix, stmatrix).
 
-Of four matrices lane 8 k + r has the address of row r of matrix k. A lane holds two neighbouring numbers of a
-row, and of a transposed matrix two numbers below each other.
+Lane 8 k + r has the address of row r of matrix k, of up to four. A lane holds two neighbouring numbers of a
+row; of a transposed matrix, two numbers of a column.
 """
 
 import numpy as np
@@ -15,7 +15,7 @@ from ..values import Array
 from .loads_and_stores import base_of
 from .table import Step, instruction
 
-ROW = 16  # bytes
+ROW = 16  # bytes of a row
 
 
 @instruction("ldmatrix", "stmatrix", modifiers="sync aligned m8n8 x1 x2 x4 trans shared shared::cta")
@@ -42,18 +42,18 @@ def matrix(i: Instruction, operands: Operands) -> Step:
 
 
 def row_parts(batch: Batch, rows: Array, k: int) -> Array:
-    """Where each lane's two numbers begin, in matrix k."""
+    """The places of each lane's two numbers in matrix k."""
     return row_of(batch, rows, 8 * k + batch.lane // 4) + (4 * (batch.lane % 4)).astype(np.uint32)
 
 
 def columns(batch: Batch, rows: Array, k: int) -> list[Array]:
-    """Where each lane's two numbers are, in matrix k transposed."""
+    """The places of each lane's two numbers in matrix k transposed."""
     column = (2 * (batch.lane // 4)).astype(np.uint32)
     return [row_of(batch, rows, 8 * k + 2 * (batch.lane % 4) + half) + column for half in range(2)]
 
 
 def row_of(batch: Batch, rows: Array, lane: Array) -> Array:
-    """The address that another lane of the warp gives."""
+    """The address that another lane of the warp has."""
     row = rows[batch.all_lanes - batch.lane + lane]
     if (row % ROW).any():
         raise GpuFault(f"misaligned row of a matrix, at byte {int(row[row % ROW != 0][0])} of shared memory")
@@ -61,7 +61,7 @@ def row_of(batch: Batch, rows: Array, lane: Array) -> Array:
 
 
 def load(batch: Batch, register: int, places: list[Array], access: Access) -> None:
-    """Numbers at the places into the register, the second above the first."""
+    """Loads the numbers at places into the register, the second above the first."""
     lanes = batch.lanes_of(batch.active)
     got = [batch.shared.read(lanes.of(place), access, lanes)[0] for place in places]
     value = (
@@ -71,7 +71,7 @@ def load(batch: Batch, register: int, places: list[Array], access: Access) -> No
 
 
 def store(batch: Batch, register: int, places: list[Array], access: Access) -> None:
-    """The register's numbers to the places."""
+    """Stores the register's numbers at places."""
     lanes = batch.lanes_of(batch.active)
     value = lanes.of(batch.registers[register])
     values = (

@@ -1,4 +1,4 @@
-"""Moves of registers, taken apart and put together; and what has nothing to do here."""
+"""Moves of registers, whole, taken apart or put together; and instructions that need no step."""
 
 import numpy as np
 
@@ -24,12 +24,12 @@ def move(i: Instruction, operands: Operands) -> Step:
 
 
 def unchanged(x: Array) -> Array:
-    """What it gets."""
+    """The bits as they are."""
     return x
 
 
 def unpack(i: Instruction, operands: Operands) -> Step:
-    """Parts of a register into several, the lowest first."""
+    """Makes a step that takes a register apart into several, the lowest part first."""
     names, size = vector(i.operands[0]), size_of(i.type)
     targets = [None if name == DISCARDED else operands.register(name) for name in names]
     source, each = operands.operand(i.operands[1], size), size // len(names)
@@ -45,7 +45,7 @@ def unpack(i: Instruction, operands: Operands) -> Step:
 
 
 def pack(i: Instruction, operands: Operands) -> Step:
-    """Several registers as one, the lowest first."""
+    """Makes a step that puts several registers together, the lowest part first."""
     names, size = vector(i.operands[1]), size_of(i.type)
     each, whole = size // len(names), UINT[size]
 
@@ -65,6 +65,6 @@ ORDER = (
 
 @instruction("fence", "membar", "griddepcontrol", "bar", modifiers=f"{ORDER} warp sync")
 def nothing(i: Instruction, operands: Operands) -> None:
-    """Orders memory, or lets lanes of a warp meet: lanes here run together, and memory is in order."""
+    """Makes no step, because lanes of a warp run together here and memory is in order."""
     if i.base == "bar" and i.opcode != "bar.warp.sync":
         raise Unsupported("barrier")

@@ -1,4 +1,4 @@
-"""The table of instructions: by the first part of its name, what makes a step of one."""
+"""The table of instructions: the first part of an opcode and the function that makes its steps."""
 
 from collections.abc import Callable
 from functools import cache, lru_cache, partial
@@ -13,11 +13,11 @@ from ..values import SIZES, Array, reader, size_of, view_of, writer
 
 Step = Callable[[Batch], None]
 Maker = Callable[[Instruction, Operands], Step | None]
-MAKERS: dict[str, tuple[Maker, frozenset[str]]] = {}  # with the modifiers that it knows
+MAKERS: dict[str, tuple[Maker, frozenset[str]]] = {}  # by name, with the known modifiers
 
 
 def instruction(*names: str, modifiers: str = "") -> Callable[[Maker], Maker]:
-    """Register a function as what makes steps of the instructions of those names; None is nothing to do."""
+    """Registers a function that makes the steps of instructions; it may return None for no step."""
 
     def register(maker: Maker) -> Maker:
         MAKERS.update(dict.fromkeys(names, (maker, frozenset(modifiers.split()))))
@@ -27,13 +27,13 @@ def instruction(*names: str, modifiers: str = "") -> Callable[[Maker], Maker]:
 
 
 def build(i: Instruction, operands: Operands) -> Step | None:
-    """The step of an instruction."""
+    """Makes the step of an instruction."""
     return maker_of(i.opcode)(i, operands)
 
 
 @cache
 def maker_of(opcode: str) -> Maker:
-    """What makes the steps of an opcode."""
+    """The function that makes the steps of an opcode."""
     base, *parts = opcode.split(".")
     if base not in MAKERS:
         raise Unsupported(f"instruction {base!r}; executed are {', '.join(sorted(MAKERS))}")
@@ -47,7 +47,7 @@ def maker_of(opcode: str) -> Maker:
 
 
 def assign(i: Instruction, operands: Operands, function: Callable[..., Array], sources: list[int]) -> Step:
-    """A step that sets the first operand to a function of bits, in the lanes that run."""
+    """Makes a step that sets the first operand to a function of bits, in the active lanes."""
     target = operands.register(i.operands[0])
     if i.predicate is None and len(sources) in UNGUARDED:
         return partial(UNGUARDED[len(sources)], target, function, *sources)
@@ -62,44 +62,44 @@ def set_where(
     negated: np.bool_,
     batch: Batch,
 ) -> None:
-    """Set a register to a function of others where a predicate says so."""
+    """Sets a register to a function of others where a predicate says so."""
     bits = function(*[batch.registers[s] for s in sources])
     batch.write(target, bits, batch.mask(guard, negated))
 
 
 def set_from_one(target: int, function: Callable[[Array], Array], a: int, batch: Batch) -> None:
-    """Set a register to a function of another."""
+    """Sets a register to a function of another."""
     batch.set(target, function(batch.registers[a]))
 
 
 def set_from_two(target: int, function: Callable[..., Array], a: int, b: int, batch: Batch) -> None:
-    """Set a register to a function of two others."""
+    """Sets a register to a function of two others."""
     registers = batch.registers
     batch.set(target, function(registers[a], registers[b]))
 
 
 def set_from_three(target: int, function: Callable[..., Array], a: int, b: int, c: int, batch: Batch) -> None:
-    """Set a register to a function of three others."""
+    """Sets a register to a function of three others."""
     registers = batch.registers
     batch.set(target, function(registers[a], registers[b], registers[c]))
 
 
-# most instructions are these, and most of their time would go where arguments are gathered
+# for most instructions, which would otherwise spend most of their time on gathering arguments
 UNGUARDED = {1: set_from_one, 2: set_from_two, 3: set_from_three}
 
 
 def compute(i: Instruction, operands: Operands, function: Callable[..., Array]) -> Step:
-    """A step that sets the first operand to a function of numbers, all of the type that the name ends in."""
+    """Makes a step that sets the first operand to a function of numbers of the type that ends the opcode."""
     sources = operands.sources(i.operands[1:], size_of(i.type))
     size = operands.sizes[operands.register(i.operands[0])]
     return assign(i, operands, on_numbers(function, len(sources), i.type, size, i.flushes), sources)
 
 
-@lru_cache(4096)  # for programs have few different ones
+@lru_cache(4096)  # programs have few different ones
 def on_numbers(
     function: Callable[..., Array], count: int, ty: str, size: int, ftz: bool
 ) -> Callable[..., Array]:
-    """A function of bits that computes with `count` numbers of a type, and has a register of `size` bytes."""
+    """Returns a function of bits that computes with `count` numbers, for a register of `size` bytes."""
     if ty.endswith("x2"):
         return in_halves(function, ty.removesuffix("x2"))
     numbers, bits, view = reader(ty, ftz), writer(ty, size, ftz), view_of(ty)
@@ -115,7 +115,7 @@ def on_numbers(
 
 
 def in_halves(function: Callable[..., Array], ty: str) -> Callable[..., Array]:
-    """A function of bits that computes with both numbers of `ty` that they hold."""
+    """Returns a function of bits that computes with both numbers of `ty` in them."""
     numbers, size = reader(ty), size_of(ty)
     narrow, wide = writer(ty, size), writer(f"u{16 * size}", 2 * size)
     low = reader(f"u{8 * size}")

@@ -1,4 +1,4 @@
-"""Roots, exponentials, logarithms and what else a GPU looks up in tables, with the errors of that."""
+"""Roots, exponentials, logarithms and other functions that a GPU looks up in tables, with their errors."""
 
 from collections.abc import Callable
 
@@ -10,9 +10,9 @@ from ..parsing import Instruction
 from ..values import Array, reader, size_of, writer
 from .table import Step, instruction
 
-DIVISION_ERROR = 2**-22.5  # of div.full and div.approx
+DIVISION_ERROR = 2**-22.5  # the error of div.full and div.approx
 DOUBLE_ERROR = 2**-52
-FUNCTIONS: dict[str, tuple[Callable[[Array], Array], float]] = {  # and the relative error of .approx
+FUNCTIONS: dict[str, tuple[Callable[[Array], Array], float]] = {  # with the relative error of .approx
     "rsqrt": (lambda x: 1 / np.sqrt(x), 2**-22.9),
     "sqrt": (np.sqrt, 2**-22.9),
     "rcp": (lambda x: 1 / x, 2**-23),
@@ -24,7 +24,7 @@ FUNCTIONS: dict[str, tuple[Callable[[Array], Array], float]] = {  # and the rela
 
 @instruction(*FUNCTIONS, modifiers="approx rn ftz")
 def function(i: Instruction, operands: Operands) -> Step:
-    """A function of one number, float32 ones by way of float64."""
+    """Makes the step of a function of one number; float32 numbers are computed in float64."""
     compute, error = FUNCTIONS[i.base]
     approximate = "approx" in i.parts
 
@@ -39,7 +39,7 @@ def function(i: Instruction, operands: Operands) -> Step:
 
 
 def approximate_division(i: Instruction, operands: Operands) -> Step:
-    """A quotient of float32 numbers that need not be the nearest."""
+    """Makes the step of a float32 quotient that need not be the nearest."""
 
     def run(batch: Batch, a: Array, b: Array) -> Array:
         return batch.machine.nudge(a.astype(np.float64) / b, DIVISION_ERROR).astype(np.float32)
@@ -48,7 +48,7 @@ def approximate_division(i: Instruction, operands: Operands) -> Step:
 
 
 def approximated(i: Instruction, operands: Operands, run: Callable[..., Array]) -> Step:
-    """A step that sets the first operand to a function of the batch and of numbers."""
+    """Makes a step that sets the first operand to a function of the batch and of numbers."""
     target, guard, negated = operands.register(i.operands[0]), operands.guard(i), np.bool_(i.negated)
     sources = operands.sources(i.operands[1:], size_of(i.type))
     numbers, bits = reader(i.type, i.flushes), writer(i.type, operands.sizes[target], i.flushes)

@@ -13,7 +13,7 @@ from ..values import Array, reader, writer
 from .table import Step, instruction
 
 ALL = 0xFFFFFFFF
-# lane, distance or number, segment and clamp -> the lane to take from, and whether there is one
+# (lane, distance or number, segment, clamp) -> (the lane to take from, whether there is one)
 SHUFFLES: dict[str, Callable[[Array, Array, Array, Array], tuple[Array, Array]]] = {
     "bfly": lambda lane, s, segment, most: (lane ^ s, (lane ^ s) <= most),
     "idx": lambda lane, s, segment, most: (
@@ -23,10 +23,8 @@ SHUFFLES: dict[str, Callable[[Array, Array, Array, Array], tuple[Array, Array]]]
     "down": lambda lane, s, segment, most: (lane + s, lane + s <= most),
     "up": lambda lane, s, segment, most: (lane - s, lane - s >= most),
 }
-REDUCE = {
-    "add": np.add, "and": np.bitwise_and, "or": np.bitwise_or, "xor": np.bitwise_xor, "min": np.minimum,
-    "max": np.maximum,
-}  # fmt: skip
+REDUCE = {"and": np.bitwise_and, "or": np.bitwise_or, "xor": np.bitwise_xor}
+REDUCE |= dict(add=np.add, min=np.minimum, max=np.maximum)
 
 
 @instruction("shfl", modifiers="sync " + " ".join(SHUFFLES))
@@ -56,7 +54,7 @@ def shuffle(i: Instruction, operands: Operands) -> Step:
 
 
 def sources(batch: Batch, mode: str, distance: Array, clamp: Array) -> Array:
-    """The lane that each takes from, itself where there is none."""
+    """The lane that each lane takes its value from, itself where there is none."""
     lane, distance, clamp = batch.lane, distance.astype(np.int64) & 31, clamp.astype(np.int64)
     segment = (clamp >> 8) & 31
     source, exists = SHUFFLES[mode](lane, distance, segment, (lane & segment) | (clamp & 31 & ~segment))
@@ -65,7 +63,7 @@ def sources(batch: Batch, mode: str, distance: Array, clamp: Array) -> Array:
 
 @instruction("redux", modifiers="sync " + " ".join(REDUCE))
 def reduce(i: Instruction, operands: Operands) -> Step:
-    """A sum, an extreme or logic of all lanes of a warp."""
+    """Makes a step of a sum, an extreme or logic over all lanes of a warp."""
     how = i.parts[2]
     if how not in REDUCE:
         raise Unsupported(f"reduction; executed are {', '.join(REDUCE)}")
@@ -87,7 +85,7 @@ def reduce(i: Instruction, operands: Operands) -> Step:
 
 @instruction("vote", modifiers="sync ballot")
 def vote(i: Instruction, operands: Operands) -> Step:
-    """The predicates of a warp's lanes as bits."""
+    """Makes a step that collects the predicates of a warp's lanes as bits."""
     if i.parts[2] != "ballot":
         raise Unsupported("vote; executed is vote.sync.ballot")
     target, guard, negated = operands.register(i.operands[0]), operands.guard(i), np.bool_(i.negated)

@@ -1,19 +1,19 @@
-"""How long a run will take, from the bytes of its cases and the compilations of its peers."""
+"""The time that a run will take, from the bytes of its cases and the compilations of its peers."""
 
 from bench.operations import OPERATIONS
-from bench.perf import timing
+from bench.perf.speed import timing
 
-# Assumed, because no compiler tells beforehand: seconds to the end of a case's first forward and backward.
+# Seconds to the end of a case's first forward and backward; assumed, because no compiler tells beforehand.
 FIRST_CALL_S = {"normreg": 1.5, "torch eager": 0.1, "torch.compile": 8.0}
 ANOTHER_FIRST_CALL_S = 1.5
-HOST_S = 100e-6  # of a call
+HOST_S = 100e-6  # a call
 FLUSHED_BYTES = 2e8  # before each replay: four times an H100's L2 cache
-OF_FLOAT64 = 4  # its size over that of a 16-bit element
-GATE_PASSES = 40  # over tensors of the input's size, in float64
+OF_FLOAT64 = 4  # size of float64 over that of a 16-bit dtype
+GATE_PASSES = 40  # over float64 tensors of the input's size
 
 
 def seconds(case, peers, directions, gb_per_s):
-    """Of the peers on a case, at the bandwidth of a copy."""
+    """Seconds for the peers on a case, at the bandwidth of a copy."""
     operation = OPERATIONS[case.operation]
     calls = timing.sets(operation.least_bytes(case, "forward"))
     replays, loops = timing.REPLAYS + 2, timing.LOOPS + 3

@@ -1,13 +1,14 @@
-"""Tables of what `bench instructions` counted, and of what a model of a GPU makes of it."""
+"""Tables of the counts of `bench instructions`, and of the times that a model derives from them."""
 
-from bench.perf import tables
-from bench.perf.gpu_model import H100, WARP
+from bench.harness import tables
+from bench.lab.ptx.counting import SECTOR
+from bench.lab.ptx.lanes import WARP
+from bench.perf.instructions.gpu_model import H100
 from bench.perf.peers import OURS
 
-SECTOR = 32  # bytes that memory moves at once
 CLASSES = tuple(H100.lanes)
 MODEL_HEADERS = ("memory us", "issue us", "busiest pipe us", "largest")
-WORTH_SHOWING = 0.1  # of the bytes of a call
+WORTH_SHOWING = 0.1  # share of a call's bytes
 
 
 def lanes_per_element(record, *classes):
@@ -24,7 +25,7 @@ def sectors_over_bytes(record):
 
 
 def passes(record):
-    """Over shared memory, a request: 1 where a warp's 4 bytes a lane do not meet in a bank, 4 of 16 bytes."""
+    """Passes over shared memory per request: 1 for 4 bytes a lane without bank conflicts, 4 for 16 bytes."""
     return over(record["shared_wavefronts"], record["shared_requests"])
 
 
@@ -59,13 +60,13 @@ def model_cells(model):
 
 
 def refusals(records):
-    """What was not counted, a table in a list; none where everything was."""
+    """A list with the table of what was not counted; empty where everything was."""
     refused = [(r["case"], r["peer"], r["refused"]) for r in records if "refused" in r]
     return [f"Not counted:\n\n{tables.markdown(('case', 'by', 'why'), refused)}"] if refused else []
 
 
 def beyond_memory(record):
-    """How many times as long as memory the larger of issue and the busiest pipe takes."""
+    """The ratio of the larger of issue and the busiest pipe to memory."""
     model = record["model"]
     return over(max(model["issue_us"], model["pipe_us"]), model["memory_us"])
 
@@ -79,7 +80,7 @@ def dram_bytes(record):
 
 
 def shares(records, of):
-    """{id of a record: its share `of` all launches of its call}"""
+    """Each record's share of its call's total: {id of the record: share}."""
     share = {}
     for launches in calls(records).values():
         total = sum(map(of, launches))
@@ -88,7 +89,7 @@ def shares(records, of):
 
 
 def worst(records):
-    """Of each kernel of ours that memory does not bound, the launch that is furthest from it.
+    """A table of our kernels that memory does not bound, each with the launch furthest from that bound.
 
     Launches that move less than a tenth of their call's bytes are left out.
     """
@@ -115,7 +116,7 @@ def worst(records):
 
 
 def calls(records):
-    """{(case, direction, who): the records of its launches}"""
+    """The records of launches by call: {(case, direction, peer): records}."""
     found = {}
     for record in records:
         found.setdefault((record["case"], record["direction"], record["peer"]), []).append(record)
@@ -123,7 +124,7 @@ def calls(records):
 
 
 def beside_peers(records):
-    """A row for each call that a peer made, too: all launches together. None where no peer's was counted."""
+    """A table of the calls that a peer made, too, launches added up; None where no peer was counted."""
     records = counted(records)
     shared = {record["case"] for record in records if record["peer"] != OURS}
     rows = []
@@ -161,7 +162,7 @@ BESIDE = (
 
 
 def section(records):
-    """README's lines: what memory does not bound, and peers."""
+    """README's lines: the kernels that memory does not bound, and peers."""
     lines = ["### Instructions, and what a model makes of them", ""]
     if not records:
         return [*lines, "not counted."]

@@ -1,17 +1,16 @@
-"""The classes that `normreg.replace` knows, as a section of README."""
+"""README's section of the classes that `normreg.replace` knows."""
 
 from collections import defaultdict
 
-from bench.perf import tables
-from normreg.models.registry import FORWARDS
-from normreg.models.replace import COUNTERPARTS
+from bench.harness import tables
+from normreg.models.registry import COUNTERPARTS, FORWARDS
 
 BEGIN, END = "<!-- classes: written by python -m bench report -->", "<!-- end of classes -->"
-SHOWN = 3  # classes of one forward in the table; all of them are below it
+SHOWN = 3  # classes of one forward in the table; all are listed below it
 
 
 def _by_forward():
-    """{(library, forward): names of classes}, in the order of registration."""
+    """Names of classes in the order of registration: {(library, forward): names}."""
     names = defaultdict(list)
     for path, forward in FORWARDS.items():
         names[path.split(".")[0], forward].append(path.split(".")[-1])

@@ -1,14 +1,14 @@
-"""The transformer blocks of `networks`, with normreg's fusions in the place of their layers."""
+"""The transformer block of `networks` with normreg's fusions in place of its layers."""
 
 import torch.nn.functional as F
 
 import normreg
-from bench.perf import networks
+from bench.perf.models import networks
 from normreg import functional
 
 
 class FusedBlock(networks.Block):
-    """The same parameters and results; sum, norm, activation and dropout share launches."""
+    """A block of the same parameters and results; sum, norm, activation and dropout share launches."""
 
     def forward(self, x):
         if self.norm_first:
@@ -35,7 +35,7 @@ class FusedBlock(networks.Block):
 
 
 def fuse(network):
-    """Makes the layers normreg's, and its blocks fused; how many blocks there were."""
+    """Replaces the layers by normreg's and fuses the blocks; returns the number of blocks."""
     normreg.replace(network)
     blocks = [module for module in network.modules() if type(module) is networks.Block]
     for block in blocks:

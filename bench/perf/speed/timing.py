@@ -1,8 +1,7 @@
-"""Time and memory of calls on a GPU. All that needs one is here."""
+"""Time and memory of calls on a GPU: all code of the benchmark that cannot run without one."""
 
 import contextlib
 import functools
-import statistics
 import time
 
 import torch
@@ -10,12 +9,12 @@ import torch
 DEVICE = "cuda"
 REPLAYS = 25  # samples of device time
 LOOPS = 10  # samples of end-to-end time
-TIMED_BYTES = 2**28  # a replay or loop moves about as much, for its time to be far above a clock's tick
+TIMED_BYTES = 2**28  # moved by a replay or loop, so that it takes far longer than a clock's tick
 MOST_SETS = 32
 
 
 def sets(least_bytes):
-    """How many sets of tensors take turns: each is touched once a replay."""
+    """The number of sets of tensors that take turns; a replay touches each once."""
     return min(MOST_SETS, max(1, -(-TIMED_BYTES // least_bytes)))
 
 
@@ -26,9 +25,9 @@ def _stream():
 
 @contextlib.contextmanager
 def side_stream():
-    """A stream to make all calls on, because a graph cannot be captured on the default one.
+    """The stream that all calls are made on, because the default one cannot capture a graph.
 
-    It is always the same, because memory that was freed on a stream serves that stream alone.
+    It is always the same one, because memory that was freed on a stream is reused on that stream alone.
     """
     stream = _stream()
     torch.cuda.synchronize()
@@ -47,15 +46,15 @@ def _other_data():
 
 
 def flush():
-    """Fills the L2 cache with other data, four times its size: read, because a write would end later."""
+    """Fills the L2 cache with other data, four times its size. It reads, because writes would end later."""
     _other_data().sum()
 
 
 def device_time(calls, stream):
-    """Microseconds a call on the device, with a cold L2 cache: samples.
+    """Samples of the device time of a call with a cold L2 cache, in microseconds.
 
-    The calls, each on tensors of its own, are captured into a CUDA graph: no time of the host is in it. What
-    they return is kept, so that every call also writes to memory of its own.
+    The calls, each on tensors of its own, are captured into a CUDA graph, so the host takes no part. Their
+    results are kept, so that every call also writes to memory of its own.
     """
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph, stream=stream):
@@ -74,7 +73,7 @@ def device_time(calls, stream):
 
 
 def end_to_end_time(calls):
-    """Microseconds a call by the host's clock, launches included, in a loop as a training has it: samples."""
+    """Samples of the time of a call in a loop, launches included, in microseconds by the host's clock."""
     samples = []
     for _ in range(LOOPS + 1):
         torch.cuda.synchronize()
@@ -87,7 +86,7 @@ def end_to_end_time(calls):
 
 
 def memory(forward, backward):
-    """(bytes kept between forward and backward beside the output, bytes at the peak of both)."""
+    """Returns (bytes kept for the backward beside the output, peak bytes of forward and backward)."""
     torch.cuda.synchronize()
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
@@ -99,7 +98,7 @@ def memory(forward, backward):
 
 
 def copy_bandwidth(size):
-    """GB/s of torch's copy of `size` bytes, read and written, timed as everything else: samples."""
+    """Samples of the bandwidth of torch's copy of `size` bytes in GB/s, reads and writes added."""
     count = sets(2 * size)
     pairs = [
         tuple(torch.zeros(size // 4, dtype=torch.float32, device=DEVICE) for _ in range(2))
@@ -120,7 +119,3 @@ def warm_up(calls):
 def sample(calls, stream):
     warm_up(calls)
     return dict(device_us=device_time(calls, stream), end_to_end_us=end_to_end_time(calls))
-
-
-def median(samples):
-    return statistics.median(samples)

@@ -1,4 +1,4 @@
-"""Work side by side in processes, of which one that is spoiled is replaced."""
+"""Several workers at a time, each replaced once something fails in it."""
 
 import collections
 import contextlib
@@ -7,21 +7,22 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
-from bench.perf.worker import SECONDS_TO_END, Failed, Worker
+from bench.harness.worker import SECONDS_TO_END, Failed, Worker
 
 
 class Doing:
-    """What a worker's process does: one thing after another."""
+    """The object in a worker's process: calls one function after another."""
 
     def do(self, function, task):
         yield function(*task)
 
 
 def results(tasks, do, count, limit_s, alone=()):
-    """(task, do(*task)) of each task as it is done, by `count` processes side by side.
+    """Yields (task, do(*task)) of each task as it is done, by `count` processes.
 
-    A task is a tuple, `do` a function of a module that returns a dictionary. One with `spoiled` ends its
-    process, and another takes its place. Tasks that begin with one of `alone` have a process of their own.
+    A task is a tuple; `do` is a function of a module, and returns a dictionary. Where that has a true
+    `spoiled`, another process takes the place of its own. A task whose first item is in `alone` has a
+    process to itself.
     """
     waiting, done, workers = queue.Queue(), queue.Queue(), []
 
@@ -49,7 +50,7 @@ def results(tasks, do, count, limit_s, alone=()):
         waiting.queue.clear()
         for _ in threads:
             waiting.put(None)
-        if busy:  # nobody waits for what is being done
+        if busy:  # the caller gave up on the tasks that are being done
             for worker in workers:
                 worker.kill()
         for thread in threads:
@@ -69,16 +70,16 @@ def _result(worker, do, task, limit_s, alone):
 
 
 def together(make, calls, processes, seconds):
-    """Makes calls of (method, *arguments) in several workers, for what they leave behind, as long as time is.
+    """Makes calls of (method, *arguments) in several workers for their effects, for so many seconds.
 
-    Whatever fails or is late is left.
+    Calls that fail or are late are skipped.
     """
     waiting, end = collections.deque(calls), time.monotonic() + seconds
 
     def serve():
         with Worker(make) as worker:
             while waiting and (left := end - time.monotonic()) > 0:
-                with contextlib.suppress(Failed, IndexError):  # another may have taken the last
+                with contextlib.suppress(Failed, IndexError):  # another thread may have taken the last call
                     collections.deque(worker.call(*waiting.popleft(), limit=left), maxlen=0)
 
     with ThreadPoolExecutor(processes) as threads:

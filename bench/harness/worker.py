@@ -1,6 +1,6 @@
-"""A process that work is handed to, so that what fails in it spoils nothing after it.
+"""A process that does work for this one, and is replaced once something fails in it.
 
-A CUDA graph's capture that fails leaves torch's generator capturing and the allocator in the graph's pool; a
+A failed capture of a CUDA graph leaves torch's generator capturing and the allocator in the graph's pool; a
 stray access ends the whole CUDA context. So a worker that raises, dies or falls silent is ended, and the next
 call starts another.
 """
@@ -16,7 +16,7 @@ SECONDS_TO_END = 10
 
 
 class Failed(Exception):
-    """Why a call was not answered to its end."""
+    """A call raised, or its process died; the message says which."""
 
 
 class Late(Failed):
@@ -28,9 +28,9 @@ def first_line(error):
 
 
 class Worker:
-    """A process with an object in it, whose generators run there. The first call starts it.
+    """A process that holds an object and runs its generators; the first call starts it.
 
-    `make` makes the object. It is a function, or a class, that the process can import by its name.
+    make: the function or class that makes the object, which the process imports by its name.
     """
 
     def __init__(self, make):
@@ -51,7 +51,7 @@ class Worker:
             theirs.close()
 
     def stop(self, at_once=False):
-        """Lets the process end by itself, which it does where it waits for a call, or ends it."""
+        """Closes the connection, at which an idle process ends; kills it where it does not, or `at_once`."""
         if self.process is None:
             return
         self.connection.close()
@@ -62,13 +62,13 @@ class Worker:
         self.process = self.connection = None
 
     def kill(self):
-        """From another thread than the one that calls, whose call then fails."""
+        """Kills the process from another thread than the one that calls, whose call then fails."""
         process = self.process
         if process is not None:
             process.kill()
 
     def call(self, method, *arguments, limit):
-        """What the object's generator yields. Failed where that takes more than `limit` seconds at once."""
+        """Yields what the object's method yields; Late where an item takes more than `limit` seconds."""
         self.start()
         answered = False
         try:
@@ -91,7 +91,7 @@ class Worker:
 
 
 class Here:
-    """A worker's stand-in without a process of its own: for what spoils nothing."""
+    """A worker in this process, for work that spoils nothing when it fails."""
 
     def __init__(self, make):
         self.make, self.served = make, None

@@ -1,4 +1,4 @@
-"""Five networks in plain torch.nn, each the published one by default and as small as its sizes say.
+"""Five networks in plain torch.nn; their default sizes are the published ones.
 
 GPT-2 and BERT follow the published code, ViT, ResNet and ConvNeXt torchvision's. Weights are random, with the
 published initialisation's scale. `random_batch` makes inputs and labels of the network's own task.
@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 INITIAL_STD = 0.02
-IGNORED = -100  # the label that cross_entropy leaves out
+IGNORED = -100  # label that cross_entropy skips
 
 
 def initialise(network):
@@ -27,7 +27,7 @@ def dropout_layer(p):
 
 
 class Attention(nn.Module):
-    """Its dropout acts on the probabilities inside torch's fused attention, so it is no layer."""
+    """Attention whose dropout acts inside torch's fused operator, so that it is not a layer."""
 
     def __init__(self, width, heads, dropout, causal):
         super().__init__()
@@ -44,7 +44,7 @@ class Attention(nn.Module):
 
 
 class Block(nn.Module):
-    """A transformer's layer: the norm before each half (GPT-2, ViT) or after its residual sum (BERT)."""
+    """A transformer's layer, with the norm before each half (GPT-2, ViT) or after its residual sum (BERT)."""
 
     def __init__(self, width, heads, *, eps, dropout=0.0, causal=False, norm_first=True, gelu="none"):
         super().__init__()
@@ -87,7 +87,7 @@ class GPT2(nn.Module):
         return F.linear(self.norm(self.blocks(x)), self.tokens.weight)
 
     def random_batch(self, samples):
-        """Labels are the next tokens."""
+        """Random tokens; the labels are the next ones."""
         shape = samples, self.positions.num_embeddings + 1
         ids = torch.randint(self.tokens.num_embeddings, shape)
         return ids[:, :-1], ids[:, 1:]
@@ -115,7 +115,7 @@ class BERT(nn.Module):
         return F.linear(self.head(x), self.tokens.weight, self.bias)
 
     def random_batch(self, samples):
-        """15% of the tokens are masked; they are what is predicted."""
+        """Random tokens of which 15 % are masked; the labels are the masked ones."""
         vocabulary, mask_token = self.tokens.num_embeddings, 103
         labels = torch.randint(vocabulary, (samples, self.positions.num_embeddings))
         masked = torch.rand(labels.shape) < 0.15
@@ -155,7 +155,7 @@ def normalized_convolution(channels, out_channels, size, stride=1):
 
 
 class Bottleneck(nn.Module):
-    """Version 1.5: the stride is in the 3x3 convolution."""
+    """The bottleneck of version 1.5, with the stride in the 3x3 convolution."""
 
     def __init__(self, channels, width, stride):
         super().__init__()

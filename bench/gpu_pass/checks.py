@@ -1,8 +1,8 @@
-"""What a machine's smoke test and its run of the tests say, as markdown."""
+"""The results of a machine's smoke test and of its run of the tests, as markdown."""
 
 from xml.etree import ElementTree
 
-from bench.perf import tables
+from bench.harness import tables
 
 LONGEST_CELL = 160
 
@@ -20,7 +20,7 @@ def cell(value):
 
 
 def smoke_lines(records):
-    """How many are right, and a table for each kind of record, with the columns that its records have."""
+    """The number of checks that are right, and a table for each kind of record."""
     by_kind = {}
     for record in records:
         by_kind.setdefault(record.get("what", record["operation"]), []).append(record)
@@ -38,7 +38,7 @@ def smoke_lines(records):
 
 
 def failures_in(suite):
-    """(test, first line of why) of each test that failed or could not run."""
+    """Yields (test, first line of the reason) for each test that failed or could not run."""
     for case in suite.iter("testcase"):
         for kind in ("failure", "error"):
             if (found := case.find(kind)) is not None:
@@ -47,10 +47,10 @@ def failures_in(suite):
 
 
 def tests_lines(folder):
-    """The summary of a JUnit file, and the tests that failed."""
+    """The summary of the JUnit file and the tests that failed."""
     try:
         suites = list(ElementTree.parse(folder / "tests.xml").iter("testsuite"))
-    except (OSError, ElementTree.ParseError) as error:  # pytest writes it at its end
+    except (OSError, ElementTree.ParseError) as error:  # pytest writes the file at its end
         return [f"No summary: tests.xml: {cell(error)}.", "", *log_lines(folder)]
 
     def total(name):
@@ -65,7 +65,7 @@ def tests_lines(folder):
 
 
 def log_lines(folder):
-    """The last line of the log, which says how far the tests came."""
+    """The last line of the log, which says how far the tests got."""
     log = folder / "tests.log"
     last = log.read_text(errors="replace").strip().splitlines()[-1:] if log.exists() else []
     return [f"The log ends: `{line}`" for line in last] + [""] * len(last)

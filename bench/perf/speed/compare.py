@@ -1,15 +1,16 @@
-"""What is derived from measured records: medians, bandwidths, the speed-up over the best of the others."""
+"""Medians, bandwidths and the speed-up over the best of the others, derived from measured records."""
 
-import math
 import statistics
 from dataclasses import dataclass
 
 from bench.perf.peers import OURS
 
+DIRECTIONS = ("forward", "backward", "forward+backward", "evaluation")
+
 
 @dataclass(frozen=True)
 class Comparison:
-    """normreg and the best of the others, on one case in one direction. Times in microseconds."""
+    """normreg and the best of the others on one case in one direction; times in microseconds."""
 
     case: str
     direction: str
@@ -17,13 +18,13 @@ class Comparison:
     device: list  # normreg's samples
     end_to_end: list
     copy_gb_per_s: float
-    best: str | None  # of the others, by device time
+    best: str | None  # of the others by device time
     best_device: float | None
-    best_end_to_end: float | None  # of the best by that time, maybe another
+    best_end_to_end: float | None  # the best of the others', maybe not the same peer's
 
     @property
     def gb_per_s(self):
-        """The least bytes over the time: what the time is worth, whatever was really moved."""
+        """The bandwidth of the least bytes, whatever was moved in fact."""
         return self.least_bytes / statistics.median(self.device) / 1e3
 
     @property
@@ -40,7 +41,7 @@ class Comparison:
 
 
 def comparisons(records):
-    """A Comparison for each case and direction that normreg was timed in."""
+    """Returns a Comparison for each case and direction that normreg was timed in."""
     by_case = {}
     for record in records:
         if "peer" in record:
@@ -74,14 +75,14 @@ def comparisons(records):
 
 
 def refusals(records):
-    """(case, peer, why) of everything that was not timed."""
+    """Returns (case, peer, why) for everything that was not timed."""
     return [(record["case"], record["peer"], record["refused"]) for record in records if "refused" in record]
 
 
 HEADERS = (
-    "case", "direction", "us", "p20-p80", "GB/s", "% of copy", "best other", "us", "speed-up",
-    "end to end us", "speed-up",
-)  # fmt: skip
+    "case | direction | us | p20-p80 | GB/s | % of copy | best other | us | speed-up | end to end us | "
+    "speed-up"
+)
 
 
 def rows(records):
@@ -107,19 +108,18 @@ def rows(records):
 
 
 COST_HEADERS = (
-    "case", "peer", "kept for backward MiB", "peak MiB", "first call s", "compilations",
-    "error against float64",
-)  # fmt: skip
+    "case | peer | kept for backward MiB | peak MiB | first call s | compilations | error against float64"
+)
 
 
 def cost_of_compiling(record):
-    if record.get("compiled_ahead"):  # the first call found it in the caches
+    if record.get("compiled_ahead"):  # so that the first call compiled nothing
         return "-", "-"
     return f"{record['first_call_s']:.2f}", record["compilations"]
 
 
 def cost_rows(records):
-    """What each peer keeps and takes beside time, of the cases that it was timed on."""
+    """A row of memory, compilation and error for each peer and case that was timed."""
     return [
         (
             record["case"],
@@ -132,7 +132,3 @@ def cost_rows(records):
         for record in records
         if record.get("times")
     ]
-
-
-def geometric_mean(values):
-    return math.exp(statistics.fmean(map(math.log, values)))

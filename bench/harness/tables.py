@@ -1,8 +1,16 @@
-"""Tables that read the same in a terminal and in markdown."""
+"""Tables that read well in a terminal and are markdown.
+
+Own code, because they are written on machines with nothing installed beside torch, and no table of rich's
+marks the columns that are flush right.
+"""
 
 
 def markdown(headers, rows):
-    """An aligned markdown table; a column is flush right where all its cells are numbers."""
+    """An aligned markdown table; columns of numbers are flush right.
+
+    headers: a sequence, or one line with " | " between them.
+    """
+    headers = headers.split(" | ") if isinstance(headers, str) else headers
     cells = [[str(cell) for cell in row] for row in (headers, *rows)]
     columns = list(zip(*cells))
     widths = [max(3, *map(len, column)) for column in columns]

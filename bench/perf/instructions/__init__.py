@@ -1,11 +1,11 @@
-"""What compiled kernels execute: instructions by class, sectors of memory, passes over shared memory.
+"""Instructions that compiled kernels execute by class, sectors of memory, passes over shared memory.
 
 Each case runs once forward and once backward on code compiled for a GPU, which is executed in host memory
-with the grids of an H100; a record is a launch. Its results agree with float64, or nothing of it counts.
-`moved_bytes` are loaded and stored, `sectors` those of 32 bytes that each instruction of a warp touches:
-their ratio is 1 where all that memory moves is wanted, and less where lanes share an address. `dram_bytes`
-has every byte of tensors of up to 1 MiB once, which stay in the cache. What the counts say of time is a
-model.
+with the grids of an H100; a record is a launch. Counts are kept only where results agree with float64.
+`moved_bytes` are loaded and stored. `sectors` are the pieces of 32 bytes that each instruction of a warp
+touches; 32 times their number is `moved_bytes` where all that memory moves is used, and less where lanes
+share an address. `dram_bytes` counts every byte of a tensor of up to 1 MiB once, because it stays in the
+cache. Times that are derived from the counts are a model's.
 """
 
 import contextlib
@@ -15,37 +15,35 @@ import functools
 import torch
 
 from bench import lab
+from bench.harness import worker
+from bench.harness.budget import in_processes
 from bench.lab import without_gpu
 from bench.lab.driver import HostDriver, activate
 from bench.operations import OPERATIONS, cases
-from bench.perf import worker
-from bench.perf.gpu_model import H100, terms
-from bench.perf.harness import in_processes
-from bench.perf.instructions_table import CLASSES, table
-from bench.perf.measuring import Contestant, Subject, draw
+from bench.perf.contest import Contestant, Subject
+from bench.perf.instructions.gpu_model import H100, terms
+from bench.perf.instructions.tables import CLASSES, table
 from bench.perf.peers import OURS, PEERS
-from normreg.kernels import launch
 
 __all__ = ["CAPTION", "OPERATIONS", "add_arguments", "run", "status", "table"]
 
 ARCHITECTURES = (80, 90, 100)
-MODELS = {90: H100}  # of code for another architecture only the counts
-# Who has partial gradients of every multiprocessor moves little else where there are fewer rows
+MODELS = {90: H100}  # by architecture; for others there are only counts
+# With fewer rows, a peer that has partial gradients for every multiprocessor moves little else
 ROWS_FOR_PEERS = 8 * H100.multiprocessors
 OF_TRITON = {peer.name: peer for peer in PEERS if peer.triton}
 
 
 @functools.cache  # Triton compiles for the first driver that a kernel meets
 def machine(arch):
-    """The GPU that is executed in host memory, for this process."""
+    """The driver of this process, which executes a GPU's code in host memory."""
     host = HostDriver(arch, H100.multiprocessors)
     activate(host)
-    host.reachable = launch.reached_through_tables
     return host
 
 
 def described(executed, host):
-    """The counts of a launch, and the model's terms."""
+    """A record of a launch: its counts and the terms of the model."""
     count, gpu = executed.count, MODELS.get(host.arch)
     return dict(
         kernel=executed.kernel,
@@ -63,7 +61,7 @@ def described(executed, host):
 
 
 def execute(subject, peer, host):
-    """({direction: its launches}, largest error) of a call; None where the peer has no such operation."""
+    """Returns ({direction: launches}, largest error), or None where the peer lacks the operation."""
     operation, layer = subject.case.operation, copy.deepcopy(subject.layer)
     with contextlib.ExitStack() as stack:
         stack.enter_context(without_gpu.as_on_a_gpu())
@@ -80,7 +78,7 @@ def execute(subject, peer, host):
 
 
 def refusal(peer, tolerance, launches, error):
-    """Why the counts of a peer are no such, or None."""
+    """The reason not to count a peer's launches, or None."""
     if not all(launches.values()):
         return f"expected kernels of Triton's in both directions, {peer.name} launched none"
     if not error <= tolerance:  # nan is no agreement either
@@ -88,7 +86,7 @@ def refusal(peer, tolerance, launches, error):
 
 
 def measure(subject, peer, host):
-    """A record a launch, or one that says why there is none."""
+    """Yields a record for each launch, or one with the reason why there is none."""
     case = subject.case
     shared = dict(operation=case.operation, case=str(case), peer=peer.name, version=peer.version())
     try:
@@ -110,12 +108,6 @@ def measure(subject, peer, host):
             yield shared | dict(direction=direction, launch=number) | described(one, host)
 
 
-def subject_of(case):
-    subject = Subject(case, "cpu")
-    subject.inputs = draw(case, 1, "cpu")
-    return subject
-
-
 def add_arguments(parser):
     parser.add_argument("--arch", type=int, choices=ARCHITECTURES, default=90, help="compiled for sm_<arch>")
     parser.add_argument(
@@ -125,7 +117,7 @@ def add_arguments(parser):
 
 def measure_case(case, peers, arch):
     torch.set_num_threads(1)
-    host, subject = machine(arch), subject_of(case)
+    host, subject = machine(arch), Subject(case, "cpu")
     if len(case.shape) == 2 and case.shape[0] < ROWS_FOR_PEERS:
         peers = peers[:1]
     return [record for peer in peers for record in measure(subject, peer, host)]

@@ -1,41 +1,43 @@
 """Device and end-to-end time of every layer, against torch and every installed peer. Needs a GPU.
 
-Device time is with a cold L2 cache, out of CUDA graphs; end-to-end time has the host's part in it. Nothing is
-timed that does not first agree with torch's layer in float64. Speed-up is over the best of the others, for
-each direction; a number below 1 is a loss.
+Device time is that of CUDA graphs with a cold L2 cache; end-to-end time includes the host. Nothing is timed
+that does not first agree with torch's layer in float64. Speed-up is over the best of the others, for each
+direction; a number below 1 is a loss.
 
-Every measurement is made in a process that is replaced where one fails, so that none spoils the next. --quick
-measures the cases that decide, forward and backward: normreg and torch eager on all of them, then the others,
-case by case. What is to be compiled is compiled ahead, on all cores.
+Measurements run in a process that is replaced once one fails, so that none spoils the next. --quick measures
+the cases that decide, forward and backward: normreg and torch eager on all of them, then the others, case by
+case. It compiles ahead, on all cores.
 """
 
 import contextlib
 import os
+import statistics
 import sys
 import tempfile
 from dataclasses import dataclass
 from unittest import mock
 
+from bench.harness import side_by_side, tables
+from bench.harness.worker import Failed, Late, Worker
 from bench.operations import OPERATIONS, cases
 from bench.operations.case import Case
 from bench.operations.quick import DIRECTIONS, QUICK
-from bench.perf import compare, estimate, side_by_side, tables, timing
-from bench.perf.measuring import Measurer
 from bench.perf.peers import OURS, PEERS
-from bench.perf.worker import Failed, Late, Worker
+from bench.perf.speed import compare, estimate
+from bench.perf.speed.measuring import Measurer
 
 COPIED_BYTES = tuple(2**power for power in range(14, 31, 2))
 COPIED_BYTES_QUICK = (2**28, 2**30)
-SILENCE_S, SILENCE_QUICK_S = 300, 30  # from one step of a measurement to the next; then it hangs
-QUICK_S = 64  # of the 75 that it may take, with the imports before and the files after
-AHEAD_PART = 0.4  # of it, to compile in
-MOST_PROCESSES = 14  # that compile: each takes a GPU's context of half a GiB, beside its tensors
+SILENCE_S, SILENCE_QUICK_S = 300, 30  # a step of a measurement that takes longer hangs
+QUICK_S = 64  # of 75 in all, with imports before and files after
+AHEAD_PART = 0.4  # share of it to compile in
+MOST_PROCESSES = 14  # that compile; each has tensors on the GPU, and a context of half a GiB
 FIRST = (OURS, "torch eager")
 
 
 @dataclass(frozen=True)
 class Turn:
-    """A case and peers that are measured on it, begun only where there is time for all."""
+    """A case and the peers that are measured on it, begun only where there is time for all of them."""
 
     case: Case
     peers: tuple
@@ -52,7 +54,7 @@ def turns_of(chosen, peers):
 
 
 def quick_turns_of(chosen, peers):
-    """normreg and torch eager on all cases, then the others."""
+    """A turn of normreg and torch eager for each case, then one for each case and other peer."""
     first = tuple(peer for peer in peers if peer.name in FIRST)
     groups = [(case, first) for case in chosen]
     groups += [(case, (peer,)) for case in chosen for peer in peers if peer not in first]
@@ -72,7 +74,7 @@ def chosen_cases(arguments):
 
 @contextlib.contextmanager
 def empty_caches():
-    """First calls compile, whatever ran before."""
+    """Makes first calls compile, whatever ran before."""
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         caches = {name: f"{folder}/{name}" for name in ("TRITON_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR")}
         with mock.patch.dict(os.environ, caches):
@@ -80,12 +82,12 @@ def empty_caches():
 
 
 def one_compiling_thread():
-    """torch.compile starts no processes: several workers compile, and each few kernels."""
+    """Lets torch.compile start no processes, because several workers compile, each a few kernels."""
     return mock.patch.dict(os.environ, TORCHINDUCTOR_COMPILE_THREADS="1")
 
 
 def compile_ahead(turns, seconds):
-    """Fills the caches with what will be compiled, as far as it goes."""
+    """Fills the caches with compiled kernels, as far as the time allows."""
     calls = [
         ("compile", turn.case, peer) for turn in turns for peer in turn.peers if peer.name != "torch eager"
     ]
@@ -94,7 +96,7 @@ def compile_ahead(turns, seconds):
 
 
 def measure(measurer, case, peer, directions, silence, budget):
-    """The record of one peer on one case, or None where it does not have the operation, or no time."""
+    """The record of a peer on a case, or None where the peer lacks the operation or there is no time."""
     operation = OPERATIONS[case.operation]
     least_bytes = {direction: operation.least_bytes(case, direction) for direction in directions}
     record = dict(operation=case.operation, case=str(case), origin=case.origin, least_bytes=least_bytes)
@@ -136,13 +138,13 @@ def measure_all(arguments, budget, measurer, peers):
     chosen = chosen_cases(arguments)
     turns = (quick_turns_of if arguments.quick else turns_of)(chosen, peers)
     if arguments.quick:
-        measurer.start()  # it imports meanwhile
+        measurer.start()  # it imports while others compile
         compile_ahead(turns, seconds=AHEAD_PART * max(0, budget.left()))
 
     copied = {}
     sizes = COPIED_BYTES_QUICK if arguments.quick else COPIED_BYTES
     for size, samples in measurer.call("copies", sizes, limit=silence):
-        copied[size] = timing.median(samples)
+        copied[size] = statistics.median(samples)
         yield dict(operation="copy", case=f"copy of {size} bytes", bytes=2 * size, gb_per_s=samples)
     copy_gb_per_s = max(copied.values())
     print(expectation(peers, copy_gb_per_s), file=sys.stderr)
@@ -155,7 +157,7 @@ def measure_all(arguments, budget, measurer, peers):
 
 
 def expectation(peers, copy_gb_per_s):
-    """What a full run is expected to take."""
+    """A sentence with the time that a full run is expected to take."""
     turns = turns_of(cases("speed"), peers)
     parts = (estimate.seconds(turn.case, turn.peers, turn.directions, copy_gb_per_s) for turn in turns)
     return (
