@@ -10,7 +10,7 @@ without a layer scale the backward is the forward without a residual. Bytes: x, 
 dz and dx, 4, and x for dlayer_scale. dresidual is dz itself.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -24,6 +24,8 @@ from normreg.kernels.device.random import load_seed
 from normreg.kernels.device.rows import elements_of_rows, load, load_parameter, store, store_partial
 from normreg.kernels.device.statistics import compute_dtype
 from normreg.kernels.dropout.drop import Drop, seed_arguments
+from normreg.kernels.memory_format import contiguous
+from normreg.kernels.tiling.rows import RowTile
 
 
 class Scales(NamedTuple):
@@ -107,42 +109,29 @@ def dropout_add_backward_kernel(
     store_partial(dlayer_scale_partial_ptr, dlayer_scale, col, cols)
 
 
+def arguments(
+    rows: int, cols: int, samples: int, drop: Drop, tile: RowTile
+) -> tuple[tuple[float, ...], dict[str, Any]]:
+    """Numbers and constants of either kernel."""
+    constants = dict(BITS=drop.bits, SHARED=drop.shared, TILE=tile, num_warps=tile.num_warps)
+    return (rows, cols // tile.vector, *drop.numbers(rows, samples)), constants
+
+
 @launch.kept
 def forward_launch(rows: int, cols: int, samples: int, drop: Drop, device: torch.device) -> launch.Launch:
     tile = tiling.elements.elements_tile(rows, cols)
-    return launch.Launch(
-        dropout_add_kernel,
-        (triton.cdiv(rows, tile.rows) * triton.cdiv(cols, tile.cols),),
-        device,
-        rows,
-        cols // tile.vector,
-        *drop.numbers(rows, samples),
-        BITS=drop.bits,
-        SHARED=drop.shared,
-        TILE=tile,
-        num_warps=tile.num_warps,
-    )
+    numbers, constants = arguments(rows, cols, samples, drop, tile)
+    blocks = triton.cdiv(rows, tile.rows) * triton.cdiv(cols, tile.cols)
+    return launch.Launch(dropout_add_kernel, (blocks,), device, *numbers, **constants)
 
 
 @launch.kept
 def backward_launch(rows: int, cols: int, samples: int, drop: Drop, device: torch.device) -> launch.Launch:
     tile = tiling.elements.elements_tile(rows, cols)
-    col_blocks = triton.cdiv(cols, tile.cols)
-    programs = tiling.rows.layer_norm_backward_programs(
-        tile, triton.cdiv(rows, tile.rows), col_blocks, device
-    )
-    return launch.Launch(
-        dropout_add_backward_kernel,
-        (col_blocks, programs),
-        device,
-        rows,
-        cols // tile.vector,
-        *drop.numbers(rows, samples),
-        BITS=drop.bits,
-        SHARED=drop.shared,
-        TILE=tile,
-        num_warps=tile.num_warps,
-    )
+    col_blocks, tiles = triton.cdiv(cols, tile.cols), triton.cdiv(rows, tile.rows)
+    programs = tiling.rows.layer_norm_backward_programs(tile, tiles, col_blocks, device)
+    numbers, constants = arguments(rows, cols, samples, drop, tile)
+    return launch.Launch(dropout_add_backward_kernel, (col_blocks, programs), device, *numbers, **constants)
 
 
 def rows_and_cols(
@@ -170,7 +159,7 @@ def dropout_add(
     the caller. x and residual are contiguous or, where only samples matter, in any one order that has the
     samples first.
     """
-    scales = [None if scale is None else scale.contiguous() for scale in (layer_scale, row_scale)]
+    scales = contiguous(layer_scale, row_scale)
     z = torch.empty_like(x, dtype=out_dtype)
     samples = drop.samples_of(x, row_scale)
     seed_ptr, seed = seed_arguments(seed, x.device)
@@ -189,8 +178,8 @@ def dropout_add_backward(
     want_dx: bool,
 ) -> tuple[Tensor | None, Tensor]:
     """dx in x's dtype, or None, and dlayer_scale (flat)."""
-    dz, x = dz.contiguous(), x.contiguous()
-    scales = [None if scale is None else scale.contiguous() for scale in (layer_scale, row_scale)]
+    dz, x = contiguous(dz, x)
+    scales = contiguous(layer_scale, row_scale)
     dx = torch.empty_like(x) if want_dx else None
     samples = drop.samples_of(x, row_scale)
     rows, cols = rows_and_cols(x, samples, layer_scale)

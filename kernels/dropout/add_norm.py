@@ -31,6 +31,7 @@ from normreg.kernels.dropout.add_norm_tile import (
 )
 from normreg.kernels.dropout.add_norm_tiles import dropout_add_norm_forward_tiles_kernel
 from normreg.kernels.dropout.drop import Drop, seed_arguments
+from normreg.kernels.memory_format import contiguous
 from normreg.kernels.tiling.rows import Rows
 
 
@@ -116,10 +117,7 @@ def dropout_add_norm_forward(
 ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
     """y in `out_dtype`; z in `z_dtype`, mean and rstd, None where not to be saved. All are contiguous."""
     x = x.contiguous()
-    residual, *parameters = [
-        None if tensor is None else tensor.contiguous()
-        for tensor in (residual, weight, bias, layer_scale, row_scale)
-    ]
+    residual, *parameters = contiguous(residual, weight, bias, layer_scale, row_scale)
     cols, samples = math.prod(normalized_shape), drop.samples_of(x, row_scale)
     kept = forward_launch(x.shape, cols, samples, z_dtype, drop, eps, centered, x.device)
     if kept is None:
@@ -164,9 +162,7 @@ def dropout_add_norm_backward(
     dx_dtype, dresidual_dtype, parameter_dtype = dtypes
     want_dx, want_dresidual, *want_parameters, want_dlayer_scale = wanted
     dy, z = dy.contiguous(), z.contiguous()
-    dz, x, *scales = [
-        None if tensor is None else tensor.contiguous() for tensor in (dz, x, weight, layer_scale, row_scale)
-    ]
+    dz, x, *scales = contiguous(dz, x, weight, layer_scale, row_scale)
     cols, samples = math.prod(normalized_shape), drop.samples_of(z, row_scale)
     sums, main, programs = backward_launches(z.shape, cols, samples, z.dtype, drop, z.device)
     dx = torch.empty_like(z, dtype=dx_dtype) if want_dx else None

@@ -24,6 +24,7 @@ from normreg.kernels.device.random import load_seed
 from normreg.kernels.device.rows import elements_of_rows, load, load_parameter, store, store_partial
 from normreg.kernels.device.statistics import compute_dtype
 from normreg.kernels.dropout.drop import Drop, seed_arguments
+from normreg.kernels.memory_format import contiguous
 from normreg.kernels.tiling.rows import RowTile
 
 
@@ -166,8 +167,7 @@ def bias_act_dropout_forward(
     seed: int | Tensor | None,
 ) -> Tensor:
     """y, contiguous."""
-    x = x.contiguous()
-    bias = None if bias is None else bias.contiguous()
+    x, bias = contiguous(x, bias)
     y = torch.empty_like(x)
     call = forward_launch(*rows_and_cols(x, bias), drop, act, negative_slope, x.device)
     seed_ptr, seed = seed_arguments(seed, x.device)
@@ -187,8 +187,7 @@ def bias_act_dropout_backward(
 ) -> tuple[Tensor | None, Tensor | None]:
     """dx and dbias, None where not wanted."""
     want_dx, want_dbias = wanted
-    dy, x = dy.contiguous(), x.contiguous()
-    bias = None if bias is None else bias.contiguous()
+    dy, x, bias = contiguous(dy, x, bias)
     rows, cols = rows_and_cols(x, bias)
     dx = torch.empty_like(x) if want_dx else None
     call = backward_launch(rows, cols, drop, act, negative_slope, want_dbias, x.device)
