@@ -10,11 +10,12 @@ def compute_dtype(dtype: torch.dtype) -> torch.dtype:
 
 
 TRITON_DTYPES = {
-    torch.float16: tl.float16,
-    torch.bfloat16: tl.bfloat16,
     torch.float32: tl.float32,
+    torch.bfloat16: tl.bfloat16,
+    torch.float16: tl.float16,
     torch.float64: tl.float64,
 }
+FLOATING = tuple(TRITON_DTYPES)
 
 
 def triton_dtype(dtype: torch.dtype) -> tl.dtype:

@@ -63,7 +63,7 @@ def batch_norm(
 
 @dispatch.decision("batch_norm_act")
 def batch_norm_act_reason(
-    x: Any, residual: Any, act: Any, negative_slope: Any, *arguments_of_batch_norm: Any
+    x: Any, residual: Any, negative_slope: Any, *arguments_of_batch_norm: Any
 ) -> str | None:
     channels = dispatch.channels_reason(x, *arguments_of_batch_norm)
     reason = channels or dispatch.number_reason(negative_slope=negative_slope)
@@ -121,7 +121,7 @@ def batch_norm_act(
     tracked = num_batches_tracked if training else None
     statistics, options = (running_mean, running_var), (training, momentum, eps)
     arguments = *statistics, weight, bias, *options, tracked
-    if not batch_norm_act_reason(input, residual, act, negative_slope, *arguments):
+    if not batch_norm_act_reason(input, residual, negative_slope, *arguments):
         return _batch_norm_act.batch_norm_act(
             input, weight, bias, residual, act, negative_slope, *statistics, tracked, *options
         )

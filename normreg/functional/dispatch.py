@@ -21,13 +21,12 @@ import torch
 from torch import Tensor
 from torch._prims_common import suggest_memory_format
 from torch.autograd import forward_ad
-from torch.nn.parameter import Parameter
 
 from normreg.kernels import cpu
+from normreg.kernels.dtypes import FLOATING
+from normreg.ops.operation import PLAIN
 
-FLOATING = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 HALF = (torch.bfloat16, torch.float16)
-PLAIN = (Tensor, Parameter)
 # torch 2.15 has kernels for it; before, it copies the input, and its result is contiguous
 GPU_GROUP_NORM_KEEPS_CHANNELS_LAST = torch.torch_version.TorchVersion(torch.__version__) >= "2.15"
 # torch 2.12 put it on CUDA's list of operations in float32; before, its result has the input's dtype

@@ -10,8 +10,10 @@ from normreg.functional import dispatch
 from normreg.functional.dropouts import check_generator, dropout_in_torch
 from normreg.functional.tracing import one_call_when_traced
 from normreg.kernels.dropout.drop import of_elements, of_samples
+from normreg.kernels.dtypes import FLOATING
 from normreg.ops import dropout as _dropout
 from normreg.ops import dropout_add as _dropout_add
+from normreg.ops.operation import PLAIN
 
 
 class Branch(NamedTuple):
@@ -141,7 +143,7 @@ def branch_reason(branch: Branch, scaled_shape: Sequence[int]) -> str | None:
         leading = x.shape[: x.dim() - len(scaled_shape)]
         if row_scale.dim() == 0 or row_scale.shape != leading[: row_scale.dim()]:
             return f"row_scale has shape {tuple(row_scale.shape)}, which does not begin {tuple(leading)}"
-        if row_scale.dtype not in dispatch.FLOATING:
+        if row_scale.dtype not in FLOATING:
             return f"row_scale is {row_scale.dtype}"
         if row_scale.requires_grad and torch.is_grad_enabled():
             return "row_scale requires grad"
@@ -150,9 +152,9 @@ def branch_reason(branch: Branch, scaled_shape: Sequence[int]) -> str | None:
 
 def residual_reason(x: Tensor, residual: Any) -> str | None:
     """Why no kernel adds `residual` to a result of x's shape."""
-    if type(residual) not in dispatch.PLAIN:
+    if type(residual) not in PLAIN:
         return f"the residual is a {type(residual).__name__}, not a plain tensor"
-    if residual.dtype not in dispatch.FLOATING:
+    if residual.dtype not in FLOATING:
         return f"the residual is {residual.dtype}"
     if residual.layout is not torch.strided or residual.shape != x.shape:
         return "the residual is no strided tensor of the input's shape"

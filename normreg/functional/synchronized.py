@@ -8,6 +8,7 @@ from torch import Tensor
 
 from normreg.distributed.groups import check_device, group_of
 from normreg.functional import dispatch
+from normreg.kernels.dtypes import FLOATING
 from normreg.ops import sync_batch_norm as _sync_batch_norm
 from normreg.ops.activations import check_activation
 
@@ -99,7 +100,7 @@ def _check_tensors(
             )
     if input.dim() < 2:
         raise ValueError(f"expected at least 2D input, got {input.dim()}D: pass (N, C) or (N, C, *)")
-    if input.dtype not in dispatch.FLOATING:
+    if input.dtype not in FLOATING:
         raise TypeError(f"expected a floating-point input, got {input.dtype}: convert it")
     if (running_mean is None) != (running_var is None):
         raise ValueError("expected both running statistics or neither, got one: pass the other, too")

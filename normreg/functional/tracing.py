@@ -1,4 +1,4 @@
-"""What torch.fx records where a module calls one of our functions."""
+"""What torch.fx records in the place of our functions and layers."""
 
 import functools
 from collections.abc import Callable
@@ -19,3 +19,9 @@ def one_call_when_traced(function: Function) -> Function:
         return function(*arguments, **options)
 
     return cast(Function, call)
+
+
+def leaf_call(layer: torch.nn.Module, *inputs: Any) -> Any:
+    """Makes torch.fx record the call of a layer on proxies itself, as it does for torch.nn's layers."""
+    tracer = inputs[0].tracer
+    return tracer.create_proxy("call_module", tracer.path_of_module(layer), inputs, {})

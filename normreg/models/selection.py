@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from normreg.models.registry import COUNTERPARTS, OURS, counterpart, original
+from normreg.models.registry import COUNTERPARTS, OURS, counterpart, original, path_of
 from normreg.models.tables import ROOT, class_name
 
 Selector = str | type | Callable[[str, torch.nn.Module], bool]
@@ -55,7 +55,7 @@ def _check(argument: str, selector: Any, layers: Sequence[Named], names: Collect
     if not isinstance(selector, str):
         raise ValueError(
             f"expected {argument} to name a class of some layer that replace knows, and there is none of "
-            f"{selector.__module__}.{selector.__qualname__} among the {len(layers)} of this model"
+            f"{path_of(selector)} among the {len(layers)} of this model"
         )
     inside = selector in names and any(name.startswith(f"{selector}.") for name, _ in layers)
     close = difflib.get_close_matches(selector, [name for name, _ in layers], n=3, cutoff=0.0)

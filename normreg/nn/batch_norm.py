@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from normreg import functional
+from normreg.functional.tracing import leaf_call
 
 
 def call_batch_norm(
@@ -36,17 +37,12 @@ def call_batch_norm(
 class _BatchNormForward(_BatchNorm):
     def forward(self, input: Tensor) -> Tensor:
         if isinstance(input, torch.fx.Proxy):
-            return self._traced(input)
+            return leaf_call(self, input)
         return self._normalized(input, functional.batch_norm)
 
     def _normalized(self, input: Tensor, batch_norm: Callable[..., Tensor], **options: Any) -> Tensor:
         """Calls `batch_norm`, the function for one rank, as this layer is set. SyncBatchNorm does more."""
         return call_batch_norm(self, batch_norm, input, **options)
-
-    def _traced(self, *inputs: Any) -> Any:
-        """Makes the layer a leaf of the traced graph, as torch.nn's layers are."""
-        tracer = inputs[0].tracer
-        return tracer.create_proxy("call_module", tracer.path_of_module(self), inputs, {})
 
 
 class BatchNorm1d(_BatchNormForward, torch.nn.BatchNorm1d):

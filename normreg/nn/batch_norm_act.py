@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.types import Device
 
 from normreg import functional
+from normreg.functional.tracing import leaf_call
 from normreg.nn.batch_norm import _BatchNormForward
 from normreg.ops.activations import check_activation
 
@@ -59,7 +60,7 @@ class _BatchNormAct(_BatchNormForward):
 
     def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
         if isinstance(input, torch.fx.Proxy):
-            return self._traced(input) if residual is None else self._traced(input, residual)
+            return leaf_call(self, input) if residual is None else leaf_call(self, input, residual)
         options = dict(act=self.act, negative_slope=self.negative_slope, residual=residual)
         return self._normalized(input, functional.batch_norm_act, **options)
 

@@ -4,15 +4,15 @@ from torch import Tensor
 from torch.nn.modules.instancenorm import _InstanceNorm
 
 from normreg import functional
+from normreg.functional.tracing import leaf_call
 
 
 class _InstanceNormForward(_InstanceNorm):
     """torch's forward, with its checks and warnings, around normreg's function."""
 
     def forward(self, input: Tensor) -> Tensor:
-        if isinstance(input, torch.fx.Proxy):  # a leaf of the traced graph, as torch.nn's layers are
-            path = input.tracer.path_of_module(self)
-            return input.tracer.create_proxy("call_module", path, (input,), {})
+        if isinstance(input, torch.fx.Proxy):
+            return leaf_call(self, input)
         return super().forward(input)
 
     def _apply_instance_norm(self, input: Tensor) -> Tensor:

@@ -61,7 +61,7 @@ def statistics(x, mean, var, eps, training):
     dims, per_channel = over_channels(x)
     if training:
         return gradient.statistics(x, dims, eps)
-    var = var.to(torch.promote_types(x.dtype, torch.float32))
+    var = var.to(compute_dtype(x.dtype))
     return mean.view(per_channel), (var + eps).rsqrt().view(per_channel)
 
 

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from normreg.kernels.dropout import bias_act as kernels
 from normreg.kernels.dropout.drop import Drop
+from normreg.kernels.dtypes import compute_dtype
 from normreg.ops import gradient
 from normreg.ops.activations import DZ
 from normreg.ops.dropout_add import draw
@@ -51,7 +52,7 @@ def fake_backward(x, bias, wanted):
 
 def formula(dy, x, bias, seed, p, bits, act, negative_slope, wanted):
     want_dx, want_dbias = wanted
-    dtype = torch.promote_types(x.dtype, torch.float32)
+    dtype = compute_dtype(x.dtype)
     dy, z = dy.to(dtype), x.to(dtype)
     if bits:  # the mask is the branch of ones
         zeros = None if bias is None else torch.zeros_like(bias, requires_grad=False)

@@ -1,6 +1,6 @@
-"""The backward of every normalisation once more, as torch operations, which have gradients of every order."""
+"""Backward passes of the normalisations in torch operations, so that they can be differentiated again."""
 
-import torch
+from normreg.kernels.dtypes import compute_dtype
 
 
 def fakes(x, parameter_shape, parameter_dtype, wanted):
@@ -13,7 +13,7 @@ def fakes(x, parameter_shape, parameter_dtype, wanted):
 
 def statistics(x, dims, eps, centered=True):
     """mean, None where x is not centred, and rstd of x over dims, kept as dimensions of size 1."""
-    x = x.to(torch.promote_types(x.dtype, torch.float32))
+    x = x.to(compute_dtype(x.dtype))
     mean = x.mean(dims, keepdim=True) if centered else None
     deviation = x - mean if centered else x
     return mean, (deviation.square().mean(dims, keepdim=True) + eps).rsqrt()
@@ -27,7 +27,7 @@ def normalization_backward(dy, x, weight, mean, rstd, normalized_dims, parameter
     parameter_dims: the dimensions that weight and bias, of which weight broadcasts with x, do not have.
     """
     want_dx, want_dweight, want_dbias = wanted
-    dtype = torch.promote_types(x.dtype, torch.float32)
+    dtype = compute_dtype(x.dtype)
     dy, rstd = dy.to(dtype), rstd.to(dtype)
     deviation = x.to(dtype) if mean is None else x.to(dtype) - mean.to(dtype)
     x_hat = deviation * rstd

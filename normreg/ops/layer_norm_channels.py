@@ -4,7 +4,8 @@ import torch
 
 from normreg.kernels.dtypes import compute_dtype
 from normreg.kernels.layer_norm import channels as kernels
-from normreg.ops import gradient
+from normreg.ops import gradient, group_norm
+from normreg.ops.batch_norm import over_channels
 from normreg.ops.operation import Operation, Operator
 
 
@@ -17,15 +18,10 @@ def fake(x, out_dtype, save_statistics):
     return y, mean, rstd
 
 
-def fake_backward(x, parameter_dtype, wanted):
-    return gradient.fakes(x, x.shape[1:2], parameter_dtype, wanted)
-
-
 def formula(dy, x, weight, eps, wanted):
-    if weight is not None:
-        weight = weight.view(-1, *(1,) * (x.dim() - 2))
+    others, per_channel = over_channels(x)
+    weight = None if weight is None else weight.view(per_channel)
     mean, rstd = gradient.statistics(x, (1,), eps)
-    others = (0, *range(2, x.dim()))
     return gradient.normalization_backward(dy, x, weight, mean, rstd, (1,), others, wanted)
 
 
@@ -37,7 +33,7 @@ layer_norm_channels = Operation(
     Operator(
         "layer_norm_channels_backward",
         kernels.layer_norm_channels_backward,
-        fake_backward,
+        group_norm.fake_backward,
         ("dx", "dweight", "dbias"),
     ),
     formula,

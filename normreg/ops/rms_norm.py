@@ -1,7 +1,7 @@
 """RMSNorm. The formulas are in `normreg.kernels.layer_norm.rms_norm`."""
 
 from normreg.kernels.layer_norm import rms_norm as kernels
-from normreg.ops import gradient, layer_norm
+from normreg.ops import layer_norm
 from normreg.ops.operation import Operation, Operator
 
 
@@ -10,17 +10,15 @@ def fake(x, normalized_shape, out_dtype, save_rstd):
     return y, rstd
 
 
-def fake_backward(x, normalized_shape, parameter_dtype, wanted):
-    return gradient.fakes(x, normalized_shape, parameter_dtype, wanted)
-
-
 def formula(dy, x, weight, normalized_shape, eps, wanted):
     wanted = (*wanted, False)
     dx, dweight, _ = layer_norm.formula(dy, x, weight, normalized_shape, eps, wanted, centered=False)
     return dx, dweight
 
 
-rms_norm_backward = Operator("rms_norm_backward", kernels.rms_norm_backward, fake_backward, ("dx", "dweight"))
+rms_norm_backward = Operator(
+    "rms_norm_backward", kernels.rms_norm_backward, layer_norm.fake_backward, ("dx", "dweight")
+)
 rms_norm = Operation(
     "rms_norm",
     kernels.rms_norm_forward,

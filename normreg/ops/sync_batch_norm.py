@@ -102,7 +102,7 @@ def formula(dy, x, weight, bias, residual, bits, count, act, negative_slope, eps
             "ranks would exchange sums for each; call backward once for each of them"
         )
     dims, _ = batch_norm.over_channels(x)
-    dtype = torch.promote_types(x.dtype, torch.float32)
+    dtype = compute_dtype(x.dtype)
 
     def average(t):
         return AllReduceFunction.apply(t.sum(dims, keepdim=True), group) / count.to(dtype)

@@ -16,7 +16,7 @@ from torch.nn import init
 from normreg.models.checks import check_is_module
 from normreg.models.report import Skip
 from normreg.models.tables import ROOT, class_name, counted, sections
-from normreg.training.parameter_groups import is_norm
+from normreg.training.parameter_groups import is_module_class, is_norm
 
 __all__ = ["kaiming_", "truncated_normal_", "xavier_", "zero_residual_"]
 
@@ -257,7 +257,7 @@ def zero_residual_(
     check_is_module(model)
     classes = tuple(blocks) if isinstance(blocks, (tuple, list)) else (blocks,)
     for cls in classes:
-        if not (isinstance(cls, type) and issubclass(cls, torch.nn.Module)):
+        if not is_module_class(cls):
             raise TypeError(
                 f"expected blocks to be a class of residual blocks, or several, got {cls!r}: pass such as "
                 f"torchvision.models.resnet.Bottleneck"

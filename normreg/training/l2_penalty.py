@@ -6,12 +6,9 @@ from typing import Any
 import torch
 from torch.autograd import forward_ad
 
-from normreg.kernels.dtypes import compute_dtype
-from normreg.ops.operation import wants_formula
+from normreg.kernels.dtypes import FLOATING, compute_dtype
+from normreg.ops.operation import PLAIN, wants_formula
 from normreg.training.checks import Parameters, check_weight_decay, checked_parameters
-
-TYPES = (torch.Tensor, torch.nn.Parameter)
-DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def _by_dtype(tensors: Sequence[torch.Tensor]) -> dict[torch.dtype, list[torch.Tensor]]:
@@ -64,7 +61,7 @@ def _has_foreach(tensors: list[torch.Tensor]) -> bool:
     """Whether no transform, compiler or tracer is at work, and no tensor is of an unusual kind."""
     if torch.compiler.is_compiling() or torch.jit.is_tracing() or forward_ad._current_level >= 0:
         return False
-    usual = all(type(w) in TYPES and w.dtype in DTYPES and w.layout is torch.strided for w in tensors)
+    usual = all(type(w) in PLAIN and w.dtype in FLOATING and w.layout is torch.strided for w in tensors)
     return usual and not any(w.is_nested for w in tensors) and not torch._C._are_functorch_transforms_active()
 
 

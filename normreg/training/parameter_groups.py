@@ -26,7 +26,8 @@ NoDecay = type[torch.nn.Module] | str
 ModuleClass = TypeVar("ModuleClass", bound=type[torch.nn.Module])
 
 
-def _is_module_class(cls: Any) -> bool:
+def is_module_class(cls: Any) -> bool:
+    """Whether this is a class of modules."""
     return isinstance(cls, type) and issubclass(cls, torch.nn.Module)
 
 
@@ -35,7 +36,7 @@ def register_no_decay(cls: ModuleClass) -> ModuleClass:
 
     Raises TypeError where `cls` is not a subclass of torch.nn.Module.
     """
-    if not _is_module_class(cls):
+    if not is_module_class(cls):
         raise TypeError(f"expected a subclass of torch.nn.Module, got {cls!r}: register a class, not a layer")
     _registered.add(cls)
     return cls
@@ -66,7 +67,7 @@ def _split(no_decay: Any) -> tuple[tuple[type, ...], list[str]]:
     one = isinstance(no_decay, (str, type)) or not hasattr(no_decay, "__iter__")
     given = [no_decay] if one else list(no_decay)
     for entry in given:
-        if not isinstance(entry, str) and not _is_module_class(entry):
+        if not isinstance(entry, str) and not is_module_class(entry):
             raise TypeError(
                 f"expected no_decay to hold subclasses of torch.nn.Module and names of parameters, got "
                 f"{entry!r}: pass a class, such as torch.nn.Embedding, or a name, such as 'pos_embed'"

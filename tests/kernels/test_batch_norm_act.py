@@ -189,7 +189,7 @@ def test_unusual_residuals_are_torchs_sum(device, launches):
         ours, theirs = functions("silu", True, running_for(3, device))
         weight, bias = torch.randn(2, 3, device=device)
         assert torch.equal(ours(x, weight, bias, residual), theirs(x, weight, bias, residual))
-        arguments = x, residual, "silu", 0.0, None, None, None, None, True, 0.1, 1e-5, None
+        arguments = x, residual, 0.0, None, None, None, None, True, 0.1, 1e-5, None
         assert reason in batch_norm_act_reason(*arguments)
     assert not launches
 
