@@ -98,7 +98,7 @@ def tensor_reason(x: Any, others: Iterable[Any], may_be_empty: bool = False) -> 
 
 
 def dtype_reason(x: Tensor, parameters: Sequence[Tensor | None]) -> str | None:
-    """Parameters must share one dtype: the input's, or float32 beside a 16-bit input."""
+    """Why no kernel takes these dtypes: parameters share the input's, or float32 beside a 16-bit input."""
     dtype = x.dtype
     for parameter in parameters:
         if parameter is not None and parameter.dtype != dtype:
@@ -171,7 +171,7 @@ def layer_norm_channels(x: Any, weight: Any, bias: Any, eps: Any) -> str | None:
 
 
 def channel_dtypes_reason(x: Tensor, weight: Any, bias: Any, mean: Any, var: Any) -> str | None:
-    """Running statistics need not have the parameters' dtype: FSDP takes only the latter to 16 bits."""
+    """Why no kernel takes these dtypes; those of parameters and statistics may differ, as under FSDP."""
     return dtype_reason(x, (weight, bias)) or dtype_reason(x, (mean, var))
 
 

@@ -41,7 +41,7 @@ def _dropout_by(
     generator: torch.Generator | None,
     usual_dims: tuple[int, ...] | None = None,
 ) -> Tensor:
-    """`torch_dropout` by the kernel, under `rule`. torch judges p, and an unusual number of dimensions."""
+    """Runs `torch_dropout` on the kernel where it applies; torch checks p and the number of dimensions."""
     if generator is not None:
         check_generator(input, generator)
     if not training:

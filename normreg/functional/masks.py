@@ -1,4 +1,4 @@
-"""`dropout_mask`: the masks that are never stored, for debugging and tests."""
+"""`dropout_mask`: computes the masks that are never stored, for debugging and tests."""
 
 import contextlib
 import functools
@@ -28,7 +28,7 @@ FUNCTIONS = (*DROPOUTS, *SUMS, *NORMS, functional.bias_act_dropout)
 
 @contextlib.contextmanager
 def _generator_kept(device: torch.device, generator: torch.Generator | None) -> Iterator[None]:
-    """Sets the generator, by default that of the device, back to its state."""
+    """Restores the state of the generator, by default the device's, after the with block."""
     if generator is None and device.type == "cuda":
         index = torch.cuda.current_device() if device.index is None else device.index
         generator = torch.cuda.default_generators[index]
@@ -86,7 +86,10 @@ def dropout_mask(function: Callable[..., Any], input: Tensor, *arguments: Any, *
 def _sum_with_the_same_mask(
     function: Callable[..., Any], given: dict[str, Any]
 ) -> Callable[[Tensor], Tensor]:
-    """drop_path_add, or dropout_add of rows of the same length, which a layer scale of ones stands for."""
+    """A function of x that draws the same mask: drop_path_add, or dropout_add over rows of the same length.
+
+    The length is that of a layer scale of ones.
+    """
     _, x = next(iter(given.items()))
     rows = None
     if function in NORMS:

@@ -1,4 +1,4 @@
-"""`diagnose`: measures the activations and gradients of every layer; which vanish, explode or are dead."""
+"""`diagnose`: measures every layer's activations and gradients; says which vanish, explode or are dead."""
 
 import functools
 import math

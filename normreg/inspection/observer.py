@@ -1,4 +1,4 @@
-"""Hears the calls of a model's modules while the model runs."""
+"""Observes the calls of a model's modules while the model runs."""
 
 import contextlib
 import threading

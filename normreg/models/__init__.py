@@ -1,3 +1,3 @@
-"""Models that exist: which of their layers become normreg's, and back."""
+"""Replaces layers of existing models with normreg's, and restores them."""
 
 from normreg.models import timm, torchvision, transformers  # noqa: F401  they register the layers they know

@@ -1,4 +1,4 @@
-"""The check that a model is one, which every function of models has in common."""
+"""Checks the model that a function of this library is given."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Which layers `replace` changes: what the caller chooses, and which layers are not what their class says."""
+"""Decides which layers `replace` changes: those that the caller chooses and that no tool has patched."""
 
 import difflib
 import fnmatch

@@ -1,4 +1,4 @@
-"""How reports are printed: tables in plain text, and the words in them."""
+"""Formats reports as plain-text tables."""
 
 from collections.abc import Sequence, Sized
 from dataclasses import astuple

@@ -1,4 +1,4 @@
-"""Normalisation and dropout layers of torchvision that torch.nn has not."""
+"""Normalisation and dropout layers of torchvision that torch.nn lacks."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Modules: each is its torch.nn class with another `forward`, and nothing else; DropPath is timm's.
+"""Layers that subclass torch.nn's and override only `forward`; DropPath mirrors timm's.
 
 A module without a counterpart in torch fuses several of torch's layers.
 """

@@ -1,5 +1,5 @@
-"""One file per operation: its autograd.Function, its operators, and the call that chooses.
+"""The operations, a small file each: forward, fake, backward and formula.
 
-The Function is taken where a gradient is wanted, the operator where torch.compile traces. Arguments arrive
-checked: `functional` does that.
+`operation.Operation` builds their operators and autograd.Functions and picks the path of a call. Arguments
+arrive checked: `functional` does that.
 """

@@ -14,7 +14,7 @@ CONSTANTS = {"scaled": kernels.scaled, "unscaled": kernels.unscaled, "alpha": ke
 
 
 class Rule(NamedTuple):
-    """What is decided, with which probability, and what it leads to."""
+    """How elements are dropped: how likely, which of them together, and how kept ones are scaled."""
 
     p: float
     leading: int | None = None  # dimensions whose indices name a decision; None: every element's own

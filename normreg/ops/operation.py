@@ -1,4 +1,4 @@
-"""One class for an operation: it makes what torch asks of one from the functions that compute it.
+"""Builds everything torch needs for an operation from the functions that compute it.
 
 An operation has a forward and a fake, a backward and a formula. `Operation` makes of them an operator of
 `torch.ops.normreg`, which torch.compile traces, and an autograd.Function for eager mode, where an operator's

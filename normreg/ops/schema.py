@@ -1,4 +1,4 @@
-"""Schemas of operators, which follow from annotations."""
+"""Derives operator schemas from annotations."""
 
 import inspect
 from collections.abc import Callable, Sequence

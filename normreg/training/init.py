@@ -196,7 +196,7 @@ def xavier_(model: torch.nn.Module, *, gain: float = 1.0) -> Initialisation:
 
 
 def truncated_normal_(model: torch.nn.Module, *, std: float = 0.02) -> Initialisation:
-    r"""Normal weights of a fixed standard deviation, without those beyond two of it, for transformers.
+    r"""Normal weights, truncated at two standard deviations, for transformers.
 
     w ~ N(0, std^2), cut at -2 std and 2 std.
 
