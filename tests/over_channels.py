@@ -1,5 +1,6 @@
-"""Operations over channels as their tests take them: inputs, views of them, and kernels that hold nothing."""
+"""Inputs of operations over channels, views of them, and numbers of `tiling` that make kernels split."""
 
+import pytest
 import torch
 
 from normreg.kernels import tiling
@@ -37,3 +38,11 @@ def split_all(monkeypatch):
     """Channels of BatchNorm are split, where those of a few thousand elements fit into a tile."""
     for direction in ("forward", "backward"):
         monkeypatch.setattr(tiling.channels, f"batch_norm_{direction}_tile", lambda *_: None)
+
+
+@pytest.fixture(params=["tile", "split"])
+def regime(request, monkeypatch):
+    """Channels of a few thousand elements fit into a tile; here they are split as well."""
+    if request.param == "split":
+        split_all(monkeypatch)
+    return request.param

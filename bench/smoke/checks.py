@@ -1,4 +1,4 @@
-"""The checks of `smoke`, each of a case's name, in whatever process is asked: each returns a record."""
+"""The checks of `smoke`: each takes a case's name, in whatever process it runs, and returns a record."""
 
 import statistics
 import time
@@ -7,6 +7,7 @@ import warnings
 import torch
 
 import normreg
+from bench.harness.worker import first_line
 from bench.lab import interpreter
 from bench.lab.without_gpu import as_on_a_gpu
 from bench.smoke.cases import cases
@@ -222,9 +223,7 @@ def do(check, name):
     try:
         return function(*argument(name))
     except Exception as error:
-        lines = f"{type(error).__name__}: {error}".splitlines()
-        record = dict(ok=False, error=lines[0][:300])
-        return record | dict(spoiled=DEVICE == "cuda" and not _still_answers())
+        return dict(ok=False, error=first_line(error), spoiled=DEVICE == "cuda" and not _still_answers())
 
 
 def _still_answers():

@@ -2,11 +2,14 @@
 
 from types import SimpleNamespace
 
+import pytest
+import stand_in_gpu
 from stand_in_gpu import CLOCKS
 
 from bench.harness import worker
 from bench.harness.budget import Budget
 from bench.harness.worker import Failed, Late
+from bench.operations import OPERATIONS
 from bench.perf import speed
 from bench.perf.peers import PEERS, Peer
 
@@ -24,6 +27,15 @@ class Here(worker.Here):
             yield from super().call(*arguments, **limit)
         except Failed as failure:
             raise (failure.__cause__ if isinstance(failure.__cause__, Late) else failure) from None
+
+
+@pytest.fixture
+def stand_in(monkeypatch):
+    stand_in_gpu.install(monkeypatch.setattr)
+    monkeypatch.setattr(CLOCKS, "capturing", False)
+    monkeypatch.setattr(speed, "Worker", Here)
+    for name, operation in stand_in_gpu.small_operations().items():
+        monkeypatch.setitem(OPERATIONS, name, operation)
 
 
 def arguments_of(**changes):

@@ -5,10 +5,10 @@ import os
 import time
 
 import forked
-import pytest
 import stand_in_gpu
 import torch
-from speed_runs import Here, run_speed
+from speed_runs import run_speed
+from speed_runs import stand_in as stand_in
 from stand_in_gpu import CLOCKS, SMALL
 
 from bench.harness import result_files
@@ -19,15 +19,6 @@ from bench.perf import contest, speed
 from bench.perf.peers import PEERS, Peer
 from bench.perf.speed import compare
 from bench.perf.speed.measuring import Measurer
-
-
-@pytest.fixture
-def stand_in(monkeypatch):
-    stand_in_gpu.install(monkeypatch.setattr)
-    monkeypatch.setattr(CLOCKS, "capturing", False)
-    monkeypatch.setattr(speed, "Worker", Here)
-    for name, operation in stand_in_gpu.small_operations().items():
-        monkeypatch.setitem(OPERATIONS, name, operation)
 
 
 def broken(operation, layer):

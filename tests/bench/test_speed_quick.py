@@ -4,9 +4,9 @@ import os
 import time
 
 import pytest
-import stand_in_gpu
-from speed_runs import Here, again, arguments_of, run_speed
-from stand_in_gpu import CLOCKS, SMALL
+from speed_runs import again, arguments_of, run_speed
+from speed_runs import stand_in as stand_in
+from stand_in_gpu import SMALL
 
 from bench.harness.budget import Budget
 from bench.harness.worker import Late
@@ -16,16 +16,6 @@ from bench.perf import speed
 from bench.perf.peers import PEERS, Peer
 from bench.perf.speed import compare, estimate
 from bench.perf.speed.measuring import Measurer
-
-
-@pytest.fixture
-def stand_in(monkeypatch):
-    stand_in_gpu.install(monkeypatch.setattr)
-    monkeypatch.setattr(CLOCKS, "capturing", False)
-    monkeypatch.setattr(speed, "Worker", Here)
-    for name, operation in stand_in_gpu.small_operations().items():
-        monkeypatch.setitem(OPERATIONS, name, operation)
-
 
 QUICK_NAMES = ("rms_norm", "batch_norm", "dropout")
 

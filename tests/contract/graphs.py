@@ -12,10 +12,22 @@ import torch
 import normreg
 from normreg import functional
 
-# functions of x [64, 512] whose last result is 0 where an element is dropped, and nowhere else
+
+def above_least(y):
+    """0 where y has its least value, which is that of alpha dropout's dropped elements."""
+    return y - y.detach().min()
+
+
+# functions of x [64, 512], positive, whose last result is 0 where an element is dropped, and nowhere else
 MASKS = {
     "dropout": lambda x: [functional.dropout(x, 0.5)],
+    "dropout1d": lambda x: [functional.dropout1d(x.view(8, 8, 512), 0.5)],
     "dropout2d": lambda x: [functional.dropout2d(x.view(8, 8, 16, 32), 0.5)],
+    "dropout3d": lambda x: [functional.dropout3d(x.view(8, 8, 4, 8, 16), 0.5)],
+    "alpha_dropout": lambda x: [above_least(functional.alpha_dropout(x, 0.5, True))],
+    "feature_alpha_dropout": lambda x: [
+        above_least(functional.feature_alpha_dropout(x.view(8, 8, 512), 0.5, True))
+    ],
     "drop_path": lambda x: [functional.drop_path(x, 0.5, True)],
     "dropout_add": lambda x: [functional.dropout_add(x, torch.zeros_like(x), 0.5)],
     "drop_path_add": lambda x: [functional.drop_path_add(x, torch.zeros_like(x), 0.5, True)],
@@ -55,18 +67,26 @@ def with_gradients(results, inputs):
     return [*(t.detach() for t in results), *torch.autograd.grad(loss, inputs)]
 
 
+def kept_by(z, dx):
+    """The mask that the last result and the gradient of a function of MASKS share."""
+    kept = z.view_as(dx) != 0
+    assert torch.equal(dx != 0, kept)
+    assert 0.2 < kept.double().mean() < 0.8
+    return kept
+
+
+def input_of_masks(device):
+    return torch.rand(64, 512, device=device).add(1).requires_grad_()
+
+
 def check_masks(function):
     """Two replays have two masks, of both directions alike; the seed decides them."""
-    x = torch.rand(64, 512, device="cuda").add(1).requires_grad_()
+    x = input_of_masks("cuda")
     graph, results = captured(lambda: with_gradients(function(x), [x]))
 
     def replayed():
         graph.replay()
-        *_, z, dx = (t.clone() for t in results)
-        kept = z.view_as(x) != 0
-        assert torch.equal(dx != 0, kept)
-        assert 0.2 < kept.double().mean() < 0.8
-        return kept
+        return kept_by(*results[-2:])
 
     first, second = replayed(), replayed()
     assert not torch.equal(first, second)

@@ -1,5 +1,6 @@
 """The table of operations: every export has a row, and every row agrees with torch and launches kernels."""
 
+import graphs
 import pytest
 import torch
 from operations import FUNCTIONS, LAYERS, LIBRARIES, OF_RANKS, OURS, every_layer
@@ -66,6 +67,17 @@ def test_layers_launch_the_kernels_of_their_row(device, launches, row):
     # the last is shared by all that add up rows
     shared = "column_sums", "batch_norm"
     assert all(name.startswith((*row.kernels.split(), *shared)) for name in launches)
+
+
+def test_every_random_function_is_captured_in_a_graph():
+    """On a GPU, by test_on_gpu.py."""
+    assert {*graphs.MASKS} == {row.name for row in FUNCTIONS.values() if row.draws}
+
+
+@pytest.mark.parametrize("name", graphs.MASKS)
+def test_results_and_gradients_show_the_mask(device, name):
+    x = graphs.input_of_masks(device)
+    graphs.kept_by(*graphs.with_gradients(graphs.MASKS[name](x), [x])[-2:])
 
 
 def test_the_libraries_have_every_function():

@@ -2,17 +2,13 @@
 
 import pytest
 import torch
-from torch._subclasses.fake_tensor import FakeTensorMode
+from operator_calls import assert_fakes_are_like_the_results
+from operator_calls import guarded_memory as guarded_memory
 from torch.library import opcheck
 
 import normreg  # noqa: F401
 
 OPERATORS = torch.ops.normreg
-
-
-@pytest.fixture(autouse=True)
-def guarded_memory():
-    """Not here: opcheck compares storage offsets, which are not 0 between guard bands."""
 
 
 def images(device, dtype=torch.float32, memory_format=torch.contiguous_format):
@@ -233,14 +229,4 @@ def test_saved_tensors(device, name, arguments):
 
 @every_case
 def test_fakes_are_like_the_results(device, name, arguments):
-    """Without autograd between, and in what opcheck does not compare."""
-    operator, arguments = getattr(OPERATORS, name).default, arguments(device)
-    with torch.no_grad():
-        real = operator(*arguments)
-        with FakeTensorMode() as mode:
-            faked = [mode.from_tensor(a) if isinstance(a, torch.Tensor) else a for a in arguments]
-            fake = operator(*faked)
-    for r, f in zip(*(t if isinstance(t, tuple) else (t,) for t in (real, fake)), strict=True):
-        assert (r is None) == (f is None)
-        if r is not None:
-            assert (r.shape, r.stride(), r.dtype, r.device) == (f.shape, f.stride(), f.dtype, f.device)
+    assert_fakes_are_like_the_results(getattr(OPERATORS, name).default, arguments(device))

@@ -8,17 +8,12 @@ import contextlib
 import pytest
 import torch
 from operations import FUNCTIONS, LAYERS, OF_RANKS
-from torch._subclasses.fake_tensor import FakeTensorMode
+from operator_calls import assert_fakes_are_like_the_results
+from operator_calls import guarded_memory as guarded_memory
+from over_channels import LAST
 from torch.library import opcheck
 
 import normreg  # noqa: F401
-
-LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
-
-
-@pytest.fixture(autouse=True)
-def guarded_memory():
-    """Not here: opcheck compares storage offsets, which are not 0 between guard bands."""
 
 
 def copied(argument):
@@ -144,14 +139,5 @@ def test_no_buffer_is_saved(calls, kind, variant):
 @pytest.mark.some(40)
 @every_case
 def test_fakes_are_like_the_results(calls, kind, variant):
-    """Without autograd between, and in what opcheck does not compare."""
     for operator, arguments in calls:
-        with torch.no_grad():
-            real = operator(*arguments)
-            with FakeTensorMode() as mode:
-                faked = [mode.from_tensor(a) if isinstance(a, torch.Tensor) else a for a in arguments]
-                fake = operator(*faked)
-        for r, f in zip(*(t if isinstance(t, tuple) else (t,) for t in (real, fake)), strict=True):
-            assert (r is None) == (f is None)
-            if r is not None:
-                assert (r.shape, r.stride(), r.dtype, r.device) == (f.shape, f.stride(), f.dtype, f.device)
+        assert_fakes_are_like_the_results(operator, arguments)

@@ -7,7 +7,8 @@ from unittest import mock
 import torch
 import torch.distributed as dist
 from formulas import ACTIVATIONS as TORCHS
-from split_batches import LAST, agrees, fails, in_torch, launched, layers, sent, sizes_of, torchs, whole_batch
+from over_channels import LAST
+from split_batches import agrees, fails, in_torch, launched, layers, sent, sizes_of, torchs, whole_batch
 from support.reference import copies
 from torch import nn
 

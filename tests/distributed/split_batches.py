@@ -7,15 +7,15 @@ import pytest
 import torch
 import torch.distributed as dist
 from formulas import ACTIVATIONS as TORCHS
+from over_channels import LAST
 from support.reference import assert_accurate
+from support.spies import noting
 from torch import nn
 
 import normreg
 from normreg.functional import synchronized
 from normreg.kernels import launch
 from normreg.ops import collectives
-
-LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 
 
 @contextlib.contextmanager
@@ -46,13 +46,8 @@ def sent():
 @contextlib.contextmanager
 def launched():
     """Names of the kernels launched."""
-    names, real = [], launch.launch
-
-    def spy(plan, *tensors, **options):
-        names.append(plan.kernel.fn.__name__)
-        return real(plan, *tensors, **options)
-
-    with mock.patch.object(launch, "launch", spy):
+    names = []
+    with mock.patch.object(launch, "launch", noting(names)):
         yield names
 
 

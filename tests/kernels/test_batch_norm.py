@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from batch_norms import inputs_for, running_for
-from over_channels import split_all
+from over_channels import regime as regime
 from support.reference import (
     DTYPES,
     LARGE_MEANS,
@@ -48,24 +48,16 @@ every_shape = pytest.mark.parametrize(("shape", "channels_last"), SHAPES, ids=SH
 
 
 def functions(running=(None, None), training=True, eps=1e-5):
-    """normreg's and torch's function of (x, weight, bias); each call works on copies of the buffers."""
+    """normreg's and torch's function of (x, weight, bias); training changes copies of the buffers."""
 
     def calls(batch_norm):
         def call(x, weight, bias):
-            buffers = [None if buffer is None else buffer.to(x.dtype) for buffer in running]
+            buffers = [None if buffer is None else buffer.to(x.dtype, copy=training) for buffer in running]
             return batch_norm(x, *buffers, weight, bias, training=training, momentum=0.3, eps=eps)
 
         return call
 
     return calls(normreg.functional.batch_norm), calls(F.batch_norm)
-
-
-@pytest.fixture(params=["tile", "split"])
-def regime(request, monkeypatch):
-    """Channels of a few thousand elements fit into a tile; here they are split as well."""
-    if request.param == "split":
-        split_all(monkeypatch)
-    return request.param
 
 
 def test_shapes_cover_the_partitions(device):

@@ -4,8 +4,10 @@ import pickle
 import pytest
 import torch
 import torch.nn.functional as F
+from batch_norms import running_for
 from formulas import ACTIVATIONS
-from over_channels import LAST, split_all
+from over_channels import LAST
+from over_channels import regime as regime
 from saved import bytes_beside, saved_by
 from support.reference import DTYPES, assert_agrees, in_layout, layouts
 
@@ -15,17 +17,6 @@ from normreg.kernels import tiling
 from normreg.kernels.device.activations import LINES, NAMES
 
 modes = pytest.mark.parametrize("training", [True, False], ids=["training", "inference"])
-
-
-@pytest.fixture(params=["tile", "split"])
-def regime(request, monkeypatch):
-    if request.param == "split":
-        split_all(monkeypatch)
-    return request.param
-
-
-def running_for(channels, device):
-    return torch.randn(channels, device=device), torch.rand(channels, device=device) + 0.1
 
 
 def inputs_for(shape, device, dtype=torch.float32, channels_last=False, residual=True):
@@ -40,12 +31,12 @@ def functions(act, training, running):
     """normreg's and torch's function of (x, weight, bias, residual)."""
 
     def ours(x, weight, bias, residual=None):
-        buffers = [buffer.to(x.dtype) for buffer in running]
+        buffers = [buffer.to(x.dtype, copy=True) for buffer in running]
         options = dict(act=act, residual=residual, negative_slope=0.3)
         return normreg.functional.batch_norm_act(x, *buffers, weight, bias, training, 0.3, **options)
 
     def theirs(x, weight, bias, residual=None):
-        buffers = [buffer.to(x.dtype) for buffer in running]
+        buffers = [buffer.to(x.dtype, copy=True) for buffer in running]
         y = F.batch_norm(x, *buffers, weight, bias, training, 0.3)
         return ACTIVATIONS[act](y if residual is None else y + residual)
 
@@ -58,7 +49,7 @@ def test_agrees_with_torch(device, guarded_memory, launches, act, training, resi
     shape, channels_last = (2, 17, 7, 7), act not in (None, "relu6", "gelu", "silu")
     inputs = inputs_for(shape, device, channels_last=channels_last, residual=residual)
     inputs = [guarded_memory.place(t) for t in inputs]
-    assert_agrees(*functions(act, training, running_for(17, device)), inputs)
+    assert_agrees(*functions(act, training, running_for(shape, device)), inputs)
     assert len(launches) == ((2 if training else 1) + 2 if regime == "split" else 2)
 
 
@@ -66,7 +57,7 @@ def test_agrees_with_torch(device, guarded_memory, launches, act, training, resi
 @pytest.mark.parametrize("act", ["relu", "silu"])
 def test_every_dtype(device, act, dtype, regime):
     inputs = inputs_for((6, 9, 5, 5), device, dtype, channels_last=True)
-    assert_agrees(*functions(act, True, running_for(9, device)), inputs)
+    assert_agrees(*functions(act, True, running_for(inputs[0].shape, device)), inputs)
 
 
 @modes
@@ -83,7 +74,7 @@ def test_every_dtype(device, act, dtype, regime):
 )
 def test_bits_of_every_layout(device, guarded_memory, shape, channels_last, training, regime):
     inputs = [guarded_memory.place(t) for t in inputs_for(shape, device, channels_last=channels_last)]
-    assert_agrees(*functions("leaky_relu", training, running_for(shape[1], device)), inputs)
+    assert_agrees(*functions("leaky_relu", training, running_for(shape, device)), inputs)
 
 
 @pytest.mark.parametrize("channels_last", [False, True], ids=["contiguous", "channels_last"])
@@ -91,7 +82,7 @@ def test_bits_of_every_layout(device, guarded_memory, shape, channels_last, trai
 def test_both_regimes_agree_on_the_bits(device, monkeypatch, split, channels_last):
     monkeypatch.setattr(tiling.channels, f"batch_norm_{split}_tile", lambda *_: None)
     inputs = inputs_for((5, 17, 7, 7), device, channels_last=channels_last)
-    assert_agrees(*functions("relu", True, running_for(17, device)), inputs)
+    assert_agrees(*functions("relu", True, running_for(inputs[0].shape, device)), inputs)
 
 
 @pytest.mark.parametrize(
@@ -104,7 +95,7 @@ def test_gradient_of_any_subset(device, wanted, training, regime):
     for i, t in enumerate(inputs):
         t.requires_grad_(bool(wanted >> i & 1))
     act = "gelu" if wanted in (0b0110, 0b1000, 0b1101, 0b0001) else "relu"
-    assert_agrees(*functions(act, training, running_for(3, device)), inputs)
+    assert_agrees(*functions(act, training, running_for(inputs[0].shape, device)), inputs)
 
 
 @pytest.mark.parametrize("layout", layouts(dims=4))
@@ -113,7 +104,7 @@ def test_layouts(device, layout):
     strided = in_layout(layout, x)
     residual = strided.detach().requires_grad_()
     act = "silu" if layout == "transposed" else "relu"
-    assert_agrees(*functions(act, True, running_for(3, device)), [x, weight, bias, residual], strided)
+    assert_agrees(*functions(act, True, running_for(x.shape, device)), [x, weight, bias, residual], strided)
 
 
 @pytest.mark.parametrize("residual", [False, True], ids=["alone", "residual"])
@@ -145,8 +136,9 @@ def test_where_lines_meet(device, act, residual):
 def test_what_is_kept(device, guarded_memory, monkeypatch, act, training):
     """A layer keeps x and the statistics and, with a residual, that or a bit an element."""
     monkeypatch.undo()  # guard bands would be counted
-    running = running_for(4, device)
-    x, weight, bias, residual = inputs_for((3, 4, 2, 5), device)
+    shape = (3, 4, 2, 5)
+    running = running_for(shape, device)
+    x, weight, bias, residual = inputs_for(shape, device)
     for added in (None, residual):
         _, saved = saved_by(
             lambda added=added: normreg.functional.batch_norm_act(
@@ -170,7 +162,7 @@ def test_constant_channels_of_huge_values(device, regime):
 
 def test_a_residual_that_is_the_input(device, regime):
     x, weight, bias, _ = inputs_for((4, 3, 5), device)
-    ours, theirs = functions("relu", True, running_for(3, device))
+    ours, theirs = functions("relu", True, running_for(x.shape, device))
     assert_agrees(lambda *a: ours(*a, a[0]), lambda *a: theirs(*a, a[0]), [x, weight, bias])
 
 
@@ -186,7 +178,7 @@ def test_unusual_residuals_are_torchs_sum(device, launches):
         (usual.to_sparse(), "of the input's shape"),
         (torch._neg_view(usual), "lazily negated"),
     ):
-        ours, theirs = functions("silu", True, running_for(3, device))
+        ours, theirs = functions("silu", True, running_for(x.shape, device))
         weight, bias = torch.randn(2, 3, device=device)
         assert torch.equal(ours(x, weight, bias, residual), theirs(x, weight, bias, residual))
         arguments = x, residual, 0.0, None, None, None, None, True, 0.1, 1e-5, None
@@ -199,7 +191,7 @@ def test_bad_residuals_raise_torchs_errors(device, residual):
     x = torch.randn(4, 3, 5, device=device)
     residual = residual.to(device) if isinstance(residual, torch.Tensor) else residual
     outcomes = []
-    for function in functions("relu", True, running_for(3, device)):
+    for function in functions("relu", True, running_for(x.shape, device)):
         try:
             outcomes.append(function(x, None, None, residual))
         except Exception as error:

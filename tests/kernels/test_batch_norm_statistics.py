@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 from batch_norms import inputs_for, running_for
-from over_channels import split_all
+from over_channels import regime as regime
 from support.reference import (
     DTYPES,
     UNITS,
@@ -24,14 +24,6 @@ def layer(name, dims, channels, device, dtype=torch.float32, **options):
     for parameter in module.parameters():
         torch.nn.init.normal_(parameter)
     return module
-
-
-@pytest.fixture(params=["tile", "split"])
-def regime(request, monkeypatch):
-    """Channels of a few thousand elements fit into a tile; here they are split as well."""
-    if request.param == "split":
-        split_all(monkeypatch)
-    return request.param
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from branches import NORMS, every_norm, generator, made, parameters
+from branches import NORMS, every_norm, factors, generator, made, parameters
 from support.reference import (
     DTYPES,
     IN_TILES,
@@ -15,9 +15,7 @@ from support.reference import (
     run,
 )
 
-from normreg import dropout_mask, functional
-from normreg.kernels import tiling
-from normreg.kernels.dropout import layer_constants, scaled
+from normreg import functional
 from normreg.kernels.dtypes import compute_dtype
 
 every_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -30,9 +28,7 @@ def both(norm, x, p=0.3, prenorm=True, row_scale=None, with_layer_scale=False, *
     """
     fused, torchs = NORMS[norm]
     shape, dtype = x.shape[-1:], x.dtype
-    keep = dropout_mask(fused, x, None, shape, p=p, generator=generator(x.device))
-    bits = tiling.elements.dropout_bits(x.dtype, p)
-    _, scale, *_ = layer_constants(p, bits, scaled, linear=True) if p else (None, 1.0)
+    keep, scale = factors(fused, x, None, shape, scaled_for=p, p=p) if p else (None, None)
 
     def split(rest):
         return (rest[0], rest[1:]) if with_layer_scale else (None, rest)

@@ -12,6 +12,7 @@ from bench.lab.meter import Meter
 from normreg.kernels import launch, tiling
 from support import guards
 from support.reference import IN_TILES, WIDE
+from support.spies import noting
 
 torch.set_num_threads(1)  # tensors are small, and the processes share the cores
 if launch.INTERPRET:
@@ -106,11 +107,5 @@ def metered():
 def launches(monkeypatch):
     """Names of the kernels launched so far."""
     names = []
-    real = launch.launch
-
-    def spy(plan, *tensors, **options):
-        names.append(plan.kernel.fn.__name__)
-        return real(plan, *tensors, **options)
-
-    monkeypatch.setattr(launch, "launch", spy)
+    monkeypatch.setattr(launch, "launch", noting(names))
     return names
