@@ -1,4 +1,4 @@
-"""torch.nn.functional, and what normreg's functions that it has not compute, in torch's operators."""
+"""torch.nn.functional, and in torch's operators what it lacks of normreg's functions."""
 
 import torch.nn.functional as F
 

@@ -94,7 +94,7 @@ def environment_of(folder, commit):
 
 
 def name_of(gpu):
-    """The GPU's name as that of a folder: letters, digits and `. _ -`."""
+    """The GPU's name, made safe for a folder: letters, digits and `. _ -`."""
     return re.sub(r"[^A-Za-z0-9._-]+", "-", gpu or "").strip("-.") or "unknown-gpu"
 
 

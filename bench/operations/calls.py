@@ -51,5 +51,5 @@ def followed_by(act, training=True, **options):
 
 
 def by_row(x):
-    """A scale for each of the first dimension, exact in every dtype."""
+    """A scale for each index of the first dimension, exact in every dtype."""
     return torch.arange(1.0, x.shape[0] + 1, device=x.device).to(x.dtype) % 4 / 2

@@ -71,7 +71,7 @@ def relative_error(result, reference):
 
 
 def worst(errors):
-    """The largest; nan, of which max() would lose sight, is larger than any."""
+    """The largest value, or nan if any value is nan, which max() would miss."""
     return max(errors, key=lambda error: (error != error, error))
 
 
@@ -105,7 +105,7 @@ def error_against_float64(reference, layer, x, dy, y, gradients):
 
 
 def is_mask_of_dropout(keep, p, decisions):
-    """Whether the share of what is kept is that of so many decisions."""
+    """Whether the share of kept elements is plausible for this many draws."""
     standard_error = (p * (1 - p) / decisions) ** 0.5
     # 2^-16: p is rounded to 16 bits by some
     return abs(keep.double().mean().item() - (1 - p)) <= 6 * standard_error + 2**-16

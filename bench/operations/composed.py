@@ -28,7 +28,7 @@ class Residual(torch.nn.Module):
 
 
 class Composed(torch.nn.Module):
-    """A formula as a layer that holds its tensors but x, torch's until it is fused."""
+    """A formula as a layer whose parameters are its tensors beside x; `fuse` makes it normreg's."""
 
     def __init__(self, formula, fused, tensors, **options):
         super().__init__()
@@ -83,7 +83,7 @@ class FusedNormAct(NormAct):
 
 
 class Both(torch.autograd.Function):
-    """y, of which the gradient is z's as well, so that both are wanted and nothing is moved for it."""
+    """Returns y, and gives its gradient to z as well, so that both are wanted and nothing is moved for it."""
 
     @staticmethod
     def forward(ctx, y, z):
@@ -132,7 +132,7 @@ class FusedSeam(Seam):
 
 
 def error_under_mask(reference, layer, x, dy, y, gradients):
-    """The largest relative error under the layer's own mask, which dx shows, or inf where that is none."""
+    """The largest relative error under the layer's own mask, read off dx; inf where that cannot be one."""
     keep = gradients[0] != 0
     if reference.p:
         if not is_mask_of_dropout(keep, reference.p, reference.decisions(x)):

@@ -38,13 +38,13 @@ class Function:
         return [torch.randn(shape, device=device).to(dtype).requires_grad_() for shape in self.shapes]
 
     def seeded(self, *inputs):
-        """normreg's, with the same mask every time."""
+        """Calls normreg's function, with the same mask every time."""
         generator = torch.Generator(inputs[0].device).manual_seed(4) if self.draws else None
         ours = getattr(normreg.functional, self.name, None) or getattr(normreg, self.name)
         return self.call(ours, *inputs, **(dict(generator=generator) if self.draws else {}))
 
     def shapes_for(self, shape, over):
-        """The inputs' shapes for another one of x: a residual has x's, parameters a row's or channels'."""
+        """The shapes of all inputs for this one of x: a residual has x's, parameters a row's or channels'."""
         first = self.shapes[0]
         of_parameters = shape[1:2] if over == "channels" else shape
         return [shape if s == first else of_parameters[len(of_parameters) - len(s) :] for s in self.shapes]

@@ -3,7 +3,7 @@
 Every layer runs forward and backward as on a GPU, with the launches noted instead of made. Each noted launch
 is compiled ahead of time for every target, with the specialisation a GPU run would get for tensors that
 start at a multiple of 16 bytes. `instructions an element` are those of the whole kernel, each counted once,
-of all threads of a program, over the elements of its largest load or store, or of all parts of a row.
+of all threads of a program, over the elements of its largest load or store, or of all tiles of a row.
 """
 
 import re

@@ -43,7 +43,7 @@ def problem(operation, smoke, make):
 
 
 def results(call, function, inputs, options):
-    """What the function returns to the call, and what it was given beside the inputs: running statistics."""
+    """The function's results in this call, then the tensors given beside the inputs: running statistics."""
     seen = []
 
     def observed(*arguments, **given):

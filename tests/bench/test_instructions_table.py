@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def test_the_room_of_an_h100():
-    """An H100 has room for the design note's 9.5 lane instructions a byte moved."""
+    """An H100 has room for 9.5 lane instructions a byte moved."""
     assert 9.5 <= H100.room() < 9.6
     moved = 10**9
     by_class = {"alu": H100.room() * moved / 32}

@@ -157,9 +157,9 @@ def off_by(amount, wrong):
     """`launch.launch`, after which the kernel's second tensor, its result, is off in one element."""
     real = launch.launch
 
-    def spoiling(plan, *tensors, **given):
-        real(plan, *tensors, **given)
-        if plan.kernel.fn.__name__ == wrong:
+    def spoiling(call, *tensors, **given):
+        real(call, *tensors, **given)
+        if call.kernel.fn.__name__ == wrong:
             tensors[1].view(-1)[-1] += amount
 
     return spoiling
@@ -190,7 +190,7 @@ def test_a_right_value_exits_with_0(quick, monkeypatch, capsys):
 
 
 def test_an_exception_is_no_wrong_value(quick, monkeypatch, capsys):
-    def refusing(plan, *tensors, **given):
+    def refusing(call, *tensors, **given):
         raise RuntimeError("Triton Error [CUDA]: invalid argument\nmore")
 
     monkeypatch.setattr(launch, "launch", refusing)

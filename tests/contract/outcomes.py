@@ -86,8 +86,6 @@ nested_is_a_prototype = pytest.mark.filterwarnings(
 )
 
 
-# The same result where torch's operator is needed.
-
 DISPATCHED = {name: row for name, row in OPERATIONS.items() if row.launches}
 every_operation = pytest.mark.parametrize("operation", DISPATCHED)
 

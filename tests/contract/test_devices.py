@@ -19,8 +19,8 @@ class OnAnotherGpu(launch.Launch):
 
 
 @every_layer
-def test_every_launch_enters_the_device_of_its_plan(monkeypatch, row):
-    """Two GPUs are made up: 0 is current, and the plans are for 1."""
+def test_every_launch_enters_its_own_device(monkeypatch, row):
+    """Two GPUs are made up: 0 is current, and the launches are for 1."""
     current, seen, real = [0], [], launch.launch
 
     @contextlib.contextmanager
@@ -29,10 +29,10 @@ def test_every_launch_enters_the_device_of_its_plan(monkeypatch, row):
         yield
         current[0] = before
 
-    def spy(plan, *tensors, **options):
-        assert {t.device for t in tensors if t is not None} == {plan.device}
+    def spy(call, *tensors, **options):
+        assert {t.device for t in tensors if t is not None} == {call.device}
         there = OnAnotherGpu(
-            plan.kernel, plan.grid, torch.device("cuda", 1), num_warps=plan.num_warps, **plan.constants
+            call.kernel, call.grid, torch.device("cuda", 1), num_warps=call.num_warps, **call.constants
         )
         there.seen = seen
         with monkeypatch.context() as patch:
@@ -40,7 +40,7 @@ def test_every_launch_enters_the_device_of_its_plan(monkeypatch, row):
             patch.setattr(torch.cuda, "current_device", lambda: current[0])
             patch.setattr(torch.cuda, "device", device)
             real(there, *tensors, **options)
-        return real(plan, *tensors, **options)
+        return real(call, *tensors, **options)
 
     monkeypatch.setattr(launch, "launch", spy)
     x = torch.randn(5, *row.sample, device="cuda" if torch.cuda.is_available() else "cpu", requires_grad=True)

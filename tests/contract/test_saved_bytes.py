@@ -12,7 +12,7 @@ import normreg
 
 @pytest.fixture(autouse=True)
 def guarded_memory():
-    """None: guard bands would be counted."""
+    """Not here: guard bands would be counted."""
 
 
 def both(kind, device, dtype=torch.float32):
@@ -69,7 +69,7 @@ def test_what_layers_keep_that_torch_has_not(device, row, kept, training, dtype)
 
 
 def tensors_in(value, depth=3):
-    """Tensors that are this value, or in it."""
+    """All tensors in a value, itself included."""
     if isinstance(value, torch.Tensor):
         yield value
     elif depth and isinstance(value, (list, tuple, set)):

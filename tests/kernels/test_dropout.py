@@ -99,11 +99,11 @@ def test_the_scale_is_exact_for_the_rounded_p(device, p, dtype, monkeypatch):
     seen = {}
     original = launch.launch
 
-    def note(plan, *tensors, **options):
-        *_, keep_threshold, scale, shift, dropped = plan.numbers
-        seen.update(keep=keep_threshold / 2 ** plan.constants["BITS"], scale=scale)
+    def note(call, *tensors, **options):
+        *_, keep_threshold, scale, shift, dropped = call.numbers
+        seen.update(keep=keep_threshold / 2 ** call.constants["BITS"], scale=scale)
         assert (shift, dropped) == (0, 0)
-        original(plan, *tensors, **options)
+        original(call, *tensors, **options)
 
     monkeypatch.setattr(launch, "launch", note)
     y = dropout(torch.ones(64, device=device, dtype=dtype), p)

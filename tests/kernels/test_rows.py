@@ -25,7 +25,7 @@ from normreg.kernels.tiling.rows import Rows
 every_norm = pytest.mark.parametrize("norm", NORMS.values(), ids=NORMS)
 like_layer_norm = pytest.mark.parametrize("norm", LIKE_LAYER_NORM.values(), ids=LIKE_LAYER_NORM)
 
-# the row held by one warp, by several, in parts in the forward, chunked forward and backward
+# the row held by one warp, by several, in tiles in the forward, in chunks forward and backward
 WIDTHS = (*RAGGED, 64, 1024, 4097, IN_TILES, WIDE)
 
 

@@ -20,9 +20,9 @@ def test_a_sweep_over_batch_sizes_compiles_nothing_new():
 
 
 @pytest.mark.slow
-def test_a_launch_of_a_kept_plan_is_tritons_own():
+def test_a_kept_launch_is_tritons_own():
     """Grid, arguments and variant of the kernels of `bench host`, with a driver that launches nothing."""
-    assert int(programs.compiling("kept_plans").stdout) >= 8
+    assert int(programs.compiling("kept_launches").stdout) >= 8
 
 
 @pytest.mark.slow
@@ -127,13 +127,13 @@ def test_a_first_launch_is_on_the_tensors_device_and_states_fp_fusion(device):
             return lambda *arguments, **options: seen.append((grid, current, arguments, options)) or compiled
 
     compiled = SimpleNamespace(metadata=SimpleNamespace(target=SimpleNamespace(backend="another")))
-    plan = launch.Launch(Kernel(), (3,), device, 7, num_warps=4, BLOCK=8)
+    call = launch.Launch(Kernel(), (3,), device, 7, num_warps=4, BLOCK=8)
     x = torch.zeros(1, device=device)
-    launch.launch(plan, x, numbers=(5,))
+    launch.launch(call, x, numbers=(5,))
     options = {"num_warps": 4, "enable_fp_fusion": True}
     assert seen == [((3,), device.index if device.type == "cuda" else None, (x, 5, 7, 8), options)]
-    assert plan.trailing == (7, 8)
-    assert plan.runners == {}
+    assert call.trailing == (7, 8)
+    assert call.runners == {}
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")

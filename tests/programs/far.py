@@ -1,7 +1,6 @@
 """Programs of a kernel at elements beyond 2^31, in memory that is reserved but never touched elsewhere."""
 
 import torch
-import triton.language as tl
 from triton.runtime.interpreter import interpreter_builder as builder
 
 from normreg.kernels import launch
@@ -9,7 +8,6 @@ from normreg.kernels import launch
 ROWS, COLS = 2**21 + 4, 1024
 LAST_TILE = ROWS // 4 - 1  # of 4 rows
 assert (ROWS - 4) * COLS >= 2**31
-COMPUTED = dict(COMPUTE_DTYPE=tl.float32, VECTOR=8)
 
 
 def run_program(kernel, program, programs, *arguments, **constants):

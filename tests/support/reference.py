@@ -22,7 +22,7 @@ LARGE_MEANS = (
 
 # columns that conftest.py makes too many to be held: a few small programs, where wide rows take many
 WIDE = 200
-# the same, to be held in three parts, packed in 16 bits; the backward holds 16 bits only
+# the same, to be held in three tiles, packed in 16 bits; the backward holds 16 bits only
 IN_TILES = 760
 
 # How many units in the last place our error may exceed torch's own by.

@@ -1,7 +1,7 @@
 """torch's own test cases, with normreg's classes and functions in torch's place.
 
 The cases are the entries of torch's `module_db` and `op_db`: an entry is found by its torch class or its
-function's name, so that a layer added to `convert.COUNTERPARTS` and a function added to `functional` are
+function's name, so that a layer added to `registry.COUNTERPARTS` and a function added to `functional` are
 tested by torch's cases of them without a line here.
 """
 
