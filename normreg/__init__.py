@@ -7,6 +7,7 @@ from normreg.functional.masks import dropout_mask
 from normreg.inspection.diagnose import diagnose
 from normreg.inspection.diagnosis import Diagnosis
 from normreg.inspection.explain import Explanation, explain
+from normreg.models.fusion.backend import fused
 from normreg.models.registry import as_before, register_layer
 from normreg.models.replace import replace
 from normreg.models.report import Report
@@ -36,6 +37,7 @@ __all__ = [
     "explain",
     "freeze_batch_norm",
     "functional",
+    "fused",
     "init",
     "l2_penalty",
     "parameter_groups",

@@ -10,7 +10,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from normreg.inspection.diagnosis import Diagnosis, judged
 from normreg.inspection.measurement import Measurements, measurable
-from normreg.inspection.unchanged import check_runs, unchanged
+from normreg.models.unchanged import check_runs, unchanged
 
 
 def _projection(output: Any) -> torch.Tensor:

@@ -12,12 +12,12 @@ from torch.utils._pytree import tree_map_only
 from normreg import functional, nn
 from normreg.functional import dispatch
 from normreg.inspection.observer import Observer
-from normreg.inspection.unchanged import check_runs, unchanged
-from normreg.models.fusion import blocks
+from normreg.models.fusion import calls
 from normreg.models.registry import Foreign
-from normreg.models.report import Skip
+from normreg.models.report import Fusion, Skip
 from normreg.models.selection import replaceable
 from normreg.models.tables import ROOT, class_name, counted, percentage, sections, table
+from normreg.models.unchanged import check_runs, unchanged
 
 LAYERS = (Foreign, *(getattr(nn, name) for name in nn.__all__))
 
@@ -50,12 +50,16 @@ class Explanation:
         not_called: normreg layers that the run did not reach, with the reason.
         not_replaced: torch's layers that `replace` would change.
         compiled: whether parts of the model are compiled; they were run without torch.compile.
+        fused: patterns that one operator computes where the model is fused.
+        not_fused: patterns that are left alone there, and graph breaks, with the reason.
     """
 
     calls: tuple[Call, ...]
     not_called: tuple[Skip, ...]
     not_replaced: tuple[Skip, ...]
     compiled: bool = False
+    fused: tuple[Fusion, ...] = ()
+    not_fused: tuple[Skip, ...] = ()
 
     def __iter__(self) -> Iterator[Call]:
         return iter(self.calls)
@@ -75,6 +79,12 @@ class Explanation:
         ):
             if layers:
                 lines += ["", *sections((f"{counted(layers)} {what}", ("name", "class", "why"), layers))]
+        for patterns, heading, header in (
+            (self.fused, "fused", ("in", "what")),
+            (self.not_fused, "not fused", ("in", "what", "why")),
+        ):
+            if patterns:
+                lines += ["", *sections((f"{counted(patterns, 'pattern')} {heading}", header, patterns))]
         if self.compiled:
             lines += ["", "The model was run without torch.compile: these are the paths of eager mode."]
         return "\n".join(lines)
@@ -175,20 +185,18 @@ def explain(model: torch.nn.Module, *inputs: Any, **options: Any) -> Explanation
     check_runs(model, inputs, options, "explain")
     decisions = _Decisions(model)
     with unchanged(model) as copies:
-        inputs, options = tree_map_only(torch.Tensor, copies.of, (inputs, options))
+        copied, named = tree_map_only(torch.Tensor, copies.of, (inputs, options))
         with decisions.following():
-            model(*inputs, **options)
+            model(*copied, **named)
     called = decisions.called
-    fused = {
-        name for name, block in blocks.computed_inside(model).items() if model.get_submodule(block) in called
-    }
+    fused, not_fused = calls.patterns_of(model, inputs, options)
     modules = [(name, name or ROOT, module) for name, module in model.named_modules()]
     return Explanation(
         tuple(decisions.notes),
         tuple(
             Skip(told, class_name(type(module)), _why_not_called(told, model, called))
             for name, told, module in modules
-            if isinstance(module, LAYERS) and module not in called and name not in fused
+            if isinstance(module, LAYERS) and module not in called
         ),
         tuple(
             Skip(told, class_name(type(module)), "not replaced: call normreg.replace")
@@ -196,6 +204,8 @@ def explain(model: torch.nn.Module, *inputs: Any, **options: Any) -> Explanation
             if replaceable(module)
         ),
         "torch._dynamo" in sys.modules and any(_is_compiled(module) for _, _, module in modules),
+        fused,
+        not_fused,
     )
 
 

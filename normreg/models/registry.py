@@ -33,24 +33,15 @@ ORIGINALS = {ours: known for ours in OURS if (known := torch_class(ours)) is not
 COUNTERPARTS = {known: ours for ours, known in ORIGINALS.items()}
 
 
-class Derived:
-    """The base of classes that are made at run time from another class, `original`."""
+class Foreign:
+    """The base of what layers of other libraries become: classes derived from their own, `original`."""
 
     original: type
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
         # a derived class has no import path of its own to be found by
         reduced: Any = super().__reduce_ex__(max(protocol, 2))
-        return *type(self).recipe(), *reduced[2:]
-
-    @classmethod
-    def recipe(cls) -> tuple[Callable[..., Any], tuple[Any, ...]]:
-        """A function and arguments that make an empty instance."""
-        return _new, (cls.original,)
-
-
-class Foreign(Derived):
-    """The base of what layers of other libraries become."""
+        return _new, (type(self).original,), *reduced[2:]
 
 
 def _new(original: Any) -> Any:
@@ -81,7 +72,7 @@ def counterpart(cls: type) -> type | None:
 
 def original(cls: type) -> type | None:
     """The class that `cls` is the counterpart of or was derived from by `replace`, or None."""
-    return ORIGINALS.get(cls) or (vars(cls).get("original") if issubclass(cls, Derived) else None)
+    return ORIGINALS.get(cls) or (vars(cls).get("original") if issubclass(cls, Foreign) else None)
 
 
 def as_before(module: torch.nn.Module, *inputs: Any, **options: Any) -> Any:

@@ -1,6 +1,7 @@
-"""`replace`: changes the class of a model's layers, and nothing else."""
+"""`replace`: changes the class of a model's layers and, with `fuse`, how it is called."""
 
-from collections.abc import Callable
+import dataclasses
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import nn
@@ -8,19 +9,24 @@ from torch import nn
 from normreg.models import changes
 from normreg.models.changes import ClassChange
 from normreg.models.checks import check_is_module
-from normreg.models.fusion import patterns, tracing
-from normreg.models.registry import Derived, counterpart, original
-from normreg.models.report import Fusion, Report, Skip
+from normreg.models.fusion import calls
+from normreg.models.fusion.backend import Backend, backend_of, checked
+from normreg.models.registry import counterpart, original
+from normreg.models.report import Report, Skip
 from normreg.models.selection import Selection, chooses, why_not_chosen, why_not_replaced
 from normreg.models.tables import ROOT, class_name, counted
+from normreg.models.unchanged import check_runs
+
+LATER = "fused when the model is called: give example_inputs, or ask normreg.explain, to see what is fused"
 
 
 def replace(
     model: nn.Module,
     include: Selection | None = None,
     exclude: Selection | None = None,
-    fuse: bool = False,
+    fuse: bool | Sequence[str] = False,
     dry_run: bool = False,
+    example_inputs: Any = None,
 ) -> Report:
     """Makes every normalisation and dropout layer that normreg knows a normreg one, in place.
 
@@ -33,76 +39,79 @@ def replace(
         include: the layers to change, None for all: a pattern of their names as in `fnmatch`
             ("encoder.*.norm?"), a class, a function (name, module) -> bool, or a list of these.
         exclude: the layers to leave alone, given in the same way; it has the last word.
-        fuse: also compute in one call what stands beside a layer: an activation behind a BatchNorm or behind
-            its sum with a residual; dropout and a sum, or the sum, in front of a LayerNorm or RMSNorm;
-            dropout behind an activation or in front of a sum. For that the forwards around them are traced by
-            torch.fx, without computing anything, and their modules get a class derived from their own that
-            runs what was found. The layers inside are then not called any more. Calls with arguments that
-            the trace knows nothing of, and all calls after a hook was put on such a layer, or a layer or a
-            number of the module was exchanged, run the forward from before. Patterns of functions, without a
-            layer, are fused where there is no `include` and `exclude` does not choose the module around.
+        fuse: also compute in one operator what stands beside a layer, as `model.compile` with the backend
+            `normreg.fused` does: the model's calls are traced by torch.compile, fused, and run as eager mode
+            runs. Or a list of the patterns to fuse, by the names that `normreg.fused` takes. Patterns of
+            functions, without a layer, are fused where there is no `include` and `exclude` does not choose
+            the module around. A copy of the model, also by pickling, is not fused, as with `model.compile`.
         dry_run: change nothing, and report what would be changed.
+        example_inputs: what the model is called with: a tensor, a sequence of arguments, or a mapping of
+            those given by name. With `fuse`, it is run once, and the report says what is fused; nothing of
+            the run is left behind. Without, `normreg.explain` says it after a call.
 
     Returns a `Report` that prints as a table. Raises TypeError where `model` is not a module or a selection
-    none of the above, ValueError for a pattern or a class that matches no layer; then nothing has changed.
+    none of the above, ValueError for a pattern or a class that matches no layer or an unknown name in
+    `fuse`, and what a call with `example_inputs` raises; then nothing has changed.
 
     Equivalent::
 
         for module in model.modules():
             if type(module) is torch.nn.LayerNorm:
                 module.__class__ = normreg.LayerNorm        # and so on
+        model.compile(backend=normreg.fused())              # with fuse
     """
     check_is_module(model)
+    patterns = checked(None if isinstance(fuse, bool) else fuse)
     unwanted = why_not_chosen(model, include, exclude)
 
     def why_left(name: str, module: nn.Module) -> str | None:
         already = original(type(module)) is not None
         return None if already else unwanted.get(name) or why_not_replaced(module)
 
-    def functions_too(name: str, module: nn.Module) -> bool:
-        return include is None and not (exclude and chooses(exclude, name, module))
-
     found, skipped = changes.find_changes(model, counterpart, why_left)
-    rewritten, fusions = _find_fusions(model, found, functions_too) if fuse else ([], {})
-    found += rewritten
-    report = changes.report_of(model, found, skipped, dry_run=dry_run, notes=_notes(model, found), **fusions)
-    if not dry_run:
+    report = changes.report_of(model, found, skipped, dry_run=dry_run, notes=_notes(model, found))
+    if dry_run and not (fuse and example_inputs is not None):
+        return _with_note(report) if fuse else report
+    before = [ClassChange(name, module, type(module)) for name, module, _ in found]
+    whole, done = calls.within(model), False
+    call = whole._compiled_call_impl
+    try:
         changes.make(found)
+        if fuse:
+            chosen = (m for name, m in model.named_modules() if exclude and chooses(exclude, name, m))
+            left = frozenset(map(id, chosen))
+            backend = backend_of(None, patterns, include is None, left)
+            report = _with_fusions(report, model, backend, example_inputs)
+        done = not dry_run
+    finally:
+        if not done:
+            changes.make(before)
+            calls.put(whole, call)
     return report
 
 
-def _find_fusions(
-    model: nn.Module, found: list[ClassChange], functions_too: Callable[[str, nn.Module], bool]
-) -> tuple[list[ClassChange], dict[str, Any]]:
-    """Changes of the modules whose forward is rewritten, and the report's fields on fusions.
+def _with_fusions(report: Report, model: nn.Module, backend: Backend, example_inputs: Any) -> Report:
+    """Fuses the model's calls, and adds to the report what there is to say of it."""
+    if reason := calls.why_not_fused(model):
+        return dataclasses.replace(report, not_fused=(Skip(ROOT, class_name(type(model)), reason),))
+    whole = calls.within(model)
+    calls.put(whole, calls.FusedCall(whole, backend))
+    if example_inputs is None:
+        return _with_note(report)
+    inputs, options = _arguments(example_inputs)
+    check_runs(model, inputs, options, "replace")
+    fused, not_fused = calls.patterns_of(model, inputs, options)
+    return dataclasses.replace(report, fused=fused, not_fused=not_fused)
 
-    functions_too: called with a module's name and the module, says whether patterns of functions are fused.
-    """
-    becomes = {module: cls for _, module, cls in found}
 
-    def class_of(module: nn.Module) -> type:
-        return becomes.get(module, type(module))
+def _with_note(report: Report) -> Report:
+    return dataclasses.replace(report, notes=(*report.notes, LATER))
 
-    rewritten: list[ClassChange] = []
-    fused: list[Fusion] = []
-    refused: list[Skip] = []
-    for name, module in model.named_modules():
-        if module in becomes or isinstance(module, Derived):
-            continue
-        if not patterns.is_block(module):
-            continue
-        name = name or ROOT
-        try:
-            cls, done, refusals = patterns.fuse(module, class_of, functions_too(name, module))
-        except tracing.Untraceable as reason:
-            if any(patterns.is_anchor(class_of(child)) for child in patterns.inside(module)):
-                refused.append(Skip(name, class_name(type(module)), str(reason)))
-            continue
-        if cls is not None:
-            rewritten.append(ClassChange(name, module, cls))
-        fused += [Fusion(name, what) for what in done]
-        refused += [Skip(name, what, reason) for what, reason in refusals]
-    return rewritten, dict(fused=tuple(fused), not_fused=tuple(refused))
+
+def _arguments(example_inputs: Any) -> tuple[Sequence[Any], Mapping[str, Any]]:
+    if isinstance(example_inputs, Mapping):
+        return (), example_inputs
+    return example_inputs if isinstance(example_inputs, tuple | list) else (example_inputs,), {}
 
 
 def _notes(model: nn.Module, found: list[ClassChange]) -> tuple[str, ...]:

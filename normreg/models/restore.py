@@ -1,10 +1,12 @@
-"""`restore`: gives a model's layers the classes back that they had before `replace`."""
+"""`restore`: gives a model's layers back the classes that they had before `replace`."""
 
 import torch
 
 from normreg.models import changes
-from normreg.models.registry import ORIGINALS, OURS, Derived, original
+from normreg.models.fusion import calls
+from normreg.models.registry import ORIGINALS, OURS, Foreign, original
 from normreg.models.report import Report
+from normreg.models.tables import ROOT
 
 
 def restore(model: torch.nn.Module) -> Report:
@@ -13,14 +15,17 @@ def restore(model: torch.nn.Module) -> Report:
     Returns a `Report`. Raises TypeError where `model` is not a module.
     """
     found, skipped = changes.find_changes(model, original, _why_left)
-    report = changes.report_of(model, found, skipped)
+    fused = [name or ROOT for name, _ in calls.fused_modules(model)]
+    notes = (f"calls are not fused any more: {', '.join(fused)}",) if fused else ()
+    report = changes.report_of(model, found, skipped, notes=notes)
     changes.make(found)
+    calls.unfuse(model)
     return report
 
 
 def _why_left(name: str, module: torch.nn.Module) -> str | None:
     cls = type(module)
-    derived_since = isinstance(module, (Derived, *ORIGINALS)) and cls not in OURS
+    derived_since = isinstance(module, (Foreign, *ORIGINALS)) and cls not in OURS
     if derived_since and original(cls) is None:
         return "its class was derived from normreg's since, as by fully_shard: undo that first"
     return None

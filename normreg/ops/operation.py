@@ -28,6 +28,7 @@ LIBRARY = torch.library.Library("normreg", "DEF")
 PLAIN = (torch.Tensor, torch.nn.Parameter)
 Values: TypeAlias = tuple[Any, ...]
 EMPTY: Mapping[str, Any] = {}
+OPERATIONS: dict[Any, "Operation"] = {}  # by their operator
 
 
 def traces(tensor: Tensor) -> bool:
@@ -160,6 +161,7 @@ class Operation(Operator):
         self.formula = formula
         self.formula_places = places(arguments(formula), [*arguments(backward), *more])
 
+        self.__name__, OPERATIONS[self.operator] = name, self  # torch.fx writes calls by name
         self.save = self.saver()
         self.function = self.autograd_function()
         self.apply = self.function.apply

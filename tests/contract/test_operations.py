@@ -20,6 +20,7 @@ TOOLS = {
     "explain",
     "freeze_batch_norm",
     "functional",
+    "fused",
     "init",
     "parameter_groups",
     "recalibrate_batch_norm",

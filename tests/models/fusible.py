@@ -2,9 +2,20 @@
 
 import copy
 
+import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+
+import normreg
+
+
+@pytest.fixture(autouse=True)
+def fresh_graphs():
+    """Forgets the graphs of other tests, whose number counts towards Dynamo's limit."""
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
 
 
 class BasicBlock(nn.Module):
@@ -57,12 +68,12 @@ class Functional(nn.Module):
 
 
 class PostNorm(nn.Module):
-    def __init__(self, p=0.0, norm=nn.LayerNorm):
+    def __init__(self, p=0.25, norm=nn.LayerNorm):
         super().__init__()
-        self.attention, self.linear1, self.linear2 = nn.Linear(6, 6), nn.Linear(6, 8), nn.Linear(8, 6)
+        self.attention, self.linear1, self.linear2 = nn.Linear(8, 8), nn.Linear(8, 16), nn.Linear(16, 8)
         self.dropout, self.dropout1, self.dropout2 = nn.Dropout(p), nn.Dropout(p), nn.Dropout(p)
         self.activation = nn.GELU()
-        self.norm1, self.norm2 = norm(6), norm(6)
+        self.norm1, self.norm2 = norm(8), norm(8)
 
     def forward(self, x, mask=None):
         attended = self.attention(x) if mask is None else self.attention(x) * mask
@@ -72,37 +83,65 @@ class PostNorm(nn.Module):
 
 
 class PreNorm(nn.Module):
-    def __init__(self, p=0.0, norm=nn.RMSNorm):
+    def __init__(self, p=0.25, norm=nn.RMSNorm):
         super().__init__()
-        self.attention, self.linear1, self.linear2 = nn.Linear(6, 6), nn.Linear(6, 8), nn.Linear(8, 6)
-        self.norm1, self.norm2, self.p = norm(6), norm(6), p
+        self.attention, self.linear1, self.linear2 = nn.Linear(8, 8), nn.Linear(8, 16), nn.Linear(16, 8)
+        self.norm1, self.norm2 = norm(8), norm(8)
+        self.drop1, self.drop2, self.drop3 = nn.Dropout(p), nn.Dropout(p), nn.Dropout(p)
 
     def forward(self, x):
-        x = x + F.dropout(self.attention(self.norm1(x)), self.p, self.training)
-        hidden = F.dropout(F.silu(self.linear1(self.norm2(x))), self.p, self.training)
-        return x + F.dropout(self.linear2(hidden), self.p, self.training)
+        x = x + self.drop1(self.attention(self.norm1(x)))
+        return x + self.drop3(self.linear2(self.drop2(F.silu(self.linear1(self.norm2(x))))))
 
 
-# name: (constructor, shape of an input, what is fused)
+class DroppingFunctions(PreNorm):
+    """Dropout as functions, whose masks are torch's before and ours when fused."""
+
+    def forward(self, x):
+        x = x + F.dropout(self.attention(self.norm1(x)), self.drop1.p, self.training)
+        hidden = F.dropout(F.silu(self.linear1(self.norm2(x))), self.drop1.p, self.training)
+        return x + F.dropout(self.linear2(hidden), self.drop1.p, self.training)
+
+
+class WithIdentity(nn.Module):
+    """timm's way: a module that does nothing stands between BatchNorm and activation."""
+
+    def __init__(self):
+        super().__init__()
+        self.bn, self.drop_block, self.act = nn.BatchNorm1d(6), nn.Identity(), nn.ReLU6()
+
+    def forward(self, x):
+        return self.act(self.drop_block(self.bn(x)))
+
+
+# name: (constructor, shape of an input, what is fused in training, what in evaluation)
+BATCH_NORMS = ["bn1 -> relu", "bn2 -> + -> relu"]
 BLOCKS = {
-    "BasicBlock": (lambda: BasicBlock(3), (2, 3, 4, 4), ["bn1 -> relu", "bn2 -> + -> relu"]),
-    "with downsample": (projected, (2, 3, 4, 4), ["bn1 -> relu", "bn2 -> + -> relu"]),
-    "Sequential": (convolutional, (2, 3, 4, 4), ["1 -> 2", "4 -> 5", "7 -> 8", "10 -> 11"]),
+    "BasicBlock": (lambda: BasicBlock(3), (2, 3, 4, 4), BATCH_NORMS, BATCH_NORMS),
+    "with downsample": (projected, (2, 3, 4, 4), *[["bn1 -> relu", "downsample.1 -> + -> relu"]] * 2),
+    "Sequential": (convolutional, (2, 3, 4, 4), *[["1 -> 2", "4 -> 5", "7 -> 8", "10 -> 11"]] * 2),
     "functions": (
         Functional,
         (5, 6),
-        ["norms.0 -> relu", "norms.1 -> relu_", "norms.2 -> + -> leaky_relu", "norms.3 -> + -> relu"],
+        *[["norms.0 -> relu", "norms.1 -> relu_", "norms.2 -> + -> leaky_relu", "norms.3 -> + -> relu"]] * 2,
     ),
+    "Identity": (WithIdentity, (5, 6), *[["bn -> act"]] * 2),
     "post-norm": (
         PostNorm,
-        (2, 3, 6),
-        ["dropout1 -> + -> norm1", "activation -> dropout", "dropout2 -> + -> norm2"],
+        (2, 3, 8),
+        ["dropout1 -> + -> norm1", "linear1 -> activation -> dropout", "dropout2 -> + -> norm2"],
+        ["+ -> norm1", "+ -> norm2"],
     ),
-    "pre-norm": (PreNorm, (2, 3, 6), ["dropout -> + -> norm2", "silu -> dropout", "dropout -> +"]),
+    "pre-norm": (
+        PreNorm,
+        (2, 3, 8),
+        ["drop1 -> + -> norm2", "linear1 -> silu -> drop2", "drop3 -> +"],
+        ["+ -> norm2"],
+    ),
     "without dropout": (
         lambda: nn.Sequential(Added(nn.LayerNorm), Added(nn.RMSNorm)),
         (2, 6),
-        ["+ -> norm", "+ -> norm"],
+        *[["+ -> norm", "+ -> norm"]] * 2,
     ),
 }
 
@@ -117,21 +156,38 @@ class Added(nn.Module):
 
 
 def made(block, device, dtype=torch.float64):
-    """A model with nothing at its initial value, its twin, an input and what is to be fused."""
-    make, shape, fused = BLOCKS[block]
+    """A model with nothing at its initial value, its twin with normreg's layers, and an input."""
+    make, shape, *_ = BLOCKS[block]
     model = make().to(device, dtype)
     for tensor in [*model.parameters(), *model.buffers()]:
         if tensor.is_floating_point():
             nn.init.uniform_(tensor, 0.5, 1.5)
-    return model, copy.deepcopy(model), torch.randn(shape, device=device, dtype=dtype), fused
+    twin = copy.deepcopy(model)
+    normreg.replace(twin)
+    return model, twin, torch.randn(shape, device=device, dtype=dtype)
+
+
+def assert_equal(results, expected):
+    assert all(torch.equal(result, want) for result, want in zip(results, expected, strict=True))
+
+
+def types(model):
+    return {name: type(module) for name, module in model.named_modules()}
+
+
+def patterns(report):
+    return [fusion.what for fusion in report.fused]
 
 
 def step(model, x, passed_on=torch.clone):
-    """Output, gradients and buffers; some models write into what they are passed."""
-    x = x.clone().requires_grad_()
-    y = model(passed_on(x))
-    gradients = torch.autograd.grad(y.square().sum(), [x, *model.parameters()], allow_unused=True)
-    return [y.detach(), *(g for g in gradients if g is not None), *(b.clone() for b in model.buffers())]
+    """Output, gradients and buffers, of one seed; some models write into what they are passed."""
+    torch.manual_seed(5)
+    leaves = [x.clone().requires_grad_(), *model.parameters()]
+    model.zero_grad()
+    y = model(passed_on(leaves[0]))
+    y.square().sum().backward()
+    gradients = [leaf.grad.clone() for leaf in leaves if leaf.grad is not None]
+    return [y.detach(), *gradients, *(b.clone() for b in model.buffers())]
 
 
 def assert_close(results, expected, units=4096):
@@ -146,8 +202,8 @@ class Twice(nn.Module):
 
     def __init__(self, forward, inner=nn.ReLU):
         super().__init__()
-        self.linear, self.norm, self.act = nn.Linear(6, 6), nn.BatchNorm1d(6), inner()
-        self.layer_norm, self.drop, self.steps, self.limit = nn.LayerNorm(6), nn.Dropout(0.0), 0, 3
+        self.linear, self.norm, self.act = nn.Linear(8, 8), nn.BatchNorm1d(8), inner()
+        self.layer_norm, self.drop, self.steps, self.limit = nn.LayerNorm(8), nn.Dropout(0.25), 0, 3
         self.register_buffer("seen", torch.zeros(()))
         self.compute = forward
 

@@ -73,9 +73,14 @@ WAV2VEC2 = dict(
     final_dropout=0.0,
     mask_time_prob=0.0,
 )
-# class of the model: (settings, inputs, layers that are changed, what is fused)
+# class of the model: (settings, inputs, layers that are changed, what is fused where dropout drops)
 MODELS = {
-    "BertForMaskedLM": (TEXT | NO_DROPOUT, of_text, 4 + 4, ["dropout -> + -> LayerNorm"] * 2),
+    "BertForMaskedLM": (
+        TEXT | NO_DROPOUT,
+        of_text,
+        4 + 4,
+        ["+ -> + -> LayerNorm", *["dropout -> + -> LayerNorm"] * 2],
+    ),
     "GPT2LMHeadModel": (
         dict(
             vocab_size=37,
@@ -91,10 +96,20 @@ MODELS = {
         ),
         of_text,
         3 + 4,
-        ["+ -> ln_2"],
+        ["attn.resid_dropout -> + -> ln_2", "h.0.mlp.dropout -> + -> ln_f"],
     ),
-    "LlamaForCausalLM": (TEXT | dict(num_key_value_heads=1), of_text, 3, ["+ -> post_attention_layernorm"]),
-    "GemmaForCausalLM": (TEXT | dict(num_key_value_heads=1, head_dim=8), of_text, 3, []),
+    "LlamaForCausalLM": (
+        TEXT | dict(num_key_value_heads=1),
+        of_text,
+        3,
+        ["+ -> post_attention_layernorm", "+ -> norm"],
+    ),
+    "GemmaForCausalLM": (
+        TEXT | dict(num_key_value_heads=1, head_dim=8),
+        of_text,
+        3,
+        ["+ -> post_attention_layernorm", "+ -> norm"],
+    ),
     "T5ForConditionalGeneration": (
         dict(
             vocab_size=37,
@@ -108,13 +123,21 @@ MODELS = {
         ),
         of_text,
         7 + 9,
-        ["dropout -> +"] * 5,
+        [
+            "0.dropout -> + -> 1.layer_norm",
+            "act -> dropout",
+            "block.0.layer.1.dropout -> + -> final_layer_norm",
+            "0.dropout -> + -> 1.layer_norm",
+            "1.dropout -> + -> 2.layer_norm",
+            "act -> dropout",
+            "block.0.layer.2.dropout -> + -> final_layer_norm",
+        ],
     ),
     "ViTForImageClassification": (
         ROWS | NO_DROPOUT | IMAGE | dict(patch_size=8),
         of_images,
         3 + 2,
-        ["dropout -> + -> layernorm_after", "dropout -> +"],
+        ["dropout -> + -> layernorm_after", "layers.0.dropout -> + -> layernorm"],
     ),
     "SwinForImageClassification": (
         dict(
@@ -129,7 +152,12 @@ MODELS = {
         | IMAGE,
         of_images,
         7 + 3,
-        [],
+        [
+            "+ -> layernorm_after",
+            "+ -> layernorm_after",
+            "encoder.layers.1.blocks.0.dropout -> + -> layernorm",
+            "dropout -> +",
+        ],
     ),
     "ConvNextForImageClassification": (
         dict(hidden_sizes=[8, 16], depths=[1, 1], num_stages=2, num_labels=3),
@@ -141,19 +169,36 @@ MODELS = {
         dict(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic", num_labels=3),
         of_images,
         6,
-        ["normalization -> activation"] * 3,
+        [
+            "normalization -> activation",
+            "normalization -> activation",
+            "layer.1.normalization -> + -> activation",
+            "normalization -> activation",
+            "shortcut.normalization -> + -> activation",
+        ],
     ),
     "WhisperForConditionalGeneration": (
         WHISPER,
         of_mel,
         7,
-        ["dropout -> + -> final_layer_norm", "dropout -> +"],
+        [
+            "dropout -> + -> final_layer_norm",
+            "dropout -> + -> layer_norm",
+            "dropout -> + -> encoder_attn_layer_norm",
+            "dropout -> + -> final_layer_norm",
+            "dropout -> + -> layer_norm",
+        ],
     ),
     "Wav2Vec2ForCTC": (
         WAV2VEC2,
         of_sound,
         5 + 6,
-        ["dropout -> + -> layer_norm", "+ -> final_layer_norm"],
+        [
+            "+ -> layer_norm",
+            "dropout -> + -> layer_norm",
+            "intermediate_dense -> gelu -> intermediate_dropout",
+            "feed_forward.output_dropout -> + -> final_layer_norm",
+        ],
     ),
 }
 
@@ -171,8 +216,15 @@ def imported():
             sys.modules["kernels"] = before
 
 
-def built(transformers, name, device):
+def dropping(settings):
+    """The settings with dropout, but for what drops layers or paths."""
+    kept = ("layerdrop", "drop_path_rate")
+    return {k: 0.1 if "drop" in k and k not in kept else v for k, v in settings.items()}
+
+
+def built(transformers, name, device, drops=False):
     settings, inputs, *_ = MODELS[name]
+    settings = dropping(settings) if drops else settings
     cls = getattr(transformers, name)
     torch.manual_seed(0)
     model = cls(cls.config_class(**settings)).to(device).train()

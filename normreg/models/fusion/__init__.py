@@ -1,5 +1,7 @@
-"""What `replace(fuse=True)` does: one call for a norm or dropout and what stands beside it in a forward."""
+"""What `replace(fuse=True)` does: one operator for a norm or dropout and what stands beside it in a graph.
 
-
-class Untraceable(Exception):
-    """There is no graph of a forward; the message says why."""
+Dynamo traces and guards; here is what it hands its graphs to. steps reads a graph's calls, memory says what
+they share and overwrite, patterns replaces those that one operator computes, running makes the result run as
+eager mode does, names is how reports call them, backend is what torch.compile is given, and calls puts it
+into a model.
+"""

@@ -1,292 +1,188 @@
-"""Finds where a forward applies a norm or dropout beside what one call can compute with it, and rewrites it.
+"""Finds the calls in a graph that one operator of normreg computes, and puts it in their place.
 
-batch norm -> activation             batch norm -> + -> activation
-dropout -> + -> norm, + -> norm      activation -> dropout, dropout -> +
+batch norm [-> +] -> activation             [dropout ->] + -> layer or RMS norm
+[linear's bias ->] activation -> dropout    dropout -> +
 """
 
 import operator
-import pickle
-import re
-import types
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
-from torch.fx import Graph, Node
+import torch.nn.functional as F
+from torch.fx import Graph, Node, map_arg
+from torch.utils._pytree import tree_leaves
 
-from normreg import nn
-from normreg.kernels.device.activations import LINES
-from normreg.models.fusion import blocks, tracing
-from normreg.models.fusion.blocks import Code, Part, Rewritten
-from normreg.models.fusion.steps import BATCH_NORMS, Reader, Step
-from normreg.models.hooks import why_not_bypassed
+from normreg.models.fusion import matches, steps
+from normreg.models.fusion.matches import TO_BE_DRAWN, Match, shape_of, why_no_kernel
+from normreg.models.fusion.memory import Memory
+from normreg.models.fusion.names import name_of
+from normreg.models.fusion.running import SEED
+from normreg.models.fusion.steps import Step, value_of
 
-# layers whose result is memory of its own
-CONVOLUTIONS = ("Conv1d", "Conv2d", "Conv3d", "ConvTranspose1d", "ConvTranspose2d", "ConvTranspose3d")
-ALLOCATING = (torch.nn.Linear, *(getattr(torch.nn, name) for name in CONVOLUTIONS), *BATCH_NORMS)
+KEEPING = (F.linear, torch.conv1d, torch.conv2d, torch.conv3d, torch.matmul, operator.matmul)
+UNUSED = (operator.getitem, getattr, torch._C._are_functorch_transforms_active)
 
 
-class Matcher(Reader):
-    """Finds the patterns in one graph of a module, and replaces them."""
+class Finder:
+    """Finds the patterns of a graph, and why others are none."""
 
-    def __init__(
-        self, graph: Graph, block: torch.nn.Module, becomes: Callable[[Any], Any], functions: bool
-    ) -> None:
-        super().__init__(graph, block, becomes)
-        self.graph, self.functions = graph, functions
-        self.taken: set[Any] = set()
-        self.parts: list[Part] = []
-        self.matches: list[tuple[tuple[Step, ...], bool]] = []
-        self.fused: list[str] = []
-        self.refused: list[tuple[str, str]] = []
+    def __init__(self, graph: Graph, patterns: Collection[str], is_chosen: Callable[[Match], bool]) -> None:
+        for node in reversed(graph.nodes):  # results that nobody takes, and what our own dispatch asked
+            if not node.users and node.target in UNUSED:
+                graph.erase_node(node)
+        self.patterns, self.is_chosen, self.memory = patterns, is_chosen, Memory(graph)
+        self.taken: set[Node] = set()
+        self.found: list[Match] = []
+        self.refused: list[tuple[Match, str]] = []
+        found = [step for step in map(steps.step_of, graph.nodes) if step is not None]
+        for step in found:
+            self.match([*self.ending_with(step)])
+        for step in found:  # the sums that no norm is behind
+            if step.kind == "dropout":
+                self.match(
+                    [
+                        matches.dropout_add(step, plus)
+                        for plus in map(self.sum_with(step), step.node.users)
+                        if plus
+                    ]
+                )
 
-    def find(self) -> None:
-        """Notes the patterns of the graph, and why others are none."""
-        steps = [step for step in map(self.step, self.graph.nodes) if step is not None]
-        for step in steps:
-            if step.kind == "act":
-                self.behind_batch_norm(step)
-            elif step.kind == "norm":
-                self.behind_sum(step)
-            elif step.kind == "dropout" and self.is_fusible(step):
-                self.behind_activation(step)
-        for step in steps:  # the sums that no norm is behind
-            if step.kind == "dropout" and self.is_fusible(step) and step.node not in self.taken:
-                self.before_sum(step)
+    def sum_with(self, step: Step) -> Callable[[Node], Step | None]:
+        def plus(user: Node) -> Step | None:
+            return (
+                steps.sum_of(user, step.node)
+                if step.node in steps.operands(user, self.memory.order)
+                else None
+            )
 
-    def is_fusible(self, dropout: Step) -> bool:
-        return self.functions or dropout.node.op == "call_module"
+        return plus
 
-    def behind_batch_norm(self, act: Step) -> None:
-        norm = self.step(act.source)
-        if norm is not None and norm.kind == "batch norm":
-            self.match(norm, act)
-            return
-        for operand in self.operands(act.source):
-            norm = self.step(operand)
-            if norm is not None and norm.kind == "batch norm":
-                self.match(norm, self.sum_of(act.source, operand), act)
-                return
+    def ending_with(self, last: Step) -> Iterator[Match]:
+        """The patterns that end with a step, those of more steps first."""
+        before, source = steps.step_of(last.source), last.source
+        terms = steps.operands(source, self.memory.order)
+        if last.kind == "act":
+            for plus, norm in [
+                (None, before),
+                *((steps.sum_of(source, term), steps.step_of(term)) for term in terms),
+            ]:
+                if norm is not None and norm.kind == "batch norm":
+                    yield matches.batch_norm_act(norm, last, plus)
+        elif last.kind == "norm":
+            term: Any
+            for term in terms:
+                dropout, plus = steps.step_of(term), steps.sum_of(source, term)
+                if dropout is not None and dropout.kind == "dropout":
+                    yield matches.dropout_add_norm(last, plus, dropout)
+                inner = steps.operands(term, self.memory.order)
+                whole = {
+                    shape_of(node) for node in (*inner, term, source)
+                }  # one where only the rest broadcasts
+                if inner and len(whole) == 1 and shape_of(plus.given["residual"]) not in whole:
+                    yield matches.dropout_add_norm(last, plus, steps.sum_of(term, term.args[0]))
+            if terms:
+                yield matches.dropout_add_norm(last, steps.sum_of(source, terms[0]))
+        elif last.kind == "dropout" and before is not None and before.kind == "act":
+            linear: Any = before.source
+            if linear.target is F.linear and len(linear.args) == 3 and isinstance(linear.args[2], Node):
+                step = Step("linear", linear, linear.args[0], dict(bias=linear.args[2]))
+                yield matches.bias_act_dropout(before, last, step)
+            yield matches.bias_act_dropout(before, last)
 
-    def behind_sum(self, norm: Step) -> None:
-        operands = self.operands(norm.source)
-        if not operands:
-            return
-        first = next((s for s in map(self.step, operands) if s is not None and s.kind == "dropout"), None)
-        if first is None:
-            self.match(self.sum_of(norm.source, operands[0]), norm)
-        else:
-            self.match(first, self.sum_of(norm.source, first.node), norm)
+    def match(self, candidates: Sequence[Match]) -> None:
+        """Notes the first of these that is right, or why the first one is not."""
+        reasons = []
+        for match in candidates:
+            if (
+                match.function in self.patterns
+                and self.is_chosen(match)
+                and self.taken.isdisjoint(match.nodes)
+            ):
+                reason = self.objection(match)
+                if reason is None:
+                    self.taken |= {*match.nodes}
+                    self.found.append(match)
+                    return
+                reasons.append((match, reason))
+        self.refused += reasons[:1]
 
-    def behind_activation(self, dropout: Step) -> None:
-        act = self.step(dropout.source)
-        if act is not None and act.kind == "act":
-            self.match(act, dropout)
+    def objection(self, match: Match) -> str | None:
+        """Why one operator cannot take the place of these, or None."""
+        memory, nodes, first, last = self.memory, match.nodes, match.nodes[0], match.nodes[-1]
+        for step, node in zip(match.steps, match.named):
+            if node is not match.named[-1] and len(step.node.users) > 1 and step.node not in match.results:
+                return f"what {name_of(node)} returns is used elsewhere, too"
+            if step.overwritten is not None and not memory.is_own(step.overwritten, step.node):
+                return f"{name_of(node)} overwrites a value that may be used elsewhere"
+        if memory.mode[first] != memory.mode[last]:
+            return "a part is computed in another mode, as of autocast or gradients"
+        if writer := memory.writer([match.given, match.first, nodes], first, last, nodes):
+            return f"{name_of(writer)}, called after it, may overwrite what {name_of(first)} reads"
+        written = [a.name for a in match.target._schema.arguments if a.alias_info is not None]
+        buffers = memory.of([match.given[name] for name in written])  # running statistics
+        for node, position in memory.order.items():
+            if memory.order[first] < position < memory.order[last] and node not in nodes:
+                if buffers & memory.of(node.all_input_nodes):
+                    return f"{name_of(node)} is called in between, too"
+        if any(match.place < x for x in tree_leaves([match.given, match.first]) if isinstance(x, Node)):
+            return (
+                f"{name_of(match.place)} uses the sum before what {name_of(match.named[-1])} reads is there"
+            )
+        return self.why_not_kept(match) or why_no_kernel(match) or self.why_different(match)
 
-    def before_sum(self, dropout: Step) -> None:
-        user = next(iter(dropout.node.users), None)
-        if user is not None and dropout.node in self.operands(user):
-            self.match(dropout, self.sum_of(user, dropout.node))
+    def why_not_kept(self, match: Match) -> str | None:
+        """Why the backward cannot count on a value that it did not need before, or None."""
+        if match.keeps is None:
+            return None
+        if writer := self.memory.writer(match.keeps, match.nodes[-1], None, match.nodes):
+            return f"{name_of(writer)}, called after it, may overwrite what the backward would need"
+        if self.memory.is_new(match.keeps) or any(user.target in KEEPING for user in match.keeps.users):
+            return None
+        return "the backward would need a value that the caller may overwrite"
 
-    def match(self, *steps: Step) -> None:
-        """Notes that one call can take the place of these, or why not."""
-        nodes = [step.node for step in steps]
-        if self.taken & {*nodes}:
-            return
-        what = " -> ".join(map(self.name, nodes))
-        if reason := self.objection(steps):
-            self.refused.append((what, reason))
-            return
-        self.taken |= {*nodes}
-        self.fused.append(what)
-        if any(step.overwrites for step in steps):
-            self.parts += self.parts_of(steps[0].source)  # a hook on it may keep what is overwritten no more
-        for step in steps:
-            self.parts += self.parts_of(step.node, step.options if step.kind == "act" else None)
-        self.matches.append((steps, self.is_prenorm(steps)))
-
-    def parts_of(self, node: Any, act: tuple[Any, ...] | None = None) -> list[Part]:
-        module = self.module(node)
-        if module is None:
-            return []
-        return [Part(blocks.path_of(node.target), self.becomes(module), act)]
-
-    def objection(self, steps: Sequence[Step]) -> str | None:
-        """Why one call cannot take the place of these, or None."""
-        for step in steps:
-            module = self.module(step.node)
-            if module is not None and (reason := why_not_bypassed(module)):
-                return f"{reason}: {step.node.target}"
-        for step in steps[:-1]:
-            if len(step.node.users) > 1 and not (step.kind == "+" and self.is_prenorm(steps)):
-                return f"what {self.name(step.node)} returns is used elsewhere, too"
-        for position, step in enumerate(steps):
-            if step.overwrites and not self.overwrites_its_own(steps, position):
-                return f"{self.name(step.node)} overwrites a value that may be used elsewhere"
-        own, calls = [step.node for step in steps], [*self.order]
-        first, *_, last = sorted(self.order[node] for node in own)
-        between = [node for node in calls[first:last] if node not in own]
-        called = {self.module(node) for node in own} - {None}
-        for node in between:  # the first steps are computed later than before, or the last one sooner
-            if node.op == "call_module" and called & {*self.module(node).modules()}:
-                return f"{self.name(node)} is called in between, too"
-        kept = all(self.is_new(value) for value in newly_kept(steps))
-        for node in between if kept else between + calls[last + 1 :]:
-            if self.may_write(node):
-                return f"{self.name(node)}, called after it, may overwrite what {self.name(own[0])} reads"
+    def why_different(self, match: Match) -> str | None:
+        """What of the results would not be as it was, by the operator's rule for tensors without values."""
+        example = value_of(match.results[0])
+        with example.fake_mode, torch.no_grad():
+            seed = torch.zeros((), dtype=torch.int64, device=example.device)
+            values = map_arg(match.arguments, value_of)
+            results = match.target(*[seed if value is TO_BE_DRAWN else value for value in values])
+        for node, result in zip(match.results, results if isinstance(results, tuple | list) else [results]):
+            was = value_of(node)
+            for what in ("dtype", "shape", "stride"):  # in words, because sizes may be symbols
+                now, before = (
+                    str(x.stride() if what == "stride" else getattr(x, what)) for x in (result, was)
+                )
+                if now != before and not (what == "stride" and self.memory.lies_anyhow(node)):
+                    return f"the result would have {what} {now}, not {before}"
         return None
 
-    def overwrites_its_own(self, steps: Sequence[Step], position: int) -> bool:
-        """Whether what a step overwrites was made by a step before, or for the first one."""
-        if steps[position].kind == "+" and steps[position].index == 1:
-            return False  # the residual
-        for step in reversed(steps[:position]):
-            if step.kind != "dropout" and not step.overwrites:
-                return True
-        return self.is_new(steps[0].source)
 
-    def is_new(self, node: Any) -> bool:
-        """Whether a call made this tensor for its only user."""
-        module = self.module(node)
-        return (
-            self.becomes(module) in ALLOCATING and why_not_bypassed(module) is None and len(node.users) == 1
-        )
-
-    def is_prenorm(self, steps: Sequence[Step]) -> bool:
-        """Whether the sum in front of a norm is used elsewhere, too."""
-        return steps[-1].kind == "norm" and len(steps[-2].node.users) > 1
-
-    def may_write(self, node: Any) -> bool:
-        """Whether a call may write into its arguments, by torch's conventions of names."""
-        if node.op == "call_module":
-            inside = self.module(node).modules()
-            return any(_is_unknown(module) or getattr(module, "inplace", False) for module in inside)
-        name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "_")
-        home = getattr(node.target, "__module__", None) or "torch"
-        flags = any(value is True for value in (*node.args, *node.kwargs.values()))  # F.relu(x, True)
-        return node.op in ("call_function", "call_method") and (
-            home.split(".")[0] not in ("torch", "_operator", "math", "builtins")
-            or node.target in tracing.IN_PLACE
-            or name.endswith("_")
-            or "out" in node.kwargs
-            or flags
-        )
-
-    def rewrite(self, steps: Sequence[Step], prenorm: bool) -> None:
-        """Puts the one call in the place of the steps."""
-        last = steps[-1].node
-        by_kind = {step.kind: step for step in steps}
-        with self.graph.inserting_before(by_kind["+"].node if prenorm else last):
-            source, residual = steps[0].source, by_kind["+"].residual if "+" in by_kind else None
-            if "batch norm" in by_kind:
-                norm = self.attribute(by_kind["batch norm"].node.target)
-                new = self.call(blocks.batch_norm_act, source, residual, norm, *by_kind["act"].options)
-            elif "norm" in by_kind:
-                dropout = self.values(by_kind["dropout"].options) if "dropout" in by_kind else (0.0, False)
-                norm = self.attribute(last.target)
-                new = self.call(blocks.dropout_add_norm, source, residual, norm, *dropout, prenorm)
-            else:
-                dropout = self.values(by_kind["dropout"].options)
-                if "act" in by_kind:
-                    new = self.call(blocks.act_dropout, source, *by_kind["act"].options, *dropout)
-                else:
-                    new = self.call(blocks.dropout_add, source, residual, *dropout)
-            if prenorm:
-                y, z = (self.call(operator.getitem, new, index) for index in range(2))
-                by_kind["+"].node.replace_all_uses_with(z)
-            else:
-                y = new
-        last.replace_all_uses_with(y)
-        for step in reversed(steps):
-            self.graph.erase_node(step.node)
-
-    def call(self, function: Callable[..., Any], *arguments: Any) -> Node:
-        return self.graph.call_function(function, arguments)
-
-    def attribute(self, path: str) -> Node:
-        return self.graph.create_node("get_attr", path)
-
-    def values(self, options: tuple[Any, ...]) -> tuple[Any, ...]:
-        """Numbers as they are; attributes of modules, given by their path, when they are read."""
-        return tuple(self.attribute(value) if isinstance(value, str) else value for value in options)
-
-    def code(self) -> Code:
-        """The code of the graph with one call in the place of each pattern."""
-        for steps, prenorm in self.matches:
-            self.rewrite(steps, prenorm)
-        python = self.graph.python_code("self")
-        names = {
-            name: value
-            for name, value in python.globals.items()
-            if not isinstance(value, types.ModuleType) and re.search(rf"\b{re.escape(name)}\b", python.src)
-        }
-        code = Code(python.src, tuple(names.items()))
-        try:
-            pickle.dumps(code)
-        except Exception as error:
-            raise tracing.Untraceable(f"its forward calls what cannot be pickled: {error}") from error
-        return code
-
-
-def is_anchor(cls: Any) -> bool:
-    """Whether layers of this class can be the norm or dropout without which no modules are a pattern."""
-    return cls in BATCH_NORMS or blocks.is_norm(cls) or cls is nn.Dropout
-
-
-def _is_unknown(module: torch.nn.Module) -> bool:
-    return not type(module).__module__.startswith(("torch.nn.", "normreg.nn."))
-
-
-def newly_kept(steps: Sequence[Step]) -> list[Any]:
-    """The values that the backward of the one call needs, and that of the several did not."""
-    kinds = {step.kind: step for step in steps}
-    if {"act", "dropout"} <= kinds.keys():
-        return [steps[0].source]
-    if {"act", "+"} <= kinds.keys() and kinds["act"].options[0] not in LINES:
-        return [kinds["+"].residual]
-    return []
-
-
-def is_block(module: torch.nn.Module) -> bool:
-    """Whether the module has a forward around other modules."""
-    return bool(module._modules) and blocks.has_forward(module)
-
-
-def inside(module: torch.nn.Module) -> Iterator[torch.nn.Module]:
-    """The modules that its forward calls itself: those in lists and dictionaries, too."""
-    for child in module.children():
-        yield child
-        if not blocks.has_forward(child):
-            yield from inside(child)
-
-
-def fuse(
-    module: Any, becomes: Callable[[Any], Any], functions: bool = True
-) -> tuple[type | None, tuple[str, ...], tuple[tuple[str, str], ...]]:
-    """The module's new class or None, the patterns fused in it, and (pattern, why not) of the others.
-
-    becomes: takes a module inside, and returns the class that `replace` leaves it with.
-    functions: whether dropout that is a function, not a module, is fused with an activation or a sum.
-
-    Raises `tracing.Untraceable` where nothing is known of its forward.
-    """
-    home = type(module).__module__
-    if home.startswith("torch.distributed.fsdp"):
-        raise tracing.Untraceable("fully_shard derived its class: fuse before")
-    if home.startswith("torch.") and type(module) is not torch.nn.Sequential:
-        raise tracing.Untraceable("a forward of torch's own is not rewritten")
-    if "forward" in vars(module):
-        raise tracing.Untraceable("its forward is overridden on the instance")
-    matchers = {}
-    graphs, passed_on = tracing.trace(module)
-    for training, graph in graphs.items():
-        matchers[training] = Matcher(graph, module, becomes, functions)
-        matchers[training].find()
-    found, same = matchers[True], matchers[False]
-    if not found.fused:
-        return None, (), tuple(found.refused)
-    if (found.fused, found.parts) != (same.fused, same.parts):
-        raise tracing.Untraceable("its forward takes another way in evaluation or under autocast")
-    cls: Any = type(module)
-    rewritten = Rewritten(found.code(), same.code(), passed_on, tuple(found.parts), *blocks.premises(module))
-    return blocks.derived(cls, rewritten), tuple(found.fused), tuple(found.refused)
+def rewrite(graph: Graph, matches: Iterable[Match]) -> None:
+    """Puts the operators into the places of the calls."""
+    now: dict[Node, Node] = {}  # what stands for the results of operators before
+    for match in matches:
+        place, first = match.place, match.steps[0].node
+        with graph.inserting_before(place):
+            if match.first:
+                function, *inputs = map_arg(match.first, lambda node: now.get(node, node))
+                now[first] = graph.call_function(function, tuple(inputs))
+                now[first].meta = {**first.meta}
+            given: Any = {**map_arg(match.given, lambda node: now.get(node, node))}
+            if given.get("seed") is TO_BE_DRAWN:
+                device = value_of(match.results[0]).device
+                given["seed"] = graph.call_function(torch.randint, SEED, {"device": device})
+            if isinstance(given.get("cols"), torch.SymInt):
+                given["cols"] = graph.call_method("numel", (given["x"],))
+            call = graph.call_function(match.target, match._replace(given=given).arguments)
+            call.meta = {
+                k: v for k, v in match.named[-1].meta.items() if k in ("nn_module_stack", "stack_trace")
+            }
+            single = len(match.target._schema.returns) == 1
+            for index, result in enumerate(match.results):
+                new = now[result] = call if single else graph.call_function(operator.getitem, (call, index))
+                new.meta = {**result.meta}
+                result.replace_all_uses_with(new)
+        for node in reversed(match.nodes):
+            graph.erase_node(node)

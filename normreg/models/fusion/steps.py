@@ -1,135 +1,122 @@
-"""Reads the calls in the graph of a forward: each is a `Step` of a pattern, or nothing."""
+"""Reads the calls of a graph: each is a `Step` of a pattern, or nothing."""
 
 import operator
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch.fx import Graph, Node
+from torch import Tensor
+from torch.fx import Node
 
-from normreg import nn
-from normreg.models.fusion import blocks
-from normreg.ops.activations import MODULES, activation_of
-
-BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
-OVERWRITING = (F.relu_, torch.relu_, "relu_")
-# activation, and {name: default} of the arguments besides the input, in order
-FUNCTIONS: dict[Any, tuple[str | None, dict[str, Any]]] = {
-    **dict.fromkeys((F.relu, F.relu_, torch.relu, torch.relu_), ("relu", {"inplace": False})),
-    F.relu6: ("relu6", {"inplace": False}),
-    F.leaky_relu: ("leaky_relu", {"negative_slope": 0.01, "inplace": False}),
-    F.silu: ("silu", {"inplace": False}),
-    F.gelu: ("gelu", {"approximate": "none"}),
-    F.hardswish: ("hardswish", {"inplace": False}),
-    F.dropout: (None, {"p": 0.5, "training": True, "inplace": False}),
+NORMREG = torch.ops.normreg
+DROPOUT = NORMREG.dropout.default
+# {operator of normreg with several results: kind of step}
+NORMS: dict[Any, str] = {
+    NORMREG.batch_norm.default: "batch norm",
+    NORMREG.batch_norm_inference.default: "batch norm",
+    NORMREG.layer_norm.default: "norm",
+    NORMREG.rms_norm.default: "norm",
 }
-METHODS = ("relu", "relu_")
+INPLACE = {"input": None, "inplace": False}
+# {function or method: activation, and {name: default} of its arguments, in order}
+ACTIVATIONS: dict[Any, tuple[str, dict[str, Any]]] = {
+    **dict.fromkeys((F.relu, torch.relu, torch.relu_, "relu", "relu_"), ("relu", INPLACE)),
+    F.relu6: ("relu6", INPLACE),
+    F.hardtanh: ("relu6", {"input": None, "min_val": -1.0, "max_val": 1.0, "inplace": False}),
+    F.leaky_relu: ("leaky_relu", {"input": None, "negative_slope": 0.01, "inplace": False}),
+    F.silu: ("silu", INPLACE),
+    F.gelu: ("gelu", {"input": None, "approximate": "none"}),
+    F.hardswish: ("hardswish", INPLACE),
+}
+DROPOUTS = {"input": None, "p": 0.5, "training": True, "inplace": False}
 # {function or method: whether it overwrites its first operand}
 ADDITIONS: dict[Any, bool] = {
     operator.add: False,
     torch.add: False,
-    operator.iadd: True,
     "add": False,
+    operator.iadd: True,
     "add_": True,
 }
 
 
-@dataclass(frozen=True)
-class Step:
-    """A call in the graph that can be a part of a pattern."""
+class Step(NamedTuple):
+    """A call that can be a part of a pattern."""
 
-    node: Any  # torch.fx.Node
     kind: str
-    options: tuple[Any, ...] = ()
-    overwrites: bool = False
-    index: int = 0  # position of the input among the arguments; for a sum, of the operand that is fused
-
-    @property
-    def source(self) -> Any:
-        return self.node.args[self.index]
-
-    @property
-    def residual(self) -> Any:
-        return self.node.args[1 - self.index]
+    node: Node  # its value
+    source: Node  # the value that it takes from the step before
+    given: dict[str, Any]  # its other arguments by name
+    overwritten: Node | None = None
+    call: Any = None  # the node of an operator with several results, of which `node` is the first
 
 
-def _options(node: Node, defaults: dict[str, Any]) -> dict[str, Any] | None:
-    """The values of the arguments behind the first, or None where they are not those of `defaults`."""
-    if len(node.args) > len(defaults) + 1 or not node.kwargs.keys() <= defaults.keys():
-        return None
-    return defaults | dict(zip(defaults, node.args[1:])) | node.kwargs
+def value_of(node: Any) -> Any:
+    """What Dynamo had in a node's place: a tensor without values, or a number."""
+    return node.meta.get("example_value") if isinstance(node, Node) else node
 
 
-class Reader:
-    """Reads the calls in a graph of `block`; `becomes(module)` is the class that a module inside it gets."""
-
-    def __init__(self, graph: Graph, block: torch.nn.Module, becomes: Callable[[Any], Any]) -> None:
-        self.block, self.becomes = block, becomes
-        self.order = {node: position for position, node in enumerate(graph.nodes)}
-
-    def module(self, node: Node) -> Any:
-        """The module that is called, or None."""
-        return self.block.get_submodule(str(node.target)) if node.op == "call_module" else None
-
-    def step(self, node: Any) -> Step | None:
-        """The step that a call is, or None."""
-        if not isinstance(node, Node) or not isinstance(next(iter(node.args), None), Node):
-            return None
-        if node.op == "call_function":
-            return self.function_step(node)
-        if len(node.args) > 1 or node.kwargs:
-            return None
-        if node.op == "call_module":
-            return self.module_step(node, self.module(node))
-        if node.op == "call_method" and node.target in METHODS:
-            return Step(node, "act", ("relu", 0.01), node.target in OVERWRITING)
-        return None
-
-    def function_step(self, node: Node) -> Step | None:
-        act, defaults = FUNCTIONS.get(node.target, (None, None))
-        if defaults is None or (options := _options(node, defaults)) is None:
-            return None
-        overwrites = bool(options.get("inplace") or node.target in OVERWRITING)
-        if node.target is F.dropout:
-            return Step(node, "dropout", (options["p"], options["training"]), overwrites)
-        act = "gelu_tanh" if options.get("approximate") == "tanh" else act
-        return Step(node, "act", (act, options.get("negative_slope", 0.01)), overwrites)
-
-    def module_step(self, node: Node, module: Any) -> Step | None:
-        cls, inplace = self.becomes(module), getattr(module, "inplace", False)
-        if cls in BATCH_NORMS:
-            return Step(node, "batch norm")
-        if blocks.is_norm(cls):
-            return Step(node, "norm")
-        if cls is nn.Dropout:
-            return Step(node, "dropout", (f"{node.target}.p", f"{node.target}.training"), inplace)
-        if cls in MODULES:
-            return Step(node, "act", activation_of(module), inplace)
-        return None
-
-    def operands(self, node: Any) -> Sequence[Node]:
-        """The two operands of a sum, the later one first; none of what is no sum of two values."""
-        if node.op not in ("call_function", "call_method") or node.target not in ADDITIONS or node.kwargs:
-            return ()
-        if len(node.args) != 2 or not all(isinstance(value, Node) for value in node.args):
-            return ()
+def arguments(node: Any, defaults: dict[str, Any] | None = None) -> dict[str, Any] | None:
+    """A call's arguments by name, for functions None where they are not those of `defaults`, or computed."""
+    if defaults is None:
         return (
-            ()
-            if node.args[0] is node.args[1]
-            else sorted(node.args, key=self.order.__getitem__, reverse=True)
+            dict(zip([argument.name for argument in node.target._schema.arguments], node.args)) | node.kwargs
         )
+    given = dict(zip(defaults, node.args)) | node.kwargs
+    if len(given) < len(node.args) + len(node.kwargs) or not given.keys() <= defaults.keys():
+        return None
+    computed = any(isinstance(value, Node) for name, value in given.items() if name != "input")
+    return None if computed else defaults | given
 
-    def sum_of(self, node: Any, operand: Node) -> Step:
-        """The step of a sum whose operand is fused to it."""
-        index = node.args.index(operand)
-        return Step(node, "+", overwrites=ADDITIONS[node.target], index=index)
 
-    def name(self, node: Any) -> str:
-        """The name of a call in reports."""
-        if node.op == "call_module":
-            return node.target
-        if node.target in ADDITIONS:
-            return "+"
-        return node.target if isinstance(node.target, str) else node.target.__name__
+def step_of(node: Any) -> Step | None:
+    """The step that a call is, or None; of sums, `sum_of` knows."""
+    if not isinstance(node, Node) or not node.args or not isinstance(value_of(node), Tensor):
+        return None
+    source: Any = node.args[0]
+    if not isinstance(source, Node):
+        return None
+    if node.target is operator.getitem and node.args[1] == 0 and source.target in NORMS:
+        norm: Any = arguments(source)
+        return (
+            Step(NORMS[source.target], node, norm["x"], norm, call=source) if len(source.users) == 1 else None
+        )
+    if node.target in (DROPOUT, F.dropout):
+        return _dropout(node, source)
+    if node.target not in ACTIVATIONS:
+        return None
+    act, defaults = ACTIVATIONS[node.target]
+    given = arguments(node, defaults)
+    if given is None or (node.target is F.hardtanh and (given["min_val"], given["max_val"]) != (0, 6)):
+        return None
+    act = "gelu_tanh" if given.get("approximate") == "tanh" else act
+    overwrites = given.get("inplace") or node.target in (torch.relu_, "relu_")
+    options = dict(act=act, negative_slope=float(given.get("negative_slope", 0.01)))
+    return Step("act", node, source, options, source if overwrites else None)
+
+
+def _dropout(node: Node, source: Node) -> Step | None:
+    """Dropout of elements, by normreg's operator or torch's function."""
+    if node.target is DROPOUT:
+        given: Any = arguments(node)
+        elements = (given["leading"], given["constants"], given["linear"]) == (None, "scaled", False)
+    else:
+        given = arguments(node, DROPOUTS)
+        elements = given is not None and given["training"] is True
+    if not elements or type(given["p"]) is not float or not 0 < given["p"] <= 1:
+        return None
+    return Step("dropout", node, source, given, source if given.get("inplace") else None)
+
+
+def operands(node: Any, order: dict[Node, int]) -> Sequence[Node]:
+    """The two operands of a sum of two tensors, the later one first; else none."""
+    if not isinstance(node, Node) or node.target not in ADDITIONS or node.kwargs:
+        return ()
+    tensors = [operand for operand in node.all_input_nodes if isinstance(value_of(operand), Tensor)]
+    return sorted(tensors, key=order.__getitem__, reverse=True) if len(tensors) == len(node.args) == 2 else ()
+
+
+def sum_of(node: Any, operand: Node) -> Step:
+    """The step of a sum, one of whose operands is computed with it."""
+    residual = node.args[1 - node.args.index(operand)]
+    return Step("+", node, operand, {"residual": residual}, node.args[0] if ADDITIONS[node.target] else None)

@@ -119,10 +119,10 @@ def check_runs(model: Any, inputs: Sequence[Any], options: Mapping[str, Any], fu
 
 
 @contextlib.contextmanager
-def unchanged(model: torch.nn.Module) -> Iterator[Copies]:
-    """Leaves buffers, attributes and random numbers as they were, also on an error; runs in eager mode.
+def unchanged(model: torch.nn.Module, eager: bool = True) -> Iterator[Copies]:
+    """Leaves buffers, attributes and random numbers as they were, also on an error.
 
-    Yields the copies, of which there is one for each tensor.
+    Yields the copies, of which there is one for each tensor. With `eager`, nothing inside is compiled.
     """
     copies = Copies()
     devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else []
@@ -130,6 +130,6 @@ def unchanged(model: torch.nn.Module) -> Iterator[Copies]:
         stack.enter_context(_ONE_AT_A_TIME)
         stack.enter_context(torch.random.fork_rng(devices))
         stack.enter_context(_undone(model, copies))
-        if "torch._dynamo" in sys.modules:
+        if eager and "torch._dynamo" in sys.modules:
             stack.enter_context(torch.compiler.set_stance("force_eager"))
         yield copies

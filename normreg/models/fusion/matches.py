@@ -1,0 +1,139 @@
+"""The patterns: each is calls, and the operator of normreg that takes their place."""
+
+import operator
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch.fx import Node
+
+from normreg.kernels import cpu
+from normreg.kernels.device.activations import LINES
+from normreg.kernels.dropout.drop import of_elements
+from normreg.kernels.dtypes import FLOATING
+from normreg.models.fusion.steps import NORMREG, Step, value_of
+
+# the functions of normreg.functional that compute the same
+PATTERNS = (
+    "batch_norm_act",
+    "bias_act_dropout",
+    "dropout_add",
+    "dropout_add_layer_norm",
+    "dropout_add_rms_norm",
+)
+TO_BE_DRAWN = object()  # in the place of a seed
+
+
+class Match(NamedTuple):
+    """Calls, and the operator that takes their place."""
+
+    function: str  # one of PATTERNS
+    steps: tuple[Step, ...]
+    target: Any
+    given: dict[str, Any]  # arguments by name
+    results: tuple[Node, ...]  # whose values the operator's first results are
+    keeps: Any = None  # a value that its backward needs and theirs did not
+    first: tuple[Any, ...] = ()  # function and arguments of a call that takes the first one's place
+
+    @property
+    def named(self) -> list[Node]:
+        """A call of each step, by which reports name it."""
+        return [step.call or step.node for step in self.steps]
+
+    @property
+    def nodes(self) -> list[Node]:
+        """All calls, in order."""
+        return list(
+            dict.fromkeys(node for step in self.steps for node in (step.call or step.node, step.node))
+        )
+
+    @property
+    def arguments(self) -> tuple[Any, ...]:
+        return tuple(self.given[argument.name] for argument in self.target._schema.arguments)
+
+    @property
+    def place(self) -> Node:
+        """The call in front of which the operator stands: the last, or the first that uses the sum else."""
+        users = [user for result in self.results[1:] for user in result.users if user not in self.nodes]
+        return min([self.named[-1], *users])
+
+
+def batch_norm_act(norm: Step, act: Step, plus: Step | None = None) -> Match:
+    training = norm.call.target is NORMREG.batch_norm.default
+    target = NORMREG.batch_norm_act if training else NORMREG.batch_norm_act_inference
+    save, residual = value_of(act.node).requires_grad, plus and plus.given["residual"]
+    keeps = residual if save and act.given["act"] not in LINES else None
+    found = (norm, plus, act) if plus else (norm, act)
+    given = norm.given | act.given | dict(residual=residual, save=save)
+    return Match("batch_norm_act", found, target.default, given, (act.node,), keeps)
+
+
+def _dropped(dropout: Step | None, x: Node) -> dict[str, Any]:
+    """What an operator is told of dropout."""
+    if dropout is None:
+        return dict(x=x, p=0.0, bits=0, seed=None)
+    p = dropout.given["p"]
+    bits = of_elements(p, value_of(x).dtype).bits
+    return dict(
+        x=x, p=p, bits=bits, seed=dropout.given.get("seed", TO_BE_DRAWN), layer_scale=None, row_scale=None
+    )
+
+
+def dropout_add_norm(norm: Step, plus: Step, before: Step | None = None) -> Match:
+    """before: dropout or, where what is added last broadcasts, a sum: (a + b) + c is (a + c) + b."""
+    centered, prenorm = norm.call.target is NORMREG.layer_norm.default, len(plus.node.users) > 1
+    dropout = before if before and before.kind == "dropout" else None
+    given = dict(bias=None, layer_scale=None, row_scale=None, centered=centered, save_z=prenorm)
+    given |= norm.given | plus.given | _dropped(dropout, (dropout or plus).source)
+    given |= dict(z_dtype=value_of(plus.node).dtype, save_statistics=value_of(norm.node).requires_grad)
+    first: tuple[Any, ...] = ()
+    if before and before.kind == "+":
+        given["residual"], first = (
+            before.given["residual"],
+            (operator.add, before.source, plus.given["residual"]),
+        )
+    function = "dropout_add_layer_norm" if centered else "dropout_add_rms_norm"
+    found = (before, plus, norm) if before else (plus, norm)
+    results = (norm.node, plus.node) if prenorm else (norm.node,)
+    return Match(function, found, NORMREG.dropout_add_norm.default, given, results, first=first)
+
+
+def dropout_add(dropout: Step, plus: Step) -> Match:
+    given = plus.given | _dropped(dropout, dropout.source) | dict(shared=False, scaled=True)
+    given |= dict(cols=value_of(dropout.source).numel(), out_dtype=value_of(plus.node).dtype)
+    return Match("dropout_add", (dropout, plus), NORMREG.dropout_add.default, given, (plus.node,))
+
+
+def bias_act_dropout(act: Step, dropout: Step, linear: Step | None = None) -> Match:
+    given = act.given | _dropped(dropout, act.source) | dict(bias=linear and linear.given["bias"])
+    found = (linear, act, dropout) if linear else (act, dropout)
+    keeps = act.source if value_of(dropout.node).requires_grad and not linear else None
+    first = (F.linear, *linear.node.args[:2], None) if linear else ()
+    return Match(
+        "bias_act_dropout", found, NORMREG.bias_act_dropout.default, given, (dropout.node,), keeps, first
+    )
+
+
+def shape_of(node: Any) -> str:
+    """A value's shape in words, because sizes may be symbols."""
+    return str(value_of(node).shape)
+
+
+def why_no_kernel(match: Match) -> str | None:
+    """Why the operator does not take these tensors, or None."""
+    x, residual, bias = (value_of(match.given.get(name)) for name in ("x", "residual", "bias"))
+    if not (x.is_cuda or (x.is_cpu and cpu.KERNELS)):
+        return f"there is no kernel for {x.device.type} tensors"
+    if residual is not None and shape_of(match.given["residual"]) != shape_of(match.given["x"]):
+        return "the sum broadcasts"
+    if residual is not None and residual.device != x.device:
+        return f"the terms of the sum are on {x.device} and {residual.device}"
+    for tensor in (x, x if residual is None else residual):
+        if tensor.dtype not in FLOATING or 0 in (tensor.dim(), tensor.numel()):
+            return f"there is no kernel for {tensor.dtype} of shape {list(tensor.shape)}"
+    if match.function == "batch_norm_act" and residual is not None and residual.dtype != x.dtype:
+        return f"the terms of the sum are {x.dtype} and {residual.dtype}"
+    beside = (x.dtype, torch.float32 if x.dtype.itemsize == 2 else x.dtype)
+    if match.function == "bias_act_dropout" and bias is not None and bias.dtype not in beside:
+        return f"the bias is {bias.dtype}, the input {x.dtype}"
+    return None
