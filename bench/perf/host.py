@@ -16,6 +16,7 @@ from bench.harness import tables
 from bench.lab import stub_driver
 from bench.lab.without_gpu import as_on_a_gpu, noted_launches
 from bench.operations import OPERATIONS, cases
+from bench.perf import fused_calls
 
 TURNS = 30
 CALLS = 50  # of each function in a turn
@@ -85,6 +86,8 @@ def run(arguments, budget):
     torch.set_num_threads(1)
     for case in budget.within(cases("host", arguments.operations)):
         yield from measure(case)
+    if not arguments.operations:
+        yield from fused_calls.measure()
 
 
 def ratio(samples, name):
@@ -93,6 +96,13 @@ def ratio(samples, name):
 
 
 def table(records):
+    models = [record for record in records if record["operation"] == fused_calls.OPERATION]
+    layers = [record for record in records if record not in models]
+    parts = [layers_table(layers)] * bool(layers) + [fused_calls.table(models)] * bool(models)
+    return "\n\n".join(parts)
+
+
+def layers_table(records):
     headers = "case | direction | normreg us | plain launch us | torch us | normreg / plain | normreg / torch"
     rows = []
     for record in records:
