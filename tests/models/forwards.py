@@ -1,5 +1,6 @@
 """Forwards that do what Python can do, besides computing; `SEEN` is what they did."""
 
+import contextlib
 import logging
 import random
 import warnings
@@ -74,6 +75,15 @@ def checkpointed(m, x):
 
 def checkpointed_batch_norm(m, x):
     return m.act(checkpoint(lambda x: m.act(m.norm(m.linear(x))) + m.drop(x), x, use_reentrant=False))
+
+
+def contexts():
+    SEEN.append("contexts")
+    return contextlib.nullcontext(), contextlib.nullcontext()
+
+
+def checkpointed_in_contexts(m, x):
+    return checkpoint(lambda x: m.act(m.linear(x)), x, use_reentrant=False, context_fn=contexts) + fused(m, x)
 
 
 def zeros(m, x):
@@ -192,7 +202,7 @@ def at_pythons_random(m, x):
 
 
 def at_numpys_random(m, x):
-    return fused(m, x * float(numpy.random.rand()))
+    return fused(m, x * float(numpy.random.uniform(1, 2, 3)[0]))
 
 
 def of_numbers(m, x):
@@ -218,6 +228,7 @@ FORWARDS = [
     reentrant,
     checkpointed,
     checkpointed_batch_norm,
+    checkpointed_in_contexts,
     zeros,
     with_nan,
     divided,

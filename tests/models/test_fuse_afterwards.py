@@ -107,6 +107,16 @@ def test_a_probability_on_a_schedule(device):
         assert_close(step(model, x), step(twin, x))
 
 
+def test_a_slope_on_a_schedule(device):
+    model = Twice(lambda m, x: F.leaky_relu(m.norm(x), m.slope)).double().to(device)
+    model.slope = 0.1
+    twin, x = copy.deepcopy(model), torch.randn(5, 8, device=device, dtype=torch.float64)
+    normreg.replace(model, fuse=True), normreg.replace(twin)
+    for slope in (0.1, 0.2, 0.3):
+        model.slope = twin.slope = slope
+        assert_close(step(model, x), step(twin, x))
+
+
 class Tuned(nn.ReLU):
     def forward(self, x):
         return self.tune(x)

@@ -6,6 +6,8 @@ from fusible import (  # noqa: F401
     BLOCKS,
     BasicBlock,
     DroppingFunctions,
+    PostNorm,
+    Twice,
     assert_close,
     assert_equal,
     fresh_graphs,
@@ -70,6 +72,31 @@ def test_inputs_by_name_and_in_sequence(device):
     model, _, x = made("post-norm", device)
     for given in (x, (x,), [x, None], dict(x=x, mask=None)):
         assert patterns(normreg.replace(model, fuse=True, example_inputs=given)) == BLOCKS["post-norm"][2]
+
+
+def test_a_whole_is_restored_with_what_was_fused_inside(device):
+    blocks = nn.Sequential(PostNorm(), PostNorm()).to(device)
+    for block in blocks:
+        normreg.replace(block, fuse=True)
+    restored = normreg.restore(blocks)
+    assert restored.notes == ("calls are not fused any more: 0, 1",)
+    assert [block._compiled_call_impl for block in blocks] == [None, None]
+
+
+def test_example_inputs_stay_as_they_are(device):
+    model, x = Twice(lambda m, x: m.layer_norm(x.add_(m.linear(x)))).to(device), torch.randn(5, 8).to(device)
+    given, states = x.clone(), torch.get_rng_state()
+    normreg.replace(model, fuse=True, example_inputs=given)
+    normreg.explain(model, given)
+    assert torch.equal(given, x)
+    assert torch.equal(torch.get_rng_state(), states)
+
+
+def test_a_list_that_a_forward_empties_stays_full(device):
+    model, given = Twice(lambda m, xs: m.act(m.norm(xs.pop()))).to(device), [torch.randn(5, 8, device=device)]
+    report = normreg.replace(model, fuse=True, example_inputs=(given,))
+    assert patterns(report) == patterns(normreg.explain(model, given)) == ["norm -> act"]
+    assert len(given) == 1
 
 
 def test_an_example_that_fails_changes_nothing(device):

@@ -144,6 +144,7 @@ def test_where_the_graph_breaks_the_report_says(device):
     assert patterns(report) == BLOCKS["post-norm"][2]  # named once
     (skip,) = report.not_fused
     assert skip.kind.startswith("graph break at")
+    assert "graph_break()" in skip.reason
     assert "test_fused_backend.py, line" in skip.kind
     assert_close(step(model, x), step(twin, x))
 

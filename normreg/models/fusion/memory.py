@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.fx import Graph, Node
 from torch.utils._pytree import tree_leaves
 
-from normreg.models.fusion.steps import DROPOUT, NORMREG, value_of
+from normreg.models.fusion.steps import DROPOUT, NORMREG, arguments, value_of
 
 TORCH_LIKE = ("torch", "_operator", "math", "builtins")  # whose functions keep torch's conventions of names
 IN_PLACE = ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul", "and", "or", "xor")
@@ -35,10 +35,15 @@ def _written(node: Node) -> Iterable[Any]:
     """The arguments that a call may overwrite, by an operator's schema or by torch's conventions of names."""
     target: Any = node.target
     if isinstance(target, torch._ops.OpOverload):
-        given = zip(target._schema.arguments, node.args)
-        return [value for a, value in given if a.alias_info is not None and a.alias_info.is_write]
+        given: Any = arguments(node)
+        schema = target._schema.arguments
+        return [given.get(a.name) for a in schema if a.alias_info is not None and a.alias_info.is_write]
+    if isinstance(target, torch._ops.OpOverloadPacket):
+        schemas = [getattr(target, overload)._schema for overload in target.overloads()]
+        return node.all_input_nodes if any(schema.is_mutable for schema in schemas) else ()
     name = target if isinstance(target, str) else getattr(target, "__name__", "_")
-    flags = [*node.kwargs.values(), *(node.args if target is not F.dropout else ())]
+    named = [value for key, value in node.kwargs.items() if key != "training"]
+    flags = [*node.args[3 if target is F.dropout else 0 :], *named]
     overwrites = (
         (node.op == "call_function" and _home(target) not in TORCH_LIKE)
         or node.op == "call_module"
