@@ -1,12 +1,14 @@
 """The backend for torch.compile: by its name, before another backend, with some patterns, and bad input."""
 
 import copy
+import shutil
 from importlib.metadata import entry_points
 
 import pytest
 import torch
 from fusible import BLOCKS, PostNorm, assert_close, fresh_graphs, made, patterns, step  # noqa: F401
 from torch import nn
+from torch._inductor import config as inductor_config
 
 import normreg
 from normreg.models.fusion.matches import PATTERNS
@@ -66,12 +68,18 @@ def test_another_backend_is_handed_the_fused_graph(device):
     given[0].graph.lint()
 
 
-@pytest.mark.gpu
-def test_inductor_compiles_the_fused_graph(device):
+@pytest.mark.skipif(not any(map(shutil.which, ("g++", "clang++"))), reason="needs a C++ compiler")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")  # of its own modules, on their first import
+@pytest.mark.filterwarnings("ignore:TensorFloat32 tensor cores:UserWarning")
+def test_inductor_compiles_the_fused_graph(device, launches):
     model, twin, x = made("post-norm", device, torch.float32)
     normreg.replace(model)
-    compiled = torch.compile(model.eval(), backend=normreg.fused("inductor"))
-    torch.testing.assert_close(compiled(x), twin.eval()(x))
+    with inductor_config.patch(fx_graph_cache=False, compile_threads=1):
+        compiled = torch.compile(model.eval(), backend=normreg.fused("inductor"))
+        launches.clear()
+        y = compiled(x)
+    assert len(launches) == 2  # of the two sums and norms
+    torch.testing.assert_close(y, twin.eval()(x))
 
 
 @pytest.mark.parametrize("pattern", PATTERNS)

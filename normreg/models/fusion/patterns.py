@@ -36,69 +36,58 @@ class Finder:
         self.found: list[Match] = []
         self.refused: list[tuple[Match, str]] = []
         found = [step for step in map(steps.step_of, graph.nodes) if step is not None]
+        behind = {"act": self.behind_batch_norm, "norm": self.behind_sum, "dropout": self.behind_activation}
         for step in found:
-            self.match([*self.ending_with(step)])
+            if find := behind.get(step.kind):
+                self.match([*find(step)])
         for step in found:  # the sums that no norm is behind
             if step.kind == "dropout":
-                self.match(
-                    [
-                        matches.dropout_add(step, plus)
-                        for plus in map(self.sum_with(step), step.node.users)
-                        if plus
-                    ]
-                )
+                self.match([*self.before_sum(step)])
 
-    def sum_with(self, step: Step) -> Callable[[Node], Step | None]:
-        def plus(user: Node) -> Step | None:
-            return (
-                steps.sum_of(user, step.node)
-                if step.node in steps.operands(user, self.memory.order)
-                else None
-            )
+    def terms(self, node: Any) -> Sequence[Node]:
+        """The terms of a sum, the later one first; none of what is none."""
+        return steps.operands(node, self.memory.order)
 
-        return plus
+    def behind_batch_norm(self, act: Step) -> Iterator[Match]:
+        if norm := steps.step_of(act.source, "batch norm"):
+            yield matches.batch_norm_act(norm, act)
+        for term in self.terms(act.source):
+            if norm := steps.step_of(term, "batch norm"):
+                yield matches.batch_norm_act(norm, act, steps.sum_of(act.source, term))
 
-    def ending_with(self, last: Step) -> Iterator[Match]:
-        """The patterns that end with a step, those of more steps first."""
-        before, source = steps.step_of(last.source), last.source
-        terms = steps.operands(source, self.memory.order)
-        if last.kind == "act":
-            for plus, norm in [
-                (None, before),
-                *((steps.sum_of(source, term), steps.step_of(term)) for term in terms),
-            ]:
-                if norm is not None and norm.kind == "batch norm":
-                    yield matches.batch_norm_act(norm, last, plus)
-        elif last.kind == "norm":
-            term: Any
-            for term in terms:
-                dropout, plus = steps.step_of(term), steps.sum_of(source, term)
-                if dropout is not None and dropout.kind == "dropout":
-                    yield matches.dropout_add_norm(last, plus, dropout)
-                inner = steps.operands(term, self.memory.order)
-                whole = {
-                    shape_of(node) for node in (*inner, term, source)
-                }  # one where only the rest broadcasts
-                if inner and len(whole) == 1 and shape_of(plus.given["residual"]) not in whole:
-                    yield matches.dropout_add_norm(last, plus, steps.sum_of(term, term.args[0]))
-            if terms:
-                yield matches.dropout_add_norm(last, steps.sum_of(source, terms[0]))
-        elif last.kind == "dropout" and before is not None and before.kind == "act":
-            linear: Any = before.source
-            if linear.target is F.linear and len(linear.args) == 3 and isinstance(linear.args[2], Node):
-                step = Step("linear", linear, linear.args[0], dict(bias=linear.args[2]))
-                yield matches.bias_act_dropout(before, last, step)
-            yield matches.bias_act_dropout(before, last)
+    def behind_sum(self, norm: Step) -> Iterator[Match]:
+        terms: Any = self.terms(norm.source)
+        for term in terms:
+            plus, inner = steps.sum_of(norm.source, term), self.terms(term)
+            if dropout := steps.step_of(term, "dropout"):
+                yield matches.dropout_add_norm(norm, plus, dropout)
+            shapes = {shape_of(node) for node in (*inner, term, norm.source)}
+            if inner and len(shapes) == 1 and shape_of(plus.given["residual"]) not in shapes:
+                yield matches.dropout_add_norm(norm, plus, steps.sum_of(term, term.args[0]))
+        if terms:
+            yield matches.dropout_add_norm(norm, steps.sum_of(norm.source, terms[0]))
+
+    def behind_activation(self, dropout: Step) -> Iterator[Match]:
+        act = steps.step_of(dropout.source, "act")
+        if act is None:
+            return
+        linear: Any = act.source
+        if linear.target is F.linear and len(linear.args) == 3 and isinstance(linear.args[2], Node):
+            step = Step("linear", linear, linear.args[0], dict(bias=linear.args[2]))
+            yield matches.bias_act_dropout(act, dropout, step)
+        yield matches.bias_act_dropout(act, dropout)
+
+    def before_sum(self, dropout: Step) -> Iterator[Match]:
+        for user in dropout.node.users:
+            if dropout.node in self.terms(user):
+                yield matches.dropout_add(dropout, steps.sum_of(user, dropout.node))
 
     def match(self, candidates: Sequence[Match]) -> None:
         """Notes the first of these that is right, or why the first one is not."""
         reasons = []
         for match in candidates:
-            if (
-                match.function in self.patterns
-                and self.is_chosen(match)
-                and self.taken.isdisjoint(match.nodes)
-            ):
+            wanted = match.function in self.patterns and self.is_chosen(match)
+            if wanted and self.taken.isdisjoint(match.nodes):
                 reason = self.objection(match)
                 if reason is None:
                     self.taken |= {*match.nodes}

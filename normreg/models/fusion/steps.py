@@ -69,8 +69,13 @@ def arguments(node: Any, defaults: dict[str, Any] | None = None) -> dict[str, An
     return None if computed else defaults | given
 
 
-def step_of(node: Any) -> Step | None:
-    """The step that a call is, or None; of sums, `sum_of` knows."""
+def step_of(node: Any, kind: str | None = None) -> Step | None:
+    """The step that a call is, if it is of the kind, or None; of sums, `sum_of` knows."""
+    step = _step_of(node)
+    return step if step is None or kind is None or step.kind == kind else None
+
+
+def _step_of(node: Any) -> Step | None:
     if not isinstance(node, Node) or not node.args or not isinstance(value_of(node), Tensor):
         return None
     source: Any = node.args[0]
