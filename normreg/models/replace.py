@@ -101,7 +101,8 @@ def _with_fusions(report: Report, model: nn.Module, backend: Backend, example_in
     inputs, options = _arguments(example_inputs)
     check_runs(model, inputs, options, "replace")
     fused, not_fused = calls.patterns_of(model, inputs, options)
-    return dataclasses.replace(report, fused=fused, not_fused=not_fused)
+    notes = report.notes if fused else (*report.notes, "nothing is fused in a call with these inputs")
+    return dataclasses.replace(report, fused=fused, not_fused=not_fused, notes=notes)
 
 
 def _with_note(report: Report) -> Report:

@@ -265,3 +265,4 @@ def test_without_kernels_nothing_is_fused(device_of):
         [],
         ["there is no kernel for meta tensors"],
     )
+    assert "nothing is fused in a call with these inputs" in str(report)
