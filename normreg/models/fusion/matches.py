@@ -70,28 +70,22 @@ def batch_norm_act(norm: Step, act: Step, plus: Step | None = None) -> Match:
 
 def _dropped(dropout: Step | None, x: Node) -> dict[str, Any]:
     """What an operator is told of dropout."""
-    if dropout is None:
-        return dict(x=x, p=0.0, bits=0, seed=None)
-    p = dropout.given["p"]
+    p, seed = (0.0, None) if dropout is None else (dropout.given["p"], dropout.given.get("seed", TO_BE_DRAWN))
     bits = of_elements(p, value_of(x).dtype).bits
-    return dict(
-        x=x, p=p, bits=bits, seed=dropout.given.get("seed", TO_BE_DRAWN), layer_scale=None, row_scale=None
-    )
+    return dict(x=x, p=p, bits=bits, seed=seed, layer_scale=None, row_scale=None)
 
 
 def dropout_add_norm(norm: Step, plus: Step, before: Step | None = None) -> Match:
     """before: dropout or, where what is added last broadcasts, a sum: (a + b) + c is (a + c) + b."""
     centered, prenorm = norm.call.target is NORMREG.layer_norm.default, len(plus.node.users) > 1
     dropout = before if before and before.kind == "dropout" else None
-    given = dict(bias=None, layer_scale=None, row_scale=None, centered=centered, save_z=prenorm)
+    given = dict(bias=None, centered=centered, save_z=prenorm)
     given |= norm.given | plus.given | _dropped(dropout, (dropout or plus).source)
     given |= dict(z_dtype=value_of(plus.node).dtype, save_statistics=value_of(norm.node).requires_grad)
     first: tuple[Any, ...] = ()
     if before and before.kind == "+":
-        given["residual"], first = (
-            before.given["residual"],
-            (operator.add, before.source, plus.given["residual"]),
-        )
+        first = operator.add, before.source, plus.given["residual"]
+        given["residual"] = before.given["residual"]
     function = "dropout_add_layer_norm" if centered else "dropout_add_rms_norm"
     found = (before, plus, norm) if before else (plus, norm)
     results = (norm.node, plus.node) if prenorm else (norm.node,)

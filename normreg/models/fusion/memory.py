@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.fx import Graph, Node
 from torch.utils._pytree import tree_leaves
 
-from normreg.models.fusion.steps import DROPOUT, NORMREG, arguments, value_of
+from normreg.models.fusion.steps import DROPOUT, NORMREG, arguments, value_of, written_by
 
 TORCH_LIKE = ("torch", "_operator", "math", "builtins")  # whose functions keep torch's conventions of names
 IN_PLACE = ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul", "and", "or", "xor")
@@ -36,8 +36,7 @@ def _written(node: Node) -> Iterable[Any]:
     target: Any = node.target
     if isinstance(target, torch._ops.OpOverload):
         given: Any = arguments(node)
-        schema = target._schema.arguments
-        return [given.get(a.name) for a in schema if a.alias_info is not None and a.alias_info.is_write]
+        return [given.get(name) for name in written_by(target)]
     if isinstance(target, torch._ops.OpOverloadPacket):
         schemas = [getattr(target, overload)._schema for overload in target.overloads()]
         return node.all_input_nodes if any(schema.is_mutable for schema in schemas) else ()

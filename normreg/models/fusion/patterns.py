@@ -108,8 +108,7 @@ class Finder:
             return "a part is computed in another mode, as of autocast or gradients"
         if writer := memory.writer([match.given, match.first, nodes], first, last, nodes):
             return f"{name_of(writer)}, called after it, may overwrite what {name_of(first)} reads"
-        written = [a.name for a in match.target._schema.arguments if a.alias_info is not None]
-        buffers = memory.of([match.given[name] for name in written])  # running statistics
+        buffers = memory.of([match.given[name] for name in steps.written_by(match.target)])
         for node, position in memory.order.items():
             if memory.order[first] < position < memory.order[last] and node not in nodes:
                 if buffers & memory.of(node.all_input_nodes):

@@ -56,6 +56,12 @@ def value_of(node: Any) -> Any:
     return node.meta.get("example_value") if isinstance(node, Node) else node
 
 
+def written_by(operator: Any) -> list[str]:
+    """The names of the arguments that an operator overwrites."""
+    schema = operator._schema.arguments
+    return [a.name for a in schema if a.alias_info is not None and a.alias_info.is_write]
+
+
 def arguments(node: Any, defaults: dict[str, Any] | None = None) -> dict[str, Any] | None:
     """A call's arguments by name, for functions None where they are not those of `defaults`, or computed."""
     if defaults is None:
