@@ -4,7 +4,7 @@ import formulas
 import pytest
 import torch
 from operations import FUNCTIONS, OPERATIONS, OURS, every_function
-from support.reference import assert_derivatives
+from support.reference import ROUNDED, assert_derivatives
 
 import normreg
 
@@ -122,8 +122,7 @@ def test_both_backwards_compute_16_bits_in_float32(device, row, dtype):
     kernel = torch.autograd.grad(y, inputs, dy, retain_graph=True)
     formula = torch.autograd.grad(y, inputs, dy, create_graph=True)
     for ours, expected in zip(kernel, formula, strict=True):
-        # what is 16 bits is rounded to it once each, in the interpreter by truncation
-        rtol = 2 * torch.finfo(dtype).eps if ours.dtype == dtype else 1e-5
+        rtol = 2 * ROUNDED[dtype] if ours.dtype == dtype else 1e-5  # both are rounded once
         torch.testing.assert_close(ours, expected, rtol=rtol, atol=1e-4)
 
 

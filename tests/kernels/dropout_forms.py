@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 from operations import FUNCTIONS, Dropout
+from support.reference import ROUNDED
 
 from normreg.kernels import dropout as kernels
 from normreg.kernels import dtypes
@@ -53,9 +54,8 @@ def expected(form, x, kept, p=P, linear=False):
 
 
 def assert_result(form, result, x, kept, linear=False):
-    # one rounding, or truncation in the interpreter
     limits = torch.finfo(x.dtype)
-    tolerance = dict(rtol=limits.eps, atol=limits.eps * limits.smallest_normal)
+    tolerance = dict(rtol=ROUNDED[x.dtype], atol=limits.eps * limits.smallest_normal)
     if form.alpha and not linear:
         # the sum may cancel: its terms are rounded at their own size, of at most 4
         tolerance["atol"] = 4 * torch.finfo(dtypes.compute_dtype(x.dtype)).eps

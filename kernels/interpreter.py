@@ -1,0 +1,47 @@
+"""Triton's interpreter with casts from and to bfloat16 as GPUs make them.
+
+Triton's own cut float32 off where a GPU rounds to nearest even, take subnormal numbers for others, and write
+the integer part of float64 as if it were the bits of bfloat16. A kernel cannot tell; whoever checks bfloat16
+on a CPU would find its error twice as large as it is.
+"""
+
+import functools
+
+import triton.language as tl
+from triton.runtime import interpreter
+
+np = interpreter.np  # numpy, which the interpreter needs and nothing else of the package
+CANONICAL_NAN = 0x7FC00000
+
+
+@functools.cache
+def cast_bfloat16_as_gpus_do() -> None:
+    """Corrects the interpreter, in this process."""
+    cast = interpreter.InterpreterBuilder.cast_impl
+
+    def corrected(self, source, type):
+        given, wanted = source.dtype.scalar, type.scalar
+        if wanted == tl.bfloat16 and given != tl.bfloat16:
+            return interpreter.TensorHandle(bfloat16_bits(source.data), wanted)
+        if given == tl.bfloat16 and wanted == tl.float32:
+            return interpreter.TensorHandle(float32_of(source.data), wanted)
+        return cast(self, source, type)
+
+    interpreter.InterpreterBuilder.cast_impl = corrected
+
+
+def bfloat16_bits(x):
+    """The bits of numbers as bfloat16, rounded once, to nearest even; NaN becomes the quiet NaN."""
+    with np.errstate(over="ignore"):
+        single = np.asarray(x, np.float32)
+    bits = single.view(np.uint32)
+    if x.dtype == np.float64:
+        # rounded to odd, so that the second rounding knows on which side of a tie x lies
+        bits = (bits - (np.abs(single) > np.abs(x))) | (single != x)
+    bits = np.where(np.isnan(single), CANONICAL_NAN, bits)
+    return ((bits + 0x7FFF + (bits >> 16 & 1)) >> 16).astype(np.uint16)
+
+
+def float32_of(bits):
+    """The numbers of bfloat16 that have these bits."""
+    return (bits.astype(np.uint32) << 16).view(np.float32)
