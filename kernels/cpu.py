@@ -3,7 +3,7 @@
 The environment variable NORMREG_CPU_KERNELS is read when normreg is imported:
 
     interpreter     Triton's interpreter; TRITON_INTERPRET=1, Triton's own variable, means the same. Its
-                    casts to bfloat16 are corrected for the whole process (`interpreter`)
+                    casts to bfloat16 and its sums are corrected for the whole process (`interpreter`)
     compiled        compiled code, by a Triton driver that executes it in host memory, as `bench.lab` has one
     none, or unset  nothing: tensors of the CPU go to torch's own operators
 """
@@ -30,6 +30,7 @@ def _chosen() -> str | None:
         from normreg.kernels import interpreter  # which imports triton
 
         interpreter.cast_bfloat16_as_gpus_do()
+        interpreter.add_in_pairs()
         return "interpreter"
     if chosen == "compiled":
         _expect_host_driver(triton.runtime.driver)

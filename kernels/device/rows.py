@@ -3,6 +3,9 @@
 A tensor is [samples, rows, cols], and what is normalised are the cols of a row. The rows of LayerNorm lie one
 after another, as those of one sample. Where CHANNELS_FIRST the memory is [samples, cols, rows]: the cols are
 channels, the rows are a sample's positions, and a tile of rows is some of one sample's.
+
+Statistics are [samples, rows, 3], high and low part of each row's mean and its spread, which is rstd (var in
+GroupNorm), or rstd alone, [samples, rows, 1], of rows that are not centred.
 """
 
 from typing import NamedTuple
@@ -10,7 +13,7 @@ from typing import NamedTuple
 import triton
 import triton.language as tl
 
-from normreg.kernels.device.statistics import moments, rstd_of
+from normreg.kernels.device.statistics import Mean, divide, rounded_mean, rstd_of, two_sums
 
 
 class Parameters(NamedTuple):
@@ -21,21 +24,19 @@ class Parameters(NamedTuple):
 
 
 class Results(NamedTuple):
-    """What a forward stores: y, and mean and rstd of each row, or None."""
+    """What a forward stores: y, and `statistics` of each row, or None."""
 
     y: tl.tensor
-    mean: tl.tensor
-    rstd: tl.tensor
+    statistics: tl.tensor
 
 
 class Statistics(NamedTuple):
     """What the backward knows of each row.
 
-    mean is None where rows are not centred; c1 and c2 are None where a program finds them itself.
+    c1 and c2 are None where a program finds them itself; c2 is None where rows are not centred.
     """
 
-    mean: tl.tensor
-    rstd: tl.tensor
+    saved: tl.tensor
     c1: tl.tensor
     c2: tl.tensor
 
@@ -122,75 +123,84 @@ def store_normalized(
     eps,
     CENTERED: tl.constexpr,
 ):
-    """Normalises x [rows, cols], relative to each row's shift where CENTERED, and stores y and statistics."""
+    """Normalises x [rows, cols], 0 where masked, and stores y and the statistics."""
     mean = None
     if CENTERED:
-        mean, m2 = moments(x, mask, cols, 1)
-        x -= mean[:, None]
-    else:
-        m2 = tl.sum(x * x, 1)
-    rstd = rstd_of(m2 / cols, eps)
+        high = rounded_mean(x, cols, 1)
+        x = tl.where(mask, x - high[:, None], 0.0)
+        low = divide(tl.sum(x, 1), cols)
+        x = tl.where(mask, x - low[:, None], 0.0)
+        mean = Mean(high, low)
+    rstd = rstd_of(divide(tl.sum(x * x, 1), cols), eps)
     y = scale_and_shift(x * rstd[:, None], parameters, col, cols)
     store(results.y + base, offsets, y, mask)
-    store_statistics(results, mean, rstd, first_row, row, row_mask)
+    store_statistics(results.statistics, mean, rstd, first_row + row, row_mask)
 
 
 @triton.jit
-def store_statistics(results, mean, rstd, first_row, row, row_mask):
-    """mean and rstd of rows, those that are wanted."""
-    if results.mean is not None:
-        tl.store(results.mean + first_row + row, mean, mask=row_mask)
-    if results.rstd is not None:
-        tl.store(results.rstd + first_row + row, rstd, mask=row_mask)
+def store_statistics(statistics_ptr, mean, spread, row, row_mask):
+    """Stores the statistics of rows, where they are wanted; mean is None where rows are not centred."""
+    if statistics_ptr is not None:
+        if mean is None:
+            tl.store(statistics_ptr + row, spread, mask=row_mask)
+        else:
+            tl.store(statistics_ptr + row * 3, mean.high, mask=row_mask)
+            tl.store(statistics_ptr + row * 3 + 1, mean.low, mask=row_mask)
+            tl.store(statistics_ptr + row * 3 + 2, spread, mask=row_mask)
 
 
 @triton.jit
-def load_x_hat(x_ptr, offsets, mask, shift, mean, rstd, COMPUTE_DTYPE: tl.constexpr):
-    """x_hat of the unmasked elements, 0 elsewhere, whatever the statistics are there."""
-    x = load(x_ptr, offsets, mask, COMPUTE_DTYPE)
+def load_statistics(statistics_ptr, row, row_mask, CENTERED: tl.constexpr):
+    """The mean of rows, None where these are not centred, and their spread."""
+    if CENTERED:
+        high = tl.load(statistics_ptr + row * 3, mask=row_mask, other=0.0)
+        low = tl.load(statistics_ptr + row * 3 + 1, mask=row_mask, other=0.0)
+        return Mean(high, low), tl.load(statistics_ptr + row * 3 + 2, mask=row_mask, other=0.0)
+    else:
+        return None, tl.load(statistics_ptr + row, mask=row_mask, other=0.0)
+
+
+@triton.jit
+def less_mean(x, mean):
+    """x [rows, cols] minus the mean of each row, if any."""
     if mean is not None:
-        x = x - shift - mean
-    return tl.where(mask, x * rstd, 0.0)
+        x = x - mean.high[:, None] - mean.low[:, None]
+    return x
 
 
 @triton.jit
-def load_normalized(
-    x_ptr, statistics, base, offsets, mask, first_row, row, row_mask, stride_row, COMPUTE_DTYPE: tl.constexpr
-):
-    """x_hat of a tile of rows, and their rstd [rows, 1]."""
-    rstd = tl.load(statistics.rstd + first_row + row, mask=row_mask, other=0.0)[:, None]
-    mean = None
-    shift = None
-    if statistics.mean is not None:
-        mean = tl.load(statistics.mean + first_row + row, mask=row_mask, other=0.0)[:, None]
-        shift = load(x_ptr + base, row * stride_row, row_mask, COMPUTE_DTYPE)[:, None]
-    return load_x_hat(x_ptr, offsets, mask, shift, mean, rstd, COMPUTE_DTYPE), rstd
+def load_x_hat(x_ptr, offsets, mask, mean, rstd, COMPUTE_DTYPE: tl.constexpr):
+    """x_hat [rows, cols], 0 where masked, whatever the statistics are there."""
+    x = less_mean(load(x_ptr, offsets, mask, COMPUTE_DTYPE), mean)
+    return tl.where(mask, x * rstd[:, None], 0.0)
 
 
 @triton.jit
-def row_sums(x_hat, wdy, cols, statistics, row, row_mask):
+def row_sums(x_hat, wdy, cols, statistics, row, row_mask, CENTERED: tl.constexpr):
     """c1 and c2 [rows, 1]: loaded, or those of whole rows in the tile; c2 is 0 of rows not centred."""
     if statistics.c1 is not None:
         c1 = tl.load(statistics.c1 + row, mask=row_mask, other=0.0)
         c2 = tl.zeros_like(c1)
-        if statistics.c2 is not None:
+        if CENTERED:
             c2 = tl.load(statistics.c2 + row, mask=row_mask, other=0.0)
+    elif CENTERED:
+        c1, c2 = two_sums(x_hat * wdy, wdy, 1)
+        c1 = divide(c1, cols)
+        c2 = divide(c2, cols)
     else:
-        c1 = tl.sum(x_hat * wdy, 1) / cols
+        c1 = divide(tl.sum(x_hat * wdy, 1), cols)
         c2 = tl.zeros_like(c1)
-        if statistics.mean is not None:
-            c2 = tl.sum(wdy, 1) / cols
     return c1[:, None], c2[:, None]
 
 
 @triton.jit
-def gradient_of_x(dy, weight, x_hat, rstd, cols, statistics, row, row_mask):
+def gradient_of_x(dy, weight, x_hat, rstd, cols, statistics, row, row_mask, CENTERED: tl.constexpr):
     """dx = (wdy - x_hat c1 - c2) rstd; weight [1, cols] or None."""
     wdy = dy
     if weight is not None:
         wdy = dy * weight
-    c1, c2 = row_sums(x_hat, wdy, cols, statistics, row, row_mask)
-    return (wdy - x_hat * c1 - c2) * rstd
+    c1, c2 = row_sums(x_hat, wdy, cols, statistics, row, row_mask, CENTERED)
+    return (wdy - x_hat * c1 - c2) * rstd[:, None]
 
 
 @triton.jit

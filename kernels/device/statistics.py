@@ -1,16 +1,29 @@
 """Device helpers on values: means and sums of squared deviations, and how to merge them.
 
-Everything that is reduced is first shifted by one of its own elements, so that a large common mean
-cancels exactly before anything is summed, and sums of squares are of deviations from a mean, never
-E[x^2] - E[x]^2. Partial results are merged by Chan, Golub and LeVeque, "Updating formulae and a
-pairwise algorithm for computing sample variances" (1979):
+A mean is two numbers, its rounded value and what that lacks, so that a mean of 10^6 moves no deviation:
+
+    high = sum(x) / n,  low = sum(x - high) / n,  x - mean = (x - high) - low
+
+Sums of squares are of deviations, never E[x^2] - E[x]^2. Where all x are equal, x - high is the same few
+units in the last place, whose sum is exact and, divided correctly, itself again: all deviations are 0.
+Partial results are merged by Chan, Golub and LeVeque, "Updating formulae and a pairwise algorithm for
+computing sample variances" (1979):
 
     n = n_a + n_b,  mean = mean_a + (mean_b - mean_a) n_b / n
     m2 = m2_a + m2_b + (mean_b - mean_a)^2 n_a n_b / n
 """
 
+from typing import Any, NamedTuple
+
 import triton
 import triton.language as tl
+
+
+class Mean(NamedTuple):
+    """A mean as the sum of two numbers, of which the second is small."""
+
+    high: Any
+    low: Any
 
 
 @triton.constexpr_function
@@ -26,7 +39,30 @@ def rstd_of(var, eps):
     if var.dtype == tl.float64:
         return tl.rsqrt(shifted)
     else:
-        return 1.0 / tl.sqrt_rn(shifted)
+        return tl.div_rn(1.0, tl.sqrt_rn(shifted))
+
+
+@triton.jit
+def divide(a, b):
+    """a / b, correctly rounded; b of any dtype."""
+    b = b.to(a.dtype)
+    if a.dtype == tl.float64:
+        return a / b
+    else:
+        return tl.div_rn(a, b)
+
+
+@triton.jit
+def two_sums(a, b, AXIS: tl.constexpr):
+    """The sums of a and of b along AXIS, which warps exchange at once."""
+    return tl.split(tl.sum(tl.join(a, b), AXIS))
+
+
+@triton.jit
+def rounded_mean(x, count, AXIS: tl.constexpr):
+    """The mean of `count` elements along AXIS, the others 0; no sum is larger than the largest element."""
+    SHARE: tl.constexpr = 1.0 / x.shape[AXIS]  # a power of two
+    return divide(tl.sum(x * SHARE, AXIS), count.to(x.dtype) * SHARE)
 
 
 @triton.jit

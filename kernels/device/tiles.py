@@ -8,7 +8,8 @@ Only the last tile can be short of columns.
 import triton
 import triton.language as tl
 
-from normreg.kernels.device.statistics import compute_dtype, rstd_of
+from normreg.kernels.device.rows import store_statistics
+from normreg.kernels.device.statistics import Mean, compute_dtype, divide, rounded_mean, rstd_of
 
 
 @triton.jit
@@ -82,18 +83,17 @@ def store_tile(ptr, tile, i: tl.constexpr, cols, TILE: tl.constexpr):
 
 
 @triton.jit
-def deviation(x, after, shift, mean, i: tl.constexpr, cols, DTYPE: tl.constexpr, TILE: tl.constexpr):
+def deviation(x, after, mean, i: tl.constexpr, cols, DTYPE: tl.constexpr, TILE: tl.constexpr):
     """Tile i minus the mean, 0 beyond the row whatever its statistics are; mean None of rows not centred."""
     tile = converted(x[i], after, cols, DTYPE, compute_dtype(DTYPE), TILE)
     if mean is not None:
-        tile = within(tile - shift - mean, i, cols, TILE)
+        tile = within(tile - mean.high - mean.low, i, cols, TILE)
     return tile
 
 
 @triton.jit
 def store_normalized_tiles(
     x,
-    shift,
     results,
     parameters,
     row,
@@ -103,31 +103,32 @@ def store_normalized_tiles(
     CENTERED: tl.constexpr,
     TILE: tl.constexpr,
 ):
-    """Normalises a row, the tiles x, and stores y, mean and rstd; the mean is relative to shift, if any."""
+    """Normalises a row, the tiles x, 0 beyond the row, and stores y and the statistics."""
     COMPUTE_DTYPE: tl.constexpr = compute_dtype(DTYPE)
-    BLOCK_COLS: tl.constexpr = TILE.cols
     TILES: tl.constexpr = TILE.tiles
+    SHARE: tl.constexpr = 1.0 / triton.next_power_of_2(TILES)
     mean = None
     after = cols
     if CENTERED:
-        total = tl.zeros([BLOCK_COLS], COMPUTE_DTYPE)
-        for i in tl.static_range(TILES):
-            tile = converted(x[i], after, cols, DTYPE, COMPUTE_DTYPE, TILE) - shift
-            total += within(tile, i, cols, TILE)
-        mean = tl.sum(total) / cols
-        after = mean
-    squares = tl.zeros([BLOCK_COLS], COMPUTE_DTYPE)
-    for i in tl.static_range(TILES):
-        tile = deviation(x, after, shift, mean, i, cols, DTYPE, TILE)
+        total = converted(x[0], cols, cols, DTYPE, COMPUTE_DTYPE, TILE) * SHARE
+        for i in tl.static_range(1, TILES):
+            total += converted(x[i], cols, cols, DTYPE, COMPUTE_DTYPE, TILE) * SHARE
+        high = rounded_mean(total, cols * SHARE, 0)
+        rest = within(converted(x[0], high, cols, DTYPE, COMPUTE_DTYPE, TILE) - high, 0, cols, TILE)
+        for i in tl.static_range(1, TILES):
+            rest += within(converted(x[i], high, cols, DTYPE, COMPUTE_DTYPE, TILE) - high, i, cols, TILE)
+        low = divide(tl.sum(rest), cols)
+        mean, after = Mean(high, low), low
+    tile = deviation(x, after, mean, 0, cols, DTYPE, TILE)
+    squares = tile * tile
+    for i in tl.static_range(1, TILES):
+        tile = deviation(x, after, mean, i, cols, DTYPE, TILE)
         squares += tile * tile
-    rstd = rstd_of(tl.sum(squares) / cols, eps)
-    if results.mean is not None:
-        tl.store(results.mean + row, mean)
-    if results.rstd is not None:
-        tl.store(results.rstd + row, rstd)
+    rstd = rstd_of(divide(tl.sum(squares), cols), eps)
+    store_statistics(results.statistics, mean, rstd, row, True)
 
     for i in tl.static_range(TILES):
-        y = deviation(x, rstd, shift, mean, i, cols, DTYPE, TILE) * rstd
+        y = deviation(x, rstd, mean, i, cols, DTYPE, TILE) * rstd
         if parameters.weight is not None:
             y *= load_tile(parameters.weight, i, cols, TILE).to(COMPUTE_DTYPE)
         if parameters.bias is not None:

@@ -16,7 +16,6 @@ again by `layer_norm`.
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
 import triton
@@ -35,12 +34,6 @@ from normreg.kernels.memory_format import contiguous
 from normreg.kernels.tiling.rows import Rows
 
 
-class Forward(NamedTuple):
-    main: launch.Launch
-    rows: int
-    compute_dtype: torch.dtype  # of mean and rstd
-
-
 @launch.kept
 def forward_launch(
     shape: torch.Size,
@@ -51,7 +44,7 @@ def forward_launch(
     eps: float,
     centered: bool,
     device: torch.device,
-) -> Forward | None:
+) -> layer_norm.Forward | None:
     """None where a row is too wide to be held."""
     rows = Rows.of(shape, cols)
     tile = tiling.rows.dropout_add_norm_forward_tile(rows, z_dtype)
@@ -70,18 +63,25 @@ def forward_launch(
         BITS=drop.bits,
         **rows.constants(tile),
     )
-    return Forward(main, rows.rows, dtypes.compute_dtype(z_dtype))
+    saved = layer_norm.statistics_of(centered), dtypes.compute_dtype(z_dtype)
+    return layer_norm.Forward(main, rows.rows, *saved)
 
 
 @launch.kept
 def backward_launches(
-    shape: torch.Size, cols: int, samples: int, dtype: torch.dtype, drop: Drop, device: torch.device
+    shape: torch.Size,
+    cols: int,
+    samples: int,
+    dtype: torch.dtype,
+    drop: Drop,
+    centered: bool,
+    device: torch.device,
 ) -> layer_norm.Backward:
     rows = Rows.of(shape, cols)
     tile = tiling.rows.dropout_add_norm_backward_tile(rows, dtypes.compute_dtype(dtype))
     sums = None
     if not tile.covers(rows):
-        sums = layer_norm.sums_launch(rows, dtype, device)
+        sums = layer_norm.sums_launch(rows, dtype, centered, device)
         tile = tiling.rows.dropout_add_norm_backward_parameters_tile()
     col_blocks, tiles = triton.cdiv(cols, tile.cols), rows.tiles(tile)
     programs = tiling.rows.layer_norm_backward_programs(tile, tiles, col_blocks, device)
@@ -91,7 +91,7 @@ def backward_launches(
         device,
         *rows.in_vectors(),
         *drop.numbers(rows.rows, samples),
-        tiles,
+        CENTERED=centered,
         BITS=drop.bits,
         **rows.constants(tile),
     )
@@ -114,28 +114,25 @@ def dropout_add_norm_forward(
     centered: bool,
     save_z: bool,
     save_statistics: bool,
-) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
-    """y in `out_dtype`; z in `z_dtype`, mean and rstd, None where not to be saved. All are contiguous."""
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """y in `out_dtype`; z in `z_dtype` and statistics, None where not to be saved. All are contiguous."""
     x = x.contiguous()
     residual, *parameters = contiguous(residual, weight, bias, layer_scale, row_scale)
     cols, samples = math.prod(normalized_shape), drop.samples_of(x, row_scale)
     kept = forward_launch(x.shape, cols, samples, z_dtype, drop, eps, centered, x.device)
     if kept is None:
         z = dropout_add(x, residual, layer_scale, row_scale, drop, seed, z_dtype, cols)
-        y, *statistics = layer_norm.layer_norm_forward(
+        y, statistics = layer_norm.layer_norm_forward(
             z, weight, bias, normalized_shape, eps, out_dtype, save_statistics, centered
         )
-        return y, z if save_z else None, *statistics
-    main, rows, compute_dtype = kept
+        return y, z if save_z else None, statistics
+    main, *size, compute_dtype = kept
     y = torch.empty_like(x, dtype=out_dtype)
     z = torch.empty_like(x, dtype=z_dtype) if save_z else None
-    mean = rstd = None
-    if save_statistics:
-        rstd = torch.empty(rows, dtype=compute_dtype, device=x.device)
-        mean = torch.empty_like(rstd) if centered else None
+    statistics = torch.empty(size, dtype=compute_dtype, device=x.device) if save_statistics else None
     seed_ptr, seed = seed_arguments(seed, x.device)
-    launch.launch(main, x, residual, z, y, mean, rstd, *parameters, seed_ptr, numbers=(seed,))
-    return y, z, mean, rstd
+    launch.launch(main, x, residual, z, y, statistics, *parameters, seed_ptr, numbers=(seed,))
+    return y, z, statistics
 
 
 def dropout_add_norm_backward(
@@ -146,11 +143,11 @@ def dropout_add_norm_backward(
     weight: Tensor | None,
     layer_scale: Tensor | None,
     row_scale: Tensor | None,
-    mean: Tensor | None,
-    rstd: Tensor,
+    statistics: Tensor,
     seed: int | Tensor | None,
     drop: Drop,
     normalized_shape: Sequence[int],
+    centered: bool,
     dtypes: Sequence[torch.dtype],
     wanted: Sequence[bool],
 ) -> tuple[Tensor | None, ...]:
@@ -164,19 +161,16 @@ def dropout_add_norm_backward(
     dy, z = dy.contiguous(), z.contiguous()
     dz, x, *scales = contiguous(dz, x, weight, layer_scale, row_scale)
     cols, samples = math.prod(normalized_shape), drop.samples_of(z, row_scale)
-    sums, main, programs = backward_launches(z.shape, cols, samples, z.dtype, drop, z.device)
+    sums, main, programs = backward_launches(z.shape, cols, samples, z.dtype, drop, centered, z.device)
     dx = torch.empty_like(z, dtype=dx_dtype) if want_dx else None
     dresidual = torch.empty_like(z, dtype=dresidual_dtype) if want_dresidual else None
     partials = [
-        torch.empty((programs, cols), dtype=rstd.dtype, device=z.device) if want else None
+        torch.empty((programs, cols), dtype=statistics.dtype, device=z.device) if want else None
         for want in (*want_parameters, want_dlayer_scale)
     ]
-    c1, c2 = layer_norm.row_sums(sums, dy, z, scales[0], mean, rstd)
-    statistics = mean, rstd, c1, c2
+    of_rows = statistics, *layer_norm.row_sums(sums, dy, z, scales[0], statistics, centered)
     seed_ptr, seed = seed_arguments(seed, z.device)
-    launch.launch(
-        main, dy, z, dz, x, dx, dresidual, *scales, *statistics, *partials, seed_ptr, numbers=(seed,)
-    )
+    launch.launch(main, dy, z, dz, x, dx, dresidual, *scales, *of_rows, *partials, seed_ptr, numbers=(seed,))
     gradients = column_sums(partials[:2], want_parameters, parameter_dtype)
     if want_dlayer_scale:
         gradients += column_sums((partials[2], None), (True, False), layer_scale.dtype)[:1]

@@ -11,8 +11,9 @@ from normreg.kernels.device.rows import (
     Statistics,
     gradient_of_x,
     load,
-    load_normalized,
     load_parameter,
+    load_statistics,
+    load_x_hat,
     row_strides,
     row_tile,
     store,
@@ -23,12 +24,11 @@ from normreg.kernels.device.statistics import compute_dtype
 
 
 class Results(NamedTuple):
-    """z or None, and y, [rows, cols]; mean and rstd of each row, or None."""
+    """z or None, and y, [rows, cols]; statistics of each row, or None."""
 
     z: tl.tensor
     y: tl.tensor
-    mean: tl.tensor
-    rstd: tl.tensor
+    statistics: tl.tensor
 
 
 class Parameters(NamedTuple):
@@ -108,22 +108,29 @@ def dropout_add_norm_forward_kernel(
     z = z.to(Z_DTYPE)
     store(results.z, offsets, z, mask)
 
-    z = z.to(COMPUTE_DTYPE)
-    if CENTERED:
-        z -= tl.sum(tl.where((col == 0)[None, :], z, 0.0), 1)[:, None]
     store_normalized(
-        z, results, parameters, 0, offsets, mask, first_row, row, row_mask, col, cols, eps, CENTERED
+        z.to(COMPUTE_DTYPE),
+        results,
+        parameters,
+        0,
+        offsets,
+        mask,
+        first_row,
+        row,
+        row_mask,
+        col,
+        cols,
+        eps,
+        CENTERED,
     )
 
 
-@triton.jit(
-    do_not_specialize=["seed_ptr", "seed", "rows", "cols", "rows_per_sample", "tiles", "keep_threshold"]
-)
+@triton.jit(do_not_specialize=["seed_ptr", "seed", "rows", "cols", "rows_per_sample", "keep_threshold"])
 def dropout_add_norm_backward_kernel(
     incoming: Incoming,
     gradients: Gradients,
     scales: Scales,
-    statistics: Statistics,  # [rows]; c1 and c2 None where TILE covers the row
+    statistics: Statistics,  # c1 and c2 None where TILE covers the row
     partials: Partials,
     seed_ptr,  # int64 scalar, added to `seed`; None where nothing is drawn
     seed: tl.int64,
@@ -132,7 +139,7 @@ def dropout_add_norm_backward_kernel(
     rows_per_sample,
     keep_threshold: tl.int64,
     scale: tl.float64,
-    tiles,
+    CENTERED: tl.constexpr,
     BITS: tl.constexpr,
     TILE: tl.constexpr,
 ):
@@ -152,18 +159,17 @@ def dropout_add_norm_backward_kernel(
     if scales.weight is not None:
         weight = load_parameter(scales.weight, col, cols, COMPUTE_DTYPE)
 
-    for tile in range(tl.program_id(1), tiles, tl.num_programs(1)):
+    for tile in range(tl.program_id(1), tl.cdiv(rows, BLOCK_ROWS), tl.num_programs(1)):
         first_row, left, base = row_tile(tile, rows, cols, stride_row, False, BLOCK_ROWS)
         row_mask = row < left
         mask = row_mask[:, None] & (col < cols)[None, :]
         offsets = base + row[:, None] * stride_row + col[None, :]
-        x_hat, rstd = load_normalized(
-            incoming.z, statistics, base, offsets, mask, first_row, row, row_mask, stride_row, COMPUTE_DTYPE
-        )
+        mean, rstd = load_statistics(statistics.saved, first_row + row, row_mask, CENTERED)
+        x_hat = load_x_hat(incoming.z, offsets, mask, mean, rstd, COMPUTE_DTYPE)
         dy = load(incoming.dy, offsets, mask, COMPUTE_DTYPE)
         dweight += dy * x_hat
         dbias += dy
-        dz = gradient_of_x(dy, weight, x_hat, rstd, cols, statistics, first_row + row, row_mask)
+        dz = gradient_of_x(dy, weight, x_hat, rstd, cols, statistics, first_row + row, row_mask, CENTERED)
         if incoming.dz is not None:
             dz += load(incoming.dz, offsets, mask, COMPUTE_DTYPE)
         store(gradients.residual, offsets, dz, mask)

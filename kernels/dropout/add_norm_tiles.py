@@ -38,7 +38,6 @@ def dropout_add_norm_forward_tiles_kernel(
     drop = load_seed(seed_ptr, seed), rows_per_sample, keep_threshold, scale
 
     z = ()
-    shift = None
     one_row = row + tl.arange(0, 1)
     for i in tl.static_range(TILES):
         keep, factor = decisions(
@@ -60,9 +59,7 @@ def dropout_add_norm_forward_tiles_kernel(
         if inputs.residual is not None:
             tile += load_tile(inputs.residual + base, i, cols, TILE).to(COMPUTE_DTYPE)
         tile = tile.to(Z_DTYPE)
-        if CENTERED and i == 0:
-            shift = tl.sum(tl.where(tl.arange(0, BLOCK_COLS) == 0, tile.to(COMPUTE_DTYPE), 0.0))
         if results.z is not None:
             store_tile(results.z + base, tile, i, cols, TILE)
         z += (packed(tile) if TILE.packed else tile,)
-    store_normalized_tiles(z, shift, results, parameters, row, cols, eps, Z_DTYPE, CENTERED, TILE)
+    store_normalized_tiles(z, results, parameters, row, cols, eps, Z_DTYPE, CENTERED, TILE)

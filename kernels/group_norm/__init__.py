@@ -9,8 +9,8 @@
     c1 = sum(x_hat wdy) / n                  dbias = sum over samples and positions of dy
     c2 = sum(wdy) / n                        dx = (wdy - x_hat c1 - c2) rstd
 
-The mean is computed, saved and subtracted relative to the group's first element, `shift`, as in
-`layer_norm`. With one channel a group this is instance normalisation.
+The mean is the sum of two numbers, as in `layer_norm`; saved of each group, in one tensor `statistics`, are
+both and var. With one channel a group this is instance normalisation.
 
 A group is contiguous. One of up to `hardware.TILE_WORDS_*` words, its channels and positions padded to powers
 of two, fits into a tile and is read once (`group_norm.tile`): 4 bytes an element forward and 6 backward in 16
@@ -36,29 +36,28 @@ def group_norm_forward(
     eps: float,
     out_dtype: torch.dtype,
     save_statistics: bool,
-) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
-    """y in `out_dtype`, and mean and var of each group, or None where they are not to be saved."""
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """y in `out_dtype`, and statistics of each group, [samples, groups, 3], or None where not to be saved."""
     x = x.contiguous()
     weight, bias = contiguous(weight, bias)
     y = torch.empty_like(x, dtype=out_dtype, memory_format=torch.contiguous_format)
-    mean = var = None
+    statistics = None
     if save_statistics:
-        mean = torch.empty((x.shape[0], groups), dtype=dtypes.compute_dtype(x.dtype), device=x.device)
-        var = torch.empty_like(mean)
+        size = x.shape[0], groups, 3
+        statistics = torch.empty(size, dtype=dtypes.compute_dtype(x.dtype), device=x.device)
     of_tile = tile.forward_launch(x.shape, groups, x.dtype, eps, x.device)
     if of_tile is not None:
-        launch.launch(of_tile, x, y, weight, bias, mean, var)
+        launch.launch(of_tile, x, y, weight, bias, statistics)
     else:
-        splits.forward(x, y, weight, bias, mean, var, groups, eps)
-    return y, mean, var
+        splits.forward(x, y, weight, bias, statistics, groups, eps)
+    return y, statistics
 
 
 def group_norm_backward(
     dy: torch.Tensor,
     x: torch.Tensor,
     weight: torch.Tensor | None,
-    mean: torch.Tensor,
-    var: torch.Tensor,
+    statistics: torch.Tensor,
     groups: int,
     eps: float,
     parameter_dtype: torch.dtype,
@@ -72,11 +71,11 @@ def group_norm_backward(
     of_tile = tile.backward_launch(x.shape, groups, x.dtype, eps, device)
     partials = samples if of_tile is None else of_tile.grid[1]  # splits leave one for each sample
     sums = [
-        torch.empty((partials, channels), dtype=mean.dtype, device=device) if want else None
+        torch.empty((partials, channels), dtype=statistics.dtype, device=device) if want else None
         for want in want_parameters
     ]
     if of_tile is not None:
-        launch.launch(of_tile, dy, x, dx, weight, mean, var, *sums)
+        launch.launch(of_tile, dy, x, dx, weight, statistics, *sums)
     else:
-        splits.backward(dy, x, dx, weight, mean, var, *sums, groups, eps)
+        splits.backward(dy, x, dx, weight, statistics, *sums, groups, eps)
     return dx, *column_sums(sums, want_parameters, parameter_dtype)

@@ -14,20 +14,17 @@ import triton.language as tl
 
 from normreg.kernels import launch, tiling
 from normreg.kernels.device.per_channel import update_running
+from normreg.kernels.device.rows import load_statistics
 
 
-@triton.jit(do_not_specialize=["samples", "channels", "spatial", "stride_sample", "stride_channel"])
+@triton.jit(do_not_specialize=["samples", "channels", "spatial"])
 def instance_norm_running_kernel(
-    x_ptr,  # [samples, channels, spatial]
-    mean_ptr,  # [samples, channels], relative to the first position of x
-    var_ptr,
+    statistics_ptr,  # [samples, channels, 3]
     running_mean_ptr,  # [channels]
     running_var_ptr,
     samples,
     channels,
     spatial,
-    stride_sample,
-    stride_channel,
     momentum: tl.float64,
     BLOCK: tl.constexpr,  # samples, channels
 ):
@@ -40,11 +37,11 @@ def instance_norm_running_kernel(
     for first in range(0, samples, SAMPLES):
         sample = first + tl.arange(0, SAMPLES).to(tl.int64)[:, None]
         mask = (sample < samples) & channel_mask[None, :]
-        offsets = sample * channels + channel[None, :]
-        shift_offsets = sample * stride_sample + channel.to(tl.int64)[None, :] * stride_channel
-        mean += tl.load(x_ptr + shift_offsets, mask=mask, other=0.0).to(tl.float64)
-        mean += tl.load(mean_ptr + offsets, mask=mask, other=0.0).to(tl.float64)
-        var += tl.load(var_ptr + offsets, mask=mask, other=0.0).to(tl.float64)
+        of_sample, var_of_sample = load_statistics(
+            statistics_ptr, sample * channels + channel[None, :], mask, True
+        )
+        mean += of_sample.high.to(tl.float64) + of_sample.low.to(tl.float64)
+        var += var_of_sample.to(tl.float64)
 
     factor = tl.full([], momentum, tl.float64)
     unbiased = tl.sum(var, 0) / samples * (spatial.to(tl.float64) / (spatial - 1))
@@ -54,17 +51,11 @@ def instance_norm_running_kernel(
 
 @launch.kept
 def running_launch(
-    samples: int,
-    channels: int,
-    spatial: int,
-    stride_sample: int,
-    stride_channel: int,
-    momentum: float,
-    device: torch.device,
+    samples: int, channels: int, spatial: int, momentum: float, device: torch.device
 ) -> launch.Launch:
     tile = tiling.groups.instance_norm_running_tile()
     grid = (triton.cdiv(channels, tile.cols),)
-    numbers = samples, channels, spatial, stride_sample, stride_channel, momentum
+    numbers = samples, channels, spatial, momentum
     block = tile.rows, tile.cols
     return launch.Launch(
         instance_norm_running_kernel, grid, device, *numbers, BLOCK=block, num_warps=tile.num_warps
@@ -72,14 +63,13 @@ def running_launch(
 
 
 def instance_norm_update_running(
-    x: torch.Tensor,
-    mean: torch.Tensor,
-    var: torch.Tensor,
+    statistics: torch.Tensor,
     running_mean: torch.Tensor,
     running_var: torch.Tensor,
+    spatial: int,
     momentum: float,
 ) -> None:
-    """Moves the running statistics, in place, towards those of x that `group_norm_forward` returned."""
-    sizes = (x.shape[0], x.shape[1], x.shape[2:].numel(), x.stride(0), x.stride(1))
-    call = running_launch(*sizes, momentum, x.device)
-    launch.launch(call, x, mean, var, running_mean, running_var)
+    """Moves the running statistics, in place, towards those that `group_norm_forward` returned."""
+    samples, channels, _ = statistics.shape
+    call = running_launch(samples, channels, spatial, momentum, statistics.device)
+    launch.launch(call, statistics, running_mean, running_var)

@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 
 from normreg.kernels import tiling
-from normreg.kernels.batch_norm.splits import statistics
+from normreg.kernels.batch_norm.splits import statistics as moments
 from normreg.kernels.device.channels import (
     Elements,
     ElementsBackward,
@@ -30,29 +30,18 @@ from normreg.kernels.device.per_channel import (
     store_partial,
     sum_partials,
 )
-from normreg.kernels.device.statistics import compute_dtype, rstd_of
+from normreg.kernels.device.rows import less_mean, load_statistics, store_statistics
+from normreg.kernels.device.statistics import Mean, compute_dtype, rstd_of
 from normreg.kernels.memory_format import channel_values
 from normreg.kernels.partition import Partition, in_splits
 
 
 class PerGroup(NamedTuple):
-    """Tensors [groups] of all samples; None where absent."""
+    """Tensors of the groups of all samples; None where absent."""
 
-    mean: Any = None
-    var: Any = None
-    c1: Any = None
+    statistics: Any = None  # [groups, 3]
+    c1: Any = None  # [groups]
     c2: Any = None
-
-
-@triton.jit
-def load_row_statistics(x_ptr, per_group, row, row_mask, group_channels, spatial):
-    """shift and mean of each row's group, [rows, 1], and the group's var [rows]."""
-    group = row // group_channels
-    first = group.to(tl.int64) * group_channels * spatial
-    shift = tl.load(x_ptr + first, mask=row_mask, other=0.0).to(compute_dtype(x_ptr.dtype.element_ty))
-    mean = tl.load(per_group.mean + group, mask=row_mask, other=0.0)
-    var = tl.load(per_group.var + group, mask=row_mask, other=0.0)
-    return shift[:, None], mean[:, None], var
 
 
 @triton.jit(
@@ -71,7 +60,7 @@ def group_norm_normalize_kernel(
     elements: Elements,  # x, y: [rows, spatial]
     partial_ptr,  # [count, mean and m2, splits, groups]
     per_channel: PerChannel,  # weight, bias or None
-    per_group: PerGroup,  # mean, var or None
+    statistics_ptr,  # [groups, 3] or None
     samples,
     rows,
     spatial,
@@ -91,12 +80,11 @@ def group_norm_normalize_kernel(
     count, mean, m2 = merged_moments(partial_ptr, group, row_mask, splits, groups, TILE.partials)
     var = m2 / count
     rstd = rstd_of(var, eps)
-    if per_group.mean is not None:
+    if tl.program_id(1) == 0:
+        high = mean.to(DTYPE)
+        low = (mean - high.to(tl.float64)).to(DTYPE)
         first = row_mask & (row % group_channels == 0)
-        if tl.program_id(1) == 0:
-            shift = load_channels(elements.x, row.to(tl.int64) * program.stride_channel, first)
-            tl.store(per_group.mean + group, (mean - shift).to(DTYPE), mask=first)
-            tl.store(per_group.var + group, var.to(DTYPE), mask=first)
+        store_statistics(statistics_ptr, Mean(high, low), var.to(DTYPE), group, first)
 
     affine = load_affine(per_channel, rstd, row % channels, row_mask, DTYPE)
     span = program_tiles(tiles, tiles_per_split)
@@ -106,7 +94,7 @@ def group_norm_normalize_kernel(
 @triton.jit(do_not_specialize=["samples", "rows", "spatial", "tiles", "tiles_per_split", "group_channels"])
 def group_norm_backward_sums_kernel(
     elements: ElementsBackward,  # dy, x: [rows, spatial]
-    per_group: PerGroup,  # mean, var
+    statistics_ptr,  # [groups, 3]
     partial_ptr,  # [dbias and dweight, splits, rows]
     samples,
     rows,
@@ -123,9 +111,7 @@ def group_norm_backward_sums_kernel(
     program = program_channels(samples, rows, spatial, TILE)
     row, row_mask = program.channel, program.mask
     rows = program.channels
-    shift, mean, var = load_row_statistics(
-        elements.x, per_group, row, row_mask, group_channels, program.spatial
-    )
+    mean, var = load_statistics(statistics_ptr, row // group_channels, row_mask, True)
     dbias = tl.zeros([ROWS, POSITIONS], DTYPE)
     dweight = tl.zeros([ROWS, POSITIONS], DTYPE)
     first_tile, last_tile = program_tiles(tiles, tiles_per_split)
@@ -134,7 +120,7 @@ def group_norm_backward_sums_kernel(
         dy = load_tile(elements.dy, access, DTYPE)
         x = load_tile(elements.x, access, DTYPE)
         dbias += dy
-        dweight += dy * (x - shift - mean)  # dy is 0 where there is no element
+        dweight += dy * less_mean(x, mean)  # dy is 0 where there is no element
 
     dweight = tl.sum(dweight, 1) * rstd_of(var, eps)
     store_partial(partial_ptr, 0, tl.sum(dbias, 1).to(tl.float64), row, row_mask, rows)
@@ -185,7 +171,7 @@ def group_norm_backward_merge_kernel(
 def group_norm_backward_input_kernel(
     elements: ElementsBackward,  # dy, x, dx: [rows, spatial]
     weight_ptr,  # [channels] or None
-    per_group: PerGroup,  # mean, var, c1, c2
+    per_group: PerGroup,  # statistics, c1, c2
     samples,
     rows,
     spatial,
@@ -199,9 +185,7 @@ def group_norm_backward_input_kernel(
     DTYPE: tl.constexpr = compute_dtype(elements.x.dtype.element_ty)
     program = program_channels(samples, rows, spatial, TILE)
     row, row_mask = program.channel, program.mask
-    shift, mean, var = load_row_statistics(
-        elements.x, per_group, row, row_mask, group_channels, program.spatial
-    )
+    mean, var = load_statistics(per_group.statistics, row // group_channels, row_mask, True)
     rstd = rstd_of(var, eps)[:, None]
     weight = load_channels(weight_ptr, row % channels, row_mask, 1.0).to(DTYPE)[:, None]
     c1 = tl.load(per_group.c1 + row // group_channels, mask=row_mask, other=0.0)[:, None]
@@ -211,7 +195,7 @@ def group_norm_backward_input_kernel(
         access = tile_access(tile, program, TILE)
         dy = load_tile(elements.dy, access, DTYPE)
         x = load_tile(elements.x, access, DTYPE)
-        x_hat = (x - shift - mean) * rstd
+        x_hat = less_mean(x, mean) * rstd
         dx = (weight * dy - x_hat * c1 - c2) * rstd
         store_tile(elements.dx, access, dx)
 
@@ -221,17 +205,16 @@ def forward(
     y: torch.Tensor,
     weight: torch.Tensor | None,
     bias: torch.Tensor | None,
-    mean: torch.Tensor | None,
-    var: torch.Tensor | None,
+    statistics: torch.Tensor | None,
     groups: int,
     eps: float,
 ) -> None:
-    """Fills y, and mean and var where they are given; x is contiguous."""
+    """Fills y, and statistics where they are given; x is contiguous."""
     samples, channels = x.shape[:2]
     whole = x.view(1, samples * groups, -1)
-    partial = statistics(whole, in_splits(whole, tiling.groups.group_norm_splits))
+    partial = moments(whole, in_splits(whole, tiling.groups.group_norm_splits))
     partition = in_splits(x.view(1, samples * channels, -1))
-    tensors = *Elements(x, y), partial, *PerChannel(weight, bias), *PerGroup(mean, var)
+    tensors = *Elements(x, y), partial, *PerChannel(weight, bias), statistics
     numbers = partial.shape[1], channels // groups, channels, eps
     partition.launch(group_norm_normalize_kernel, tensors, *numbers)
 
@@ -241,8 +224,7 @@ def backward(
     x: torch.Tensor,
     dx: torch.Tensor | None,
     weight: torch.Tensor | None,
-    mean: torch.Tensor,
-    var: torch.Tensor,
+    statistics: torch.Tensor,
     dweight_partial: torch.Tensor | None,
     dbias_partial: torch.Tensor | None,
     groups: int,
@@ -254,10 +236,10 @@ def backward(
     rows = x.view(1, samples * channels, -1)
     partition = in_splits(rows)
     partial = channel_values(rows, 2, partition.splits)
-    tensors = *ElementsBackward(x, dy), *PerGroup(mean, var), partial
+    tensors = *ElementsBackward(x, dy), statistics, partial
     partition.launch(group_norm_backward_sums_kernel, tensors, group_channels, eps)
 
-    c1, c2 = (torch.empty(samples * groups, dtype=mean.dtype, device=x.device) for _ in range(2))
+    c1, c2 = (torch.empty(samples * groups, dtype=statistics.dtype, device=x.device) for _ in range(2))
     tile = tiling.groups.group_norm_merge_tile()
     sizes = rows.shape[1], partition.splits, group_channels, channels, rows.shape[2]
     constants = dict(BLOCK=(tile.rows, tile.cols), num_warps=tile.num_warps)
@@ -266,5 +248,5 @@ def backward(
     merge.launch(group_norm_backward_merge_kernel, tensors)
 
     if dx is not None:
-        tensors = *ElementsBackward(x, dy, dx), weight, *PerGroup(mean, var, c1, c2)
+        tensors = *ElementsBackward(x, dy, dx), weight, *PerGroup(statistics, c1, c2)
         partition.launch(group_norm_backward_input_kernel, tensors, group_channels, channels, eps)

@@ -11,8 +11,15 @@ import triton
 import triton.language as tl
 
 from normreg.kernels import dtypes, launch, tiling
-from normreg.kernels.device.rows import load_x_hat
-from normreg.kernels.device.statistics import compute_dtype, moments, rstd_of
+from normreg.kernels.device.rows import load_statistics, store_statistics
+from normreg.kernels.device.statistics import (
+    Mean,
+    compute_dtype,
+    divide,
+    rounded_mean,
+    rstd_of,
+    two_sums,
+)
 from normreg.kernels.partition import in_format
 from normreg.kernels.tiling.channels import ChannelTile
 
@@ -24,7 +31,6 @@ class GroupAccess(NamedTuple):
     row: Any  # from the first one
     row_mask: Any
     base: Any
-    start: Any  # the first element of each row
     offsets: Any
     mask: Any
 
@@ -47,7 +53,7 @@ def tile_access(
 ):
     """Where the rows of a tile and their elements are.
 
-    Rows are (sample, group) of the tile; offsets [rows, channels, spatial] and starts [rows] are from base.
+    Rows are (sample, group) of the tile; offsets [rows, channels, spatial] are from base.
     """
     row_mask = (first_sample + sample < samples) & (first_group + group < groups)
     row = sample * groups + group
@@ -57,7 +63,7 @@ def tile_access(
     mask = row_mask[:, None, None] & (channel < channels) & (position < spatial)
     first_row = first_sample * groups + first_group
     offsets = start[:, None, None] + channel * spatial + position
-    return GroupAccess(first_row, row, row_mask, first_row * channels * spatial, start, offsets, mask)
+    return GroupAccess(first_row, row, row_mask, first_row * channels * spatial, offsets, mask)
 
 
 @triton.jit
@@ -75,8 +81,7 @@ def group_norm_forward_kernel(
     y_ptr,
     weight_ptr,  # [groups, channels] or None
     bias_ptr,
-    mean_ptr,  # [samples, groups] or None
-    var_ptr,
+    statistics_ptr,  # [samples, groups, 3] or None
     samples,
     groups,
     channels,
@@ -95,13 +100,13 @@ def group_norm_forward_kernel(
     at = tile_access(first_sample, first_group, sample, group, samples, groups, channels, spatial, TILE)
 
     x = tl.load(x_ptr + at.base + at.offsets, mask=at.mask, other=0.0).to(DTYPE)
-    shift = tl.load(x_ptr + at.base + at.start, mask=at.row_mask, other=0.0).to(DTYPE)
-    x -= shift[:, None, None]
-    flat, flat_mask = tl.reshape(x, [ROWS, ELEMENTS]), tl.reshape(at.mask, [ROWS, ELEMENTS])
-    mean, m2 = moments(flat, flat_mask, channels * spatial, 1)
-    var = m2 / (channels * spatial)
+    high = rounded_mean(tl.reshape(x, [ROWS, ELEMENTS]), channels * spatial, 1)
+    d = tl.where(at.mask, x - high[:, None, None], 0.0)
+    low = divide(tl.sum(tl.reshape(d, [ROWS, ELEMENTS]), 1), channels * spatial)
+    d = tl.where(at.mask, d - low[:, None, None], 0.0)
+    var = divide(tl.sum(tl.reshape(d * d, [ROWS, ELEMENTS]), 1), channels * spatial)
     rstd = rstd_of(var, eps)
-    y = (x - mean[:, None, None]) * rstd[:, None, None]
+    y = d * rstd[:, None, None]
     parameter = first_group * channels
     left = groups - first_group
     if weight_ptr is not None:
@@ -110,9 +115,7 @@ def group_norm_forward_kernel(
         y += load_parameter(bias_ptr + parameter, group, channels, left, TILE, DTYPE)
 
     tl.store(y_ptr + at.base + at.offsets, y.to(y_ptr.dtype.element_ty), mask=at.mask)
-    if mean_ptr is not None:
-        tl.store(mean_ptr + at.first_row + at.row, mean, mask=at.row_mask)
-        tl.store(var_ptr + at.first_row + at.row, var, mask=at.row_mask)
+    store_statistics(statistics_ptr, Mean(high, low), var, at.first_row + at.row, at.row_mask)
 
 
 @triton.jit(do_not_specialize=["samples", "groups", "channels", "spatial"])
@@ -121,8 +124,7 @@ def group_norm_backward_kernel(
     x_ptr,
     dx_ptr,  # or None
     weight_ptr,  # [groups, channels] or None
-    mean_ptr,  # [samples, groups]
-    var_ptr,
+    statistics_ptr,  # [samples, groups, 3]
     dweight_partial_ptr,  # [programs, groups, channels] or None
     dbias_partial_ptr,
     samples,
@@ -152,15 +154,14 @@ def group_norm_backward_kernel(
     for tile in range(program, tl.cdiv(samples, SAMPLES), tl.num_programs(1)):
         first_sample = tile * SAMPLES
         at = tile_access(first_sample, first_group, sample, group, samples, groups, channels, spatial, TILE)
-        mean = tl.load(mean_ptr + at.first_row + at.row, mask=at.row_mask, other=0.0)[:, None, None]
-        var = tl.load(var_ptr + at.first_row + at.row, mask=at.row_mask, other=0.0)
+        mean, var = load_statistics(statistics_ptr, at.first_row + at.row, at.row_mask, True)
         rstd = rstd_of(var, eps)[:, None, None]
-        shift = tl.load(x_ptr + at.base + at.start, mask=at.row_mask, other=0.0).to(DTYPE)[:, None, None]
-        x_hat = load_x_hat(x_ptr + at.base, at.offsets, at.mask, shift, mean, rstd, DTYPE)
+        x = tl.load(x_ptr + at.base + at.offsets, mask=at.mask, other=0.0).to(DTYPE)
+        x_hat = (x - mean.high[:, None, None] - mean.low[:, None, None]) * rstd
+        x_hat = tl.where(at.mask, x_hat, 0.0)
         dy = tl.load(dy_ptr + at.base + at.offsets, mask=at.mask, other=0.0).to(DTYPE)
 
-        tile_dweight = tl.sum(dy * x_hat, 2)
-        tile_dbias = tl.sum(dy, 2)
+        tile_dweight, tile_dbias = two_sums(dy * x_hat, dy, 2)
         dweight += tile_dweight
         dbias += tile_dbias
         if dx_ptr is not None:
@@ -169,8 +170,9 @@ def group_norm_backward_kernel(
                 wdy = dy * weight
                 tile_dweight *= tl.reshape(weight, tile_dweight.shape)
                 tile_dbias *= tl.reshape(weight, tile_dbias.shape)
-            c1 = (tl.sum(tile_dweight, 1) / (channels * spatial))[:, None, None]
-            c2 = (tl.sum(tile_dbias, 1) / (channels * spatial))[:, None, None]
+            c1, c2 = two_sums(tile_dweight, tile_dbias, 1)
+            c1 = divide(c1, channels * spatial)[:, None, None]
+            c2 = divide(c2, channels * spatial)[:, None, None]
             dx = (wdy - x_hat * c1 - c2) * rstd
             tl.store(dx_ptr + at.base + at.offsets, dx.to(dx_ptr.dtype.element_ty), mask=at.mask)
 

@@ -7,9 +7,9 @@
     c1 = sum(x_hat wdy) / cols               dbias = sum over rows of dy
     c2 = sum(wdy) / cols                     dx = (wdy - x_hat c1 - c2) rstd
 
-The mean is computed, saved and subtracted relative to the row's first element, `shift`: float32 would
-round a mean of 10^6 by a thirtieth of a standard deviation of 1. Rows that are not centred have no mean,
-and there m2 is the sum of x^2: that is RMSNorm (`rms_norm`).
+The mean is the sum of two numbers (`device.statistics`): float32 would round a mean of 10^6 by a thirtieth
+of a standard deviation of 1. Rows that are not centred have no mean: that is RMSNorm (`rms_norm`). Saved of
+each row, in one tensor `statistics`, are both parts of its mean and rstd, or rstd alone.
 
 Rows that a program can hold are read once: several in a tile or one in a tile (`tile`), or one in several
 tiles (`tiles`). Wider rows are read twice, in chunks (`chunks`): in the backward by a launch that finds c1
@@ -38,7 +38,8 @@ from normreg.kernels.tiling.rows import Rows
 class Forward(NamedTuple):
     main: launch.Launch
     rows: int
-    compute_dtype: torch.dtype  # of mean and rstd
+    statistics: int  # how many numbers are saved of a row
+    compute_dtype: torch.dtype  # of these
 
 
 @launch.kept
@@ -60,7 +61,12 @@ def forward_launch(
         kernel = layer_norm_forward_kernel if tile.covers(rows) else layer_norm_forward_chunks_kernel
         constants["CHANNELS_FIRST"] = channels_first
     main = launch.Launch(kernel, (rows.tiles(tile),), device, *rows.in_vectors(), eps, **constants)
-    return Forward(main, rows.count, dtypes.compute_dtype(dtype))
+    return Forward(main, rows.count, statistics_of(centered), dtypes.compute_dtype(dtype))
+
+
+def statistics_of(centered: bool) -> int:
+    """How many numbers are saved of a row: both parts of its mean and rstd, or rstd alone."""
+    return 3 if centered else 1
 
 
 def layer_norm_forward(
@@ -73,8 +79,8 @@ def layer_norm_forward(
     save_statistics: bool,
     centered: bool = True,
     channels_first: bool = False,
-) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """y in `out_dtype`, and mean and rstd of each row; None where absent or not to be saved.
+) -> tuple[Tensor, Tensor | None]:
+    """y in `out_dtype`, and statistics of each row, [rows, 3] or [rows, 1], None where not to be saved.
 
     A row is what `normalized_shape` says of the last dimensions or, of a channels-first (N, C, *) tensor, the
     channels of a position.
@@ -83,16 +89,13 @@ def layer_norm_forward(
     weight = None if weight is None else weight.contiguous()
     bias = None if bias is None else bias.contiguous()
     cols = math.prod(normalized_shape)
-    main, rows, compute_dtype = forward_launch(
+    main, *size, compute_dtype = forward_launch(
         x.shape, cols, x.dtype, eps, centered, channels_first, x.device
     )
     y = torch.empty_like(x, dtype=out_dtype, memory_format=torch.contiguous_format)
-    mean = rstd = None
-    if save_statistics:
-        rstd = torch.empty(rows, dtype=compute_dtype, device=x.device)
-        mean = torch.empty_like(rstd) if centered else None
-    launch.launch(main, x, y, mean, rstd, weight, bias)
-    return y, mean, rstd
+    statistics = torch.empty(size, dtype=compute_dtype, device=x.device) if save_statistics else None
+    launch.launch(main, x, y, statistics, weight, bias)
+    return y, statistics
 
 
 class Backward(NamedTuple):
@@ -114,15 +117,15 @@ def backward_launches(
     rows, dtype = Rows.of(shape, cols, channels_first), max(x_dtype, dy_dtype, key=lambda d: d.itemsize)
     tile = tiling.rows.layer_norm_backward_tile(rows, dtype, centered)
     kernel, sums, col_blocks = layer_norm_backward_tiles_kernel, None, 1
-    sizes, constants = rows.in_vectors(), {}
+    sizes, constants = rows.in_vectors(), dict(CENTERED=centered)
     if tile.tiles == 1:
         kernel = layer_norm_backward_kernel
         if not tile.covers(rows):
-            sums = sums_launch(rows, dtype, device)
+            sums = sums_launch(rows, dtype, centered, device)
             tile = tiling.rows.layer_norm_backward_parameters_tile(rows, dtype)
             col_blocks = triton.cdiv(rows.cols, tile.cols)
         sizes = (*sizes, rows.tiles(tile))
-        constants = dict(CHANNELS_FIRST=channels_first, IN_BLOCKS=col_blocks > 1)
+        constants.update(CHANNELS_FIRST=channels_first, IN_BLOCKS=col_blocks > 1)
     programs = tiling.rows.layer_norm_backward_programs(tile, rows.tiles(tile), col_blocks, device)
     grid = (col_blocks, programs)
     main = launch.Launch(kernel, grid, device, *sizes, **constants, **rows.constants(tile))
@@ -130,13 +133,14 @@ def backward_launches(
 
 
 @launch.kept
-def sums_launch(rows: Rows, dtype: torch.dtype, device: torch.device) -> launch.Launch:
+def sums_launch(rows: Rows, dtype: torch.dtype, centered: bool, device: torch.device) -> launch.Launch:
     tile = tiling.rows.layer_norm_chunk_tile(rows, dtypes.compute_dtype(dtype))
     return launch.Launch(
         layer_norm_backward_sums_kernel,
         (rows.tiles(tile),),
         device,
         *rows.in_vectors(),
+        CENTERED=centered,
         CHANNELS_FIRST=rows.channels_first,
         **rows.constants(tile),
     )
@@ -147,15 +151,15 @@ def row_sums(
     dy: Tensor,
     x: Tensor,
     weight: Tensor | None,
-    mean: Tensor | None,
-    rstd: Tensor,
+    statistics: Tensor,
+    centered: bool,
 ) -> tuple[Tensor | None, Tensor | None]:
     """c1 and c2 of each row, c2 None where rows are not centred; both None without a launch for them."""
     if sums is None:
         return None, None
-    c1 = torch.empty_like(rstd)
-    c2 = None if mean is None else torch.empty_like(rstd)
-    launch.launch(sums, dy, x, weight, mean, rstd, c1, c2)
+    c1 = statistics.new_empty(statistics.shape[0])
+    c2 = torch.empty_like(c1) if centered else None
+    launch.launch(sums, dy, x, weight, statistics, c1, c2)
     return c1, c2
 
 
@@ -163,28 +167,28 @@ def layer_norm_backward(
     dy: Tensor,
     x: Tensor,
     weight: Tensor | None,
-    mean: Tensor | None,
-    rstd: Tensor,
+    statistics: Tensor,
     normalized_shape: Sequence[int],
     parameter_dtype: torch.dtype,
     wanted: Sequence[bool],
+    centered: bool = True,
     channels_first: bool = False,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """The wanted ones of dx, dweight and dbias, None for the others. mean: None where not centred."""
+    """The wanted ones of dx, dweight and dbias, None for the others."""
     want_dx, *want_parameters = wanted
     dy, x = dy.contiguous(), x.contiguous()
     weight = None if weight is None else weight.contiguous()
     cols = math.prod(normalized_shape)
     sums, main, programs = backward_launches(
-        x.shape, cols, x.dtype, dy.dtype, mean is not None, channels_first, x.device
+        x.shape, cols, x.dtype, dy.dtype, centered, channels_first, x.device
     )
     dx = torch.empty_like(x, memory_format=torch.contiguous_format) if want_dx else None
-    c1, c2 = row_sums(sums if want_dx else None, dy, x, weight, mean, rstd)
+    c1, c2 = row_sums(sums if want_dx else None, dy, x, weight, statistics, centered)
     partials = [
-        torch.empty((programs, cols), dtype=rstd.dtype, device=x.device) if want else None
+        torch.empty((programs, cols), dtype=statistics.dtype, device=x.device) if want else None
         for want in want_parameters
     ]
-    launch.launch(main, dy, x, dx, weight, mean, rstd, c1, c2, *partials)
+    launch.launch(main, dy, x, dx, weight, statistics, c1, c2, *partials)
     dweight, dbias = column_sums(partials, want_parameters, parameter_dtype)
     if len(normalized_shape) > 1:
         dweight, dbias = (None if grad is None else grad.view(normalized_shape) for grad in (dweight, dbias))

@@ -22,8 +22,8 @@ def layer_norm_channels_forward(
     eps: float,
     out_dtype: torch.dtype,
     save_statistics: bool,
-) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """y in `out_dtype`, and mean and rstd of each position, or None where they are not to be saved."""
+) -> tuple[Tensor, Tensor | None]:
+    """y in `out_dtype`, and statistics of each position, [positions, 3], or None where not to be saved."""
     return layer_norm_forward(
         x, weight, bias, x.shape[1:2], eps, out_dtype, save_statistics, channels_first=True
     )
@@ -33,12 +33,11 @@ def layer_norm_channels_backward(
     dy: Tensor,
     x: Tensor,
     weight: Tensor | None,
-    mean: Tensor,
-    rstd: Tensor,
+    statistics: Tensor,
     parameter_dtype: torch.dtype,
     wanted: Sequence[bool],
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """The wanted ones of dx, dweight and dbias, None for the others."""
     return layer_norm_backward(
-        dy, x, weight, mean, rstd, x.shape[1:2], parameter_dtype, wanted, channels_first=True
+        dy, x, weight, statistics, x.shape[1:2], parameter_dtype, wanted, channels_first=True
     )

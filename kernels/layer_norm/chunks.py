@@ -10,8 +10,10 @@ from normreg.kernels.device.rows import (
     Parameters,
     Results,
     Statistics,
+    less_mean,
     load,
     load_parameter,
+    load_statistics,
     load_x_hat,
     row_strides,
     row_tile,
@@ -19,13 +21,20 @@ from normreg.kernels.device.rows import (
     store,
     store_statistics,
 )
-from normreg.kernels.device.statistics import compute_dtype, merge_moments, moments, rstd_of
+from normreg.kernels.device.statistics import (
+    Mean,
+    compute_dtype,
+    divide,
+    rounded_mean,
+    rstd_of,
+    two_sums,
+)
 
 
 @triton.jit(do_not_specialize=["rows", "cols"])
 def layer_norm_forward_chunks_kernel(
     x_ptr,  # [samples, rows, cols], laid out as `rows` says
-    results: Results,  # y like x; mean and rstd [samples, rows] or None
+    results: Results,  # y like x
     parameters: Parameters,
     rows,
     cols,  # the contiguous one of rows and cols in vectors
@@ -44,34 +53,39 @@ def layer_norm_forward_chunks_kernel(
     x_ptr += base + row[:, None] * stride_row
     y_ptr = results.y + (base + row[:, None] * stride_row)
 
-    m2 = tl.zeros([BLOCK_ROWS], COMPUTE_DTYPE)
-    mean = None
-    if CENTERED:
-        shift = load(x_ptr, 0, row_mask[:, None], COMPUTE_DTYPE)
-        count = tl.full([], 0.0, COMPUTE_DTYPE)
-        mean = tl.zeros([BLOCK_ROWS], COMPUTE_DTYPE)
+    total = tl.zeros([BLOCK_ROWS, BLOCK_COLS], COMPUTE_DTYPE)
+    squares = tl.zeros([BLOCK_ROWS, BLOCK_COLS], COMPUTE_DTYPE)
+    high = tl.zeros([BLOCK_ROWS], COMPUTE_DTYPE)  # and low: the mean of the first chunk
+    low = tl.zeros([BLOCK_ROWS], COMPUTE_DTYPE)
     for start in range(0, cols, BLOCK_COLS):
         col = start + tl.arange(0, BLOCK_COLS)
         mask = row_mask[:, None] & (col < cols)[None, :]
         x = load(x_ptr, col[None, :] * stride_col, mask, COMPUTE_DTYPE)
         if CENTERED:
-            chunk = tl.minimum(cols - start, BLOCK_COLS).to(COMPUTE_DTYPE)
-            chunk_mean, chunk_m2 = moments(x - shift, mask, chunk, 1)
-            count, mean, m2 = merge_moments(count, mean, m2, chunk, chunk_mean, chunk_m2)
-        else:
-            m2 += tl.sum(x * x, 1)
-    rstd = rstd_of(m2 / cols, eps)
+            if start == 0:
+                chunk = tl.minimum(cols, BLOCK_COLS)
+                high = rounded_mean(x, chunk, 1)
+                low = divide(tl.sum(tl.where(mask, x - high[:, None], 0.0), 1), chunk)
+            x = tl.where(mask, x - high[:, None] - low[:, None], 0.0)
+            total += x
+        squares += x * x
+    mean = None
+    m2 = tl.sum(squares, 1)
+    if CENTERED:
+        total = tl.sum(total, 1)
+        rest = divide(total, cols)  # what the first chunk's mean lacks
+        mean = Mean(high, low + rest)
+        m2 -= total * rest
+    rstd = rstd_of(divide(m2, cols), eps)
 
     for start in range(0, cols, BLOCK_COLS):
         col = start + tl.arange(0, BLOCK_COLS)
         mask = row_mask[:, None] & (col < cols)[None, :]
         x = load(x_ptr, col[None, :] * stride_col, mask, COMPUTE_DTYPE)
-        if CENTERED:
-            x = x - shift - mean[:, None]
-        y = scale_and_shift(x * rstd[:, None], parameters, col, cols)
+        y = scale_and_shift(less_mean(x, mean) * rstd[:, None], parameters, col, cols)
         store(y_ptr, col[None, :] * stride_col, y, mask)
 
-    store_statistics(results, mean, rstd, first_row, row, row_mask)
+    store_statistics(results.statistics, mean, rstd, first_row + row, row_mask)
 
 
 @triton.jit(do_not_specialize=["rows", "cols"])
@@ -79,9 +93,10 @@ def layer_norm_backward_sums_kernel(
     dy_ptr,  # [samples, rows, cols], laid out as `rows` says; so is x
     x_ptr,
     weight_ptr,  # [cols] or None
-    statistics: Statistics,  # [samples, rows]; c1 and c2 are stored, c2 None where rows are not centred
+    statistics: Statistics,  # c1 and c2 are stored, [samples, rows]
     rows,
     cols,  # the contiguous one of rows and cols in vectors
+    CENTERED: tl.constexpr,
     CHANNELS_FIRST: tl.constexpr,
     TILE: tl.constexpr,
 ):
@@ -94,15 +109,10 @@ def layer_norm_backward_sums_kernel(
     row_mask = row < left
     dy_ptr += base + row[:, None] * stride_row
     x_ptr += base + row[:, None] * stride_row
-    rstd = tl.load(statistics.rstd + first_row + row, mask=row_mask, other=0.0)[:, None]
-    mean = None
-    shift = None
-    if statistics.mean is not None:
-        mean = tl.load(statistics.mean + first_row + row, mask=row_mask, other=0.0)[:, None]
-        shift = load(x_ptr, 0, row_mask[:, None], COMPUTE_DTYPE)
+    mean, rstd = load_statistics(statistics.saved, first_row + row, row_mask, CENTERED)
 
-    c1 = tl.zeros([BLOCK_ROWS], COMPUTE_DTYPE)
-    c2 = tl.zeros([BLOCK_ROWS], COMPUTE_DTYPE)
+    x_hat_wdy = tl.zeros([BLOCK_ROWS, BLOCK_COLS], COMPUTE_DTYPE)
+    wdys = tl.zeros([BLOCK_ROWS, BLOCK_COLS], COMPUTE_DTYPE)
     for start in range(0, cols, BLOCK_COLS):
         col = start + tl.arange(0, BLOCK_COLS)
         mask = row_mask[:, None] & (col < cols)[None, :]
@@ -110,10 +120,10 @@ def layer_norm_backward_sums_kernel(
         wdy = load(dy_ptr, offsets, mask, COMPUTE_DTYPE)
         if weight_ptr is not None:
             wdy *= load_parameter(weight_ptr, col, cols, COMPUTE_DTYPE)
-        x_hat = load_x_hat(x_ptr, offsets, mask, shift, mean, rstd, COMPUTE_DTYPE)
-        c1 += tl.sum(x_hat * wdy, 1) / cols
-        if statistics.mean is not None:
-            c2 += tl.sum(wdy, 1) / cols
-    tl.store(statistics.c1 + first_row + row, c1, mask=row_mask)
-    if statistics.c2 is not None:
-        tl.store(statistics.c2 + first_row + row, c2, mask=row_mask)
+        x_hat_wdy += load_x_hat(x_ptr, offsets, mask, mean, rstd, COMPUTE_DTYPE) * wdy
+        if CENTERED:
+            wdys += wdy
+    c1, c2 = two_sums(x_hat_wdy, wdys, 1)
+    tl.store(statistics.c1 + first_row + row, divide(c1, cols), mask=row_mask)
+    if CENTERED:
+        tl.store(statistics.c2 + first_row + row, divide(c2, cols), mask=row_mask)

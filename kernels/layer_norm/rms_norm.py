@@ -23,26 +23,25 @@ def rms_norm_forward(
     normalized_shape: Sequence[int],
     eps: float,
     out_dtype: torch.dtype,
-    save_rstd: bool,
+    save_statistics: bool,
 ) -> tuple[Tensor, Tensor | None]:
-    """y in `out_dtype`, and rstd of each row, or None where it is not to be saved."""
-    y, _, rstd = layer_norm_forward(
-        x, weight, None, normalized_shape, eps, out_dtype, save_rstd, centered=False
+    """y in `out_dtype`, and rstd of each row, [rows, 1], or None where it is not to be saved."""
+    return layer_norm_forward(
+        x, weight, None, normalized_shape, eps, out_dtype, save_statistics, centered=False
     )
-    return y, rstd
 
 
 def rms_norm_backward(
     dy: Tensor,
     x: Tensor,
     weight: Tensor | None,
-    rstd: Tensor,
+    statistics: Tensor,
     normalized_shape: Sequence[int],
     parameter_dtype: torch.dtype,
     wanted: Sequence[bool],
 ) -> tuple[Tensor | None, Tensor | None]:
     """The wanted ones of dx and dweight, None for the others."""
     dx, dweight, _ = layer_norm_backward(
-        dy, x, weight, None, rstd, normalized_shape, parameter_dtype, (*wanted, False)
+        dy, x, weight, statistics, normalized_shape, parameter_dtype, (*wanted, False), centered=False
     )
     return dx, dweight

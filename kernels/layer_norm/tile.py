@@ -12,8 +12,9 @@ from normreg.kernels.device.rows import (
     Statistics,
     gradient_of_x,
     load,
-    load_normalized,
     load_parameter,
+    load_statistics,
+    load_x_hat,
     row_strides,
     row_tile,
     store,
@@ -26,7 +27,7 @@ from normreg.kernels.device.statistics import compute_dtype
 @triton.jit(do_not_specialize=["rows", "cols"])
 def layer_norm_forward_kernel(
     x_ptr,  # [samples, rows, cols], laid out as `rows` says
-    results: Results,  # y like x; mean and rstd [samples, rows] or None
+    results: Results,  # y like x
     parameters: Parameters,
     rows,
     cols,  # the contiguous one of rows and cols in vectors
@@ -45,11 +46,7 @@ def layer_norm_forward_kernel(
     row_mask = row < left
     mask = row_mask[:, None] & (col < cols)[None, :]
     offsets = row[:, None] * stride_row + col[None, :] * stride_col
-    x_ptr += base
-
-    x = load(x_ptr, offsets, mask, COMPUTE_DTYPE)
-    if CENTERED:
-        x -= load(x_ptr, row * stride_row, row_mask, COMPUTE_DTYPE)[:, None]
+    x = load(x_ptr + base, offsets, mask, COMPUTE_DTYPE)
     store_normalized(
         x, results, parameters, base, offsets, mask, first_row, row, row_mask, col, cols, eps, CENTERED
     )
@@ -61,11 +58,12 @@ def layer_norm_backward_kernel(
     x_ptr,
     dx_ptr,  # or None
     weight_ptr,  # [cols] or None
-    statistics: Statistics,  # [samples, rows]; c1 and c2 None where TILE covers the row
+    statistics: Statistics,  # c1 and c2 None where TILE covers the row
     partials: Parameters,  # [programs, cols] or None
     rows,
     cols,  # the contiguous one of rows and cols in vectors
     tiles,
+    CENTERED: tl.constexpr,
     CHANNELS_FIRST: tl.constexpr,
     IN_BLOCKS: tl.constexpr,
     TILE: tl.constexpr,
@@ -91,15 +89,14 @@ def layer_norm_backward_kernel(
         row_mask = row < left
         mask = row_mask[:, None] & (col < cols)[None, :]
         offsets = base + row[:, None] * stride_row + col[None, :] * stride_col
-        x_hat, rstd = load_normalized(
-            x_ptr, statistics, base, offsets, mask, first_row, row, row_mask, stride_row, COMPUTE_DTYPE
-        )
+        mean, rstd = load_statistics(statistics.saved, first_row + row, row_mask, CENTERED)
+        x_hat = load_x_hat(x_ptr, offsets, mask, mean, rstd, COMPUTE_DTYPE)
         dy = load(dy_ptr, offsets, mask, COMPUTE_DTYPE)
 
         dweight += dy * x_hat
         dbias += dy
         if dx_ptr is not None:
-            dx = gradient_of_x(dy, weight, x_hat, rstd, cols, statistics, first_row + row, row_mask)
+            dx = gradient_of_x(dy, weight, x_hat, rstd, cols, statistics, first_row + row, row_mask, CENTERED)
             store(dx_ptr, offsets, dx, mask)
 
     store_partial(partials.weight, dweight, col, cols)

@@ -3,8 +3,8 @@
 import triton
 import triton.language as tl
 
-from normreg.kernels.device.rows import Parameters, Results, Statistics
-from normreg.kernels.device.statistics import compute_dtype
+from normreg.kernels.device.rows import Parameters, Results, Statistics, load_statistics
+from normreg.kernels.device.statistics import compute_dtype, divide
 from normreg.kernels.device.tiles import (
     converted,
     deviation,
@@ -18,7 +18,7 @@ from normreg.kernels.device.tiles import (
 @triton.jit(do_not_specialize=["rows", "cols"])
 def layer_norm_forward_tiles_kernel(
     x_ptr,  # [rows, cols]
-    results: Results,  # y like x; mean and rstd [rows] or None
+    results: Results,  # y like x
     parameters: Parameters,
     rows,
     cols,  # in vectors
@@ -29,12 +29,8 @@ def layer_norm_forward_tiles_kernel(
     DTYPE: tl.constexpr = x_ptr.dtype.element_ty
     cols *= TILE.vector
     row = tl.program_id(0).to(tl.int64)
-    x_ptr += row * cols
-    x = load_tiles(x_ptr, cols, TILE)
-    shift = None
-    if CENTERED:
-        shift = tl.load(x_ptr).to(compute_dtype(DTYPE))
-    store_normalized_tiles(x, shift, results, parameters, row, cols, eps, DTYPE, CENTERED, TILE)
+    x = load_tiles(x_ptr + row * cols, cols, TILE)
+    store_normalized_tiles(x, results, parameters, row, cols, eps, DTYPE, CENTERED, TILE)
 
 
 @triton.jit(do_not_specialize=["rows", "cols"])
@@ -43,10 +39,11 @@ def layer_norm_backward_tiles_kernel(
     x_ptr,
     dx_ptr,  # [rows, cols] or None
     weight_ptr,  # [cols] or None
-    statistics: Statistics,  # [rows]; c1 and c2 None
+    statistics: Statistics,  # c1 and c2 None
     partials: Parameters,  # [programs, cols] or None
     rows,
     cols,  # in vectors
+    CENTERED: tl.constexpr,
     TILE: tl.constexpr,
 ):
     """Every row in turn."""
@@ -68,12 +65,7 @@ def layer_norm_backward_tiles_kernel(
         base = cols.to(tl.int64) * row
         x = load_tiles(x_ptr + base, cols, TILE)
         dy = load_tiles(dy_ptr + base, cols, TILE)
-        rstd = tl.load(statistics.rstd + row)
-        mean = None
-        shift = None
-        if statistics.mean is not None:
-            mean = tl.load(statistics.mean + row)
-            shift = tl.load(x_ptr + base).to(COMPUTE_DTYPE)
+        mean, rstd = load_statistics(statistics.saved, row, True, CENTERED)
         if weight_ptr is not None:
             row_weight_ptr = weight_ptr + tl.minimum(row, 0) * 16  # itself, but not held beyond the row
 
@@ -83,22 +75,22 @@ def layer_norm_backward_tiles_kernel(
             x_hat_wdy = tl.zeros([THREADS], COMPUTE_DTYPE)
             wdys = tl.zeros([THREADS], COMPUTE_DTYPE)
             for i in tl.static_range(TILES):
-                x_hat = rstd * deviation(x, after, shift, mean, i, cols, DTYPE, TILE)
+                x_hat = rstd * deviation(x, after, mean, i, cols, DTYPE, TILE)
                 wdy = converted(dy[i], after, cols, DY_DTYPE, COMPUTE_DTYPE, TILE)
                 if weight_ptr is not None:
                     wdy *= load_tile(row_weight_ptr, i, cols, TILE).to(COMPUTE_DTYPE)
                 x_hat_wdy += tl.sum(tl.reshape(x_hat * wdy, [THREADS, VECTOR]), 1)
                 wdys += tl.sum(tl.reshape(wdy, [THREADS, VECTOR]), 1)
-            c1 = tl.sum(x_hat_wdy) / cols
+            c1 = divide(tl.sum(x_hat_wdy), cols)
             c2 = tl.zeros_like(c1)
-            if statistics.mean is not None:
-                c2 = tl.sum(wdys) / cols
+            if CENTERED:
+                c2 = divide(tl.sum(wdys), cols)
             after = c1
 
         next_dweight = ()
         next_dbias = ()
         for i in tl.static_range(TILES):
-            x_hat = rstd * deviation(x, after, shift, mean, i, cols, DTYPE, TILE)
+            x_hat = rstd * deviation(x, after, mean, i, cols, DTYPE, TILE)
             wdy = converted(dy[i], after, cols, DY_DTYPE, COMPUTE_DTYPE, TILE)
             next_dweight += (dweight[i] + wdy * x_hat,)
             next_dbias += (dbias[i] + wdy,)

@@ -9,7 +9,6 @@ from torch import Tensor
 
 from normreg.kernels.dropout import add_norm as kernels
 from normreg.kernels.dropout.drop import Drop
-from normreg.kernels.dtypes import compute_dtype
 from normreg.ops import dropout_add, layer_norm
 from normreg.ops.operation import Operation, Operator, Seed, wants_formula
 
@@ -31,7 +30,7 @@ def run(
     centered: bool,
     save_z: bool,
     save_statistics: bool,
-) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """y, and z, which is kept beside the statistics, and so is to be among the results."""
     tensors = x, residual, weight, bias, layer_scale, row_scale
     dtypes, save_z = (z_dtype, out_dtype), save_z or save_statistics
@@ -48,30 +47,29 @@ def run_backward(
     weight: Tensor | None,
     layer_scale: Tensor | None,
     row_scale: Tensor | None,
-    mean: Tensor | None,
-    rstd: Tensor,
+    statistics: Tensor,
     seed: Seed | None,
     p: float,
     bits: int,
     normalized_shape: Sequence[int],
+    centered: bool,
     dx_dtype: torch.dtype,
     dresidual_dtype: torch.dtype,
     parameter_dtype: torch.dtype,
     wanted: Sequence[bool],
 ) -> tuple[Tensor | None, ...]:
-    tensors = dy, dz, z, x, weight, layer_scale, row_scale, mean, rstd
+    tensors = dy, dz, z, x, weight, layer_scale, row_scale, statistics
     dtypes = dx_dtype, dresidual_dtype, parameter_dtype
-    return kernels.dropout_add_norm_backward(*tensors, seed, Drop(p, bits), normalized_shape, dtypes, wanted)
+    return kernels.dropout_add_norm_backward(
+        *tensors, seed, Drop(p, bits), normalized_shape, centered, dtypes, wanted
+    )
 
 
 def fake(x, normalized_shape, z_dtype, out_dtype, centered, save_z, save_statistics):
     y = x.new_empty(x.shape, dtype=out_dtype)
     z = x.new_empty(x.shape, dtype=z_dtype) if save_z or save_statistics else None
-    if not save_statistics:
-        return y, z, None, None
     rows = math.prod(x.shape[: x.dim() - len(normalized_shape)])
-    mean, rstd = (x.new_empty(rows, dtype=compute_dtype(z_dtype)) for _ in range(2))
-    return y, z, mean if centered else None, rstd
+    return y, z, layer_norm.fake_statistics(z, rows, centered) if save_statistics else None
 
 
 def fake_backward(z, layer_scale, normalized_shape, dx_dtype, dresidual_dtype, parameter_dtype, wanted):
@@ -88,7 +86,7 @@ def fake_backward(z, layer_scale, normalized_shape, dx_dtype, dresidual_dtype, p
 def gradients(*values):
     """dx and dresidual are one tensor where they have to be equal."""
     *others, (want_dx, want_dresidual, *wanted) = values
-    *_, layer_scale, row_scale, _, _, _, _, bits, _, dx_dtype, dresidual_dtype, _ = others
+    *_, layer_scale, row_scale, _, _, _, bits, _, _, dx_dtype, dresidual_dtype, _ = others
     if bits or layer_scale is not None or row_scale is not None or dx_dtype != dresidual_dtype:
         return backward(*values)
     _, dresidual, *found = backward(*others, (False, want_dx or want_dresidual, *wanted))
@@ -103,12 +101,12 @@ def formula(
     weight,
     layer_scale,
     row_scale,
-    mean,
     seed,
     p,
     bits,
     normalized_shape,
     eps,
+    centered,
     dx_dtype,
     dresidual_dtype,
     parameter_dtype,
@@ -117,7 +115,6 @@ def formula(
     want_dx, want_dresidual, *want_parameters, want_dlayer_scale = wanted
     dweight = dbias = None
     if dy is not None:
-        centered = mean is not None
         of_norm, dweight, dbias = layer_norm.formula(
             dy, z, weight, normalized_shape, eps, (True, *want_parameters), centered
         )
@@ -141,7 +138,7 @@ recorded = Operation(
     "dropout_add_norm",
     run,
     fake,
-    ("y", "z", "mean", "rstd"),
+    ("y", "z", "statistics"),
     gradients,
     formula,
     gradients=5,

@@ -10,10 +10,8 @@ from normreg.ops.operation import Operation, Operator
 
 def fake(x, groups, out_dtype, save_statistics):
     y = torch.empty(x.shape, dtype=out_dtype, device=x.device)
-    if not save_statistics:
-        return y, None, None
-    mean, var = (x.new_empty((x.shape[0], groups), dtype=compute_dtype(x.dtype)) for _ in range(2))
-    return y, mean, var
+    size = x.shape[0], groups, 3
+    return y, x.new_empty(size, dtype=compute_dtype(x.dtype)) if save_statistics else None
 
 
 def fake_backward(x, parameter_dtype, wanted):
@@ -38,15 +36,15 @@ normalized = Operation(
     "group_norm",
     kernels.group_norm_forward,
     fake,
-    ("y", "mean", "var"),
+    ("y", "statistics"),
     Operator("group_norm_backward", kernels.group_norm_backward, fake_backward, ("dx", "dweight", "dbias")),
     formula,
     gradients=3,
-    returned=3,  # InstanceNorm averages the statistics
+    returned=2,  # InstanceNorm averages the statistics
     dtypes={"parameter_dtype": ("weight", "bias", "x")},
 )
 
 
 def group_norm(x, weight, bias, groups, eps, out_dtype):
-    y, _, _ = normalized(x, weight, bias, groups, eps, out_dtype)
+    y, _ = normalized(x, weight, bias, groups, eps, out_dtype)
     return y

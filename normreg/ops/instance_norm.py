@@ -19,8 +19,8 @@ def instance_norm(x, weight, bias, running_mean, running_var, momentum, eps):
     channels = x.shape[1]
     if running_mean is None:
         return group_norm(x, weight, bias, channels, eps, x.dtype)
-    y, mean, var = normalized(x, weight, bias, channels, eps, x.dtype, True)
-    update_running(x.detach(), mean, var, running_mean, running_var, momentum)
+    y, statistics = normalized(x, weight, bias, channels, eps, x.dtype, True)
+    update_running(statistics, running_mean, running_var, x.shape[2:].numel(), momentum)
     if not torch.compiler.is_compiling():  # a kernel's stores do not count as a version
         torch.autograd.graph.increment_version((running_mean, running_var))
     return y

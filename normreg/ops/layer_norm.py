@@ -10,13 +10,14 @@ from normreg.ops import gradient
 from normreg.ops.operation import Operation, Operator
 
 
-def fake(x, normalized_shape, out_dtype, save_statistics):
+def fake(x, normalized_shape, out_dtype, save_statistics, centered=True):
     y = torch.empty(x.shape, dtype=out_dtype, device=x.device)
-    if not save_statistics:
-        return y, None, None
     rows = math.prod(x.shape[: x.dim() - len(normalized_shape)])
-    mean, rstd = (x.new_empty(rows, dtype=compute_dtype(x.dtype)) for _ in range(2))
-    return y, mean, rstd
+    return y, fake_statistics(x, rows, centered) if save_statistics else None
+
+
+def fake_statistics(x, rows, centered):
+    return x.new_empty((rows, kernels.statistics_of(centered)), dtype=compute_dtype(x.dtype))
 
 
 def fake_backward(x, normalized_shape, parameter_dtype, wanted):
@@ -37,7 +38,7 @@ layer_norm = Operation(
     "layer_norm",
     kernels.layer_norm_forward,
     fake,
-    ("y", "mean", "rstd"),
+    ("y", "statistics"),
     layer_norm_backward,
     formula,
     gradients=3,

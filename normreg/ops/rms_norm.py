@@ -5,9 +5,8 @@ from normreg.ops import layer_norm
 from normreg.ops.operation import Operation, Operator
 
 
-def fake(x, normalized_shape, out_dtype, save_rstd):
-    y, _, rstd = layer_norm.fake(x, normalized_shape, out_dtype, save_rstd)
-    return y, rstd
+def fake(x, normalized_shape, out_dtype, save_statistics):
+    return layer_norm.fake(x, normalized_shape, out_dtype, save_statistics, centered=False)
 
 
 def formula(dy, x, weight, normalized_shape, eps, wanted):
@@ -23,7 +22,7 @@ rms_norm = Operation(
     "rms_norm",
     kernels.rms_norm_forward,
     fake,
-    ("y", "rstd"),
+    ("y", "statistics"),
     rms_norm_backward,
     formula,
     gradients=2,

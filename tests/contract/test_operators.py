@@ -27,12 +27,8 @@ def running(device):
     return values(device, 4), values(device, 4)
 
 
-def statistics(device, size, dtype=torch.float32):
-    return values(device, size, dtype=dtype), values(device, size, dtype=dtype)
-
-
-def group_statistics(device, groups):
-    return values(device, 3, groups), values(device, 3, groups)
+def statistics(device, *sizes):
+    return values(device, *sizes, 3)
 
 
 def seed(device):
@@ -51,21 +47,22 @@ CASES = {
     "layer_norm without statistics": (
         "layer_norm", lambda d: (rows(d), None, None, (8,), 1e-5, FLOAT, False)),
     "layer_norm_backward": ("layer_norm_backward", lambda d: (
-        rows(d), rows(d), values(d, 8), *statistics(d, 6), (8,), FLOAT, [True, True, True])),
+        rows(d), rows(d), values(d, 8), statistics(d, 6), (8,), FLOAT, [True, True, True])),
     "layer_norm_backward of dx": ("layer_norm_backward", lambda d: (
-        rows(d, HALF)[:1].expand(6, 8), rows(d, HALF), None, *statistics(d, 6), (8,), HALF,
+        rows(d, HALF)[:1].expand(6, 8), rows(d, HALF), None, statistics(d, 6), (8,), HALF,
         [True, False, False])),
     "layer_norm_backward of parameters": ("layer_norm_backward", lambda d: (
-        images(d), images(d, memory_format=LAST), None, *statistics(d, 12), (2, 5), FLOAT,
+        images(d), images(d, memory_format=LAST), None, statistics(d, 12), (2, 5), FLOAT,
         [False, True, True])),
     "rms_norm": ("rms_norm", lambda d: (rows(d), values(d, 8), (8,), 1e-5, FLOAT, True)),
     "rms_norm of float64": (
         "rms_norm", lambda d: (images(d, DOUBLE, LAST), None, (2, 5), 1e-5, DOUBLE, True)),
-    "rms_norm without rstd": ("rms_norm", lambda d: (rows(d, HALF), values(d, 8), (8,), 1e-5, HALF, False)),
+    "rms_norm without statistics": (
+        "rms_norm", lambda d: (rows(d, HALF), values(d, 8), (8,), 1e-5, HALF, False)),
     "rms_norm_backward": ("rms_norm_backward", lambda d: (
-        rows(d), rows(d), values(d, 8), values(d, 6), (8,), FLOAT, [True, True])),
+        rows(d), rows(d), values(d, 8), values(d, 6, 1), (8,), FLOAT, [True, True])),
     "rms_norm_backward of weight": ("rms_norm_backward", lambda d: (
-        rows(d), rows(d), None, values(d, 6), (8,), FLOAT, [False, True])),
+        rows(d), rows(d), None, values(d, 6, 1), (8,), FLOAT, [False, True])),
     "batch_norm": ("batch_norm", lambda d: (
         images(d), values(d, 4), values(d, 4), *running(d), torch.tensor(3, device=d), 0.1, 1e-5, True)),
     "batch_norm, cumulative, channels_last": ("batch_norm", lambda d: (
@@ -110,21 +107,21 @@ CASES = {
     "layer_norm_channels without statistics": (
         "layer_norm_channels", lambda d: (images(d, DOUBLE), None, None, 1e-5, DOUBLE, False)),
     "layer_norm_channels_backward": ("layer_norm_channels_backward", lambda d: (
-        images(d), images(d), values(d, 4), *statistics(d, 30), FLOAT, [True, True, True])),
+        images(d), images(d), values(d, 4), statistics(d, 30), FLOAT, [True, True, True])),
     "layer_norm_channels_backward of bias": ("layer_norm_channels_backward", lambda d: (
-        images(d, HALF, LAST), images(d, HALF), None, *statistics(d, 30), FLOAT, [False, False, True])),
+        images(d, HALF, LAST), images(d, HALF), None, statistics(d, 30), FLOAT, [False, False, True])),
     "group_norm": ("group_norm", lambda d: (images(d), values(d, 4), values(d, 4), 2, 1e-5, FLOAT, True)),
     "group_norm of channels_last bfloat16, in float32": (
         "group_norm", lambda d: (images(d, HALF, LAST), values(d, 4), None, 4, 1e-5, FLOAT, True)),
     "group_norm without statistics": (
         "group_norm", lambda d: (images(d, DOUBLE), None, None, 1, 1e-5, DOUBLE, False)),
     "group_norm_backward": ("group_norm_backward", lambda d: (
-        images(d), images(d), values(d, 4), *group_statistics(d, 2), 2, 1e-5, FLOAT, [True, True, True])),
+        images(d), images(d), values(d, 4), statistics(d, 3, 2), 2, 1e-5, FLOAT, [True, True, True])),
     "group_norm_backward of weight": ("group_norm_backward", lambda d: (
-        images(d, HALF, LAST), images(d, HALF), None, *group_statistics(d, 4), 4, 1e-5, FLOAT,
+        images(d, HALF, LAST), images(d, HALF), None, statistics(d, 3, 4), 4, 1e-5, FLOAT,
         [False, True, False])),
     "instance_norm_update_running": ("instance_norm_update_running", lambda d: (
-        images(d), *group_statistics(d, 4), *running(d), 0.1)),
+        statistics(d, 3, 4), *running(d), 10, 0.1)),
     "dropout": ("dropout", lambda d: (rows(d), seed(d), 0.4, None, "scaled", False)),
     "dropout of a transposed tensor": (
         "dropout", lambda d: (rows(d, HALF).t(), seed(d), 0.4, None, "scaled", False)),
@@ -154,11 +151,11 @@ CASES = {
         rows(d), None, None, values(d, 8), None, None, None, 0.0, 0, (8,), 1e-5, FLOAT, FLOAT, True, False,
         False)),
     "dropout_add_norm_backward": ("dropout_add_norm_backward", lambda d: (
-        rows(d), rows(d), rows(d), rows(d), values(d, 8), values(d, 8), values(d, 6), *statistics(d, 6),
-        seed(d), 0.4, 32, (8,), FLOAT, FLOAT, FLOAT, [True, True, True, True, True])),
+        rows(d), rows(d), rows(d), rows(d), values(d, 8), values(d, 8), values(d, 6), statistics(d, 6),
+        seed(d), 0.4, 32, (8,), True, FLOAT, FLOAT, FLOAT, [True, True, True, True, True])),
     "dropout_add_norm_backward of a sum": ("dropout_add_norm_backward", lambda d: (
-        rows(d, HALF), None, rows(d), None, None, None, None, None, values(d, 6), None, 0.0, 0, (8,), HALF,
-        FLOAT, HALF, [True, False, True, False, False])),
+        rows(d, HALF), None, rows(d), None, None, None, None, values(d, 6, 1), None, 0.0, 0, (8,), False,
+        HALF, FLOAT, HALF, [True, False, True, False, False])),
     "bias_act_dropout": ("bias_act_dropout", lambda d: (
         rows(d), values(d, 8), seed(d), 0.4, 32, "gelu", 0.0)),
     "bias_act_dropout without bias": ("bias_act_dropout", lambda d: (

@@ -30,6 +30,10 @@ modes = pytest.mark.parametrize("training", [True, False], ids=["train", "eval"]
 STATISTICS = {kind: one.kept for one in DECLARED.values() if one.kept for kind in one.layers if kind in KINDS}
 
 
+# kinds that keep a mean as two numbers, three a row beside torch's two
+MEANS_OF_TWO = ("LayerNorm", "GroupNorm", "InstanceNorm1d", "InstanceNorm2d", "InstanceNorm3d")
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @modes
 @every_kind
@@ -46,7 +50,7 @@ def test_what_is_kept(device, kind, training, dtype):
     # torch rounds statistics of 16-bit layers to 16 bits: on a CPU all that it computes, on a GPU GroupNorm's
     rounded = kind == "GroupNorm" if x.is_cuda else not (list(modules[0].buffers()) and not training)
     if dtype == torch.float32 or not rounded:
-        assert ours <= theirs
+        assert ours <= theirs * (3 if kind in MEANS_OF_TWO else 2) / 2
 
 
 # layers that torch has not, and what their declarations say of them

@@ -193,7 +193,7 @@ def test_a_large_mean_costs_nothing(device, case):
 
 @tile_and_split
 def test_an_outlier_in_front_does_not_hurt(device, case):
-    """Groups are shifted by their first element, which need not be near the others."""
+    """No sum is relative to the first element of groups, which need not be near the others."""
     shape, groups = case
     x = torch.randn(shape, device=device) + 1e4
     x.view(shape[0], groups, -1)[:, :, 0] = 0.0

@@ -10,7 +10,7 @@ import normreg
 
 @pytest.mark.parametrize("cols", [100, IN_TILES, WIDE])
 def test_an_outlier_in_front_does_not_hurt(device, cols):
-    """Rows are shifted by their first element, which need not be near the others."""
+    """No sum is relative to the first element of rows, which need not be near the others."""
     x = torch.randn(3, cols, device=device) + 1e4
     x[:, 0] = 0.0
     assert_agrees(*LAYER_NORM.functions((cols,)), [x.requires_grad_(), None, None])

@@ -207,7 +207,7 @@ def test_statistics_are_saved_in_float32(norm, device):
     with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
         norm.functions((32,))[0](x, weight)
     inputs = [(torch.bfloat16, x.numel()), (torch.bfloat16, weight.numel())]
-    assert [(t.dtype, t.numel()) for t in saved] == inputs + [(torch.float32, 12)] * norm.statistics
+    assert [(t.dtype, t.numel()) for t in saved] == [*inputs, (torch.float32, 12 * norm.statistics)]
 
 
 @every_norm

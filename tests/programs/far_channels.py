@@ -119,9 +119,9 @@ def groups():
     expected = F.group_norm(last, 2, weight.float(), bias.float())
     (dx,) = torch.autograd.grad(expected, last, dy[-1:].float())
     in_groups = last.detach().view(2, -1)
-    mean, var = (reserved(samples, 2, dtype=torch.float32) for _ in range(2))
-    mean[-1] = (in_groups - in_groups[:, :1]).mean(1)
-    var[-1] = in_groups.var(1, correction=0)
+    statistics = reserved(samples, 2, 3, dtype=torch.float32)
+    statistics[-1, :, 0] = in_groups.mean(1)
+    statistics[-1, :, 2] = in_groups.var(1, correction=0)
     rows = samples * channels  # of which the last two are the last group
     return SimpleNamespace(
         x=x,
@@ -129,8 +129,7 @@ def groups():
         dy=dy,
         weight=weight,
         bias=bias,
-        mean=mean,
-        var=var,
+        statistics=statistics,
         expected=expected.detach(),
         dx=dx,
         samples=samples,
@@ -148,7 +147,7 @@ def group_norm_forward():
         tile.group_norm_forward_kernel,
         (2 * g.samples - 1, 0, 0),
         (2 * g.samples, 1, 1),
-        *(g.x, g.y, g.weight, g.bias, g.mean, g.var),
+        *(g.x, g.y, g.weight, g.bias, g.statistics),
         *g.sizes,
         1e-5,
         **TILED,
@@ -162,7 +161,7 @@ def group_norm_backward():
         tile.group_norm_backward_kernel,
         (1, g.samples - 1, 0),
         (2, g.samples, 1),
-        *(g.dy, g.x, g.y, g.weight, g.mean, g.var, None, None),
+        *(g.dy, g.x, g.y, g.weight, g.statistics, None, None),
         *g.sizes,
         1e-5,
         **TILED,
@@ -173,11 +172,13 @@ def group_norm_backward():
 def group_norm_split_forward():
     g = groups()
     partial = torch.zeros(3, 1, g.samples * 2, dtype=torch.float64)
-    partial[:, 0, -1] = torch.stack([torch.tensor(1024.0), g.in_groups.mean(1)[1], 1024 * g.var[-1, 1]])
+    partial[:, 0, -1] = torch.stack(
+        [torch.tensor(1024.0), g.in_groups.mean(1)[1], 1024 * g.statistics[-1, 1, 2]]
+    )
     run_program(
         group_norm_splits.group_norm_normalize_kernel,
         *g.last_rows,
-        *(*Elements(g.x, g.y), partial, *PerChannel(g.weight, g.bias), *PerGroup(g.mean, g.var)),
+        *(*Elements(g.x, g.y), partial, *PerChannel(g.weight, g.bias), g.statistics),
         *g.row_sizes,
         *(1, 2, 4, 1e-5),
         **TILED,
@@ -191,12 +192,12 @@ def group_norm_split_backward():
     run_program(
         group_norm_splits.group_norm_backward_sums_kernel,
         *g.last_rows,
-        *(*ElementsBackward(g.x, g.dy), *PerGroup(g.mean, g.var), partial),
+        *(*ElementsBackward(g.x, g.dy), g.statistics, partial),
         *g.row_sizes,
         *(2, 1e-5),
         **TILED,
     )
-    x_hat = (g.in_groups[1] - g.in_groups[1].mean()) * (g.var[-1, 1] + 1e-5).rsqrt()
+    x_hat = (g.in_groups[1] - g.in_groups[1].mean()) * (g.statistics[-1, 1, 2] + 1e-5).rsqrt()
     check(partial[0, 0, -2:], g.dy[-1, 2:].float().sum(1))
     check(partial[1, 0, -2:], (g.dy[-1, 2:] * x_hat.view(2, -1)).sum(1))
     c1, c2 = (torch.zeros(g.samples * 2) for _ in range(2))
@@ -205,7 +206,7 @@ def group_norm_split_backward():
     run_program(
         group_norm_splits.group_norm_backward_input_kernel,
         *g.last_rows,
-        *(*ElementsBackward(g.x, g.dy, g.y), g.weight, *PerGroup(g.mean, g.var, c1, c2)),
+        *(*ElementsBackward(g.x, g.dy, g.y), g.weight, *PerGroup(g.statistics, c1, c2)),
         *g.row_sizes,
         *(2, 4, 1e-5),
         **TILED,
@@ -214,21 +215,21 @@ def group_norm_split_backward():
 
 
 def instance_norm_running():
-    samples, channels, spatial = 3, 2**20 + 32, 1024
-    x = reserved(samples, channels, spatial)
-    x[:, -32:, 0] = torch.randn(3, 32).half()
-    mean, var = torch.randn(samples, channels), torch.rand(samples, channels)
+    samples, channels, spatial = 1024, 2**20, 1024
+    statistics = reserved(samples, channels, 3, dtype=torch.float32)
+    statistics[:, -32:] = torch.rand(samples, 32, 3)
+    last = statistics[:, -32:].mean(0)
     running = torch.zeros(2, channels)
     run_program(
         instance_norm.instance_norm_running_kernel,
         (channels // 32 - 1, 0, 0),
         (channels // 32, 1, 1),
-        *(x, mean, var, *running, samples, channels, spatial, *x.stride()[:2]),
+        *(statistics, *running, samples, channels, spatial),
         1.0,
         BLOCK=(32, 32),
     )
-    check(running[0, -32:], (x[:, -32:, 0] + mean[:, -32:]).mean(0))
-    check(running[1, -32:], var[:, -32:].mean(0) * 1024 / 1023)
+    check(running[0, -32:], last[:, 0] + last[:, 1])
+    check(running[1, -32:], last[:, 2] * 1024 / 1023)
 
 
 CASES = {

@@ -108,8 +108,8 @@ def flat():
 
 def and_sum_and_norm():
     x, z, keep = flat()
-    y, rstd = reserved(ROWS, COLS), reserved(ROWS, dtype=torch.float32)
-    forward = x, x, z, y, None, rstd, None, None, None, None, *DECIDED, 1e-5
+    y, statistics = reserved(ROWS, COLS), reserved(ROWS, 1, dtype=torch.float32)
+    forward = x, x, z, y, statistics, None, None, None, None, *DECIDED, 1e-5
     of_rms = dict(Z_DTYPE=tl.float16, CENTERED=False)
     run_program(dropout_add_norm.dropout_add_norm_forward_kernel, *LAST_ROWS, *forward, **of_rms, **FEW)
     check(z[-2:], 1 + 2 * keep)
@@ -131,9 +131,9 @@ def and_sum_and_norm():
     run_program(
         dropout_add_norm.dropout_add_norm_backward_kernel,
         *on_y(*LAST_ROWS),
-        *(dy, z, dy, None, dx, y, None, None, None, None, rstd, None, None, None, None, None),
+        *(dy, z, dy, None, dx, y, None, None, None, statistics, None, None, None, None, None, None),
         *DECIDED,
-        ROWS // 2,
+        CENTERED=False,
         **FEW,
     )
     last = z[-2:].float().requires_grad_()

@@ -19,22 +19,26 @@ LAST_ROW = (ROWS - 1, 0, 0), (ROWS, 1, 1)
 def last_rows(centered):
     """Tensors of which the last four rows are there, and what is expected of those."""
     x, y = reserved(ROWS, COLS), reserved(ROWS, COLS)
-    rstd = reserved(ROWS, dtype=torch.float32)
+    statistics = reserved(ROWS, 3 if centered else 1, dtype=torch.float32)
     x[-4:] = torch.randn(4, COLS)
     weight, bias = torch.randn(2, COLS).half()
     last = x[-4:].float().requires_grad_()
     if centered:
         expected = F.layer_norm(last, (COLS,), weight.float(), bias.float())
-        mean = reserved(ROWS, dtype=torch.float32)
-        mean[-4:] = (last - last[:, :1]).mean(1).detach()
-        rstd[-4:] = last.var(1, correction=0).add(1e-5).rsqrt().detach()
+        set_statistics(statistics[-4:], last)
     else:
         expected = F.rms_norm(last, (COLS,), weight.float(), 1e-5)
-        mean = bias = None
-        rstd[-4:] = last.square().mean(1).add(1e-5).rsqrt().detach()
-    forward = x, y, mean, rstd, weight, bias, *SIZES, 1e-5
-    backward = x, y, weight, mean, rstd
+        bias = None
+        statistics[-4:, 0] = last.square().mean(1).add(1e-5).rsqrt().detach()
+    forward = x, y, statistics, weight, bias, *SIZES, 1e-5
+    backward = x, y, weight, statistics
     return SimpleNamespace(y=y, last=last, expected=expected, forward=forward, backward=backward)
+
+
+def set_statistics(statistics, last):
+    statistics[:, 0] = last.mean(1).detach()
+    statistics[:, 1] = 0.0
+    statistics[:, 2] = last.var(1, correction=0).add(1e-5).rsqrt().detach()
 
 
 def gradients(case, rows=4):
@@ -75,6 +79,7 @@ def backward(centered):
         *SIZES,
         ROWS // 4,
         **TILE,
+        CENTERED=centered,
         IN_BLOCKS=False,
     )
     check(case.y[-4:], dx)
@@ -89,6 +94,7 @@ def backward_tiles(centered):
         *(dy, *case.backward, None, None, None, None),
         *SIZES,
         **TILES,
+        CENTERED=centered,
     )
     check(case.y[-1], dx[-1])
 
@@ -96,7 +102,7 @@ def backward_tiles(centered):
 def backward_of_wide_rows(centered):
     case = last_rows(centered)
     dy, dx = gradients(case)
-    x, y, weight, mean, rstd = case.backward
+    x, y, weight, statistics = case.backward
     sums = [
         reserved(ROWS, dtype=torch.float32),
         reserved(ROWS, dtype=torch.float32) if centered else None,
@@ -104,18 +110,20 @@ def backward_of_wide_rows(centered):
     run_program(
         layer_norm.layer_norm_backward_sums_kernel,
         *LAST_ROW,
-        *(dy, x, weight, mean, rstd, *sums),
+        *(dy, x, weight, statistics, *sums),
         *SIZES,
         **CHUNKS,
+        CENTERED=centered,
     )
     run_program(
         layer_norm.layer_norm_backward_kernel,
         *on_y(*LAST_ROW),
-        *(dy, x, y, weight, mean, rstd, *sums, None, None),
+        *(dy, x, y, weight, statistics, *sums, None, None),
         *SIZES,
         ROWS,
         IN_BLOCKS=True,
         **CHUNKS,
+        CENTERED=centered,
     )
     check(y[-1], dx[-1])
 
@@ -129,19 +137,18 @@ def channels():
     x, y, dy = (reserved(samples, channels, positions) for _ in range(3))
     x[-1], dy[-1] = torch.randn(2, channels, positions)
     weight, bias = torch.randn(2, channels).half()
-    mean, rstd = (reserved(samples, positions, dtype=torch.float32) for _ in range(2))
+    statistics = reserved(samples, positions, 3, dtype=torch.float32)
     last = x[-1].float().t().requires_grad_()
     expected = F.layer_norm(last, (channels,), weight.float(), bias.float())
     (dx,) = torch.autograd.grad(expected, last, dy[-1].float().t())
-    mean[-1] = (last - last[:, :1]).mean(1).detach()
-    rstd[-1] = last.var(1, correction=0).add(1e-5).rsqrt().detach()
+    set_statistics(statistics[-1], last)
     return SimpleNamespace(
         x=x,
         y=y,
         dy=dy,
         weight=weight,
         bias=bias,
-        statistics=(mean, rstd),
+        statistics=statistics,
         expected=expected,
         dx=dx,
         samples=samples,
@@ -158,7 +165,7 @@ def channels_forward():
         run_program(
             kernel,
             *c.last_program,
-            *(c.x, c.y, *c.statistics, c.weight, c.bias),
+            *(c.x, c.y, c.statistics, c.weight, c.bias),
             *c.sizes,
             1e-5,
             CENTERED=True,
@@ -173,9 +180,10 @@ def channels_backward():
     run_program(
         kernel,
         *on_y(*c.last_program),
-        *(c.dy, c.x, c.y, c.weight, *c.statistics, None, None, None, None),
+        *(c.dy, c.x, c.y, c.weight, c.statistics, None, None, None, None),
         *c.sizes,
         c.samples,
+        CENTERED=True,
         IN_BLOCKS=False,
         **CHANNELS_FIRST,
     )
@@ -185,16 +193,18 @@ def channels_backward():
     run_program(
         layer_norm.layer_norm_backward_sums_kernel,
         *c.last_program,
-        *(c.dy, c.x, c.weight, *c.statistics, *sums),
+        *(c.dy, c.x, c.weight, c.statistics, *sums),
         *c.sizes,
+        CENTERED=True,
         **CHANNELS_FIRST,
     )
     run_program(
         kernel,
         *on_y(*c.last_program),
-        *(c.dy, c.x, c.y, c.weight, *c.statistics, *sums, None, None),
+        *(c.dy, c.x, c.y, c.weight, c.statistics, *sums, None, None),
         *c.sizes,
         c.samples,
+        CENTERED=True,
         IN_BLOCKS=True,
         **CHANNELS_FIRST,
     )
