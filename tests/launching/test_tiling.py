@@ -86,16 +86,16 @@ def test_stages_of_the_backward(dtype, cols, stages):
 @pytest.mark.parametrize("channels", [1, 3, 96, 768, 1025, 5000])
 def test_channels_first_tiles(channels, positions, dtype):
     words, rows = dtype.itemsize // 4, Rows(2, positions, channels, channels_first=True)
-    for choose, held_words in (
-        (tiling.rows.layer_norm_forward_tile, hardware.TILE_WORDS_FORWARD),
-        (tiling.rows.layer_norm_backward_tile, hardware.TILE_WORDS_BACKWARD // words),
+    for choose, held_words, words_per_thread in (
+        (tiling.rows.layer_norm_forward_tile, hardware.TILE_WORDS_FORWARD, 64),
+        (tiling.rows.layer_norm_backward_tile, hardware.TILE_WORDS_BACKWARD // words, 32),
     ):
         tile = choose(rows, dtype)
         if tile.cols >= channels:
             assert tile.rows * tile.cols * words <= held_words
             assert tile.rows >= min(positions, tiling.rows.FEWEST_POSITIONS)
             assert tile.rows < 2 * positions
-            assert tile.rows * tile.cols * words <= 16 * 32 * tile.num_warps
+            assert tile.rows * tile.cols * words <= words_per_thread * 32 * tile.num_warps
         else:
             assert tile.rows * tile.cols * words == tiling.rows.CHUNK_WORDS
 
