@@ -35,7 +35,7 @@ test: $(INSTALLED)
 test-planted: $(INSTALLED)
 	$(PYTEST) --all -m planted $(TEST_ARGS)
 
-# what a GPU would run, on compiled code for three; what is compiled, in the interpreter, where the meter looks on;
+# what a GPU would run, on compiled code for three; what is compiled, in the interpreter, which refuses stray accesses;
 # and the newest torch, in an environment of its own
 test-all: $(INSTALLED)
 	$(MAKE) test TEST_ARGS=--all

@@ -48,7 +48,7 @@ def in_processes(budget, tasks, function, *arguments, processes=None, describe=s
 
     Threads would not do, because most of a compilation holds Python's lock, nor forks, because of torch.
     """
-    if processes == 1:
+    if processes == 1 or budget.left() <= 0:  # without time none begins, and all are named
         for task in budget.within(tasks, describe):
             yield function(task, *arguments)
         return

@@ -12,7 +12,7 @@ driver       a driver for Triton that executes compiled code in host memory, by 
 stub_driver  a driver that compiles and launches nothing
 without_gpu  the path of a GPU's tensors for those of the CPU, and the launches that it would make
 interpreter  what makes Triton's interpreter faster
-meter        every byte that interpreted kernels load and store
+bounds       a guard against accesses of interpreted kernels outside their tensors
 """
 
 import contextlib

@@ -53,7 +53,7 @@ class Executed:
     threads: int  # per program
     count: dict[str, int]  # bytes, 32-byte sectors and requests of global memory, wavefronts of shared memory
     by_class: dict[str, int]  # warp instructions by class
-    dram_bytes: int  # bytes moved, where each byte of a tensor that stays in the cache counts once
+    dram_bytes: int  # bytes moved, as `ptx.traffic` counts them
 
 
 def range_of(tensor: torch.Tensor) -> tuple[int, int]:

@@ -18,8 +18,8 @@ MEASURED = Measured(
     # x, y; dy, x, dx; both; x, y
     passes={"forward": 2, "backward": 3, "forward+backward": 5, "evaluation": 2},
     small="fp32 4x6x5x3 channels_last",
-    ledger="4x40x64x64, 4x40x64x64 channels_last, 32x420x7x7, 2560x256, 4x40x64x64 evaluation, "
-    "4x40x64x64 channels_last evaluation",
+    ledger="32x64x56x56, 32x64x56x56 channels_last, 32x2048x7x7, 4x512x64x64, 32768x256, "
+    "32x64x56x56 evaluation, 32x64x56x56 channels_last evaluation",
     static=each("32x64x56x56", "{}", "{} channels_last", "{} evaluation", "{} channels_last evaluation")
     + ", 32x512x7x8, 4x512x32x64, 16x512x32x32, 128x512, 128x512 evaluation",
     instructions=each("8x64x56x56", "{}", "{} channels_last", "{} evaluation", "{} channels_last evaluation")

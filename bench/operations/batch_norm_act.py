@@ -84,14 +84,14 @@ OPERATION = Operation(
         # a residual is read; written as its gradient; both; read
         more_passes=lambda case, direction: adds(case) * (1 + (direction == "forward+backward")),
         small="batch_norm+add+relu fp32 4x6x5x3",
-        ledger="batch_norm+relu 32x420x7x7, batch_norm+add+relu 32x420x7x7, "
+        ledger="batch_norm+relu 32x2048x7x7, batch_norm+add+relu 32x2048x7x7, "
         + each(
-            "4x40x64x64 channels_last",
+            "32x64x56x56 channels_last",
             "batch_norm+relu {}",
             "batch_norm+add+relu {}",
             "batch_norm+add+silu {}",
         )
-        + ", batch_norm+add+relu 4x40x64x64 evaluation",
+        + ", batch_norm+add+relu 32x64x56x56 evaluation",
         static=each("32x64x56x56, 32x64x56x56 channels_last", "batch_norm+add+relu {}")
         + ", batch_norm+gelu 32x64x56x56, batch_norm+add+gelu 32x64x56x56 channels_last, "
         "batch_norm+add+relu 32x64x56x56 channels_last evaluation, batch_norm+add+silu 4x512x32x64, "

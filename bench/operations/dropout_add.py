@@ -73,9 +73,11 @@ OPERATION = Operation(
         fuse=Composed.fuse,
         # x, residual, z; dz, dx, where the residual's gradient is dz itself; both
         passes={"forward": 3, "backward": 2, "forward+backward": 5},
+        # the gradient of a layer scale needs x
+        more_passes=lambda case, direction: case.layer.startswith("scaled") and "backward" in direction,
         masked_error=error_under_mask,
         small="scaled drop path+add fp32 400x3x12",
-        ledger="dropout+add 640x1024, drop path+add 4x40x64x64",
+        ledger="dropout+add 8448x1024, drop path+add 32x64x56x56, scaled dropout+add 2112x4096",
         static="dropout+add 4096x1024, scaled drop path+add 64x197x768, scaled dropout+add 4096x1000, "
         "drop path+add 32x96x56x56 channels_last",
         instructions="dropout+add 1024x1024, scaled drop path+add 7x197x768, scaled dropout+add 1056x1000, "

@@ -100,8 +100,8 @@ OPERATION = Operation(
         ),
         masked_error=error_under_mask,
         small="prenorm dropout+add+LayerNorm fp32 40x64",
-        ledger="prenorm dropout+add+LayerNorm 160x4096, dropout+add+RMSNorm 640x1024, "
-        "prenorm add+RMSNorm 160x4096, prenorm dropout+add+LayerNorm 10x65536",
+        ledger="prenorm dropout+add+LayerNorm 2112x4096, dropout+add+RMSNorm 8448x1024, "
+        "prenorm add+RMSNorm 2112x4096, prenorm dropout+add+LayerNorm 132x65536",
         static=each("4096x4096, 4096x64, 4096x8192, 4096x16384, 4096x65536", KINDS[0])
         + ", dropout+add+LayerNorm 4096x1024, prenorm dropout+add+RMSNorm 4096x4096",
         instructions=each("264x4096", KINDS[0], KINDS[2], "prenorm add+RMSNorm {}")

@@ -18,7 +18,7 @@ MEASURED = Measured(
     passes={"forward": 2, "backward": 3, "forward+backward": 5, "evaluation": 2},
     small="fp32 3x64x5x3",
     # the first has 5 channels a group, the last groups that are not held
-    ledger="4x160x32x32, 10x64x32x32, 5x1024x8x16, 2560x256, 1x32x160x128",
+    ledger="64x160x32x32, 128x64x32x32, 64x1024x8x16, 32768x256, 16x32x160x128",
     static="16x640x32x32, 16x320x64x64, 16x1280x8x8, 256x512, 16x128x64x64, 16x64x64x64, 16x128x4x4",
     # the last has groups that are not held
     instructions="4x320x32x32, 4x64x64x64, 2048x512, 512x128x4x4, 1x128x128x128",

@@ -48,7 +48,7 @@ OPERATION = Operation(
         # x, y; dy, x, dx; both; x, y
         passes={"forward": 2, "backward": 3, "forward+backward": 5, "evaluation": 2},
         small="fp32 3x6x5x7",
-        ledger="4x40x64x64, 1x20x256x128",  # held and not
+        ledger="32x64x64x64, 4x64x256x128",  # held and not
         static="16x64x64x64, 2x32x16x8",
         instructions="4x64x64x64, 1x20x256x128",
         host="8x64x4x4",

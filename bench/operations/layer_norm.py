@@ -12,7 +12,7 @@ MEASURED = Measured(
     # x, y; dy, x, dx; both; x, y
     passes={"forward": 2, "backward": 3, "forward+backward": 5, "evaluation": 2},
     small="fp32 6x40",
-    ledger="160x4096, 40x16384, 20x32768, 10x65536, 640x1024, 2560x256",
+    ledger="2112x4096, 528x16384, 264x32768, 132x65536, 8448x1024, 33792x256, 264x4096, 16384x4096",
     static="4096x4096, 4096x65536, 4096x768, 4096x64, 4096x1024, 4096x5120, 4096x8192, 4096x12288, "
     "4096x16384, 4096x32768, 4096x131072",
     # no fewer rows than a tile has

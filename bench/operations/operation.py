@@ -93,7 +93,7 @@ class Measured:
     static: str  # in every dtype; one shape for each tile that `tiling` can choose
     host: str
     speed: dict[str, str]  # by where the shapes occur
-    ledger: str = ""  # of 1.25 MiB in 16 bits: as few as count as a large tensor
+    ledger: str = ""  # of about 2^23 elements, multiples of 132 rows where rows are added up
     instructions: str = ""  # of about 2^20 elements, that reach every kernel of `static`
     fuse: Callable = replaced  # torch's layer -> normreg's, in place
     more_passes: Callable = lambda case, direction: 0  # tensors that only some cases move

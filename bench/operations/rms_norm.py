@@ -33,7 +33,7 @@ OPERATION = Operation(
     measured=replace(
         layer_norm.MEASURED,
         torch_layer=lambda case, **options: torch.nn.RMSNorm(case.shape[-1], **options),
-        ledger="160x4096, 40x16384, 10x65536",
+        ledger="2112x4096, 528x16384, 132x65536, 264x4096, 16384x4096",
         static="4096x4096, 4096x65536, 4096x64, 4096x16384",
         instructions="1056x4096, 2112x1024, 66x16384, fp32 264x4096",
     ),

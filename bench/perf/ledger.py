@@ -1,36 +1,40 @@
-"""Bytes and launches of every operation, counted in Triton's interpreter: exact, and without a GPU.
+"""Bytes and launches of every operation, counted while compiled code runs: exact, and without a GPU.
 
-Each case runs once forward and once backward with the tiles and grids of a GPU with 132 multiprocessors.
-`moved` are all bytes of large tensors that kernels and torch's operators load and store; `least` are the
-bytes that any implementation moves: each tensor of the input's size once. Tensors of up to 1 MiB
-(parameters, statistics, partial sums) count once a launch, as `small`; what is loaded of them again comes
-from the cache, and is `cached`. All are bytes per element of the input.
+Each case runs once forward and once backward on code compiled for sm_90, with the tiles and grids of an H100:
+where programs leave partial results, there are as many as its 132 multiprocessors make. `moved` are all bytes
+that kernels and torch's operators load and store; `least` those that any implementation moves: each tensor of
+the input's size once. An instruction of a program counts a byte once, however many threads share it. A tensor
+of up to 1 MiB (parameters, statistics, few partial results) counts once a launch, because it stays in the
+cache; a larger one counts at every access, although the 50 MiB of an H100's cache may hold it.
 """
 
+import contextlib
 import math
-import warnings
 from unittest import mock
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import normreg
+from bench import lab
 from bench.harness import tables
-from bench.lab import interpreter
-from bench.lab.meter import CACHED_BYTES, Meter
+from bench.harness.budget import in_processes
 from bench.lab.without_gpu import as_on_a_gpu
 from bench.operations import OPERATIONS, cases
+from bench.perf.instructions import machine
+from bench.perf.instructions.gpu_model import H100
 from normreg.kernels.dropout.drop import seed_arguments
 
 DIRECTIONS = ("forward", "backward")
+ARCH = 90  # of an H100
 
 
 class Operators(TorchDispatchMode):
     """Notes torch's operators that move memory in `moved`, as (name, bytes)."""
 
-    def __init__(self, meter):
+    def __init__(self):
         super().__init__()
-        self.meter, self.moved = meter, []
+        self.moved = []
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         result = function(*args, **(kwargs or {}))
@@ -39,14 +43,22 @@ class Operators(TorchDispatchMode):
             returned.alias_info is None and str(returned.type).startswith("Tensor")
             for returned in schema.returns
         )
-        allocates = schema.name.startswith(("aten::empty", "aten::new_empty"))
-        if writes and not allocates and not self.meter.launching:
+        if writes and not schema.name.startswith(("aten::empty", "aten::new_empty")):
             tensors = [t for t in (*args, *(kwargs or {}).values(), result) if isinstance(t, torch.Tensor)]
             self.moved.append((schema.name, sum(t.numel() * t.element_size() for t in tensors)))
         return result
 
 
-def measure(case):
+@contextlib.contextmanager
+def counted(host):
+    """Collects the launches made meanwhile and the operators of torch, as (launches, operators)."""
+    # a dispatch mode sends calls to torch's operators; this one only counts
+    unseen = mock.patch.object(torch._C, "_len_torch_dispatch_stack", return_value=0)
+    with as_on_a_gpu(), lab.counted(host) as launches, Operators() as operators, unseen:
+        yield launches, operators.moved
+
+
+def measure(case, host):
     """Yields a record for each direction of a case."""
     operation = OPERATIONS[case.operation]
     layer = operation.layer(normreg, case, dtype=case.dtype)
@@ -54,33 +66,27 @@ def measure(case):
     dy = case.like_input(torch.randn, "cpu")
     wanted = (x, *layer.parameters())
     seed_arguments(0, x.device)  # allocates once for a device, which is not part of a call
-
-    y = None
-    for direction in DIRECTIONS:
-        # a dispatch mode sends calls to torch's operators; this one only counts
-        unseen = mock.patch.object(torch._C, "_len_torch_dispatch_stack", return_value=0)
-        with as_on_a_gpu(), Meter() as meter, Operators(meter) as operators, unseen:
-            if direction == "forward":
-                y = layer(x)
-            else:
-                torch.autograd.grad(y, wanted, dy)
-        yield record(operation, case, direction, meter.launches, operators.moved)
+    with counted(host) as forward:
+        y = layer(x)
+    yield record(operation, case, "forward", *forward)
+    with counted(host) as backward:
+        torch.autograd.grad(y, wanted, dy)
+    yield record(operation, case, "backward", *backward)
 
 
 def record(operation, case, direction, launches, operators):
-    large = sum(launch.large_bytes for launch in launches)
-    large += sum(moved for _, moved in operators if moved > CACHED_BYTES)
     return dict(
         operation=case.operation,
         case=str(case),
         direction=direction,
         elements=math.prod(case.shape),
-        kernels=[launch.kernel for launch in launches],
-        torch_operators=[name for name, _ in operators],
-        moved_bytes=large,
+        multiprocessors=H100.multiprocessors,
+        launches=[
+            dict(kernel=launch.kernel, grid=list(launch.grid), bytes=launch.dram_bytes) for launch in launches
+        ],
+        torch_operators=[dict(name=name, bytes=moved) for name, moved in operators],
+        moved_bytes=sum(one.dram_bytes for one in launches) + sum(moved for _, moved in operators),
         least_bytes=operation.least_bytes(case, direction),
-        small_bytes=sum(launch.small_bytes for launch in launches),
-        cached_bytes=sum(launch.cached_bytes for launch in launches),
     )
 
 
@@ -88,33 +94,44 @@ def add_arguments(parser):
     pass
 
 
-def run(arguments, budget):
+def measure_case(case):
     torch.manual_seed(0)
     torch.set_num_threads(1)
-    interpreter.speed_up()
-    # numpy warns of nan in lanes without an element, where a GPU is silent
-    warnings.filterwarnings("ignore", module="triton.runtime.interpreter")
-    for case in budget.within(cases("ledger", arguments.operations)):
-        yield from measure(case)
+    return list(measure(case, machine(ARCH)))
 
 
-def per_element(record, name):
-    return f"{record[name] / record['elements']:.2f}"
+def run(arguments, budget):
+    for records in in_processes(budget, cases("ledger", arguments.operations), measure_case):
+        yield from records
+
+
+def per_element(record, bytes):
+    return f"{bytes / record['elements']:.2f}"
+
+
+def described(record):
+    """Every launch as "kernel grid: bytes an element"."""
+    told = []
+    for launch in record["launches"]:
+        grid = launch["grid"]
+        while len(grid) > 1 and grid[-1] == 1:
+            grid = grid[:-1]
+        name = launch["kernel"].removesuffix("_kernel")
+        told.append(f"{name} {'x'.join(map(str, grid))}: {per_element(record, launch['bytes'])}")
+    told += [f"{one['name']}: {per_element(record, one['bytes'])}" for one in record["torch_operators"]]
+    return ", ".join(told)
 
 
 def table(records):
-    headers = "case | direction | launches | torch operators | moved | least | moved / least | small | cached"
+    headers = "case | direction | moved | least | moved / least | launches with programs: moved"
     rows = [
         (
             record["case"],
             record["direction"],
-            len(record["kernels"]),
-            len(record["torch_operators"]),
-            per_element(record, "moved_bytes"),
-            per_element(record, "least_bytes"),
+            per_element(record, record["moved_bytes"]),
+            per_element(record, record["least_bytes"]),
             f"{record['moved_bytes'] / record['least_bytes']:.2f}",
-            per_element(record, "small_bytes"),
-            per_element(record, "cached_bytes"),
+            described(record),
         )
         for record in sorted(records, key=lambda record: record["case"])
     ]
@@ -137,10 +154,14 @@ def summary(records):
         row = [case]
         for direction in DIRECTIONS:
             record = by_direction[direction]
-            row.append(len(record["kernels"]) + len(record["torch_operators"]))
-            row += [per_element(record, "moved_bytes"), per_element(record, "least_bytes")]
+            row.append(len(record["launches"]) + len(record["torch_operators"]))
+            row += [per_element(record, record[bytes]) for bytes in ("moved_bytes", "least_bytes")]
         rows.append(row)
     return tables.markdown(headers, rows)
 
 
-CAPTION = "bytes an element; counted in the interpreter, exact"
+CAPTION = (
+    f"bytes an element, exact: code compiled for sm_{ARCH} runs with the grids of an {H100.name}, which has "
+    f"{H100.multiprocessors} multiprocessors, and partial results are included; a tensor of up to 1 MiB "
+    "counts once a launch, a larger one at every access"
+)

@@ -1,6 +1,5 @@
-"""`python -m bench`: its parts, its arguments, and the ledger that is committed."""
+"""`python -m bench`: its parts and its arguments."""
 
-import functools
 import json
 import os
 import subprocess
@@ -15,8 +14,6 @@ import torch
 
 from bench import __main__
 from bench.harness import tables
-from bench.harness.result_files import load, records_of
-from bench.operations import OPERATIONS, cases
 
 ROOT = Path(__file__).parents[2]
 
@@ -25,39 +22,6 @@ def bench(*arguments):
     """Runs `python -m bench` in a new process."""
     command = [sys.executable, "-m", "bench", *map(str, arguments)]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-
-
-MEASURED = [name for name, operation in OPERATIONS.items() if operation.ledger]
-# which take a second each; the last has outputs without a gradient
-SAMPLE = ("layer_norm bf16 40x16384", "dropout bf16 640x1024", "instance_norm bf16 4x40x64x64")
-
-
-@functools.cache
-def committed_ledger():
-    return {
-        (record["case"], record["direction"]): record
-        for runs in load(ROOT / "bench/results/no-gpu", "ledger").values()
-        for record in records_of(runs)
-    }
-
-
-def test_the_committed_ledger_has_every_case():
-    directions = "forward", "backward"
-    assert committed_ledger().keys() == {(str(c), d) for c in cases("ledger") for d in directions}
-
-
-@pytest.mark.parametrize(
-    "names",
-    [SAMPLE, *(pytest.param([*map(str, cases("ledger", [n]))], marks=pytest.mark.slow) for n in MEASURED)],
-    ids=["sample", *MEASURED],
-)
-def test_the_committed_ledger_is_what_the_kernels_move(tmp_path, names):
-    # in a process of its own: with a GPU, the kernels of this one are not interpreted
-    printed = programs.interpreted("ledger_again", tmp_path / "log", *names)
-    measured = [json.loads(line) for line in printed.splitlines()]
-    assert len(measured) == 2 * len(names)
-    for record in measured:
-        assert record == committed_ledger()[record["case"], record["direction"]]
 
 
 def test_tables_align():

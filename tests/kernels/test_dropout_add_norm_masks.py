@@ -13,7 +13,7 @@ from support.reference import (
 )
 
 import normreg
-from bench.lab.meter import tensors_of
+from bench.lab.bounds import tensors_of
 from bench.lab.without_gpu import noted_launches
 from normreg import dropout_mask, functional
 

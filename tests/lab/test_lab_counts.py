@@ -92,6 +92,22 @@ def test_bytes_of_dram():
     assert machine(written(places(4) + both, "pp"), small, large).dram_bytes() == 2 * 128
 
 
+@pytest.mark.parametrize("loads", [1, 2])
+@pytest.mark.parametrize(("stride", "distinct"), [(4, 64), (0, 1)], ids=["apart", "shared"])
+def test_threads_that_share_a_byte_move_it_once(stride, distinct, loads):
+    """Two warps of three programs load from a large tensor: each program moves what it loads."""
+    body = places(stride) + "ld.global.b32 %r5, [%rd3];\n" * loads
+    made = machine(written(body, "pp", 64), zeros(2 << 20), zeros(16), grid=(3, 1, 1))
+    assert made.count["global load bytes"] == 3 * 64 * 4 * loads
+    assert made.dram_bytes() == 3 * distinct * 4 * loads
+
+
+def test_bytes_of_a_small_tensor_that_nothing_touches():
+    """Half of its first 128 bytes are loaded twice."""
+    half = "setp.lt.u32 %p1, %r1, 16;\n" + "@%p1 ld.global.b32 %r5, [%rd3];\n" * 2
+    assert machine(written(places(4) + half, "pp"), zeros(4096), zeros(16)).dram_bytes() == 64
+
+
 LOOP = """mov.u32 %r1, %tid.x;
         shr.u32 %r2, %r1, 5;
         shl.b32 %r3, %r1, 2;

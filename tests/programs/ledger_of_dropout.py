@@ -4,10 +4,9 @@ import json
 
 import torch
 
-from bench.lab import interpreter
 from bench.operations.case import Case
 from bench.perf import ledger
+from bench.perf.instructions import machine
 
-interpreter.speed_up()
-forward = next(ledger.measure(Case("dropout", (320, 1024), torch.float32)))
+forward = next(ledger.measure(Case("dropout", (320, 1024), torch.float32), machine(ledger.ARCH)))
 print(json.dumps(forward))

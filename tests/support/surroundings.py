@@ -1,5 +1,6 @@
 """What surrounds every test: the device, poisoned memory and guard bands, and torch left as it was found."""
 
+import contextlib
 import os
 from unittest import mock
 
@@ -8,7 +9,7 @@ import torch
 from torch.utils._device import _device_constructors
 
 from bench.lab import interpreter
-from bench.lab.meter import Meter
+from bench.lab.bounds import Bounds
 from normreg.kernels import launch, tiling
 from support import guards
 from support.reference import IN_TILES, WIDE
@@ -94,13 +95,10 @@ def guarded_memory(monkeypatch):
 
 
 @pytest.fixture(autouse=True)
-def metered():
+def within_bounds():
     """Refuses, in the interpreter, every access outside the tensors of a launch."""
-    if not launch.INTERPRET:
-        yield None
-        return
-    with Meter() as meter:
-        yield meter
+    with Bounds() if launch.INTERPRET else contextlib.nullcontext():
+        yield
 
 
 @pytest.fixture

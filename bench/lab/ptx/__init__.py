@@ -15,7 +15,7 @@ parsing, contraction     from text to a list of instructions
 operands, instructions/  from an instruction to a function that executes it
 ways, control, program   from instructions to blocks, and the lanes' way through them
 machine, batch, lanes    a launch, the programs that run at the same time, their threads
-memory, global_memory, shared, async_copies, history
+memory, global_memory, traffic, shared, async_copies, history
                          what programs touch, and who touched it before
 counting, rounding, values, errors
                          what instructions need

@@ -11,10 +11,10 @@ from .errors import GpuFault
 from .history import History
 from .lanes import Lanes
 from .memory import Access, Memory, Where, get, is_aligned, is_held, place_of, put
+from .traffic import Traffic
 from .values import UINT, Array
 
 LARGEST_KEPT = 1 << 26  # bytes of a tensor whose history is kept
-CACHED = 1 << 20  # bytes of a tensor that stays in the cache, so that only its first load moves memory
 
 
 class GlobalMemory:
@@ -22,7 +22,7 @@ class GlobalMemory:
 
     def __init__(self, memory: Memory, races: bool, counting: bool, counts: Counter[str]):
         self.memory, self.races, self.counting, self.counts = memory, races, counting, counts
-        self.moved: Counter[tuple[int, str]] = Counter()  # bytes by (range, load or store)
+        self.traffic: dict[tuple[int, str], Traffic] = {}  # by (range, load or store)
         self.histories: dict[int, History] = {}
 
     def read(self, address: Array, access: Access, lanes: Lanes) -> list[Array]:
@@ -68,12 +68,14 @@ class GlobalMemory:
         self, i: int, place: Where, access: Access, lanes: Lanes, held: Callable[[], Array] | None = None
     ) -> None:
         """Notes which lanes accessed which bytes of a range."""
-        if self.counting:
-            self.moved[i, access.name] += access.width * lanes.count
         start, end = self.memory.ranges[i]
+        origin = self.memory.origin(i)
+        if self.counting:
+            if (i, access.name) not in self.traffic:
+                self.traffic[i, access.name] = Traffic(start - origin, end - start)
+            self.traffic[i, access.name].note(place, access.width, lanes)
         if not self.races or end - start > LARGEST_KEPT:
             return
-        origin = self.memory.origin(i)
         if i not in self.histories:
             self.histories[i] = History(end - origin, lambda byte: self.memory.describe(origin + byte), True)
         try:
@@ -87,9 +89,5 @@ class GlobalMemory:
             raise GpuFault(f"{fault}: {access.instruction}") from None
 
     def dram_bytes(self) -> int:
-        """Bytes loaded and stored, where each byte of a small tensor counts once."""
-        total = 0
-        for (i, _), moved in self.moved.items():
-            start, end = self.memory.ranges[i]
-            total += min(moved, end - start) if end - start <= CACHED else moved
-        return total
+        """Bytes loaded and stored, as `traffic` counts them."""
+        return sum(traffic.bytes for traffic in self.traffic.values())

@@ -79,7 +79,7 @@ class Machine:
             self.count["cp.async not waited for"] += left
 
     def dram_bytes(self) -> int:
-        """Bytes loaded and stored, where each byte of a tensor that stays in the cache counts once."""
+        """Bytes loaded and stored, as `traffic` counts them."""
         return self.globals.dram_bytes()
 
     def nudge(self, x: Array, relative: float) -> Array:

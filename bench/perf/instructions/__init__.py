@@ -5,7 +5,8 @@ with the grids of an H100; a record is a launch. Counts are kept only where resu
 `moved_bytes` are loaded and stored. `sectors` are the pieces of 32 bytes that each instruction of a warp
 touches; 32 times their number is `moved_bytes` where all that memory moves is used, and less where lanes
 share an address. `dram_bytes` counts every byte of a tensor of up to 1 MiB once, because it stays in the
-cache. Times that are derived from the counts are a model's.
+cache, and one of a larger tensor at every instruction of a program, once for all its threads. Times that are
+derived from the counts are a model's.
 """
 
 import contextlib
