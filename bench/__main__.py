@@ -20,6 +20,7 @@ PARTS = {  # the quick ones first
     "static": "what the compilers make of each kernel, for four targets; needs no GPU",
     "instructions": "what compiled kernels execute, and what a model of a GPU makes of it; needs no GPU",
     "ledger": "bytes moved and kernels launched, with the grids of an H100; needs no GPU",
+    "exactness": "errors of results and gradients against float64, over torch's own; needs no GPU",
     "speed": "device and end-to-end time against torch and every installed peer; needs a GPU",
     "models": "training steps of five networks before and after normreg.replace; timed on a GPU",
 }
@@ -64,7 +65,8 @@ def load(part):
     """Imports the part's module, with TRITON_INTERPRET as the part needs it: kernels read it when defined."""
     os.environ.pop("TRITON_INTERPRET", None)
     os.environ.pop("NORMREG_CPU_KERNELS", None)
-    if part in ("models", "smoke") and not has_gpu():
+    asked = part == "exactness" and "--interpreter" in sys.argv
+    if (asked or part in ("models", "smoke")) and not has_gpu():
         os.environ["TRITON_INTERPRET"] = "1"
     with imports_of(f"python -m bench {part}"):
         return importlib.import_module(HOMES.get(part, f"bench.perf.{part}"))

@@ -86,6 +86,7 @@ def records_of(runs):
     latest = {}
     for run in runs:
         for record in run["records"]:
-            who = record.get("peer") or record.get("variant")
-            latest[record["case"], who, record.get("direction"), record.get("launch")] = record
+            who = record.get("peer") or record.get("variant") or record.get("data")
+            what = record.get("direction") or record.get("on")
+            latest[record["case"], who, what, record.get("launch")] = record
     return list(latest.values())

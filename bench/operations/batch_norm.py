@@ -3,7 +3,7 @@
 import torch
 
 from .calls import with_statistics, without_statistics
-from .case import each
+from .case import each, in_float_dtypes
 from .operation import Function, Layer, Measured, Operation, Smoke
 
 CLASSES = {2: torch.nn.BatchNorm1d, 3: torch.nn.BatchNorm1d, 4: torch.nn.BatchNorm2d, 5: torch.nn.BatchNorm3d}
@@ -24,6 +24,10 @@ MEASURED = Measured(
     + ", 32x512x7x8, 4x512x32x64, 16x512x32x32, 128x512, 128x512 evaluation",
     instructions=each("8x64x56x56", "{}", "{} channels_last", "{} evaluation", "{} channels_last evaluation")
     + ", 32x512x7x8, 16x64x32x32, 32x420x7x7 channels_last, 1024x1024",
+    # then of channels_last, split, and rows
+    exactness=in_float_dtypes("8x32x28x28")
+    + ", fp32 8x32x28x28 channels_last, fp32 1x4x256x128, fp32 1024x128",
+    together=lambda t, case: t.transpose(0, 1).flatten(1),
     host="8x64x4x4, 8x64x4x4 evaluation",
     speed={
         "ResNet-50": each(RESNET_50, "{} channels_last", "{}"),

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 
 from . import batch_norm
 from .calls import ACTIVATIONS, followed_by, without_statistics
-from .case import each
+from .case import each, in_float_dtypes
 from .composed import NormAct, Residual
 from .operation import Function, Layer, Measured, Operation, Smoke
 
@@ -32,14 +32,20 @@ def batch_norm_act(
     return ACTIVATIONS[act](y if residual is None else y + residual)
 
 
+def parts(case):
+    """(whether a residual is added, activation) of "batch_norm+add+relu", "batch_norm+add" or the like."""
+    _, *words = case.layer.split("+")
+    return "add" in words, words[-1] if words[-1] != "add" else None
+
+
 def adds(case):
-    return "+add+" in case.layer
+    return parts(case)[0]
 
 
 def torch_layer(case, device=None, dtype=None):
     norm = torch.nn.BatchNorm2d(case.shape[1], device=device, dtype=dtype)
     residual = case.like_input(torch.randn, device, dtype) if adds(case) else None
-    return NormAct(norm, case.layer.split("+")[-1], residual)
+    return NormAct(norm, parts(case)[1], residual)
 
 
 PLAIN, SUM = ((4, 2), (2,), (2,)), ((4, 2), (2,), (2,), (4, 2))
@@ -102,6 +108,10 @@ OPERATION = Operation(
         instructions=each("8x64x56x56, 8x64x56x56 channels_last", "batch_norm+add+relu {}")
         + ", batch_norm+gelu 8x64x56x56, batch_norm+add+relu 8x64x56x56 channels_last evaluation, "
         "batch_norm+add+silu 16x64x32x32, batch_norm+add+relu 32x512x7x8",
+        # not relu: next to its kink one result has the one slope, and another the other
+        exactness=in_float_dtypes("batch_norm+add 8x32x28x28")
+        + ", batch_norm+add fp32 8x32x28x28 channels_last, batch_norm+add+silu fp32 8x32x28x28",
+        together=batch_norm.MEASURED.together,
         host="batch_norm+relu 8x64x4x4, batch_norm+add+relu 8x64x4x4",
         speed=IN_NETWORKS | {"float32": each(", ".join(IN_NETWORKS.values()), "fp32 {}")},
     ),

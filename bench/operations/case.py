@@ -65,6 +65,11 @@ def each(text, *patterns):
     return ", ".join(pattern.format(case.strip()) for case in text.split(",") for pattern in patterns)
 
 
+def in_float_dtypes(text):
+    """The cases of a text, each in float32 and in 16 bits."""
+    return each(text, "fp32 {}", "bf16 {}", "fp16 {}")
+
+
 def relative_error(result, reference):
     difference = (result.double() - reference).norm() / reference.norm().clamp_min(1e-300)
     return difference.item()

@@ -3,8 +3,9 @@
 import torch
 import torch.nn.functional as F
 
+from . import layer_norm
 from .calls import by_row
-from .case import each
+from .case import each, in_float_dtypes
 from .composed import Residual, Seam, error_under_mask
 from .dropping import scaled_branch
 from .operation import Function, Layer, Measured, Operation, Smoke
@@ -107,6 +108,9 @@ OPERATION = Operation(
         instructions=each("264x4096", KINDS[0], KINDS[2], "prenorm add+RMSNorm {}")
         + ", dropout+add+LayerNorm 1024x1024, "
         + each("16384x64, 66x16384, 16x65536", KINDS[0]),
+        exactness=in_float_dtypes("prenorm add+LayerNorm 128x768")
+        + ", prenorm add+RMSNorm fp32 128x768, add+LayerNorm fp32 128x4096",
+        together=layer_norm.MEASURED.together,
         host="prenorm dropout+add+LayerNorm 8x768",
         speed={
             "language": each(LANGUAGE, *KINDS),

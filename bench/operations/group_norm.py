@@ -2,7 +2,7 @@
 
 import torch
 
-from .case import each
+from .case import each, in_float_dtypes
 from .operation import Function, Layer, Measured, Operation, Smoke
 
 OTHER_DTYPES = "16x640x32x32, 32x256x56x56, 1x128x512x512"
@@ -12,8 +12,13 @@ def in_groups(number):
     return lambda f, x, *parameters, groups=number: f(x, groups, *parameters)
 
 
+def groups_of(case):
+    """The 8 of "GroupNorm(8) 8x32x28x28", else 32."""
+    return int(case.layer.removeprefix("GroupNorm(").removesuffix(")") or 32)
+
+
 MEASURED = Measured(
-    torch_layer=lambda case, **options: torch.nn.GroupNorm(32, case.shape[1], **options),
+    torch_layer=lambda case, **options: torch.nn.GroupNorm(groups_of(case), case.shape[1], **options),
     # x, y; dy, x, dx; both; x, y
     passes={"forward": 2, "backward": 3, "forward+backward": 5, "evaluation": 2},
     small="fp32 3x64x5x3",
@@ -22,6 +27,9 @@ MEASURED = Measured(
     static="16x640x32x32, 16x320x64x64, 16x1280x8x8, 256x512, 16x128x64x64, 16x64x64x64, 16x128x4x4",
     # the last has groups that are not held
     instructions="4x320x32x32, 4x64x64x64, 2048x512, 512x128x4x4, 1x128x128x128",
+    # the second has groups that are not held
+    exactness=in_float_dtypes("GroupNorm(8) 8x32x28x28") + ", GroupNorm(2) fp32 1x32x128x64",
+    together=lambda t, case: t.reshape(case.shape[0] * groups_of(case), -1),
     host="8x64x4x4",
     speed={
         # Stable Diffusion: its U-Net at 64 x 64, and its decoder

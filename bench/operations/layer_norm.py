@@ -3,7 +3,7 @@
 import torch
 
 from .calls import over_planes, over_rows
-from .case import each
+from .case import each, in_float_dtypes
 from .operation import Function, Layer, Measured, Operation, Smoke
 
 OTHER_DTYPES = "16384x768, 16384x4096, 4096x16384, 1024x65536, 100352x192, 8x768"
@@ -18,6 +18,8 @@ MEASURED = Measured(
     # no fewer rows than a tile has
     instructions="1056x4096, 2112x1024, 4096x128, 1024x768, 132x5120, 132x8192, 66x12288, 66x16384, "
     "32x32768, 16x65536, 16x73728, fp32 264x4096",
+    exactness=in_float_dtypes("128x768") + ", fp32 128x4096, fp32 4x65536",
+    together=lambda t, case: t.flatten(0, -2),
     host="8x768",
     speed={
         # up to 32 Ki tokens; the widths of small models to the widest, and further

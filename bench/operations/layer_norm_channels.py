@@ -7,7 +7,7 @@ import normreg
 
 from . import layer_norm
 from .calls import as_they_are
-from .case import each
+from .case import each, in_float_dtypes
 from .operation import Function, Layer, Measured, Operation, Smoke
 
 CONVNEXT = "64x96x56x56, 64x192x28x28, 64x384x14x14, 64x768x7x7"
@@ -57,6 +57,8 @@ OPERATION = Operation(
         ledger="32x96x56x56, 32x96x56x56 channels_last",
         static="32x96x56x56, 32x768x7x8, 2x3000x16x16",
         instructions="4x96x56x56, 4x96x56x56 channels_last, 16x768x7x8, 1x3000x16x16",
+        exactness=in_float_dtypes("4x96x14x14") + ", fp32 4x96x14x14 channels_last",
+        together=lambda t, case: t.movedim(1, -1).flatten(0, -2),
         host="8x64x4x4",
         speed={
             "ConvNeXt-T": each(CONVNEXT, "{}", "{} channels_last"),

@@ -14,7 +14,7 @@ import normreg
 from .case import DTYPES, TOLERANCES, cases_of
 from .dropping import dropped
 
-PROOFS = ("ledger", "static", "instructions", "host", "speed")
+PROOFS = ("ledger", "static", "instructions", "exactness", "host", "speed")
 
 
 @dataclass(frozen=True)
@@ -95,6 +95,9 @@ class Measured:
     speed: dict[str, str]  # by where the shapes occur
     ledger: str = ""  # of about 2^23 elements, multiples of 132 rows where rows are added up
     instructions: str = ""  # of about 2^20 elements, that reach every kernel of `static`
+    exactness: str = ""  # of about 2^17 elements
+    # (a tensor of the input's shape, case) -> it as [number, elements], what is normalised together in a row
+    together: Callable | None = None
     fuse: Callable = replaced  # torch's layer -> normreg's, in place
     more_passes: Callable = lambda case, direction: 0  # tensors that only some cases move
     masked_error: Callable | None = None  # (reference, layer, x, dy, y, gradients), where results are random

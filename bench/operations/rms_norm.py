@@ -6,6 +6,7 @@ import torch
 
 from . import layer_norm
 from .calls import over_planes, over_rows
+from .case import in_float_dtypes
 from .operation import Function, Layer, Operation, Smoke
 
 OPERATION = Operation(
@@ -36,5 +37,6 @@ OPERATION = Operation(
         ledger="2112x4096, 528x16384, 132x65536, 264x4096, 16384x4096",
         static="4096x4096, 4096x65536, 4096x64, 4096x16384",
         instructions="1056x4096, 2112x1024, 66x16384, fp32 264x4096",
+        exactness=in_float_dtypes("128x768") + ", fp32 128x4096",
     ),
 )

@@ -43,7 +43,9 @@ def run(arguments):
     for machine in machines:
         if machine_page.was_on_a_gpu(machine):
             print(f"written: {machine_page.write(machine)}")
-        if machine_page.instructions_runs([machine]):
+        if machine_page.runs_of("exactness", [machine]):
+            print(f"written: {machine_page.write_exactness(machine)}, with plots")
+        if machine_page.runs_of("instructions", [machine]):
             path = machine / "instructions.md"
             path.write_text(machine_page.instructions_page(machine))
             print(f"written: {path}")

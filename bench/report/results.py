@@ -1,4 +1,4 @@
-"""README's section of results: tables of bytes, instructions, time and training steps."""
+"""README's section of results: tables of bytes, errors, instructions, time and training steps."""
 
 import statistics
 
@@ -6,6 +6,7 @@ from bench.harness import tables
 from bench.harness.result_files import load, records_of
 from bench.operations import OPERATIONS
 from bench.perf import ledger
+from bench.perf.exactness import tables as exactness
 from bench.perf.instructions import tables as instructions
 from bench.perf.models import tables as models
 from bench.perf.speed import compare
@@ -71,6 +72,17 @@ def models_summary(machines):
     return tables.markdown(headers, rows)
 
 
+def pages(part, tables_of_part, what, machines):
+    """The section of a part, and a link to each machine's page of it."""
+    lines = tables_of_part.section(records_of(machine_page.runs_of(part, machines)))
+    lines += [""] * bool(lines)
+    return lines + [
+        f"{what}: [{machine.name}](bench/results/{machine.name}/{part}.md)\n"
+        for machine in machines
+        if machine_page.runs_of(part, [machine])
+    ]
+
+
 def section(results):
     machines = sorted(path for path in results.iterdir() if path.is_dir()) if results.is_dir() else []
     lines = ["### Bytes moved and kernels launched", ""]
@@ -82,12 +94,8 @@ def section(results):
         lines += ["", ledger.summary(records_of(runs)), ""]
     else:
         lines += [f"{NOT_MEASURED}.", ""]
-    lines += [*instructions.section(records_of(machine_page.instructions_runs(machines))), ""]
-    lines += [
-        f"Every launch that was executed: [{machine.name}](bench/results/{machine.name}/instructions.md)\n"
-        for machine in machines
-        if machine_page.instructions_runs([machine])
-    ]
+    lines += pages("exactness", exactness, "Every kind of data, with plots", machines)
+    lines += pages("instructions", instructions, "Every launch that was executed", machines)
     lines += ["### Time, against the best of torch eager, torch.compile and the installed peers", ""]
     lines += [speed_summary(machines), ""]
     lines += ["### Training steps, against the faster of torch.nn and torch.compile", ""]

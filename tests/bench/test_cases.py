@@ -46,7 +46,7 @@ def test_cases_of_speed_cover_what_is_promised():
 
 
 @pytest.mark.parametrize("name", OPERATIONS)
-@pytest.mark.parametrize("proof", ["ledger", "static", "instructions", "host", "speed"])
+@pytest.mark.parametrize("proof", ["ledger", "static", "instructions", "exactness", "host", "speed"])
 def test_the_layer_of_every_case_exists_in_both_libraries(name, proof):
     for case in getattr(OPERATIONS[name], proof):
         layers = [

@@ -59,7 +59,7 @@ def test_speed_says_that_it_needs_a_gpu(tmp_path):
 def test_everything_that_this_machine_can_show():
     done = bench("--operations", "dropout", "--budget", "5")
     assert done.returncode == 0, done.stderr
-    for part in ("host", "static", "instructions", "ledger"):
+    for part in ("host", "static", "instructions", "ledger", "exactness"):
         assert f"## {part}: " in done.stdout
     if not torch.cuda.is_available():
         assert done.stdout.endswith("speed and models: not measured. They need a GPU, and none was found.\n")
@@ -90,7 +90,7 @@ def test_everything_is_a_process_for_each_part(command_line, commands, monkeypat
     monkeypatch.setattr(__main__, "has_gpu", lambda: gpu)
     command_line("--budget", "5", "--out", "results", "--commit", "abc", "--json")
     assert __main__.main() == 0
-    parts = ["host", "static", "instructions", "ledger"] + ["speed", "models"] * gpu
+    parts = ["host", "static", "instructions", "ledger", "exactness"] + ["speed", "models"] * gpu
     for command, part in zip(commands[0], parts, strict=True):
         budget = command.pop(5)
         assert command == [

@@ -141,3 +141,5 @@ def test_report_writes_the_page_and_the_section(tmp_path):
 def test_the_committed_page_is_what_report_writes():
     machine = ROOT / "bench/results/no-gpu"
     assert (machine / "instructions.md").read_text() == machine_page.instructions_page(machine)
+    if machine_page.runs_of("exactness", [machine]):
+        assert (machine / "exactness.md").read_text() == machine_page.exactness_page(machine)
