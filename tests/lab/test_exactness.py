@@ -11,15 +11,6 @@ from bench.perf.exactness.tables import TARGETS, is_missed
 
 CASES = {name: one.exactness[0] for name, one in OPERATIONS.items() if one.exactness}  # in float32
 SEEDS = 4
-# those whose kernels are further from float64 than their targets; each ends with a failure once they are not
-NOT_YET = {
-    "dropout_add_norm",
-    "group_norm",
-    "instance_norm",
-    "layer_norm",
-    "layer_norm_channels",
-    "rms_norm",
-}
 
 
 @pytest.fixture(autouse=True)
@@ -27,10 +18,7 @@ def as_wrong_as_a_gpu_may_be(monkeypatch):
     monkeypatch.setattr(driver.active, "approximate", 0)
 
 
-@pytest.mark.parametrize(
-    "name",
-    [pytest.param(n, marks=[pytest.mark.xfail(strict=True)] * (n in NOT_YET)) for n in CASES],
-)
+@pytest.mark.parametrize("name", CASES)
 def test_as_exact_as_torch(name):
     missed = {}
     for kind in ("randn", "50 first", "1e4 anywhere", "mean 10", "mean 1e6"):
