@@ -188,15 +188,14 @@ def group_norm_backward_input_kernel(
     mean, var = load_statistics(per_group.statistics, row // group_channels, row_mask, True)
     rstd = rstd_of(var, eps)[:, None]
     weight = load_channels(weight_ptr, row % channels, row_mask, 1.0).to(DTYPE)[:, None]
-    c1 = tl.load(per_group.c1 + row // group_channels, mask=row_mask, other=0.0)[:, None]
+    c1 = tl.load(per_group.c1 + row // group_channels, mask=row_mask, other=0.0)[:, None] * rstd
     c2 = tl.load(per_group.c2 + row // group_channels, mask=row_mask, other=0.0)[:, None]
     first_tile, last_tile = program_tiles(tiles, tiles_per_split)
     for tile in range(first_tile, last_tile):
         access = tile_access(tile, program, TILE)
         dy = load_tile(elements.dy, access, DTYPE)
         x = load_tile(elements.x, access, DTYPE)
-        x_hat = less_mean(x, mean) * rstd
-        dx = (weight * dy - x_hat * c1 - c2) * rstd
+        dx = (weight * dy - less_mean(x, mean) * c1 - c2) * rstd
         store_tile(elements.dx, access, dx)
 
 

@@ -18,6 +18,7 @@ from normreg.kernels.device.statistics import (
     divide,
     rounded_mean,
     rstd_of,
+    sum_of_squares,
     two_sums,
 )
 from normreg.kernels.partition import in_format
@@ -104,13 +105,14 @@ def group_norm_forward_kernel(
     d = tl.where(at.mask, x - high[:, None, None], 0.0)
     low = divide(tl.sum(tl.reshape(d, [ROWS, ELEMENTS]), 1), channels * spatial)
     d = tl.where(at.mask, d - low[:, None, None], 0.0)
-    var = divide(tl.sum(tl.reshape(d * d, [ROWS, ELEMENTS]), 1), channels * spatial)
+    var = divide(sum_of_squares(tl.reshape(d, [ROWS, ELEMENTS])), channels * spatial)
     rstd = rstd_of(var, eps)
-    y = d * rstd[:, None, None]
     parameter = first_group * channels
     left = groups - first_group
+    scale = rstd[:, None, None]
     if weight_ptr is not None:
-        y *= load_parameter(weight_ptr + parameter, group, channels, left, TILE, DTYPE)
+        scale *= load_parameter(weight_ptr + parameter, group, channels, left, TILE, DTYPE)
+    y = d * scale
     if bias_ptr is not None:
         y += load_parameter(bias_ptr + parameter, group, channels, left, TILE, DTYPE)
 
@@ -155,13 +157,13 @@ def group_norm_backward_kernel(
         first_sample = tile * SAMPLES
         at = tile_access(first_sample, first_group, sample, group, samples, groups, channels, spatial, TILE)
         mean, var = load_statistics(statistics_ptr, at.first_row + at.row, at.row_mask, True)
-        rstd = rstd_of(var, eps)[:, None, None]
+        rstd = tl.where(at.row_mask, rstd_of(var, eps), 0.0)
         x = tl.load(x_ptr + at.base + at.offsets, mask=at.mask, other=0.0).to(DTYPE)
-        x_hat = (x - mean.high[:, None, None] - mean.low[:, None, None]) * rstd
-        x_hat = tl.where(at.mask, x_hat, 0.0)
+        deviation = x - mean.high[:, None, None] - mean.low[:, None, None]
         dy = tl.load(dy_ptr + at.base + at.offsets, mask=at.mask, other=0.0).to(DTYPE)
 
-        tile_dweight, tile_dbias = two_sums(dy * x_hat, dy, 2)
+        tile_dweight, tile_dbias = two_sums(dy * deviation, dy, 2)  # dy is 0 where there is no element
+        tile_dweight *= rstd[:, None]
         dweight += tile_dweight
         dbias += tile_dbias
         if dx_ptr is not None:
@@ -171,9 +173,9 @@ def group_norm_backward_kernel(
                 tile_dweight *= tl.reshape(weight, tile_dweight.shape)
                 tile_dbias *= tl.reshape(weight, tile_dbias.shape)
             c1, c2 = two_sums(tile_dweight, tile_dbias, 1)
-            c1 = divide(c1, channels * spatial)[:, None, None]
+            c1 = (divide(c1, channels * spatial) * rstd)[:, None, None]
             c2 = divide(c2, channels * spatial)[:, None, None]
-            dx = (wdy - x_hat * c1 - c2) * rstd
+            dx = (wdy - deviation * c1 - c2) * rstd[:, None, None]
             tl.store(dx_ptr + at.base + at.offsets, dx.to(dx_ptr.dtype.element_ty), mask=at.mask)
 
     group = tl.arange(0, GROUPS)[:, None]
