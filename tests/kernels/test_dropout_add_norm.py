@@ -211,6 +211,17 @@ def test_a_large_mean_costs_nothing(device, cols):
     assert_accurate(ours(x, residual), 0.0, F.layer_norm(exact_z, (cols,)))
 
 
+@pytest.mark.parametrize("cols", [40, IN_TILES, WIDE])
+@every_norm
+def test_what_is_normalised_is_the_sum_that_is_stored(device, norm, cols):
+    """Statistics of the sum before it is rounded would be none of what the backward loads."""
+    x, residual = made(device, torch.bfloat16, 3, cols), made(device, torch.bfloat16, 3, cols)
+    given = (cols,), 1e-5, torch.bfloat16, torch.float32, norm == "layer_norm", True, True
+    y, z, _ = torch.ops.normreg.dropout_add_norm(x, residual, *[None] * 5, 0.0, 0, *given)
+    exact = getattr(F, norm)(z.double(), (cols,), eps=1e-5)
+    assert_accurate(y, 0.0, exact, units={torch.float32: 4})
+
+
 def test_a_row_does_not_depend_on_the_others(device):
     x, residual = made(device, torch.float32, 9, 40), made(device, torch.float32, 9, 40)
     ours, _ = both("layer_norm", x, prenorm=False)

@@ -149,6 +149,18 @@ def test_running_statistics_of_instances_that_are_split(device, monkeypatch):
         assert error(got, want) <= 2 * unit(want, torch.float32)
 
 
+def test_running_mean_of_means_that_cancel(device):
+    """Each mean is kept in two numbers, so that their average is as exact as what is left of them."""
+    x = torch.randn(2, 3, 50, device=device)
+    x += torch.tensor([1e6, -1e6], device=device).view(2, 1, 1)
+    running = running_for(x.shape, device)
+    exact = [t.double() for t in running]
+    F.instance_norm(x.double(), *exact, momentum=0.3)
+    normreg.functional.instance_norm(x, *running, momentum=0.3)
+    for got, want in zip(running, exact, strict=True):
+        assert error(got, want) <= 2 * unit(want, torch.float32)
+
+
 def test_running_var_is_unbiased_and_an_average(device):
     x = torch.tensor([[[1.0, 3.0]], [[5.0, 5.0]]], device=device)
     module = normreg.InstanceNorm1d(1, momentum=1.0, track_running_stats=True, device=device)

@@ -1,4 +1,4 @@
-"""Casts from and to bfloat16 in the interpreter: those of a GPU, bit by bit, by cast and by store."""
+"""Sums, and casts from and to bfloat16, in the interpreter: those of a GPU, casts bit by bit, also by store."""
 
 import pytest
 import torch
@@ -77,3 +77,33 @@ def test_every_number_of_bfloat16_comes_back():
     assert torch.equal(bits(wide), bits(NUMBERS.float()))
     numbers = ~NUMBERS.isnan()
     assert torch.equal(bits(cast(wide, torch.bfloat16))[numbers], ALL_BITS[numbers])
+
+
+@triton.jit
+def sums_kernel(x_ptr, sums_ptr, ROWS: tl.constexpr, COLS: tl.constexpr, AXIS: tl.constexpr):
+    x = tl.load(x_ptr + tl.arange(0, ROWS)[:, None] * COLS + tl.arange(0, COLS)[None, :])
+    if AXIS is None:
+        tl.store(sums_ptr, tl.sum(x))
+    else:
+        sums = tl.sum(x, AXIS, keep_dims=True)
+        tl.store(sums_ptr + tl.arange(0, sums.numel).reshape(sums.shape), sums)
+
+
+def sums(x, axis):
+    made = torch.empty(1 if axis is None else x.shape[1 - axis])
+    sums_kernel[(1,)](x, made, *x.shape, axis)
+    return made
+
+
+@pytest.mark.parametrize("axis", [0, 1, None])
+def test_sums_are_in_pairs(axis):
+    """One after another, 4096 times 0.1 is wrong in the fifth digit."""
+    x = torch.full((4096, 4) if axis == 0 else (4, 4096), 0.1)
+    made = sums(x, axis)
+    exact = x.double().sum(axis)
+    assert ((made / exact - 1).abs() <= 8 * torch.finfo(torch.float32).eps).all()
+
+
+def test_sums_along_any_axis_are_the_same_in_pairs():
+    x = torch.randn(256, 8)
+    assert torch.equal(sums(x, 0), sums(x.t().contiguous(), 1))
