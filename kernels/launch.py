@@ -9,6 +9,7 @@ from operator import itemgetter
 from typing import Any, TypeVar
 
 import torch
+import triton
 
 from normreg.kernels import cpu
 from normreg.kernels.tiling import hardware
@@ -19,6 +20,9 @@ MOST_PROGRAMS = (2**31 - 1, 65535, 65535)  # that CUDA launches along x, y and z
 KEPT = 4096  # results of a function, at most
 _forgetting: list[Callable[[], None]] = []  # empties what one function has kept
 Make = TypeVar("Make", bound=Callable[..., Any])
+
+RUNTIME = triton.knobs.runtime
+HOOKS = RUNTIME.launch_enter_hook, RUNTIME.launch_exit_hook  # chains, empty unless somebody listens
 
 
 def kept(make: Make) -> Make:
@@ -52,6 +56,7 @@ class Launch:
         "arrange",
         "constants",
         "device",
+        "gpu",
         "grid",
         "kernel",
         "kinds",
@@ -77,6 +82,7 @@ class Launch:
                     f"got the grid {grid}: what grows with the input belongs on x"
                 )
         self.kernel, self.grid, self.device, self.num_warps = kernel, grid, device, num_warps
+        self.gpu = device.index if device.type == "cuda" else None
         self.numbers, self.constants = numbers, constants
         self.trailing = (*numbers, *(constants[name] for name in kernel.arg_names if name in constants))
         self.kinds = [kernel.fn.__annotations__.get(name) for name in kernel.arg_names]
@@ -97,15 +103,48 @@ class Launch:
 
     def again(self, tensors: Sequence[torch.Tensor | None], numbers: Sequence[float]) -> None:
         """Launches, looking at nothing except what makes another variant: dtypes and aligned addresses."""
-        variant = tuple([None if t is None else (t.dtype, t.data_ptr() % 16 == 0) for t in tensors])
-        runner = self.runners.get(variant)
+        addresses = 0
+        variant: list[Any] = []
+        for t in tensors:
+            if t is None:
+                variant.append(None)
+            else:
+                variant.append(t.dtype)
+                addresses |= t.data_ptr()
+        if addresses % 16:
+            variant += [t is None or t.data_ptr() % 16 == 0 for t in tensors]
+        key = tuple(variant)
+        runner = self.runners.get(key)
         if runner is not None:
             runner(*self.arrange((*tensors, *numbers, *self.trailing)))
             return
         compiled = self.first(tensors, numbers)
         if compiled.metadata.target.backend == "cuda":  # others' variants depend on more
-            grid = (*self.grid, 1, 1)[:3]
-            self.runners[variant] = compiled[grid]
+            self.runners[key] = runner_of(compiled, (*self.grid, 1, 1)[:3], self.gpu)
+
+
+def runner_of(compiled: Any, grid: tuple[int, ...], gpu: int | None) -> Callable[..., None]:
+    """A function of the kernel's arguments that launches on the current stream of this GPU, the current one.
+
+    It calls Triton's launcher as Triton does, but where no hook listens, makes nothing for hooks.
+    """
+    x, y, z = grid
+    run, function, packed = compiled.run, compiled.function, compiled.packed_metadata
+    current_stream, as_triton_does = triton.runtime.driver.active.get_current_stream, compiled[grid]
+    enter, leave = HOOKS
+
+    def call(*arguments: Any) -> None:
+        if (
+            RUNTIME.launch_enter_hook is not enter
+            or RUNTIME.launch_exit_hook is not leave
+            or enter.calls
+            or leave.calls
+        ):
+            as_triton_does(*arguments)
+        else:
+            run(x, y, z, current_stream(gpu), function, packed, None, None, None, *arguments)
+
+    return call
 
 
 def arrangement(kinds: Sequence[Any]) -> Callable[[tuple], tuple]:
@@ -128,7 +167,7 @@ def launch(call: Launch, *tensors: torch.Tensor | None, numbers: Sequence[float]
     numbers: those that differ from launch to launch, of which the kernel states the type.
     """
     run = call.first if INTERPRET else call.again
-    if call.device.type != "cuda" or call.device.index == torch.cuda.current_device():
+    if call.gpu is None or call.gpu == torch.cuda.current_device():
         run(tensors, numbers)
     else:
         with torch.cuda.device(call.device):

@@ -6,6 +6,7 @@ from typing import NamedTuple
 import programs
 import pytest
 import torch
+import triton
 
 import normreg
 from bench.lab.without_gpu import as_on_a_gpu, noted_launches
@@ -90,29 +91,103 @@ class Pair(NamedTuple):
     bias: object
 
 
-def test_a_kernel_takes_tensors_in_tuples(device):
+class Compiled:
+    """What Triton compiles, which notes how it was launched: by its launcher, or in Triton's own way."""
+
+    metadata = SimpleNamespace(target=SimpleNamespace(backend="cuda"))
+    function, packed_metadata = "function", "packed"
+
+    def __init__(self):
+        self.seen = []
+
+    def run(self, *given):
+        self.seen.append(("run", *given))
+
+    def __getitem__(self, grid):
+        return lambda *arguments: self.seen.append(("own way", grid, *arguments))
+
+
+class Kernel:
+    """A kernel whose first launch gives `compiled`."""
+
+    arg_names = ("x_ptr", "parameters", "seed", "n", "BLOCK")
+    fn = SimpleNamespace(__annotations__={"parameters": Pair}, __name__="kernel")
+
+    def __init__(self):
+        self.seen, self.compiled = [], Compiled()
+
+    def __getitem__(self, grid):
+        return lambda *arguments, **_: self.seen.append(arguments) or self.compiled
+
+
+@pytest.fixture
+def streams(monkeypatch):
+    """Makes 7 + its index the current stream of a device."""
+    active = SimpleNamespace(get_current_stream=lambda index: 7 + (index or 0))
+    monkeypatch.setattr(triton.runtime, "driver", SimpleNamespace(active=active))
+
+
+def test_a_kernel_takes_tensors_in_tuples(device, streams):
     """The first launch gives it NamedTuples, whose fields it names, later ones give compiled code tuples."""
-    seen = []
-
-    class Kernel:
-        arg_names = ("x_ptr", "parameters", "seed", "n", "BLOCK")
-        fn = SimpleNamespace(__annotations__={"parameters": Pair})
-
-        def __getitem__(self, grid):
-            return lambda *arguments, **_: seen.append(arguments) or Compiled()
-
-    class Compiled:
-        metadata = SimpleNamespace(target=SimpleNamespace(backend="cuda"))
-
-        def __getitem__(self, grid):
-            return lambda *arguments: seen.append(arguments)
-
-    call = launch.Launch(Kernel(), (3,), device, 7, num_warps=4, BLOCK=8)
+    kernel = Kernel()
+    call = launch.Launch(kernel, (3,), device, 7, num_warps=4, BLOCK=8)
     x, weight = torch.zeros(1, device=device), torch.ones(1, device=device)
     call.again((x, weight, None), (5,))
     call.again((x, weight, None), (6,))
-    assert seen == [(x, (weight, None), 5, 7, 8), (x, (weight, None), 6, 7, 8)]
-    assert [type(arguments[1]) for arguments in seen] == [Pair, tuple]
+    (first,), (later,) = kernel.seen, kernel.compiled.seen
+    assert first == (x, (weight, None), 5, 7, 8)
+    assert type(first[1]) is Pair
+    assert later == ("run", 3, 1, 1, 7, "function", "packed", None, None, None, x, (weight, None), 6, 7, 8)
+    assert type(later[-4]) is tuple
+
+
+def test_whoever_hooks_launches_hears_of_those_that_are_kept(device, streams, monkeypatch):
+    """Profilers add to a chain of Triton's, or put a function in its place."""
+    kernel, runtime = Kernel(), triton.knobs.runtime
+    call = launch.Launch(kernel, (3, 2), device, 7, num_warps=4, BLOCK=8)
+    given = (torch.zeros(1, device=device), None, None), (5,)
+
+    def launched():
+        kernel.compiled.seen.clear()
+        call.again(*given)
+        return kernel.compiled.seen[0][:2]
+
+    call.again(*given)
+    assert launched() == ("run", 3)
+    for name in ("launch_enter_hook", "launch_exit_hook"):
+        chain = getattr(runtime, name)
+        chain.add(print)
+        assert launched() == ("own way", (3, 2, 1))
+        chain.remove(print)
+        assert launched() == ("run", 3)
+        with monkeypatch.context() as patch:
+            patch.setattr(runtime, name, print)
+            assert launched() == ("own way", (3, 2, 1))
+        assert launched() == ("run", 3)
+
+
+def test_a_variant_is_kept_for_dtypes_and_for_each_aligned_address(device, streams):
+    """A first launch for each pattern of absent tensors, dtypes and addresses that are multiples of 16."""
+    kernel = Kernel()
+    call = launch.Launch(kernel, (3,), device, 7, num_warps=4, BLOCK=8)
+    memory = torch.zeros(64, device=device)
+    aligned, off_by_4, off_by_8, half = memory[:8], memory[1:9], memory[2:10], memory[:8].half()
+    for number, tensors in enumerate(
+        [
+            (aligned, aligned, None),
+            (aligned, None, aligned),
+            (half, aligned, None),
+            (off_by_4, aligned, None),
+            (aligned, off_by_4, None),
+            (off_by_4, off_by_4, None),
+        ]
+    ):
+        assert len(kernel.seen) == number
+        for _ in range(2):
+            call.again(tensors, (5,))
+    call.again((off_by_8, aligned, None), (5,))
+    call.again((memory[32:], memory[16:], None), (5,))
+    assert len(kernel.seen) == 6
 
 
 def test_a_first_launch_is_on_the_tensors_device_and_states_fp_fusion(device):
