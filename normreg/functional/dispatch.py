@@ -26,6 +26,7 @@ from normreg.kernels import cpu
 from normreg.kernels.dtypes import FLOATING
 from normreg.ops.operation import PLAIN
 
+is_wrapped = torch._C._functorch.is_functorch_wrapped_tensor
 HALF = (torch.bfloat16, torch.float16)
 # torch 2.15 has kernels for it; before, it copies the input, and its result is contiguous
 GPU_GROUP_NORM_KEEPS_CHANNELS_LAST = torch.torch_version.TorchVersion(torch.__version__) >= "2.15"
@@ -68,13 +69,16 @@ def tensor_reason(x: Any, others: Iterable[Any], may_be_empty: bool = False) -> 
     """Why no kernel takes these tensors, whatever the operation. `others` may contain None."""
     if type(x) not in PLAIN:
         return f"the input is a {type(x).__name__}, not a plain tensor"
-    if torch.compiler.is_compiling():
+    compiling = torch.compiler.is_compiling()
+    if compiling:
         if torch.compiler._is_exporting_flag:
             return "an exported program consists of torch's operators"
-    elif torch.jit.is_tracing() or torch._C._len_torch_dispatch_stack():
+    elif torch._C._is_tracing() or torch._C._len_torch_dispatch_stack():
         return "a tracer or dispatch mode records torch's operators"
     elif x.is_neg():  # torch.compile cannot trace this; the operator that it records is given the values
         return "the input is lazily negated"
+    elif is_wrapped(x):
+        return "the input has escaped from a transform of torch.func"
     if not x.is_cuda and not (cpu.KERNELS and x.is_cpu):
         return f"there is no kernel for {x.device.type} tensors"
     if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
@@ -87,13 +91,16 @@ def tensor_reason(x: Any, others: Iterable[Any], may_be_empty: bool = False) -> 
         return "the input is nested"
     if x.numel() == 0 and not may_be_empty:
         return "the input is empty"
+    device = x.device
     for other in others:
         if other is None:
             continue
         if type(other) not in PLAIN:
             return f"a parameter or buffer is a {type(other).__name__}, not a plain tensor"
-        if other.device != x.device:
-            return f"the input is on {x.device}, a parameter or buffer on {other.device}"
+        if other.device != device:
+            return f"the input is on {device}, a parameter or buffer on {other.device}"
+        if not compiling and is_wrapped(other):
+            return "a parameter or buffer has escaped from a transform of torch.func"
     return None
 
 
@@ -113,19 +120,20 @@ def dtype_reason(x: Tensor, parameters: Sequence[Tensor | None]) -> str | None:
 
 def number_reason(**numbers: Any) -> str | None:
     for name, number in numbers.items():
-        if not isinstance(number, (int, float)):
+        if not isinstance(number, (float, int)):
             return f"{name} is a {type(number).__name__}, not a number"
     return None
 
 
 def rows_reason(x: Any, normalized_shape: Any, parameters: Sequence[Any], eps: Any) -> str | None:
     """Why no kernel normalises x over its trailing dimensions `normalized_shape`."""
-    reason = tensor_reason(x, parameters) or dtype_reason(x, parameters) or number_reason(eps=eps)
-    if reason:
+    reason = tensor_reason(x, parameters) or dtype_reason(x, parameters)
+    if reason or (type(eps) is not float and (reason := number_reason(eps=eps))):
         return reason
-    sequence = isinstance(normalized_shape, (tuple, list))
-    if not sequence or not all(isinstance(n, int) for n in normalized_shape):
-        return f"normalized_shape is {normalized_shape!r}, not a sequence of ints"
+    sizes = normalized_shape if isinstance(normalized_shape, (tuple, list)) else (None,)
+    for n in sizes:
+        if not isinstance(n, int):
+            return f"normalized_shape is {normalized_shape!r}, not a sequence of ints"
     normalized_shape = tuple(normalized_shape)
     if not normalized_shape or x.shape[-len(normalized_shape) :] != normalized_shape:
         return f"the input's shape {tuple(x.shape)} does not end in normalized_shape {normalized_shape}"

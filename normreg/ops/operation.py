@@ -164,7 +164,8 @@ class Operation(Operator):
         self.__name__, OPERATIONS[self.operator] = name, self  # torch.fx writes calls by name
         self.save = self.saver()
         self.function = self.autograd_function()
-        self.apply = self.function.apply
+        # what Function.apply calls unless a transform of torch.func is active, which is torch's case
+        self.apply = super(torch.autograd.Function, self.function).apply  # type: ignore[misc]
         # torch.library.register_autograd is these two lines, but refuses an operator that updates buffers
         kernel = make_autograd_impl(self.operator, Info(self.function.backward, self.setup_context))
         LIBRARY.impl(name, kernel, "Autograd", with_keyset=True)

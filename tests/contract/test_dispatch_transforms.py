@@ -98,6 +98,28 @@ def test_after_a_transform_the_kernel_is_back(device, launches):
     assert reasons(torch.randn(3, 4, 4, device=device)) == NO_REASON
 
 
+@pytest.mark.parametrize("grad", [True, False])
+@every_operation
+def test_a_tensor_that_escaped_from_a_transform(device, operation, grad):
+    """Of type torch.Tensor and without memory; torch's operators unwrap it."""
+    escaped = []
+    torch.func.grad(lambda x: (escaped.append(2 * x), x.sum())[1])(
+        torch.randn(shape_of(operation), device=device)
+    )
+    with torch.set_grad_enabled(grad):
+        theirs, ours = both(operation, lambda f: f(escaped[0]))
+    torch.testing.assert_close(ours, theirs)
+
+
+def test_a_parameter_that_escaped_from_a_transform(device, launches):
+    x, weight, escaped = torch.randn(3, 4, device=device), torch.randn(4, device=device), []
+    torch.func.grad(lambda w: (escaped.append(2 * w), w.sum())[1])(weight)
+    with torch.no_grad():
+        theirs, ours = of_both(lambda library: library.layer_norm(x, (4,), escaped[0]))
+    assert torch.equal(ours, theirs)
+    assert launches == []
+
+
 @every_operation
 def test_tensor_subclass(device, launches, operation):
     x = torch.randn(shape_of(operation), device=device).as_subclass(Tagged)
