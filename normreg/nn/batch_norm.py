@@ -1,4 +1,4 @@
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -10,24 +10,32 @@ from normreg import functional
 from normreg.functional.tracing import leaf_call
 
 
+def found(layer: _BatchNorm, tensors: Mapping[str, Tensor | None], name: str) -> Tensor | None:
+    """A parameter or buffer, without the call of __getattr__ where it is in its place among `tensors`."""
+    tensor: Tensor | None = tensors[name] if name in tensors else getattr(layer, name)
+    return tensor
+
+
 def call_batch_norm(
     layer: _BatchNorm, batch_norm: Callable[..., Tensor], input: Tensor, **options: Any
 ) -> Tensor:
     """Calls `batch_norm` by torch's truth table: which statistics are used, and which are updated."""
     layer._check_input_dim(input)
-    update = layer.training and layer.track_running_stats
-    use_running = update or not layer.training
-    running_mean = layer.running_mean if use_running else None
-    running_var = layer.running_var if use_running else None
-    tracked = layer.num_batches_tracked if update else None
+    own, buffers = layer._parameters, layer._buffers
+    training, momentum = layer.training, layer.momentum
+    update = training and layer.track_running_stats
+    use_running = update or not training
+    running_mean = found(layer, buffers, "running_mean") if use_running else None
+    running_var = found(layer, buffers, "running_var") if use_running else None
+    tracked = found(layer, buffers, "num_batches_tracked") if update else None
     return batch_norm(
         input,
         running_mean,
         running_var,
-        layer.weight,
-        layer.bias,
-        training=layer.training or (running_mean is None and running_var is None),
-        momentum=0.0 if layer.momentum is None and tracked is None else layer.momentum,
+        found(layer, own, "weight"),
+        found(layer, own, "bias"),
+        training=training or (running_mean is None and running_var is None),
+        momentum=0.0 if momentum is None and tracked is None else momentum,
         eps=layer.eps,
         num_batches_tracked=tracked,
         **options,

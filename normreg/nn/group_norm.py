@@ -8,4 +8,9 @@ class GroupNorm(torch.nn.GroupNorm):
     """`torch.nn.GroupNorm` on `normreg.functional.group_norm`."""
 
     def forward(self, input: Tensor) -> Tensor:
-        return functional.group_norm(input, self.num_groups, self.weight, self.bias, self.eps)
+        own = self._parameters
+        try:  # without the calls of __getattr__
+            weight, bias = own["weight"], own["bias"]
+        except KeyError:
+            weight, bias = self.weight, self.bias
+        return functional.group_norm(input, self.num_groups, weight, bias, self.eps)

@@ -8,4 +8,8 @@ class RMSNorm(torch.nn.RMSNorm):
     """`torch.nn.RMSNorm` on `normreg.functional.rms_norm`."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return functional.rms_norm(x, self.normalized_shape, self.weight, self.eps)
+        try:  # without the call of __getattr__
+            weight = self._parameters["weight"]
+        except KeyError:
+            weight = self.weight
+        return functional.rms_norm(x, self.normalized_shape, weight, self.eps)
