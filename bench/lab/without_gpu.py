@@ -16,6 +16,11 @@ from normreg.ops import seed
 MULTIPROCESSORS = 132  # of an H100 or H200
 
 
+def drawn(device, generator=None):
+    """A seed without a launch, as a GPU's is."""
+    return 1
+
+
 @contextlib.contextmanager
 def as_on_a_gpu():
     """Makes tensors of the CPU take the path, the tiles and the grids of a GPU's."""
@@ -23,7 +28,7 @@ def as_on_a_gpu():
         mock.patch.object(cpu, "KERNELS", cpu.KERNELS or "compiled"),  # tensors of the CPU go to the kernels
         mock.patch.object(tiling.hardware, "INTERPRETER_TILE_SCALE", 1),
         mock.patch.object(tiling.hardware, "multiprocessors", return_value=MULTIPROCESSORS),
-        mock.patch.object(seed, "draw", return_value=1),  # a GPU's comes from its generator without a launch
+        mock.patch.object(seed, "draw", drawn),
     ):
         yield
 

@@ -8,6 +8,7 @@ exactness     errors against float64, over torch's own
 speed         device and end-to-end time on a GPU
 models        training steps of five networks
 
+host_parts    the parts of a layer's call that `host` times
 peers         the libraries that are measured beside normreg
 contest       a case as all peers have it, and one peer's calls on it
 """

@@ -6,14 +6,13 @@ without the calls of modules, behind the guards by which torch.compile knows tha
 """
 
 import copy
-import statistics
-import time
+from functools import partial
 
 import torch
 from torch import nn
 
 import normreg
-from bench.harness import tables
+from bench.harness import tables, turns
 from bench.lab import stub_driver
 from bench.lab.without_gpu import as_on_a_gpu
 
@@ -42,13 +41,6 @@ def models():
     return {"unfused": unfused, "fused whole": whole, "each block fused": each}
 
 
-def microseconds(model, x):
-    begin = time.perf_counter()
-    for _ in range(CALLS):
-        model(x)
-    return (time.perf_counter() - begin) / CALLS * 1e6
-
-
 def measure():
     """A record for training and one for evaluation without gradients."""
     stub_driver.install()
@@ -57,11 +49,8 @@ def measure():
         for direction in ("training", "evaluation"):
             training = direction == "training"
             with torch.set_grad_enabled(training):
-                for model in contestants.values():
-                    model.train(training)
-                    microseconds(model, x)  # makes graphs
-                turns = [{name: microseconds(m, x) for name, m in contestants.items()} for _ in range(TURNS)]
-            samples = {name: [turn[name] for turn in turns] for name in contestants}
+                calls = {name: partial(model.train(training), x) for name, model in contestants.items()}
+                samples = turns.samples(calls, TURNS, CALLS)
             yield dict(operation=OPERATION, case=f"{BLOCKS} blocks", direction=direction, samples_us=samples)
 
 
@@ -69,7 +58,7 @@ def table(records):
     """A row for each record: times of the model, and the difference to the unfused one a block."""
     rows = []
     for record in records:
-        times = {name: statistics.median(samples) for name, samples in record["samples_us"].items()}
+        times = turns.times(record["samples_us"])
         differences = [
             (times[name] - times["unfused"]) / BLOCKS for name in ("fused whole", "each block fused")
         ]

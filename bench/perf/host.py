@@ -2,47 +2,41 @@
 
 A stub in place of Triton's driver compiles every kernel and launches nothing. Compared are the layer's call,
 plain `kernel[grid](...)` launches of the same kernels with the same arguments, and the call of torch's layer
-on the same few elements, arithmetic included. All take turns in one run, and ratios are taken turn by turn,
-because times on a shared machine drift. A GPU's driver would add the same time to each launch.
+on the same few elements, arithmetic included. All take turns in one run. A GPU's driver would add the same
+time to each launch. A second table has the parts of the layer's call.
 """
-
-import statistics
-import time
 
 import torch
 
 import normreg
-from bench.harness import tables
+from bench.harness import tables, turns
 from bench.lab import stub_driver
 from bench.lab.without_gpu import as_on_a_gpu, noted_launches
 from bench.operations import OPERATIONS, cases
 from bench.perf import fused_calls
+from bench.perf.host_parts import PARTS, REST, own_times, parts
 
 TURNS = 30
 CALLS = 50  # of each function in a turn
+CONTESTANTS = ("normreg", "plain launch", "torch")
+WITHOUT_GRADIENT = "forward, no gradient"
+DIRECTIONS = ("forward", WITHOUT_GRADIENT, "backward")
 
 
 def contestants(case):
     """Functions without arguments to time: {direction: {name: function}}."""
-    operation, found = OPERATIONS[case.operation], {}
+    operation, found = OPERATIONS[case.operation], {direction: {} for direction in DIRECTIONS}
     for name, library in (("normreg", normreg), ("torch", torch.nn)):
         layer = operation.layer(library, case, dtype=case.dtype)
         x = case.like_input(torch.randn, "cpu").requires_grad_()
         dy = case.like_input(torch.randn, "cpu")
         wanted = (x, *layer.parameters())
-        found["forward", name] = lambda layer=layer, x=x: layer(x)
+        found["forward"][name] = found[WITHOUT_GRADIENT][name] = lambda layer=layer, x=x: layer(x)
         y = layer(x)
-        found["backward", name] = lambda y=y, wanted=wanted, dy=dy: torch.autograd.grad(
+        found["backward"][name] = lambda y=y, wanted=wanted, dy=dy: torch.autograd.grad(
             y, wanted, dy, retain_graph=True
         )
-    for direction in ("forward", "backward"):
-        with noted_launches() as noted:
-            found[direction, "normreg"]()
-        found[direction, "plain launch"] = plain_launches(noted)
-    return {
-        direction: {name: found[direction, name] for name in ("normreg", "plain launch", "torch")}
-        for direction in ("forward", "backward")
-    }
+    return found
 
 
 def plain_launches(noted):
@@ -58,23 +52,21 @@ def plain_launches(noted):
     return call
 
 
-def microseconds(call):
-    """Microseconds of a call, the mean of several."""
-    begin = time.perf_counter()
-    for _ in range(CALLS):
-        call()
-    return (time.perf_counter() - begin) / CALLS * 1e6
-
-
 def measure(case):
     stub_driver.install()
     with as_on_a_gpu():
-        for direction, calls in contestants(case).items():
-            for call in calls.values():
+        for direction, functions in contestants(case).items():
+            with torch.set_grad_enabled(direction != WITHOUT_GRADIENT):
+                call = functions["normreg"]
                 call()  # compiles
-            turns = [{name: microseconds(call) for name, call in calls.items()} for _ in range(TURNS)]
-            samples = {name: [turn[name] for turn in turns] for name in calls}
-            yield dict(operation=case.operation, case=str(case), direction=direction, samples_us=samples)
+                with noted_launches() as noted:
+                    call()
+                functions = functions | {"plain launch": plain_launches(noted)} | parts(call)
+                samples = turns.samples(functions, TURNS, CALLS)
+            shared = dict(operation=case.operation, case=str(case), direction=direction)
+            for key, names in (("samples_us", CONTESTANTS), ("parts_us", PARTS)):
+                shared[key] = {name: samples[name] for name in names if name in samples}
+            yield shared
 
 
 def add_arguments(parser):
@@ -90,32 +82,37 @@ def run(arguments, budget):
         yield from fused_calls.measure()
 
 
-def ratio(samples, name):
-    """The ratio of normreg's time to another's, the median over the turns."""
-    return statistics.median(ours / other for ours, other in zip(samples["normreg"], samples[name]))
-
-
 def table(records):
     models = [record for record in records if record["operation"] == fused_calls.OPERATION]
     layers = [record for record in records if record not in models]
-    parts = [layers_table(layers)] * bool(layers) + [fused_calls.table(models)] * bool(models)
-    return "\n\n".join(parts)
+    tables_of_layers = [layers_table(layers), parts_table(layers)] if layers else []
+    return "\n\n".join(tables_of_layers + [fused_calls.table(models)] * bool(models))
 
 
 def layers_table(records):
     headers = "case | direction | normreg us | plain launch us | torch us | normreg / plain | normreg / torch"
     rows = []
     for record in records:
-        samples = record["samples_us"]
-        rows.append(
-            (
-                record["case"],
-                record["direction"],
-                *(f"{statistics.median(samples[name]):.1f}" for name in ("normreg", "plain launch", "torch")),
-                *(f"{ratio(samples, name):.2f}" for name in ("plain launch", "torch")),
-            )
-        )
+        times = turns.times(record["samples_us"])
+        ratios = [times["normreg"] / times[name] for name in ("plain launch", "torch")]
+        numbers = [f"{times[name]:.1f}" for name in CONTESTANTS] + [f"{ratio:.2f}" for ratio in ratios]
+        rows.append((record["case"], record["direction"], *numbers))
     return tables.markdown(headers, rows)
 
 
-CAPTION = "Python's time on this CPU, with a driver that launches nothing; medians"
+def parts_table(records):
+    headers = ("case", "direction", "normreg us", *PARTS, REST)
+    rows = []
+    for record in records:
+        call = turns.times(record["samples_us"])["normreg"]
+        own = own_times(call, turns.times(record["parts_us"]))
+        numbers = [call, *(own.get(part) for part in (*PARTS, REST))]
+        cells = ["" if number is None else f"{number:.1f}" for number in numbers]
+        rows.append((record["case"], record["direction"], *cells))
+    return tables.markdown(headers, rows)
+
+
+CAPTION = (
+    "Python's time on this CPU, with a driver that launches nothing; times are those of the fastest turn, "
+    "ratios those of the times beside them; allocations and launches are parts of the launcher"
+)

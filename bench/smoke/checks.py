@@ -7,6 +7,7 @@ import warnings
 import torch
 
 import normreg
+from bench.harness import turns
 from bench.harness.worker import first_line
 from bench.lab import interpreter
 from bench.lab.without_gpu import as_on_a_gpu
@@ -189,10 +190,7 @@ def first_call(name):
 
 def _microseconds(call):
     synchronize()
-    begin = time.perf_counter()
-    for _ in range(CALLS):
-        call()
-    return (time.perf_counter() - begin) / CALLS * 1e6
+    return turns.microseconds(call, CALLS)
 
 
 def host_time(name):
@@ -202,8 +200,8 @@ def host_time(name):
     for kind in ("without gradient", "with gradient"):
         for calls in contestants.values():
             _microseconds(calls[kind])
-        turns = [[_microseconds(calls[kind]) for calls in contestants.values()] for _ in range(TURNS)]
-        medians = map(statistics.median, zip(*turns))
+        taken = [[_microseconds(calls[kind]) for calls in contestants.values()] for _ in range(TURNS)]
+        medians = map(statistics.median, zip(*taken))
         record[kind] = dict(zip(("normreg", "torch"), (round(m, 1) for m in medians)))
     return dict(host_us=record, ok=True)
 

@@ -38,9 +38,14 @@ def test_parts_that_compile_with_results_in_a_file(tmp_path):
     assert "normreg / plain" in done.stdout.partition("## host: ")[2]
     run = json.loads((tmp_path / "host/instance_norm.json").read_text())["runs"][0]
     assert run["environment"]["commit"] == "abc"
-    samples = run["records"][0]["samples_us"]
+    forward, inference, backward = run["records"]
+    samples = forward["samples_us"]
     assert set(samples) == {"normreg", "plain launch", "torch"}
     assert all(len(times) == len(samples["torch"]) > 10 for times in samples.values())
+    of_launcher = {"launcher", "allocations", "launches"}
+    assert set(forward["parts_us"]) == {"dispatch", "autograd"} | of_launcher
+    assert set(inference["parts_us"]) == {"dispatch"} | of_launcher
+    assert set(backward["parts_us"]) == of_launcher
 
 
 def test_without_time_everything_is_left_out_and_said(tmp_path):
