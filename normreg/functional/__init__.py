@@ -1,4 +1,18 @@
-"""`torch.nn.functional`'s signatures: choose the path, call the operation."""
+"""`torch.nn.functional`'s signatures: choose the path, call the operation.
+
+Kernels are deterministic. Forward and backward give the same bits at every call where these are the same:
+values, seed, shapes, strides, dtypes, which arguments are given and which gradients wanted; the model of
+the GPU and the versions of normreg, torch and Triton; and, for each tensor, whether its address is a
+multiple of 16 bytes. Those that torch allocates are; a view, such as `x[1:]`, need not be. At other
+addresses memory is read in smaller pieces, which may add up in another order and differ in the last digits,
+as with torch's own operators. Nothing else of an address matters, nor does time: there are no atomics, and
+partial results are merged in a fixed order.
+
+What the forward gives for a row (`layer_norm`, `rms_norm`, `bias_act_dropout`, `dropout_add_layer_norm`
+...) or a sample (`group_norm`, `instance_norm`, `layer_norm_channels`) has the same bits whatever the
+number of others, in tensors that are aligned alike. Gradients of parameters, and all of `batch_norm`, add
+up over the batch.
+"""
 
 from normreg.functional.batch_norms import batch_norm, batch_norm_act
 from normreg.functional.bias_act import bias_act_dropout
