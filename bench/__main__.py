@@ -26,6 +26,7 @@ PARTS = {  # the quick ones first
 }
 OTHERS = {
     "smoke": "whether every kernel launches and agrees with float64: interpreted, or a minute on a GPU",
+    "grids": "multiprocessors of an H100 that each launch of a backward has a program for; launches nothing",
     "gpu": "five minutes on a machine with a GPU: smoke, the kernel tests, the cases of speed that decide",
     "report": "tables and plots from the committed results",
 }

@@ -50,7 +50,7 @@ def column_sums_kernel(
 @launch.kept
 def column_sums_launch(programs: int, cols: int, device: torch.device) -> launch.Launch:
     vector = tiling.hardware.vector(cols)
-    tile = tiling.rows.column_sums_tile()._replace(vector=vector)
+    tile = tiling.partials.column_sums_tile(cols, device)._replace(vector=vector)
     grid = (triton.cdiv(cols, tile.cols),)
     return launch.Launch(
         column_sums_kernel, grid, device, programs, cols // vector, num_warps=tile.num_warps, TILE=tile

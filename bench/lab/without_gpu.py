@@ -24,13 +24,17 @@ def drawn(device, generator=None):
 @contextlib.contextmanager
 def as_on_a_gpu():
     """Makes tensors of the CPU take the path, the tiles and the grids of a GPU's."""
+    launch.forget()  # with other grids
     with (
         mock.patch.object(cpu, "KERNELS", cpu.KERNELS or "compiled"),  # tensors of the CPU go to the kernels
         mock.patch.object(tiling.hardware, "INTERPRETER_TILE_SCALE", 1),
         mock.patch.object(tiling.hardware, "multiprocessors", return_value=MULTIPROCESSORS),
         mock.patch.object(seed, "draw", drawn),
     ):
-        yield
+        try:
+            yield
+        finally:
+            launch.forget()
 
 
 # functions of peers that count multiprocessors only where a tensor's device is "cuda"

@@ -5,6 +5,7 @@ static        registers, spills and access widths of the compiled kernels
 instructions  instructions that compiled kernels execute, and a model of a GPU
 ledger        bytes moved and kernels launched, with the grids of an H100
 exactness     errors against float64, over torch's own
+grids         multiprocessors that each launch of a backward has a program for
 speed         device and end-to-end time on a GPU
 models        training steps of five networks
 

@@ -60,15 +60,22 @@ class MachineCode:
     copies_in_flight: int  # copies of a thread to shared memory that it does not yet wait for
 
 
-def launches(case):
-    """The launches that a layer's forward and backward would make."""
+def calls(case):
+    """The launches that a layer would make: {direction: launches}."""
     with mock.patch.object(torch, "randn", torch.empty):  # values do not matter
         layer = OPERATIONS[case.operation].layer(normreg, case, dtype=case.dtype)
     x = case.like_input(torch.empty, "cpu").requires_grad_()
-    with as_on_a_gpu(), noted_launches() as noted:
-        y = layer(x)
-        torch.autograd.grad(y, (x, *layer.parameters()), case.like_input(torch.empty, "cpu"))
-    return noted
+    with as_on_a_gpu():
+        with noted_launches() as forward:
+            y = layer(x)
+        with noted_launches() as backward:
+            torch.autograd.grad(y, (x, *layer.parameters()), case.like_input(torch.empty, "cpu"))
+    return dict(forward=forward, backward=backward)
+
+
+def launches(case):
+    """The launches that a layer's forward and backward would make."""
+    return [noted for direction in calls(case).values() for noted in direction]
 
 
 def type_of(value, stated=None):

@@ -129,7 +129,7 @@ def forward_launch(rows: int, cols: int, samples: int, drop: Drop, device: torch
 def backward_launch(rows: int, cols: int, samples: int, drop: Drop, device: torch.device) -> launch.Launch:
     tile = tiling.elements.elements_tile(rows, cols)
     col_blocks, tiles = triton.cdiv(cols, tile.cols), triton.cdiv(rows, tile.rows)
-    programs = tiling.rows.layer_norm_backward_programs(tile, tiles, col_blocks, device)
+    programs = tiling.partials.elements_programs(tiles, col_blocks, device)
     numbers, constants = arguments(rows, cols, samples, drop, tile)
     return launch.Launch(dropout_add_backward_kernel, (col_blocks, programs), device, *numbers, **constants)
 

@@ -84,7 +84,7 @@ def backward_launches(
         sums = layer_norm.sums_launch(rows, dtype, centered, device)
         tile = tiling.rows.dropout_add_norm_backward_parameters_tile()
     col_blocks, tiles = triton.cdiv(cols, tile.cols), rows.tiles(tile)
-    programs = tiling.rows.layer_norm_backward_programs(tile, tiles, col_blocks, device)
+    programs = tiling.partials.dropout_add_norm_programs(tile, tiles, col_blocks, device)
     main = launch.Launch(
         dropout_add_norm_backward_kernel,
         (col_blocks, programs),

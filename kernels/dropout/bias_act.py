@@ -147,7 +147,7 @@ def backward_launch(
     col_blocks, tiles = triton.cdiv(cols, tile.cols), triton.cdiv(rows, tile.rows)
     programs = min(tiles, launch.MOST_PROGRAMS[1])
     if want_dbias:
-        programs = tiling.rows.layer_norm_backward_programs(tile, tiles, col_blocks, device)
+        programs = tiling.partials.elements_programs(tiles, col_blocks, device)
     numbers, constants = arguments(rows, cols, drop, act, negative_slope, tile)
     grid = col_blocks, programs
     return launch.Launch(bias_act_dropout_backward_kernel, grid, device, *numbers, **constants)

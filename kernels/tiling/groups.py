@@ -3,7 +3,7 @@
 import torch
 import triton
 
-from normreg.kernels.tiling import hardware
+from normreg.kernels.tiling import hardware, partials
 from normreg.kernels.tiling.channels import ChannelTile
 from normreg.kernels.tiling.rows import RowTile
 
@@ -49,13 +49,12 @@ def group_norm_backward_tile(
 def group_norm_backward_programs(
     samples: int, spatial: int, tile: ChannelTile, group_blocks: int, device: torch.device
 ) -> int:
-    """Rows of partial sums: four programs a multiprocessor, and at least 64 positions for each.
+    """Four programs a multiprocessor, and at least 64 positions for each.
 
     A partial sum is 8 bytes written and 8 read for every 6 x 64 of the positions.
     """
-    tiles = triton.cdiv(samples, tile.samples)
-    side_by_side = triton.cdiv(4 * hardware.multiprocessors(device), group_blocks)
-    return max(1, min(side_by_side, triton.cdiv(tiles, triton.cdiv(64, tile.samples * spatial))))
+    tiles, tiles_each = triton.cdiv(samples, tile.samples), triton.cdiv(64, tile.samples * spatial)
+    return partials.programs(tiles, group_blocks, 4, tiles_each, device)
 
 
 GROUP_NORM_SPLIT_TILES = 16  # 32768 elements: what a program does in a few microseconds

@@ -205,7 +205,3 @@ def layer_norm_backward_programs(tile: RowTile, tiles: int, col_blocks: int, dev
     warps = 8 if tile.tiles > 1 else 16
     at_a_time = min(4, max(1, warps // tile.num_warps)) * hardware.multiprocessors(device)
     return max(1, min(triton.cdiv(at_a_time, col_blocks), triton.cdiv(tiles, 8)))
-
-
-def column_sums_tile() -> RowTile:
-    return RowTile(32, 64, 4)  # 256 bytes of each partial row; few partials, so latency decides

@@ -11,8 +11,8 @@ from bench.perf.exactness.tables import TARGETS, is_missed
 
 CASES = {name: one.exactness[0] for name, one in OPERATIONS.items() if one.exactness}  # in float32
 SEEDS = 4
-# torch computes these statistics in float64. An outlier is nearly all of the squares of a group of 784, whose sum
-# in float32, even added as a tree, is exact enough for a ratio of 1.15 only if its root is, too.
+# torch computes these statistics in float64. An outlier is nearly all of the squares of a group of 784: their
+# sum in float32, even added as a tree, is exact enough for a ratio of 1.15 only if its root is, too.
 OF_OUTLIERS = {"instance_norm": 1.3}
 
 

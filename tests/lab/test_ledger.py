@@ -16,7 +16,6 @@ from bench.operations import OPERATIONS, cases
 from bench.operations.case import cases_of
 from bench.perf import ledger
 from bench.perf.instructions.gpu_model import H100
-from normreg.kernels import launch
 
 ROOT = TESTS.parent
 PINNED = triton.__version__.startswith("3.7.")  # a compiler may leave out a load that nothing needs
@@ -26,13 +25,6 @@ PINNED = triton.__version__.startswith("3.7.")  # a compiler may leave out a loa
 def host():
     """The lab's GPU of this session; module scope sets it up before memory is guarded."""
     return triton.runtime.driver.active
-
-
-def measured(case, host):
-    launch.forget()  # of other grids
-    records = list(ledger.measure(case, host))
-    launch.forget()
-    return records
 
 
 MEASURED = [name for name, operation in OPERATIONS.items() if operation.ledger]
@@ -63,7 +55,7 @@ def test_the_committed_ledger_has_every_case():
     ids=["sample", *MEASURED],
 )
 def counted_now(request, host):
-    return [r for case in cases("ledger") if str(case) in request.param for r in measured(case, host)]
+    return [r for case in cases("ledger") if str(case) in request.param for r in ledger.measure(case, host)]
 
 
 def test_the_committed_ledger_is_what_the_kernels_move(counted_now, host):
@@ -79,7 +71,7 @@ def test_the_committed_ledger_is_what_the_kernels_move(counted_now, host):
 @pytest.fixture(scope="module", params=[264, 2112])
 def backward_of_rows(request, host):
     (case,) = cases_of("layer_norm", f"{request.param}x1024")
-    return request.param, measured(case, host)[1]
+    return request.param, list(ledger.measure(case, host))[1]
 
 
 def test_partial_sums_count_as_many_times_as_a_gpu_has_them(backward_of_rows):

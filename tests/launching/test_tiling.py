@@ -219,3 +219,28 @@ def test_group_tiles_have_their_size(groups, positions, groups_last):
     tile = tiling.elements.dropout_grouped_tile(groups, positions, groups_last)
     assert tile.rows * tile.cols == tiling.elements.DROPOUT_TILE * (1 + groups_last)
     assert (tile.rows < 2 * groups) if groups_last else (tile.cols < 2 * positions)
+
+
+@pytest.mark.parametrize("tiles", [1, 2, 100, 132, 200, 264, 1056, 1057, 10**6])
+@pytest.mark.parametrize("side_by_side", [1, 2, 200])
+def test_programs_that_add_up_tiles(tiles, side_by_side, device, monkeypatch):
+    """No more than run at a time, none without a tile, and with fewer than eight tiles only up to a wave."""
+    monkeypatch.setattr(tiling.hardware, "multiprocessors", lambda device: 132)
+    programs = tiling.partials.programs(tiles, side_by_side, 4, 8, device)
+    assert 1 <= programs <= tiles
+    assert programs == 1 or (programs - 1) * side_by_side < 4 * 132
+    wave = -(-132 // side_by_side)
+    assert programs >= min(tiles, wave)
+    assert programs <= wave or 8 * (programs - 1) < tiles
+
+
+@pytest.mark.parametrize("multiprocessors", [1, 4, 132])
+@pytest.mark.parametrize("cols", [1, 8, 768, 1024, 4096, 5120, 65536])
+def test_column_sums_have_a_program_for_most_multiprocessors(cols, multiprocessors, device, monkeypatch):
+    monkeypatch.setattr(tiling.hardware, "multiprocessors", lambda device: multiprocessors)
+    tile = tiling.partials.column_sums_tile(cols, device)
+    assert tile.rows * tile.cols == tiling.partials.COLUMN_SUMS_WORDS
+    assert 8 <= tile.cols <= 64
+    programs = -(-cols // tile.cols)
+    assert programs >= 0.75 * multiprocessors or tile.cols == 8
+    assert tile.cols == 64 or cols < 2 * tile.cols * 0.75 * multiprocessors, "no narrower than it must be"
