@@ -1,4 +1,4 @@
-"""Sums, and casts from and to bfloat16, in the interpreter: those of a GPU, casts bit by bit, also by store."""
+"""Sums, and casts from and to bfloat16, in the interpreter: those of a GPU, casts bit by bit."""
 
 import pytest
 import torch
