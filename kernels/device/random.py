@@ -40,9 +40,11 @@ def keep_mask(seed, call, keep_threshold, BITS: tl.constexpr):
     """
     r0, r1, r2, r3 = philox(seed, call)
     fields = tl.interleave(tl.interleave(r0, r2), tl.interleave(r1, r3))  # r0 r1 r2 r3 of each call
+    keep_threshold = keep_threshold.to(tl.uint32)
     if BITS == 16:
-        fields = tl.interleave(fields & 0xFFFF, fields >> 16)
-    return fields < keep_threshold.to(tl.uint32)
+        fields = tl.interleave(fields << 16, fields)
+        keep_threshold = keep_threshold << 16
+    return fields < keep_threshold
 
 
 @triton.jit
