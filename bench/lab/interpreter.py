@@ -164,7 +164,7 @@ def pass_what_needs_no_conversion():
 def apply_the_error_function_to_lists():
     """Calls C's erf once an element, where numpy.vectorize makes two calls of Python's."""
 
-    def of(dtype):
-        return lambda x: numpy.fromiter(map(math.erf, x.ravel().tolist()), dtype, x.size).reshape(x.shape)
+    def erf(x):
+        return numpy.fromiter(map(math.erf, x.ravel().tolist()), x.dtype, x.size).reshape(x.shape)
 
-    interpreter.np_erf_fp32, interpreter.np_erf_fp64 = of(numpy.float32), of(numpy.float64)
+    interpreter.np_erf_fp64 = erf

@@ -41,7 +41,8 @@ def store_normalized(
         z += load_tile(elements.residual, access, z.dtype)
     if elements.bits is not None:
         store_bits(elements.bits, is_steep(z, ACT), access.tile, program, TILE)
-    store_tile(elements.y, access, activate(z, negative_slope, ACT))
+    y = activate(z, negative_slope, ACT, elements.x.dtype.element_ty)
+    store_tile(elements.y, access, y)
 
 
 @triton.jit
@@ -71,7 +72,8 @@ def load_dz(elements, mean, affine, access, program, negative_slope, ACT: tl.con
         z = deviation * affine.scale + affine.bias
         if elements.residual is not None:
             z += load_tile(elements.residual, access, DTYPE)
-        dz = tl.where(access.mask, activation_backward(dz, z, negative_slope, ACT), 0.0)
+        dz = activation_backward(dz, z, negative_slope, ACT, elements.x.dtype.element_ty)
+        dz = tl.where(access.mask, dz, 0.0)
     return dz, deviation
 
 

@@ -57,7 +57,8 @@ def bias_act_dropout_forward_kernel(
         drop, None, row, row < rows, cols, first_col, COMPUTE_DTYPE, BITS, False, BLOCK_COLS
     )
     z = load_with_bias(x_ptr + base, bias_ptr, offsets, mask, col, cols, COMPUTE_DTYPE)
-    y = branch(activate(z, negative_slope, ACT), keep, factor)
+    z = tl.where(keep, z, 0.0)  # before, not behind: LLVM would round, then choose, one element at a time
+    y = activate(z, negative_slope, ACT, x_ptr.dtype.element_ty) * factor
     store(y_ptr + base, offsets, y, mask)
 
 
@@ -104,7 +105,8 @@ def bias_act_dropout_backward_kernel(
         )
         z = load_with_bias(x_ptr + base, bias_ptr, offsets, mask, col, cols, COMPUTE_DTYPE)
         dy = load(dy_ptr + base, offsets, mask, COMPUTE_DTYPE)
-        dx = activation_backward(branch(dy, keep, factor), z, negative_slope, ACT)
+        dx = branch(dy, keep, factor)
+        dx = activation_backward(dx, z, negative_slope, ACT, x_ptr.dtype.element_ty)
         dbias += dx
         if dx_ptr is not None:
             store(dx_ptr + base, offsets, dx, mask)
@@ -127,7 +129,7 @@ def arguments(
 def forward_launch(
     rows: int, cols: int, drop: Drop, act: str | None, negative_slope: float, device: torch.device
 ) -> launch.Launch:
-    tile = tiling.elements.elements_tile(rows, cols)
+    tile = tiling.elements.bias_act_forward_tile(rows, cols)
     numbers, constants = arguments(rows, cols, drop, act, negative_slope, tile)
     blocks = triton.cdiv(rows, tile.rows) * triton.cdiv(cols, tile.cols)
     return launch.Launch(bias_act_dropout_forward_kernel, (blocks,), device, *numbers, **constants)
@@ -143,7 +145,7 @@ def backward_launch(
     want_dbias: bool,
     device: torch.device,
 ) -> launch.Launch:
-    tile = tiling.elements.elements_tile(rows, cols)
+    tile = tiling.elements.bias_act_backward_tile(rows, cols)
     col_blocks, tiles = triton.cdiv(cols, tile.cols), triton.cdiv(rows, tile.rows)
     programs = min(tiles, launch.MOST_PROGRAMS[1])
     if want_dbias:

@@ -17,15 +17,34 @@ ELEMENTS_TILE = 2048  # 4 warps x 16
 
 
 def elements_tile(rows: int, cols: int) -> RowTile:
-    """A tile of [rows, cols] where no row is whole: as wide as leaves at most an eighth beyond the cols.
+    """A tile of [rows, cols] where no row is whole."""
+    return _elements_tile(rows, cols, ELEMENTS_TILE, ELEMENTS_TILE)
+
+
+def _elements_tile(rows: int, cols: int, elements: int, widest: int) -> RowTile:
+    """A tile of so many elements, as wide as leaves at most an eighth beyond the cols.
 
     At least 8 wide, the elements of a Philox call; one row is as long as a batch is large.
     """
-    elements = ELEMENTS_TILE * hardware.tile_scale()
-    width = elements
+    elements *= hardware.tile_scale()
+    width = elements if rows == 1 else widest * hardware.tile_scale()
     while rows > 1 and width > 8 and triton.cdiv(cols, width) * width * 7 > cols * 8:
         width //= 2
     return RowTile(elements // width, width, 4, vector=hardware.vector(cols))
+
+
+# 16 bytes in 16 bits of each of 128 threads: all that a thread holds lies below one vector of the bias
+BIAS_ACT_WIDTH = 1024
+
+
+def bias_act_forward_tile(rows: int, cols: int) -> RowTile:
+    """32 elements a thread: with 16, addresses and the keys of the mask are 2 of its instructions more."""
+    return _elements_tile(rows, cols, 2 * ELEMENTS_TILE, BIAS_ACT_WIDTH)
+
+
+def bias_act_backward_tile(rows: int, cols: int) -> RowTile:
+    """16 elements a thread: with 32, two loads and the sums take 165 registers."""
+    return _elements_tile(rows, cols, ELEMENTS_TILE, BIAS_ACT_WIDTH)
 
 
 DROPOUT_TILE = 2048  # elements of a tile with shared decisions: 16 a thread, as above

@@ -101,7 +101,7 @@ def test_after_a_transform_the_kernel_is_back(device, launches):
 @pytest.mark.parametrize("grad", [True, False])
 @every_operation
 def test_a_tensor_that_escaped_from_a_transform(device, operation, grad):
-    """Of type torch.Tensor and without memory; torch's operators unwrap it."""
+    """The tensor is of type torch.Tensor and without memory; torch's operators unwrap it."""
     escaped = []
     torch.func.grad(lambda x: (escaped.append(2 * x), x.sum())[1])(
         torch.randn(shape_of(operation), device=device)

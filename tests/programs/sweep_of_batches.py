@@ -17,11 +17,12 @@ def launch_all(batch):
 
     all_three = (True, True, True)
     for cols in (64, 768, 12000, 20000, 70000):
-        x, w, s = tensor(batch, cols), tensor(cols), tensor(batch, dtype=torch.float32)
+        x, w = tensor(batch, cols), tensor(cols)
+        three, one = (tensor(batch, n, dtype=torch.float32) for n in (3, 1))
         layer_norm.layer_norm_forward(x, w, w, (cols,), 1e-5, x.dtype, True)
-        layer_norm.layer_norm_backward(x, x, w, s, s, (cols,), x.dtype, all_three)
+        layer_norm.layer_norm_backward(x, x, w, three, (cols,), x.dtype, all_three)
         rms_norm.rms_norm_forward(x, w, (cols,), 1e-5, x.dtype, True)
-        rms_norm.rms_norm_backward(x, x, w, s, (cols,), x.dtype, (True, True))
+        rms_norm.rms_norm_backward(x, x, w, one, (cols,), x.dtype, (True, True))
     c, s, tracked = tensor(24), tensor(24, dtype=torch.float64), tensor(dtype=torch.int64)
     for x in (
         tensor(batch, 24, 14, 14),
@@ -34,10 +35,10 @@ def launch_all(batch):
         batch_norm.batch_norm_backward(x, x, c, s, c, 1e-5, c.dtype, True, all_three)
     for x in (tensor(batch, 24), tensor(batch, 24, 14, 14), tensor(batch, 24, 80, 80)):
         for groups in (3, 24):
-            m = tensor(batch, groups, dtype=torch.float32)
+            m = tensor(batch, groups, 3, dtype=torch.float32)
             group_norm.group_norm_forward(x, c, c, groups, 1e-5, x.dtype, True)
-            group_norm.group_norm_backward(x, x, c, m, m, groups, 1e-5, c.dtype, all_three)
-    instance_norm.instance_norm_update_running(x, m, m, c, c, 0.1)
+            group_norm.group_norm_backward(x, x, c, m, groups, 1e-5, c.dtype, all_three)
+    instance_norm.instance_norm_update_running(m, c, c, 6400, 0.1)
     dropout.dropout(tensor(batch, 768), 0.1, batch)
     dropout.dropout(tensor(batch, 768), 0.1, batch, constants=dropout.alpha)
     image = tensor(batch, 24, 14, 14)

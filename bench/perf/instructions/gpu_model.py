@@ -3,7 +3,7 @@
 Every term is the time that its part alone would take, with all multiprocessors busy from beginning to end;
 latency, the launch, and waits of one part for another are left out. Instructions are those of PTX; a GPU's
 assembler drops moves and splits divisions. Dropout has 19.9 of them an element in PTX and 17.2 in sm_90's
-machine code; bias, GELU and dropout 64.4 and 56.2, with SiLU 31.3 and 37.6 (`bench static`). So terms may be
+machine code; bias, GELU and dropout 35.9 and 33.0, with SiLU 26.9 and 31.9 (`bench static`). So terms may be
 off by a fifth.
 """
 
