@@ -3,6 +3,7 @@
 A warm call costs Python no arithmetic, and Triton no look at arguments that it has seen before.
 """
 
+import copy
 import functools
 from collections.abc import Callable, Sequence
 from operator import itemgetter
@@ -21,6 +22,7 @@ KEPT = 4096  # results of a function, at most
 _forgetting: list[Callable[[], None]] = []  # empties what one function has kept
 Make = TypeVar("Make", bound=Callable[..., Any])
 
+STREAM = -1  # no stream's handle
 RUNTIME = triton.knobs.runtime
 HOOKS = RUNTIME.launch_enter_hook, RUNTIME.launch_exit_hook  # chains, empty unless somebody listens
 
@@ -114,26 +116,31 @@ class Launch:
         if addresses % 16:
             variant += [t is None or t.data_ptr() % 16 == 0 for t in tensors]
         key = tuple(variant)
+        arguments = self.arrange((*tensors, *numbers, *self.trailing))
         runner = self.runners.get(key)
         if runner is not None:
-            runner(*self.arrange((*tensors, *numbers, *self.trailing)))
+            runner(arguments)
             return
         compiled = self.first(tensors, numbers)
         if compiled.metadata.target.backend == "cuda":  # others' variants depend on more
-            self.runners[key] = runner_of(compiled, (*self.grid, 1, 1)[:3], self.gpu)
+            self.runners[key] = runner_of(compiled, (*self.grid, 1, 1)[:3], self.gpu, arguments)
 
 
-def runner_of(compiled: Any, grid: tuple[int, ...], gpu: int | None) -> Callable[..., None]:
-    """A function of the kernel's arguments that launches on the current stream of this GPU, the current one.
+def runner_of(
+    compiled: Any, grid: tuple[int, ...], gpu: int | None, example: tuple
+) -> Callable[[tuple], None]:
+    """A function of a tuple, the kernel's arguments, that launches on the current stream of this GPU.
 
-    It calls Triton's launcher as Triton does, but where no hook listens, makes nothing for hooks.
+    It launches as Triton does, but where no hook listens, makes nothing for hooks. example: some arguments.
     """
     x, y, z = grid
     run, function, packed = compiled.run, compiled.function, compiled.packed_metadata
     current_stream, as_triton_does = triton.runtime.driver.active.get_current_stream, compiled[grid]
     enter, leave = HOOKS
+    in_c = c_function(run, grid, function, packed, example)
+    launch_in_c, constants = in_c or (None, ())
 
-    def call(*arguments: Any) -> None:
+    def call(arguments: tuple) -> None:
         if (
             RUNTIME.launch_enter_hook is not enter
             or RUNTIME.launch_exit_hook is not leave
@@ -141,10 +148,33 @@ def runner_of(compiled: Any, grid: tuple[int, ...], gpu: int | None) -> Callable
             or leave.calls
         ):
             as_triton_does(*arguments)
+        elif launch_in_c is not None:
+            launch_in_c(x, y, z, current_stream(gpu), *constants, arguments)
         else:
             run(x, y, z, current_stream(gpu), function, packed, None, None, None, *arguments)
 
     return call
+
+
+def c_function(
+    launcher: Any, grid: tuple[int, ...], function: Any, packed: Any, example: tuple
+) -> tuple[Callable[..., None], tuple] | None:
+    """What Triton's launcher calls, and what it gives that between stream and arguments, if it does no more.
+
+    It is watched once: since Triton 3.7, a launcher for CUDA calls one C function, with constants beside what
+    it was given, unless a kernel needs scratch memory.
+    """
+    scratch = [getattr(launcher, f"{kind}_scratch_size", None) for kind in ("global", "profile")]
+    if not hasattr(launcher, "launch") or scratch != [0, 0] or getattr(launcher, "gsan_enabled", False):
+        return None
+    seen: list[tuple] = []
+    watched = copy.copy(launcher)
+    watched.launch = lambda *given: seen.append(given)
+    watched(*grid, STREAM, function, packed, None, None, None, *example)
+    *before, arguments = seen[0] if len(seen) == 1 else (None,)
+    if type(arguments) is not tuple or [*map(id, arguments)] != [*map(id, example)]:
+        return None
+    return (launcher.launch, tuple(before[4:])) if before[:4] == [*grid, STREAM] else None
 
 
 def arrangement(kinds: Sequence[Any]) -> Callable[[tuple], tuple]:

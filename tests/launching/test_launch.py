@@ -7,6 +7,7 @@ import programs
 import pytest
 import torch
 import triton
+from triton.backends.nvidia.driver import CudaLauncher
 
 import normreg
 from bench.lab.without_gpu import as_on_a_gpu, noted_launches
@@ -188,6 +189,43 @@ def test_a_variant_is_kept_for_dtypes_and_for_each_aligned_address(device, strea
     call.again((off_by_8, aligned, None), (5,))
     call.again((memory[32:], memory[16:], None), (5,))
     assert len(kernel.seen) == 6
+
+
+def cuda_launcher(**changes):
+    """Triton's launcher for CUDA, whose C function notes what it is given."""
+    launcher = CudaLauncher.__new__(CudaLauncher)
+    launcher.seen = []
+    launcher.launch = lambda *given: launcher.seen.append(given)
+    sizes = dict.fromkeys(("global_scratch_size", "profile_scratch_size"), 0)
+    aligns = dict.fromkeys(("global_scratch_align", "profile_scratch_align"), 1)
+    flags = dict(num_ctas=1, launch_cooperative_grid=False, launch_pdl=True, gsan_enabled=False)
+    launcher.__dict__ |= sizes | aligns | flags | dict(arg_annotations=["x"], kernel_signature=b"y") | changes
+    return launcher
+
+
+def test_tritons_c_function_is_given_what_tritons_launcher_gives_it(device, streams):
+    launcher, kernel = cuda_launcher(), Kernel()
+    kernel.compiled.run = launcher
+    call = launch.Launch(kernel, (3, 2), device, 7, num_warps=4, BLOCK=8)
+    for seed in (5, 6):
+        call.again((torch.zeros(1, device=device), None, None), (seed,))
+    x = torch.ones(1, device=device)
+    launcher.seen.clear()
+    call.again((x, None, x), (9,))
+    call.again((x, None, x), (9,))
+    stream = 7 + (device.index or 0)
+    launcher(3, 2, 1, stream, "function", "packed", None, None, None, x, (None, x), 9, 7, 8)
+    ours, tritons = launcher.seen
+    assert len(tritons) == 16 or triton.__version__ < "3.7"
+    assert ours == tritons
+
+
+@pytest.mark.parametrize("changes", [{}, {"global_scratch_size": 8}, {"profile_scratch_size": 8}])
+def test_a_launcher_that_does_more_is_called_itself(changes):
+    """Scratch memory is another at each launch. Triton 3.6 has a C function for each kernel."""
+    x = torch.zeros(1)
+    found = launch.c_function(cuda_launcher(**changes), (3, 2, 1), "function", "packed", (x, (None, x), 9))
+    assert (found is None) is (bool(changes) or triton.__version__ < "3.7")
 
 
 def test_a_first_launch_is_on_the_tensors_device_and_states_fp_fusion(device):
