@@ -131,7 +131,7 @@ def and_sum_and_norm():
     run_program(
         dropout_add_norm.dropout_add_norm_backward_kernel,
         *on_y(*LAST_ROWS),
-        *(dy, z, dy, None, dx, y, None, None, None, statistics, None, None, None, None, None, None),
+        *(dy, z, dy, None, dx, y, None, None, None, statistics, None, None, None, None, None),
         *DECIDED,
         CENTERED=False,
         **FEW,
