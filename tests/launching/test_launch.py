@@ -221,7 +221,7 @@ def test_tritons_c_function_is_given_what_tritons_launcher_gives_it(device, stre
 
 
 @pytest.mark.parametrize("changes", [{}, {"global_scratch_size": 8}, {"profile_scratch_size": 8}])
-def test_a_launcher_that_does_more_is_called_itself(changes):
+def test_a_launcher_that_does_more_is_called_itself(streams, changes):
     """Scratch memory is another at each launch. Triton 3.6 has a C function for each kernel."""
     x = torch.zeros(1)
     found = launch.c_function(cuda_launcher(**changes), (3, 2, 1), "function", "packed", (x, (None, x), 9))
