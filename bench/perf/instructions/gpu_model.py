@@ -2,7 +2,7 @@
 
 Every term is the time that its part alone would take, with all multiprocessors busy from beginning to end;
 latency, the launch, and waits of one part for another are left out. Instructions are those of PTX; a GPU's
-assembler drops moves and splits divisions. Dropout has 19.9 of them an element in PTX and 17.2 in sm_90's
+assembler drops moves and splits divisions. Dropout has 19.5 of them an element in PTX and 16.9 in sm_90's
 machine code; bias, GELU and dropout 35.9 and 33.0, with SiLU 26.9 and 31.9 (`bench static`). So terms may be
 off by a fifth.
 """
