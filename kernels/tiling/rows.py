@@ -176,7 +176,7 @@ def dropout_add_norm_forward_tile(rows: Rows, dtype: torch.dtype) -> RowTile:
 
 def dropout_add_norm_backward_tile(rows: Rows, compute_dtype: torch.dtype) -> RowTile:
     held_words = hardware.TILE_WORDS_BACKWARD // hardware.words_of(compute_dtype)
-    return _at_least_a_call(_row_tile(rows, compute_dtype, held_words, 8))
+    return _at_least_a_call(_row_tile(rows, compute_dtype, held_words, 16))
 
 
 def dropout_add_norm_backward_parameters_tile() -> RowTile:
