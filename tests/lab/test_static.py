@@ -26,6 +26,7 @@ WITHOUT_CASES = {  # of ranks, and of running statistics, which no case keeps
 }
 KERNELS = {*kernels()} - WITHOUT_CASES
 VARIANTS = ("batch_norm_act", "rms_norm")  # whose kernels batch_norm and layer_norm have, too
+OF_16_BITS = {"layer_norm_backward_tiles_kernel"}
 ALONE = ("dropout_kernel", "dropout_grouped_kernel")  # which load and store nothing but elements
 
 
@@ -64,7 +65,7 @@ def merges(row):
 @pytest.mark.parametrize("dtype", ["bf16", "fp32"])
 def test_cases_reach_every_kernel(dtype):
     launched = {noted.kernel.__name__ for case in cases(dtype) for noted in static.launches(case)}
-    assert launched == KERNELS - ({"layer_norm_backward_tiles_kernel"} if dtype == "fp32" else set())
+    assert launched == KERNELS - (OF_16_BITS if dtype == "fp32" else set())
 
 
 @pytest.mark.parametrize(
@@ -78,15 +79,17 @@ def test_compiles_without_spills_and_with_16_byte_accesses(target, dtype, operat
         widest = 8 if target == "gfx942" else 16  # 64 lanes a warp to spread a small tile over
         assert row["spill_bytes"] <= (0 if PINNED else SPILL_BYTES.get(row["kernel"], 8)), row
         assert row["widest_access_bytes"] >= (8 if merges(row) else widest), row
-        # two programs of 256 threads a multiprocessor, of which AMD's has twice the registers; or one
-        programs = 1 if row["kernel"] == "layer_norm_backward_tiles_kernel" else 2
+        # two programs of 256 threads a multiprocessor, of which AMD's has twice the registers; or one, as of
+        # the rows of channels-first tensors, where more threads have more steps of sums between them
+        programs = 1 if row["kernel"] in OF_16_BITS or operation == "layer_norm_channels" else 2
         registers = (512 if target == "gfx942" else 256) // programs
         # 3.9 takes 134 of sm_100 for the sums of BatchNorm with GELU, whose programs have 128 threads
         assert row["registers"] <= registers + (0 if PINNED else 8), row
         # a row of 8192 with its copies ahead: registers leave room for one program a multiprocessor anyway
         shared = 66 if row["kernel"] == "layer_norm_backward_kernel" else 48
         assert row["shared_bytes"] <= shared * 1024, row
-        assert row["approximate_roots"] == 0, row  # which take a subnormal variance for 0
+        # approximate roots take a subnormal variance for 0; GELU's are of numbers from 1 on
+        assert row["approximate_roots"] == 0 or "gelu" in row["case"], row
         if row["kernel"] in ALONE:
             assert row["narrowest_access_bytes"] == 16, row
         # x and dy of the next tile of rows are on their way while one is computed; gfx942 has no such copies
