@@ -16,7 +16,7 @@ from .table import Step, instruction
 
 # modifiers that say how long data stays in which cache do not change results
 CACHING = "ca cg cs cv lu wb wt nc L1::evict_first L1::evict_last L1::evict_normal L1::no_allocate"
-MODIFIERS = f"global shared shared::cta param const local v2 v4 v8 weak volatile {CACHING}"
+MODIFIERS = f"global shared shared::cta param const local v2 v4 v8 weak volatile L2::cache_hint {CACHING}"
 SPACES = ("global", "shared", "param", "const", "local")
 
 

@@ -58,6 +58,12 @@ def pack(i: Instruction, operands: Operands) -> Step:
     return assign(i, operands, run, operands.sources(names, each))
 
 
+@instruction("createpolicy", modifiers="fractional L2::evict_first L2::evict_last")
+def create_policy(i: Instruction, operands: Operands) -> Step:
+    """Makes a step that sets a policy of the cache, which changes no results, to 0."""
+    return assign(i, operands, unchanged, [operands.constant(0, 8)])
+
+
 ORDER = (
     "acq_rel sc release acquire cta cluster gpu sys gl proxy async async::shared::cta launch_dependents wait"
 )
