@@ -62,7 +62,7 @@ def column_sums(
 ) -> list[Tensor | None]:
     """The wanted sums [cols] of two partial results [programs, cols] or None; None for the others."""
     sums = [
-        torch.empty(partial.shape[1], dtype=dtype, device=partial.device) if want else None
+        partial.new_empty(partial.shape[1], dtype=dtype) if want else None
         for partial, want in zip(partials, wanted)
     ]
     present = next((partial for partial in partials if partial is not None), None)

@@ -152,12 +152,13 @@ def store_statistics(statistics_ptr, mean, spread, row, row_mask):
 @triton.jit
 def load_statistics(statistics_ptr, row, row_mask, CENTERED: tl.constexpr):
     """The mean of rows, None where these are not centred, and their spread."""
+    mean = None
     if CENTERED:
-        high = tl.load(statistics_ptr + row * 3, mask=row_mask, other=0.0)
-        low = tl.load(statistics_ptr + row * 3 + 1, mask=row_mask, other=0.0)
-        return Mean(high, low), tl.load(statistics_ptr + row * 3 + 2, mask=row_mask, other=0.0)
-    else:
-        return None, tl.load(statistics_ptr + row, mask=row_mask, other=0.0)
+        row *= 3
+        high = tl.load(statistics_ptr + row, mask=row_mask, other=0.0)
+        mean = Mean(high, tl.load(statistics_ptr + row + 1, mask=row_mask, other=0.0))
+        row += 2
+    return mean, tl.load(statistics_ptr + row, mask=row_mask, other=0.0)
 
 
 @triton.jit

@@ -84,7 +84,7 @@ def backward_launches(
         sums = layer_norm.sums_launch(rows, dtype, centered, device)
         tile = tiling.rows.dropout_add_norm_backward_parameters_tile()
     col_blocks, tiles = triton.cdiv(cols, tile.cols), rows.tiles(tile)
-    programs = tiling.partials.dropout_add_norm_programs(tile, tiles, col_blocks, device)
+    programs = tiling.partials.row_programs(tile, tiles, col_blocks, device)
     main = launch.Launch(
         dropout_add_norm_backward_kernel,
         (col_blocks, programs),
@@ -126,10 +126,10 @@ def dropout_add_norm_forward(
             z, weight, bias, normalized_shape, eps, out_dtype, save_statistics, centered
         )
         return y, z if save_z else None, statistics
-    main, *size, compute_dtype = kept
+    main, rows, numbers, compute_dtype = kept
     y = torch.empty_like(x, dtype=out_dtype)
     z = torch.empty_like(x, dtype=z_dtype) if save_z else None
-    statistics = torch.empty(size, dtype=compute_dtype, device=x.device) if save_statistics else None
+    statistics = x.new_empty(rows, numbers, dtype=compute_dtype) if save_statistics else None
     seed_ptr, seed = seed_arguments(seed, x.device)
     launch.launch(main, x, residual, z, y, statistics, *parameters, seed_ptr, numbers=(seed,))
     return y, z, statistics
@@ -165,7 +165,7 @@ def dropout_add_norm_backward(
     dx = torch.empty_like(z, dtype=dx_dtype) if want_dx else None
     dresidual = torch.empty_like(z, dtype=dresidual_dtype) if want_dresidual else None
     partials = [
-        torch.empty((programs, cols), dtype=statistics.dtype, device=z.device) if want else None
+        statistics.new_empty(programs, cols) if want else None
         for want in (*want_parameters, want_dlayer_scale)
     ]
     of_rows = statistics, *layer_norm.row_sums(sums, dy, z, scales[0], statistics, centered)

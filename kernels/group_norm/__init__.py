@@ -43,8 +43,7 @@ def group_norm_forward(
     y = torch.empty_like(x, dtype=out_dtype, memory_format=torch.contiguous_format)
     statistics = None
     if save_statistics:
-        size = x.shape[0], groups, 3
-        statistics = torch.empty(size, dtype=dtypes.compute_dtype(x.dtype), device=x.device)
+        statistics = x.new_empty(x.shape[0], groups, 3, dtype=dtypes.compute_dtype(x.dtype))
     of_tile = tile.forward_launch(x.shape, groups, x.dtype, eps, x.device)
     if of_tile is not None:
         launch.launch(of_tile, x, y, weight, bias, statistics)
@@ -70,10 +69,7 @@ def group_norm_backward(
     dx = torch.empty_like(x, memory_format=torch.contiguous_format) if want_dx else None
     of_tile = tile.backward_launch(x.shape, groups, x.dtype, eps, device)
     partials = samples if of_tile is None else of_tile.grid[1]  # splits leave one for each sample
-    sums = [
-        torch.empty((partials, channels), dtype=statistics.dtype, device=device) if want else None
-        for want in want_parameters
-    ]
+    sums = [statistics.new_empty(partials, channels) if want else None for want in want_parameters]
     if of_tile is not None:
         launch.launch(of_tile, dy, x, dx, weight, statistics, *sums)
     else:

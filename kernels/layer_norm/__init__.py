@@ -13,7 +13,8 @@ each row, in one tensor `statistics`, are both parts of its mean and rstd, or rs
 
 Rows that a program can hold are read once: several in a tile or one in a tile (`tile`), or one in several
 tiles (`tiles`). Wider rows are read twice, in chunks (`chunks`): in the backward by a launch that finds c1
-and c2, and by one over blocks of columns. Sums over rows are one a program, added up by `column_sums`.
+and c2, and by one over blocks of columns. The backward holds rows of 16 bits that one tile could hold in
+float32, a few at a time (`held`). Sums over rows are one a program, added up by `column_sums`.
 """
 
 import math
@@ -30,9 +31,10 @@ from normreg.kernels.layer_norm.chunks import (
     layer_norm_backward_sums_kernel,
     layer_norm_forward_chunks_kernel,
 )
+from normreg.kernels.layer_norm.held import layer_norm_backward_held_kernel
 from normreg.kernels.layer_norm.tile import layer_norm_backward_kernel, layer_norm_forward_kernel
 from normreg.kernels.layer_norm.tiles import layer_norm_backward_tiles_kernel, layer_norm_forward_tiles_kernel
-from normreg.kernels.tiling.rows import Rows
+from normreg.kernels.tiling.rows import Rows, RowTile
 
 
 class Forward(NamedTuple):
@@ -89,11 +91,11 @@ def layer_norm_forward(
     weight = None if weight is None else weight.contiguous()
     bias = None if bias is None else bias.contiguous()
     cols = math.prod(normalized_shape)
-    main, *size, compute_dtype = forward_launch(
+    main, rows, numbers, compute_dtype = forward_launch(
         x.shape, cols, x.dtype, eps, centered, channels_first, x.device
     )
     y = torch.empty_like(x, dtype=out_dtype, memory_format=torch.contiguous_format)
-    statistics = torch.empty(size, dtype=compute_dtype, device=x.device) if save_statistics else None
+    statistics = x.new_empty(rows, numbers, dtype=compute_dtype) if save_statistics else None
     launch.launch(main, x, y, statistics, weight, bias)
     return y, statistics
 
@@ -115,6 +117,8 @@ def backward_launches(
     device: torch.device,
 ) -> Backward:
     rows, dtype = Rows.of(shape, cols, channels_first), max(x_dtype, dy_dtype, key=lambda d: d.itemsize)
+    if (tile := tiling.rows.layer_norm_backward_held_tile(rows, dtype)) is not None:
+        return held_launch(rows, tile, centered, device)
     tile = tiling.rows.layer_norm_backward_tile(rows, dtype, centered)
     kernel, sums, col_blocks = layer_norm_backward_tiles_kernel, None, 1
     sizes, constants = rows.in_vectors(), dict(CENTERED=centered)
@@ -126,10 +130,25 @@ def backward_launches(
             col_blocks = triton.cdiv(rows.cols, tile.cols)
         sizes = (*sizes, rows.tiles(tile))
         constants.update(CHANNELS_FIRST=channels_first, IN_BLOCKS=col_blocks > 1)
-    programs = tiling.rows.layer_norm_backward_programs(tile, rows.tiles(tile), col_blocks, device)
+    programs = tiling.partials.row_programs(tile, rows.tiles(tile), col_blocks, device)
     grid = (col_blocks, programs)
     main = launch.Launch(kernel, grid, device, *sizes, **constants, **rows.constants(tile))
     return Backward(sums, main, programs)
+
+
+def held_launch(rows: Rows, tile: RowTile, centered: bool, device: torch.device) -> Backward:
+    rows_at_once, programs = tiling.partials.held_rows(rows.rows, tile, device)
+    main = launch.Launch(
+        layer_norm_backward_held_kernel,
+        (1, programs),
+        device,
+        *rows.in_vectors(),
+        rows_at_once,
+        CENTERED=centered,
+        WHOLE=tile.tiles * tile.cols == rows.cols,
+        **rows.constants(tile),
+    )
+    return Backward(None, main, programs)
 
 
 @launch.kept
@@ -184,10 +203,7 @@ def layer_norm_backward(
     )
     dx = torch.empty_like(x, memory_format=torch.contiguous_format) if want_dx else None
     c1, c2 = row_sums(sums if want_dx else None, dy, x, weight, statistics, centered)
-    partials = [
-        torch.empty((programs, cols), dtype=statistics.dtype, device=x.device) if want else None
-        for want in want_parameters
-    ]
+    partials = [statistics.new_empty(programs, cols) if want else None for want in want_parameters]
     launch.launch(main, dy, x, dx, weight, statistics, c1, c2, *partials)
     dweight, dbias = column_sums(partials, want_parameters, parameter_dtype)
     if len(normalized_shape) > 1:

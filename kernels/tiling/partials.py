@@ -32,9 +32,24 @@ def elements_programs(tiles: int, col_blocks: int, device: torch.device) -> int:
     return programs(tiles, col_blocks, 4, 8, device)
 
 
-def dropout_add_norm_programs(tile: RowTile, tiles: int, col_blocks: int, device: torch.device) -> int:
-    """Programs that add up rows: 128 registers a thread leave room for 16 warps a multiprocessor."""
-    return programs(tiles, col_blocks, min(4, max(1, 16 // tile.num_warps)), 8, device)
+def row_programs(tile: RowTile, tiles: int, col_blocks: int, device: torch.device) -> int:
+    """Programs that add up rows of a tile: as many as run at a time, four a multiprocessor at most.
+
+    Up to 16 elements a thread take 128 registers and leave room for 16 warps a multiprocessor, more for 8. A
+    partial sum is 8 bytes written and 8 read for every 6 x 8 x tile.rows bytes of eight tiles.
+    """
+    warps = 16 if tile.tiles * tile.rows * tile.cols <= 16 * 32 * tile.num_warps else 8
+    return programs(tiles, col_blocks, min(4, max(1, warps // tile.num_warps)), 8, device)
+
+
+def held_rows(rows: int, tile: RowTile, device: torch.device) -> tuple[int, int]:
+    """Rows that a program takes at once, at most a tile's, and programs: one a multiprocessor.
+
+    Rows of which there are few are shared out evenly, so that all multiprocessors have some.
+    """
+    multiprocessors = hardware.multiprocessors(device)
+    at_once = min(tile.rows, triton.cdiv(rows, multiprocessors))
+    return at_once, min(multiprocessors, triton.cdiv(rows, at_once))
 
 
 COLUMN_SUMS_WORDS = 2048  # 4 warps x 16

@@ -161,6 +161,24 @@ def layer_norm_backward_tile(rows: Rows, dtype: torch.dtype, centered: bool = Tr
     return tile
 
 
+def layer_norm_backward_held_tile(rows: Rows, dtype: torch.dtype) -> RowTile | None:
+    """Rows of 16 bits side by side over all warps of a program, in two tiles, or three where these fit more
+    closely; None where rows are not so long that they are one in a tile, or too long.
+
+    Two tiles are 16 elements a thread: two column sums, x_hat, wdy and the weight are 80 of 128 registers at
+    16 warps. Three are 120, of 255 at 8 warps. Either way a multiprocessor runs one program.
+    """
+    block_cols = triton.next_power_of_2(rows.cols)
+    of_one = hardware.WARP_TILE <= block_cols <= hardware.TILE_WORDS_BACKWARD
+    if rows.channels_first or dtype.itemsize != 2 or not of_one or not _at_16_bytes(rows, dtype):
+        return None
+    tiles, num_warps = (3, 8) if rows.cols <= block_cols // 4 * 3 else (2, 16)
+    cols = block_cols // (2 if tiles == 2 else 4)
+    block_rows = num_warps * 32 * THREAD_COLS // cols * hardware.tile_scale()
+    packed = tiles == 2 and tiles * cols != rows.cols  # the weight: masks take registers, too
+    return RowTile(block_rows, cols, num_warps, tiles, packed, _backward_stages(rows, dtype))
+
+
 def _backward_stages(rows: Rows, dtype: torch.dtype) -> int:
     # The second of 2 stages would only wait for the copy that ends the first. 3 stages of 16 bits take 128
     # registers, all there are for 16 warps, and 65 KiB of shared memory at most; of float32 they take 153 or
@@ -193,15 +211,3 @@ def layer_norm_backward_parameters_tile(rows: Rows, dtype: torch.dtype) -> RowTi
     if rows.channels_first:
         return RowTile(64, 32, 4)
     return RowTile(16, 128, 4, stages=_backward_stages(rows, dtype))
-
-
-def layer_norm_backward_programs(tile: RowTile, tiles: int, col_blocks: int, device: torch.device) -> int:
-    """Programs that add up rows: as many as run at a time, four a multiprocessor at most, and at least eight
-    tiles for each.
-
-    128 registers a thread leave room for 16 warps a multiprocessor, 255 for 8. A partial sum is 8 bytes
-    written and 8 read for every 6 x 8 x tile.rows bytes of the tiles.
-    """
-    warps = 8 if tile.tiles > 1 else 16
-    at_a_time = min(4, max(1, warps // tile.num_warps)) * hardware.multiprocessors(device)
-    return max(1, min(triton.cdiv(at_a_time, col_blocks), triton.cdiv(tiles, 8)))

@@ -66,7 +66,7 @@ def test_rows_beside_a_tile(norm, device, guarded_memory, rows):
 
 @pytest.mark.some(4)
 @pytest.mark.parametrize(("cols", "dtype", "kernels"), [
-    (5120, torch.bfloat16, ("forward_tiles", "backward")),
+    (5120, torch.bfloat16, ("forward_tiles", "backward_held")),
     (16384, torch.float32, ("forward_tiles", "backward_sums", "backward")),
     (16384, torch.float16, ("forward_tiles", "backward_tiles")),
     (65536, torch.bfloat16, ("forward_tiles", "backward_sums", "backward")),
@@ -78,6 +78,28 @@ def test_rows_beside_a_tile(norm, device, guarded_memory, rows):
 def test_wide_rows(norm, device, launches, cols, dtype, kernels):
     assert_agrees(*norm.functions((cols,)), norm.inputs((1, cols), (cols,), dtype, device))
     assert launches == [*(f"layer_norm_{kernel}_kernel" for kernel in kernels), "column_sums_kernel"]
+
+
+@pytest.mark.some(6)
+@pytest.mark.parametrize(("rows", "cols", "dtype"), [
+    (3, 768, torch.bfloat16), (37, 1024, torch.bfloat16), (23, 1160, torch.float16),
+    (9, 3840, torch.bfloat16), (9, 4096, torch.float16), (5, 5120, torch.bfloat16), (3, 8192, torch.bfloat16),
+], ids=str)  # fmt: skip
+@like_layer_norm
+def test_rows_held_by_the_backward(norm, device, launches, rows, cols, dtype):
+    """In two tiles and in three, all of their columns or not; all rows of the last step or not."""
+    assert_agrees(*norm.functions((cols,)), norm.inputs((rows, cols), (cols,), dtype, device))
+    assert launches[-2:] == ["layer_norm_backward_held_kernel", "column_sums_kernel"]
+
+
+@pytest.mark.parametrize(("norm", "wanted"), [*subsets_of_inputs(first=0, least=1)])
+def test_gradient_of_any_subset_of_held_rows(norm, device, wanted, monkeypatch):
+    """Of rows of which four programs take three at once at most, though a tile has eight."""
+    monkeypatch.setattr(tiling.hardware, "multiprocessors", lambda device: 4)
+    inputs = norm.inputs((9, 776), (776,), torch.bfloat16, device)
+    for t, want in zip(inputs, wanted, strict=True):
+        t.requires_grad_(want)
+    assert_agrees(*norm.functions((776,)), inputs)
 
 
 @pytest.mark.parametrize("cols", [24, IN_TILES, WIDE])
@@ -185,7 +207,7 @@ def test_many_partial_sums(norm, device, monkeypatch):
     monkeypatch.setattr(tiling.hardware, "multiprocessors", lambda device: 64)
     rows = 16 * 8 * 33
     tile = tiling.rows.layer_norm_backward_tile(Rows(1, rows, 64, False), torch.float32)
-    programs = tiling.rows.layer_norm_backward_programs(tile, -(-rows // tile.rows), 1, device)
+    programs = tiling.partials.row_programs(tile, -(-rows // tile.rows), 1, device)
     monkeypatch.setattr(tiling.partials, "COLUMN_SUMS_WORDS", 256)
     assert programs > tiling.partials.column_sums_tile(64, device).rows
     assert_agrees(*norm.functions((64,)), norm.inputs((rows, 64), (64,), torch.float32, device))

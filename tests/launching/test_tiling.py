@@ -64,6 +64,32 @@ def test_tiles_of_the_backward(dtype, cols, centered, tiles):
         assert (tiles - 1) * tile.cols < cols
 
 
+@pytest.mark.parametrize(("dtype", "cols", "tile"), [
+    (BF16, 512, None), (BF16, 520, (8, 256, 3)), (BF16, 768, (8, 256, 3)), (FP16, 1024, (8, 512, 2)),
+    (BF16, 4096, (2, 2048, 2)), (BF16, 5120, (1, 2048, 3)), (BF16, 6144, (1, 2048, 3)),
+    (BF16, 6152, (1, 4096, 2)), (FP16, 8192, (1, 4096, 2)), (BF16, 8200, None), (BF16, 4100, None),
+    (FP32, 4096, None),
+])  # fmt: skip
+def test_tiles_that_the_backward_holds(dtype, cols, tile):
+    """A thread has 8 elements of a row in each of two or three tiles, and none of these is empty."""
+    found = tiling.rows.layer_norm_backward_held_tile(Rows(1, 7, cols, channels_first=False), dtype)
+    assert (found and (found.rows, found.cols, found.tiles)) == tile
+    if found is not None:
+        assert found.rows * found.cols == 8 * 32 * found.num_warps
+        assert (found.tiles - 1) * found.cols < cols <= found.tiles * found.cols
+
+
+@pytest.mark.parametrize(("rows", "cols", "dtype", "programs"), [
+    (64, 4096, BF16, 64), (131, 4096, BF16, 131), (264, 4096, BF16, 132), (512, 1024, BF16, 128),
+    (16384, 4096, BF16, 132), (64, 4096, FP32, 64), (264, 4096, FP32, 132), (16384, 4096, FP32, 264),
+])  # fmt: skip
+def test_few_rows_are_shared_out(rows, cols, dtype, programs, device, monkeypatch):
+    monkeypatch.setattr(tiling.hardware, "multiprocessors", lambda device: 132)
+    shape = torch.Size((rows, cols))
+    launches = layer_norm.backward_launches(shape, cols, dtype, dtype, True, False, device)
+    assert launches.programs == programs
+
+
 @pytest.mark.parametrize(
     ("dtype", "cols", "stages"),
     [

@@ -11,6 +11,7 @@ from programs.far import COLS, LAST_TILE, ROWS, check, on_y, reserved, run_progr
 
 TILE = dict(CHANNELS_FIRST=False, TILE=RowTile(4, COLS, 4, vector=8, stages=3))
 CHUNKS = dict(CHANNELS_FIRST=False, TILE=RowTile(1, COLS, 4, vector=8, stages=3))
+HELD = dict(TILE=RowTile(4, COLS // 2, 4, 2, packed=True, vector=8, stages=3))
 TILES = dict(TILE=RowTile(1, COLS // 4, 4, tiles=4, packed=True, vector=8))
 SIZES = ROWS, COLS // 8
 LAST_ROW = (ROWS - 1, 0, 0), (ROWS, 1, 1)
@@ -97,6 +98,23 @@ def backward_tiles(centered):
         CENTERED=centered,
     )
     check(case.y[-1], dx[-1])
+
+
+def backward_held(centered):
+    case = last_rows(centered)
+    dy, dx = gradients(case)
+    run_program(
+        layer_norm.layer_norm_backward_held_kernel,
+        (0, LAST_TILE, 0),
+        (1, ROWS // 4, 1),
+        *(dy, *case.backward, None, None, None, None),
+        *SIZES,
+        4,
+        **HELD,
+        CENTERED=centered,
+        WHOLE=False,
+    )
+    check(case.y[-4:], dx)
 
 
 def backward_of_wide_rows(centered):
@@ -217,6 +235,7 @@ OF_BOTH_NORMS = (
     forward_tiles,
     backward,
     backward_tiles,
+    backward_held,
     backward_of_wide_rows,
 )
 CASES = {
