@@ -15,7 +15,9 @@ LARGEST_ELEMENT = 8
 
 
 @instruction(
-    "cp", modifiers="async ca cg shared shared::cta global commit_group wait_group L2::64B L2::128B L2::256B"
+    "cp",
+    modifiers="async ca cg shared shared::cta global commit_group wait_group "
+    "L2::64B L2::128B L2::256B L2::cache_hint",
 )
 def copy(i: Instruction, operands: Operands) -> Step:
     if i.opcode == "cp.async.commit_group":
@@ -30,10 +32,11 @@ def copy(i: Instruction, operands: Operands) -> Step:
 
 def issue(i: Instruction, operands: Operands) -> Step:
     """Makes a step that starts copies: it reads global memory now and writes shared memory at the wait."""
+    hinted = "L2::cache_hint" in i.parts  # then the last operand is a policy, which changes no results
     to, to_offset = base_of(i.operands[0], operands, 4)
     of, of_offset = base_of(i.operands[1], operands, 8)
     size = int(i.operands[2], 0)
-    given = operands.operand(i.operands[3] if len(i.operands) > 3 else str(size), 4)
+    given = operands.operand(i.operands[3] if len(i.operands) > 3 + hinted else str(size), 4)
     guard, negated = operands.guard(i), np.bool_(i.negated)
     element = min(LARGEST_ELEMENT, size)
     load, store = (Access(element, size // element, writes, i) for writes in (False, True))
