@@ -150,15 +150,18 @@ def store_statistics(statistics_ptr, mean, spread, row, row_mask):
 
 
 @triton.jit
-def load_statistics(statistics_ptr, row, row_mask, CENTERED: tl.constexpr):
-    """The mean of rows, None where these are not centred, and their spread."""
-    mean = None
+def load_mean(statistics_ptr, row, row_mask):
+    """The mean of rows that are centred."""
+    high = tl.load(statistics_ptr + row * 3, mask=row_mask, other=0.0)
+    return Mean(high, tl.load(statistics_ptr + row * 3 + 1, mask=row_mask, other=0.0))
+
+
+@triton.jit
+def load_spread(statistics_ptr, row, row_mask, CENTERED: tl.constexpr = True):
+    """The spread of rows."""
     if CENTERED:
-        row *= 3
-        high = tl.load(statistics_ptr + row, mask=row_mask, other=0.0)
-        mean = Mean(high, tl.load(statistics_ptr + row + 1, mask=row_mask, other=0.0))
-        row += 2
-    return mean, tl.load(statistics_ptr + row, mask=row_mask, other=0.0)
+        row = row * 3 + 2
+    return tl.load(statistics_ptr + row, mask=row_mask, other=0.0)
 
 
 @triton.jit

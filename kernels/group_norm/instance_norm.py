@@ -14,7 +14,7 @@ import triton.language as tl
 
 from normreg.kernels import launch, tiling
 from normreg.kernels.device.per_channel import update_running
-from normreg.kernels.device.rows import load_statistics
+from normreg.kernels.device.rows import load_mean, load_spread
 
 
 @triton.jit(do_not_specialize=["samples", "channels", "spatial"])
@@ -37,9 +37,8 @@ def instance_norm_running_kernel(
     for first in range(0, samples, SAMPLES):
         sample = first + tl.arange(0, SAMPLES).to(tl.int64)[:, None]
         mask = (sample < samples) & channel_mask[None, :]
-        of_sample, var_of_sample = load_statistics(
-            statistics_ptr, sample * channels + channel[None, :], mask, True
-        )
+        of_sample = load_mean(statistics_ptr, sample * channels + channel[None, :], mask)
+        var_of_sample = load_spread(statistics_ptr, sample * channels + channel[None, :], mask)
         mean += of_sample.high.to(tl.float64) + of_sample.low.to(tl.float64)
         var += var_of_sample.to(tl.float64)
 

@@ -30,7 +30,7 @@ from normreg.kernels.device.per_channel import (
     store_partial,
     sum_partials,
 )
-from normreg.kernels.device.rows import less_mean, load_statistics, store_statistics
+from normreg.kernels.device.rows import less_mean, load_mean, load_spread, store_statistics
 from normreg.kernels.device.statistics import Mean, compute_dtype, rstd_of
 from normreg.kernels.memory_format import channel_values
 from normreg.kernels.partition import Partition, in_splits
@@ -111,7 +111,8 @@ def group_norm_backward_sums_kernel(
     program = program_channels(samples, rows, spatial, TILE)
     row, row_mask = program.channel, program.mask
     rows = program.channels
-    mean, var = load_statistics(statistics_ptr, row // group_channels, row_mask, True)
+    mean = load_mean(statistics_ptr, row // group_channels, row_mask)
+    var = load_spread(statistics_ptr, row // group_channels, row_mask)
     dbias = tl.zeros([ROWS, POSITIONS], DTYPE)
     dweight = tl.zeros([ROWS, POSITIONS], DTYPE)
     first_tile, last_tile = program_tiles(tiles, tiles_per_split)
@@ -185,7 +186,8 @@ def group_norm_backward_input_kernel(
     DTYPE: tl.constexpr = compute_dtype(elements.x.dtype.element_ty)
     program = program_channels(samples, rows, spatial, TILE)
     row, row_mask = program.channel, program.mask
-    mean, var = load_statistics(per_group.statistics, row // group_channels, row_mask, True)
+    mean = load_mean(per_group.statistics, row // group_channels, row_mask)
+    var = load_spread(per_group.statistics, row // group_channels, row_mask)
     rstd = rstd_of(var, eps)[:, None]
     weight = load_channels(weight_ptr, row % channels, row_mask, 1.0).to(DTYPE)[:, None]
     c1 = tl.load(per_group.c1 + row // group_channels, mask=row_mask, other=0.0)[:, None] * rstd

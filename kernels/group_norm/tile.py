@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 
 from normreg.kernels import dtypes, launch, tiling
-from normreg.kernels.device.rows import load_statistics, store_statistics
+from normreg.kernels.device.rows import load_mean, load_spread, store_statistics
 from normreg.kernels.device.statistics import (
     Mean,
     compute_dtype,
@@ -156,7 +156,8 @@ def group_norm_backward_kernel(
     for tile in range(program, tl.cdiv(samples, SAMPLES), tl.num_programs(1)):
         first_sample = tile * SAMPLES
         at = tile_access(first_sample, first_group, sample, group, samples, groups, channels, spatial, TILE)
-        mean, var = load_statistics(statistics_ptr, at.first_row + at.row, at.row_mask, True)
+        mean = load_mean(statistics_ptr, at.first_row + at.row, at.row_mask)
+        var = load_spread(statistics_ptr, at.first_row + at.row, at.row_mask)
         rstd = tl.where(at.row_mask, rstd_of(var, eps), 0.0)
         x = tl.load(x_ptr + at.base + at.offsets, mask=at.mask, other=0.0).to(DTYPE)
         deviation = x - mean.high[:, None, None] - mean.low[:, None, None]

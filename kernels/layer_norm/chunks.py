@@ -12,8 +12,9 @@ from normreg.kernels.device.rows import (
     Statistics,
     less_mean,
     load,
+    load_mean,
     load_parameter,
-    load_statistics,
+    load_spread,
     load_x_hat,
     row_strides,
     row_tile,
@@ -109,7 +110,10 @@ def layer_norm_backward_sums_kernel(
     row_mask = row < left
     dy_ptr += base + row[:, None] * stride_row
     x_ptr += base + row[:, None] * stride_row
-    mean, rstd = load_statistics(statistics.saved, first_row + row, row_mask, CENTERED)
+    mean = None
+    if CENTERED:
+        mean = load_mean(statistics.saved, first_row + row, row_mask)
+    rstd = load_spread(statistics.saved, first_row + row, row_mask, CENTERED)
 
     x_hat_wdy = tl.zeros([BLOCK_ROWS, BLOCK_COLS], COMPUTE_DTYPE)
     wdys = tl.zeros([BLOCK_ROWS, BLOCK_COLS], COMPUTE_DTYPE)

@@ -8,7 +8,7 @@ thread has 8 elements of one row, and adds up those of all tiles before it excha
 import triton
 import triton.language as tl
 
-from normreg.kernels.device.rows import Parameters, Statistics, load_statistics
+from normreg.kernels.device.rows import Parameters, Statistics, load_mean, load_spread
 from normreg.kernels.device.statistics import compute_dtype, divide, two_sums
 
 
@@ -115,7 +115,10 @@ def layer_norm_backward_held_kernel(
         first_row = tl.full([], 1, tl.int64) * first_row
         row_mask = row < tl.minimum(rows - first_row, rows_at_once)
         base = first_row * cols
-        mean, rstd = load_statistics(statistics.saved, first_row + row, row_mask, CENTERED)
+        mean = None
+        if CENTERED:
+            mean = load_mean(statistics.saved, first_row + row, row_mask)
+        rstd = load_spread(statistics.saved, first_row + row, row_mask, CENTERED)
         rstd = rstd[:, None, None]
         row_mask = row_mask[:, None, None]
         x = ()

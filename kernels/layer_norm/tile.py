@@ -12,8 +12,9 @@ from normreg.kernels.device.rows import (
     Statistics,
     gradient_of_x,
     load,
+    load_mean,
     load_parameter,
-    load_statistics,
+    load_spread,
     load_x_hat,
     row_strides,
     row_tile,
@@ -89,7 +90,10 @@ def layer_norm_backward_kernel(
         row_mask = row < left
         mask = row_mask[:, None] & (col < cols)[None, :]
         offsets = base + row[:, None] * stride_row + col[None, :] * stride_col
-        mean, rstd = load_statistics(statistics.saved, first_row + row, row_mask, CENTERED)
+        mean = None
+        if CENTERED:
+            mean = load_mean(statistics.saved, first_row + row, row_mask)
+        rstd = load_spread(statistics.saved, first_row + row, row_mask, CENTERED)
         x_hat = load_x_hat(x_ptr, offsets, mask, mean, rstd, COMPUTE_DTYPE)
         dy = load(dy_ptr, offsets, mask, COMPUTE_DTYPE)
 

@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from normreg.kernels.device.rows import Parameters, Results, Statistics, load_statistics
+from normreg.kernels.device.rows import Parameters, Results, Statistics, load_mean, load_spread
 from normreg.kernels.device.statistics import compute_dtype, divide
 from normreg.kernels.device.tiles import (
     converted,
@@ -65,7 +65,10 @@ def layer_norm_backward_tiles_kernel(
         base = cols.to(tl.int64) * row
         x = load_tiles(x_ptr + base, cols, TILE)
         dy = load_tiles(dy_ptr + base, cols, TILE)
-        mean, rstd = load_statistics(statistics.saved, row, True, CENTERED)
+        mean = None
+        if CENTERED:
+            mean = load_mean(statistics.saved, row, True)
+        rstd = load_spread(statistics.saved, row, True, CENTERED)
         if weight_ptr is not None:
             row_weight_ptr = weight_ptr + tl.minimum(row, 0) * 16  # itself, but not held beyond the row
 
