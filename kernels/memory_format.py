@@ -5,6 +5,8 @@ from typing import NamedTuple
 import torch
 from torch._prims_common import suggest_memory_format
 
+from normreg.kernels.dtypes import compute_dtype
+
 
 class Layout(NamedTuple):
     """How a tensor that `dense` returned lies in memory: one that is channels-last as one sample."""
@@ -54,6 +56,11 @@ def flags_of(bits: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     return flags.view(x.shape)
 
 
-def channel_values(x: torch.Tensor, *leading: int) -> torch.Tensor:
-    """An empty float64 for each channel of x, and for each index of the leading dimensions."""
-    return torch.empty((*leading, x.shape[1]), dtype=torch.float64, device=x.device)
+def channel_values(x: torch.Tensor) -> torch.Tensor:
+    """An empty float64 for each channel of x."""
+    return torch.empty(x.shape[1], dtype=torch.float64, device=x.device)
+
+
+def partial_values(x: torch.Tensor, kinds: int, splits: int) -> torch.Tensor:
+    """Empty partial results of the splits of each channel of x, in the dtype of arithmetic."""
+    return torch.empty((kinds, splits, x.shape[1]), dtype=compute_dtype(x.dtype), device=x.device)

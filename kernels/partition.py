@@ -79,8 +79,8 @@ def in_tiles(x: torch.Tensor, choose: Callable[..., ChannelTile | None], *detail
 @launch.kept
 def _in_splits(shape, contiguous, device, split):
     x = layout(shape, contiguous)
-    samples, channels, spatial, channels_last = x
-    tile = tiling.channels.batch_norm_split_tile(channels, spatial, channels_last)
+    samples, channels, spatial, _ = x
+    tile = tiling.channels.batch_norm_split_tile(*x)
     tiles = triton.cdiv(samples, tile.samples) * triton.cdiv(spatial, tile.spatial)
     channel_blocks = triton.cdiv(channels, tile.channels)
     splits, tiles_per_split = split(tiles, tile.samples * tile.spatial, channel_blocks, device)

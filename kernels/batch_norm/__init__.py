@@ -20,9 +20,9 @@ from x once more. With a residual it also reads the residual again, which need n
 consists of lines (`device.activations`), one bit an element, which is less. In two launches, the first leaves
 dz as dresidual, and the second reads that in place of dy.
 
-Arithmetic on elements is in float32, relative to one of them. A channel's mean is float64: float32 would
-round a mean of 10^6 by a thirtieth of a standard deviation of 1, and so move every x_hat of the channel in
-the same direction.
+Arithmetic on elements is in float32. A channel's mean is the sum of two of these, saved as one float64:
+float32 would round a mean of 10^6 by a thirtieth of a standard deviation of 1, and so move every x_hat of the
+channel in the same direction.
 """
 
 from collections.abc import Sequence
@@ -44,8 +44,8 @@ from normreg.kernels.device.channels import (
     program_tiles,
 )
 from normreg.kernels.device.normalize import load_affine, normalize_tiles
-from normreg.kernels.device.per_channel import load_channels, store_channels
-from normreg.kernels.device.statistics import compute_dtype, rstd_of
+from normreg.kernels.device.per_channel import copy_channels, load_channels, load_mean, std_of
+from normreg.kernels.device.statistics import compute_dtype
 from normreg.kernels.memory_format import bits_like, channel_values, contiguous, dense, in_format_of
 from normreg.kernels.partition import in_splits, in_tiles
 
@@ -99,17 +99,16 @@ def batch_norm_inference_kernel(
     DTYPE: tl.constexpr = compute_dtype(elements.x.dtype.element_ty)
     program = program_channels(samples, channels, spatial, TILE)
     channel, channel_mask = program.channel, program.mask
-    mean = load_channels(per_channel.running_mean, channel, channel_mask)
-    var = load_channels(per_channel.running_var, channel, channel_mask)
-    rstd = rstd_of(var, eps)
+    mean = load_mean(per_channel.running_mean, channel, channel_mask, DTYPE)
+    var = load_channels(per_channel.running_var, channel, channel_mask, DTYPE)
     if per_channel.mean is not None:
         if tl.program_id(1) == 0:
-            store_channels(per_channel.mean, channel, mean, channel_mask)
-            store_channels(per_channel.var, channel, var, channel_mask)
+            copy_channels(per_channel.running_mean, per_channel.mean, channel, channel_mask)
+            copy_channels(per_channel.running_var, per_channel.var, channel, channel_mask)
 
-    affine = load_affine(per_channel, rstd, channel, channel_mask, DTYPE)
+    affine = load_affine(per_channel, mean, std_of(var, eps), channel, channel_mask, DTYPE)
     span = program_tiles(tiles, tiles_per_split)
-    normalize_tiles(elements, mean, affine, program, span, negative_slope, ACT, TILE)
+    normalize_tiles(elements, affine, program, span, negative_slope, ACT, TILE)
 
 
 def batch_norm_forward(

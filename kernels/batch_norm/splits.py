@@ -9,12 +9,12 @@ import torch
 import triton
 import triton.language as tl
 
+from normreg.kernels.device.channel_moments import merged_moments, split_moments
 from normreg.kernels.device.channels import (
     Elements,
     ElementsBackward,
     PerChannel,
     PerChannelBackward,
-    load_tile,
     program_channels,
     program_tiles,
     store_tile,
@@ -25,21 +25,22 @@ from normreg.kernels.device.per_channel import (
     average_factor,
     count_batch,
     load_channels,
-    merged_moments,
+    load_mean,
+    std_of,
     store_gradients,
     store_partial,
     store_statistics,
     sum_partials,
 )
-from normreg.kernels.device.statistics import compute_dtype, merge_moments, moments, recentred, rstd_of
-from normreg.kernels.memory_format import channel_values
+from normreg.kernels.device.statistics import compute_dtype, divide
+from normreg.kernels.memory_format import partial_values
 from normreg.kernels.partition import Partition, in_splits
 
 
 @triton.jit(do_not_specialize=["samples", "channels", "spatial", "tiles", "tiles_per_split"])
 def batch_norm_statistics_kernel(
     x_ptr,
-    partial_ptr,  # [count, mean and m2, splits, channels]
+    partial_ptr,  # [count, high, low and m2, splits, channels]
     num_batches_tracked_ptr,  # scalar or None
     samples,
     channels,
@@ -50,34 +51,21 @@ def batch_norm_statistics_kernel(
 ):
     DTYPE: tl.constexpr = compute_dtype(x_ptr.dtype.element_ty)
     program = program_channels(samples, channels, spatial, TILE)
-    channel, channel_mask = program.channel, program.mask
-    shift = load_channels(x_ptr, channel.to(tl.int64) * program.stride_channel, channel_mask).to(DTYPE)
-
-    count = tl.full([], 0.0, DTYPE)
-    mean = tl.zeros_like(shift)
-    m2 = tl.zeros_like(shift)
-    first_tile, last_tile = program_tiles(tiles, tiles_per_split)
-    for tile in range(first_tile, last_tile):
-        access = tile_access(tile, program, TILE)
-        x, mask = load_tile(x_ptr, access, DTYPE), access.mask
-        positions = access.positions.to(DTYPE)
-        if tile == first_tile:
-            shift = recentred(shift, x, mask, positions)
-        tile_mean, tile_m2 = moments(x - shift[:, None], mask, positions, 1)
-        count, mean, m2 = merge_moments(count, mean, m2, positions, tile_mean, tile_m2)
-
-    channels = program.channels
-    mean = shift.to(tl.float64) + mean.to(tl.float64)
-    store_partial(partial_ptr, 0, tl.zeros_like(mean) + count, channel, channel_mask, channels)
-    store_partial(partial_ptr, 1, mean, channel, channel_mask, channels)
-    store_partial(partial_ptr, 2, m2.to(tl.float64), channel, channel_mask, channels)
+    channel, channel_mask, channels = program.channel, program.mask, program.channels
+    count, mean, m2 = split_moments(x_ptr, program, program_tiles(tiles, tiles_per_split), DTYPE, TILE)
+    store_partial(partial_ptr, 0, tl.zeros_like(m2) + count, channel, channel_mask, channels)
+    store_partial(partial_ptr, 1, mean.high, channel, channel_mask, channels)
+    store_partial(partial_ptr, 2, mean.low, channel, channel_mask, channels)
+    store_partial(partial_ptr, 3, m2, channel, channel_mask, channels)
     count_batch(num_batches_tracked_ptr, tl.program_id(0) + tl.program_id(1))
 
 
-@triton.jit(do_not_specialize=["samples", "channels", "spatial", "tiles", "tiles_per_split", "splits"])
+@triton.jit(
+    do_not_specialize=["samples", "channels", "spatial", "tiles", "tiles_per_split", "splits", "count"]
+)
 def batch_norm_normalize_kernel(
     elements: Elements,  # x, y; residual, bits or None
-    partial_ptr,  # [count, mean and m2, splits, channels]
+    partial_ptr,  # [count, high, low and m2, splits, channels]
     per_channel: PerChannel,  # num_batches_tracked where the average is cumulative
     samples,
     channels,
@@ -85,6 +73,7 @@ def batch_norm_normalize_kernel(
     tiles,
     tiles_per_split,
     splits,
+    count,
     momentum: tl.float64,
     eps: tl.float64,
     negative_slope: tl.float64,
@@ -94,24 +83,24 @@ def batch_norm_normalize_kernel(
     DTYPE: tl.constexpr = compute_dtype(elements.x.dtype.element_ty)
     program = program_channels(samples, channels, spatial, TILE, REVERSED=True)
     channel, channel_mask = program.channel, program.mask
-    count, mean, m2 = merged_moments(
-        partial_ptr, channel, channel_mask, splits, program.channels, TILE.partials
+    mean, m2 = merged_moments(
+        partial_ptr, channel, channel_mask, splits, program.channels, count, TILE.partials
     )
-    rstd = rstd_of(m2 / count, eps)
+    std = std_of(divide(m2, count), eps)
     if tl.program_id(1) == 0:
         factor = average_factor(momentum, per_channel.num_batches_tracked)
         store_statistics(per_channel, mean, m2, count, factor, channel, channel_mask)
 
-    affine = load_affine(per_channel, rstd, channel, channel_mask, DTYPE)
+    affine = load_affine(per_channel, mean, std, channel, channel_mask, DTYPE)
     span = program_tiles(tiles, tiles_per_split, REVERSED=True)
-    normalize_tiles(elements, mean, affine, program, span, negative_slope, ACT, TILE)
+    normalize_tiles(elements, affine, program, span, negative_slope, ACT, TILE)
 
 
 @triton.jit(do_not_specialize=["samples", "channels", "spatial", "tiles", "tiles_per_split"])
 def batch_norm_backward_sums_kernel(
     elements: ElementsBackward,  # dx in inference, where it needs no sums
     per_channel: PerChannelBackward,  # mean, var; weight, bias or None
-    partial_ptr,  # [dbias and dweight / rstd, splits, channels] or None
+    partial_ptr,  # [dbias and dweight std, splits, channels] or None
     samples,
     channels,
     spatial,
@@ -127,16 +116,16 @@ def batch_norm_backward_sums_kernel(
     POSITIONS: tl.constexpr = TILE.samples * TILE.spatial
     program = program_channels(samples, channels, spatial, TILE)
     channel, channel_mask = program.channel, program.mask
-    mean = load_channels(per_channel.mean, channel, channel_mask)
-    rstd = rstd_of(load_channels(per_channel.var, channel, channel_mask), eps)
-    affine = load_affine(per_channel, rstd, channel, channel_mask, DTYPE)
+    mean = load_mean(per_channel.mean, channel, channel_mask, DTYPE)
+    std = std_of(load_channels(per_channel.var, channel, channel_mask, DTYPE), eps)
+    affine = load_affine(per_channel, mean, std, channel, channel_mask, DTYPE)
 
     dbias = tl.zeros([CHANNELS, POSITIONS], DTYPE)
     dweight = tl.zeros([CHANNELS, POSITIONS], DTYPE)
     first_tile, last_tile = program_tiles(tiles, tiles_per_split)
     for tile in range(first_tile, last_tile):
         access = tile_access(tile, program, TILE)
-        dz, deviation = load_dz(elements, mean, affine, access, program, negative_slope, ACT, TILE)
+        dz, deviation = load_dz(elements, affine, access, program, negative_slope, ACT, TILE)
         dbias += dz
         dweight += dz * deviation
         if elements.dresidual is not None:
@@ -145,9 +134,10 @@ def batch_norm_backward_sums_kernel(
             store_tile(elements.dx, access, dz * affine.scale)
 
     if partial_ptr is not None:
-        channels = program.channels
-        store_partial(partial_ptr, 0, tl.sum(dbias, 1).to(tl.float64), channel, channel_mask, channels)
-        store_partial(partial_ptr, 1, tl.sum(dweight, 1).to(tl.float64), channel, channel_mask, channels)
+        dbias = tl.sum(dbias, 1)
+        dweight = tl.sum(dweight, 1) - mean.low * dbias
+        store_partial(partial_ptr, 0, dbias, channel, channel_mask, program.channels)
+        store_partial(partial_ptr, 1, dweight, channel, channel_mask, program.channels)
 
 
 @triton.jit(
@@ -155,7 +145,7 @@ def batch_norm_backward_sums_kernel(
 )
 def batch_norm_backward_kernel(
     elements: ElementsBackward,  # dy, x; residual, bits or None, and in training dx or None
-    partial_ptr,  # [dbias and dweight / rstd, splits, channels]
+    partial_ptr,  # [dbias and dweight std, splits, channels]
     per_channel: PerChannelBackward,  # mean, var; weight, bias, dweight, dbias or None
     samples,
     channels,
@@ -170,33 +160,32 @@ def batch_norm_backward_kernel(
     TILE: tl.constexpr,
 ):
     DTYPE: tl.constexpr = compute_dtype(elements.x.dtype.element_ty)
-    PARTIALS: tl.constexpr = TILE.partials
     program = program_channels(samples, channels, spatial, TILE, REVERSED=True)
     channel, channel_mask = program.channel, program.mask
     channels = program.channels
-    mean = load_channels(per_channel.mean, channel, channel_mask)
-    rstd = rstd_of(load_channels(per_channel.var, channel, channel_mask), eps)
-    dbias = sum_partials(partial_ptr, 0, channel, channel_mask, splits, channels, PARTIALS)
-    dweight = sum_partials(partial_ptr, 1, channel, channel_mask, splits, channels, PARTIALS) * rstd
+    mean = load_mean(per_channel.mean, channel, channel_mask, DTYPE)
+    std = std_of(load_channels(per_channel.var, channel, channel_mask, DTYPE), eps)
+    dbias, dweight = sum_partials(partial_ptr, channel, channel_mask, splits, channels, TILE.partials)
+    dweight = divide(dweight, std)
     if tl.program_id(1) == 0:
         store_gradients(per_channel, dweight, dbias, channel, channel_mask)
 
     if elements.dx is not None:
-        affine = load_affine(per_channel, rstd, channel, channel_mask, DTYPE)
-        c1, c2 = projections(dweight, dbias, rstd, count, DTYPE)
+        affine = load_affine(per_channel, mean, std, channel, channel_mask, DTYPE)
+        c1, c2 = projections(dweight, dbias, mean, std, count)
         first_tile, last_tile = program_tiles(tiles, tiles_per_split, REVERSED=True)
         for back in range(first_tile, last_tile):
             tile = first_tile + last_tile - 1 - back
             access = tile_access(tile, program, TILE)
-            dz, deviation = load_dz(elements, mean, affine, access, program, negative_slope, ACT, TILE)
+            dz, deviation = load_dz(elements, affine, access, program, negative_slope, ACT, TILE)
             store_tile(elements.dx, access, (dz - (deviation * c1 + c2)) * affine.scale)
 
 
 def statistics(
     x: torch.Tensor, partition: Partition, num_batches_tracked: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """Count, mean and m2 of each split of x; counts the batch where the count is given."""
-    partial = channel_values(x, 3, partition.splits)
+    """Count, high, low and m2 of each split of x; counts the batch where the count is given."""
+    partial = partial_values(x, 4, partition.splits)
     partition.launch(batch_norm_statistics_kernel, (x, partial, num_batches_tracked))
     return partial
 
@@ -217,7 +206,8 @@ def forward(
     else:
         per_channel = per_channel._replace(num_batches_tracked=None)
     tensors = *elements, partial, *per_channel
-    numbers = partition.splits, momentum, eps, negative_slope
+    count = elements.x.numel() // elements.x.shape[1]
+    numbers = partition.splits, count, momentum, eps, negative_slope
     partition.launch(batch_norm_normalize_kernel, tensors, *numbers, ACT=act)
 
 
@@ -272,7 +262,7 @@ def backward(
     of_sums = (per_channel.dweight, per_channel.dbias, dx if training else None)
     partial = None
     if any(tensor is not None for tensor in of_sums):
-        partial = channel_values(x, 2, partition.splits)
+        partial = partial_values(x, 2, partition.splits)
     without_dx, numbers = elements._replace(dx=None), (eps, act, negative_slope)
     first, second = (without_dx, elements) if training else (elements, without_dx)
     backward_sums(first, per_channel, partition, partial, *numbers)

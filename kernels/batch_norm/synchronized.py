@@ -24,19 +24,20 @@ import triton.language as tl
 from normreg.kernels import dtypes, tiling
 from normreg.kernels.batch_norm import Fused, normalized
 from normreg.kernels.batch_norm.splits import backward_of_sums, backward_sums, statistics
+from normreg.kernels.device.channel_moments import merged_moments
 from normreg.kernels.device.channels import ElementsBackward, PerChannel, PerChannelBackward
 from normreg.kernels.device.per_channel import (
     average_factor,
     count_batch,
     load_channels,
-    merged_moments,
+    std_of,
     store_channels,
     store_gradients,
     sum_partials,
     update_running,
 )
-from normreg.kernels.device.statistics import merge_moments, merge_partials, rstd_of
-from normreg.kernels.memory_format import channel_values, contiguous, dense, in_format_of
+from normreg.kernels.device.statistics import divide, merge_moments, merge_partials
+from normreg.kernels.memory_format import channel_values, contiguous, dense, in_format_of, partial_values
 from normreg.kernels.partition import Partition, in_splits
 
 EXTRA = 2  # numbers that a rank sends beside the 3 of each channel
@@ -50,35 +51,37 @@ def program_values(channels, BLOCK_CHANNELS: tl.constexpr):
 
 
 @triton.jit
-def store_pair(ptr, offset, distance, value, mask):
-    """A float64 as the sum of two numbers of the tensor's dtype, `distance` apart."""
-    high = value.to(ptr.dtype.element_ty)
-    low = (value - high.to(tl.float64)).to(ptr.dtype.element_ty)
-    tl.store(ptr + offset, high, mask=mask)
-    tl.store(ptr + offset + distance, low, mask=mask)
+def store_pair(ptr, count):
+    """A count as the sum of two numbers of the tensor's dtype."""
+    high = count.to(ptr.dtype.element_ty)
+    tl.store(ptr, high)
+    tl.store(ptr + 1, (count.to(tl.float64) - high.to(tl.float64)).to(ptr.dtype.element_ty))
 
 
 @triton.jit
 def load_pair(ptr, offset, distance, mask):
-    """The float64 that `store_pair` has stored."""
+    """The float64 that is the sum of two numbers of the tensor's dtype, `distance` apart."""
     high = tl.load(ptr + offset, mask=mask, other=0.0).to(tl.float64)
     return high + tl.load(ptr + offset + distance, mask=mask, other=0.0).to(tl.float64)
 
 
-@triton.jit(do_not_specialize=["splits", "channels"])
+@triton.jit(do_not_specialize=["splits", "channels", "count"])
 def sync_batch_norm_pack_kernel(
-    partial_ptr,  # [count, mean and m2, splits, channels]; an empty batch has no splits
+    partial_ptr,  # [count, high, low and m2, splits, channels]; an empty batch has no splits
     packed_ptr,  # high and low of the mean and m2, [3, channels]; high and low of the count
     num_batches_tracked_ptr,  # scalar or None
     splits,
     channels,
+    count,
     BLOCK: tl.constexpr,  # splits, channels
 ):
     channel, mask = program_values(channels, BLOCK[1])
-    count, mean, m2 = merged_moments(partial_ptr, channel, mask, splits, channels, BLOCK[0])
-    store_pair(packed_ptr, channel, channels, mean, mask)
-    tl.store(packed_ptr + 2 * channels + channel, m2.to(packed_ptr.dtype.element_ty), mask=mask)
-    store_pair(packed_ptr, 3 * channels + channel, 1, count, channel == 0)
+    at_least_one = tl.maximum(count, 1)
+    mean, m2 = merged_moments(partial_ptr, channel, mask, splits, channels, at_least_one, BLOCK[0])
+    tl.store(packed_ptr + channel, mean.high, mask=mask)
+    tl.store(packed_ptr + channels + channel, mean.low, mask=mask)
+    tl.store(packed_ptr + 2 * channels + channel, m2, mask=mask)
+    store_pair(packed_ptr + 3 * channels, count)
     count_batch(num_batches_tracked_ptr, tl.program_id(0))
 
 
@@ -120,7 +123,7 @@ def sync_batch_norm_merge_kernel(
 
 @triton.jit(do_not_specialize=["splits", "channels"])
 def sync_batch_norm_backward_pack_kernel(
-    partial_ptr,  # [dbias and dweight / rstd, splits, channels]; an empty batch has no splits
+    partial_ptr,  # [dbias and dweight std, splits, channels]; an empty batch has no splits
     per_channel: PerChannelBackward,  # var; dweight, dbias or None
     count_ptr,  # [1]
     packed_ptr,  # s1 and s2, [2, channels], or None
@@ -130,14 +133,13 @@ def sync_batch_norm_backward_pack_kernel(
     BLOCK: tl.constexpr,  # splits, channels
 ):
     channel, mask = program_values(channels, BLOCK[1])
-    dbias = sum_partials(partial_ptr, 0, channel, mask, splits, channels, BLOCK[0])
-    dweight = sum_partials(partial_ptr, 1, channel, mask, splits, channels, BLOCK[0])
+    dbias, dweight = sum_partials(partial_ptr, channel, mask, splits, channels, BLOCK[0])
     if packed_ptr is not None:
         count = tl.load(count_ptr)
-        store_channels(packed_ptr, channel, dbias / count, mask)
-        store_channels(packed_ptr + channels, channel, dweight / count, mask)
+        store_channels(packed_ptr, channel, dbias.to(tl.float64) / count, mask)
+        store_channels(packed_ptr + channels, channel, dweight.to(tl.float64) / count, mask)
     if per_channel.dweight is not None:
-        dweight *= rstd_of(load_channels(per_channel.var, channel, mask), eps)
+        dweight = divide(dweight, std_of(load_channels(per_channel.var, channel, mask, dweight.dtype), eps))
     store_gradients(per_channel, dweight, dbias, channel, mask)
 
 
@@ -156,9 +158,9 @@ def pack(x: torch.Tensor, num_batches_tracked: torch.Tensor | None) -> torch.Ten
     """What a rank sends of its batch, [3 channels + 2]; counts the batch where the count is given."""
     x = dense(x)
     packed = x.new_empty(3 * x.shape[1] + EXTRA, dtype=dtypes.compute_dtype(x.dtype))
-    partial = statistics(x, in_splits(x)) if x.numel() else channel_values(x, 3, 0)
+    partial = statistics(x, in_splits(x)) if x.numel() else partial_values(x, 4, 0)
     tensors = partial, packed, num_batches_tracked
-    _launch(sync_batch_norm_pack_kernel, x, partial.shape[1], tensors)
+    _launch(sync_batch_norm_pack_kernel, x, partial.shape[1], tensors, x.numel() // x.shape[1])
     return packed
 
 
@@ -214,10 +216,10 @@ def backward_pack(
     packed = x.new_empty((2, x.shape[1]), dtype=dtypes.compute_dtype(x.dtype)) if want_dx else None
     dweight, dbias = (x.new_empty(x.shape[1], dtype=parameter_dtype) if w else None for w in want_parameters)
     dresidual = torch.empty_like(x) if want_dresidual else None
-    partial = channel_values(x, 2, 0)
+    partial = partial_values(x, 2, 0)
     if x.numel():
         partition = in_splits(x)
-        partial = channel_values(x, 2, partition.splits)
+        partial = partial_values(x, 2, partition.splits)
         per_channel = PerChannelBackward(*contiguous(weight, bias), mean, var)
         elements = _backward_elements(dy, x, fused)._replace(dresidual=dresidual)
         numbers = eps, fused.act, fused.negative_slope

@@ -6,6 +6,7 @@ The formulas are in `batch_norm`.
 import triton
 import triton.language as tl
 
+from normreg.kernels.device.channel_moments import tile_moments
 from normreg.kernels.device.channels import (
     Elements,
     ElementsBackward,
@@ -21,10 +22,12 @@ from normreg.kernels.device.per_channel import (
     average_factor,
     count_batch,
     load_channels,
+    load_mean,
+    std_of,
     store_gradients,
     store_statistics,
 )
-from normreg.kernels.device.statistics import compute_dtype, moments, recentred, rstd_of
+from normreg.kernels.device.statistics import compute_dtype, divide
 from normreg.kernels.partition import Partition
 
 
@@ -45,16 +48,12 @@ def batch_norm_tile_kernel(
     program = program_channels(samples, channels, spatial, TILE)
     channel, channel_mask = program.channel, program.mask
     access = tile_access(0, program, TILE)
-    x, mask, positions = load_tile(elements.x, access, DTYPE), access.mask, access.positions
-    shift = load_channels(elements.x, channel.to(tl.int64) * program.stride_channel, channel_mask).to(DTYPE)
-    shift = recentred(shift, x, mask, positions.to(DTYPE))
-    mean, m2 = moments(x - shift[:, None], mask, positions.to(DTYPE), 1)
-    mean, m2 = shift.to(tl.float64) + mean.to(tl.float64), m2.to(tl.float64)
-    count = positions.to(tl.float64)
+    x, count = load_tile(elements.x, access, DTYPE), access.positions
+    mean, m2 = tile_moments(x, access.mask, count)
 
-    rstd = rstd_of(m2 / count, eps)
-    affine = load_affine(per_channel, rstd, channel, channel_mask, DTYPE)
-    store_normalized(elements, x, mean, affine, access, program, negative_slope, ACT, TILE)
+    std = std_of(divide(m2, count), eps)
+    affine = load_affine(per_channel, mean, std, channel, channel_mask, DTYPE)
+    store_normalized(elements, x, affine, access, program, negative_slope, ACT, TILE)
 
     factor = average_factor(momentum, None)
     store_statistics(per_channel, mean, m2, count, factor, channel, channel_mask)
@@ -78,21 +77,21 @@ def batch_norm_tile_backward_kernel(
     program = program_channels(samples, channels, spatial, TILE)
     channel, channel_mask = program.channel, program.mask
     access = tile_access(0, program, TILE)
-    mean = load_channels(per_channel.mean, channel, channel_mask)
-    rstd = rstd_of(load_channels(per_channel.var, channel, channel_mask), eps)
-    affine = load_affine(per_channel, rstd, channel, channel_mask, DTYPE)
-    dz, deviation = load_dz(elements, mean, affine, access, program, negative_slope, ACT, TILE)
+    mean = load_mean(per_channel.mean, channel, channel_mask, DTYPE)
+    std = std_of(load_channels(per_channel.var, channel, channel_mask, DTYPE), eps)
+    affine = load_affine(per_channel, mean, std, channel, channel_mask, DTYPE)
+    dz, deviation = load_dz(elements, affine, access, program, negative_slope, ACT, TILE)
     if elements.dresidual is not None:
         store_tile(elements.dresidual, access, dz)
 
-    dbias = tl.sum(dz, 1).to(tl.float64)
-    dweight = tl.sum(dz * deviation, 1).to(tl.float64) * rstd
+    dbias = tl.sum(dz, 1)
+    dweight = divide(tl.sum(dz * deviation, 1) - mean.low * dbias, std)
     store_gradients(per_channel, dweight, dbias, channel, channel_mask)
 
     if elements.dx is not None:
         dx = dz
         if TRAINING:
-            c1, c2 = projections(dweight, dbias, rstd, access.positions, DTYPE)
+            c1, c2 = projections(dweight, dbias, mean, std, access.positions)
             dx -= deviation * c1 + c2
         store_tile(elements.dx, access, dx * affine.scale)
 

@@ -113,10 +113,18 @@ def program_tiles(tiles, tiles_per_split, REVERSED: tl.constexpr = False):
 
 
 @triton.jit
+def is_short(tile, program, TILE: tl.constexpr):
+    """Whether a tile is the last of several of a sample, which may have few positions."""
+    tiles_per_sample = tl.cdiv(program.spatial, TILE.spatial)
+    return (tiles_per_sample > 1) & ((tile + 1) % tiles_per_sample == 0)
+
+
+@triton.jit
 def tile_access(tile, program, TILE: tl.constexpr):
     """The `Access` of the program's channels at a tile."""
     sizes = program.channels, program.spatial, program.stride_channel, program.stride_spatial
-    return block_access(tile, program, sizes, TILE.samples, TILE.channels, TILE.spatial)
+    VECTORS: tl.constexpr = (TILE.vector, 1) if TILE.channels_last else (1, TILE.vector)
+    return block_access(tile, program, sizes, TILE.samples, TILE.channels, TILE.spatial, VECTORS)
 
 
 @triton.jit
@@ -127,28 +135,31 @@ def block_access(
     BLOCK_SAMPLES: tl.constexpr,
     BLOCK_CHANNELS: tl.constexpr,
     BLOCK_SPATIAL: tl.constexpr,
+    VECTORS: tl.constexpr = (1, 1),  # channels, spatial: what the sizes are multiples of
 ):
     channels, spatial, stride_channel, stride_spatial = sizes
-    samples = program.samples
     tiles_per_sample = tl.cdiv(spatial, BLOCK_SPATIAL)
-    first_sample = (tile // tiles_per_sample).to(tl.int64) * BLOCK_SAMPLES
-    first_channel = program.block.to(tl.int64) * BLOCK_CHANNELS
-    first_spatial = (tile % tiles_per_sample).to(tl.int64) * BLOCK_SPATIAL
-    base = first_sample * channels * spatial + first_channel * stride_channel + first_spatial * stride_spatial
+    first_sample = tile // tiles_per_sample * BLOCK_SAMPLES
+    first_channel = program.block * BLOCK_CHANNELS
+    first_spatial = tile % tiles_per_sample * BLOCK_SPATIAL
+    base = first_sample.to(tl.int64) * channels * spatial
+    base += first_channel.to(tl.int64) * stride_channel + first_spatial.to(tl.int64) * stride_spatial
 
     channel = tl.arange(0, BLOCK_CHANNELS)[:, None]
     position = tl.arange(0, BLOCK_SAMPLES * BLOCK_SPATIAL)[None, :]
-    mask = first_channel + channel < channels
+    mask = channel // VECTORS[0] < (channels - first_channel) // VECTORS[0]
+    vector = position // VECTORS[1]
     offsets = channel * stride_channel
+    positions = tl.minimum(spatial - first_spatial, BLOCK_SPATIAL)
     if BLOCK_SAMPLES > 1:
         sample = position // BLOCK_SPATIAL
+        vector = vector % (BLOCK_SPATIAL // VECTORS[1])
         position = position % BLOCK_SPATIAL
-        mask &= first_sample + sample < samples
+        mask &= sample < program.samples - first_sample
         offsets += sample * channels * spatial
-    mask &= first_spatial + position < spatial
+        positions *= tl.minimum(program.samples - first_sample, BLOCK_SAMPLES)
+    mask &= vector < (spatial - first_spatial) // VECTORS[1]
     offsets += position * stride_spatial
-    positions = tl.minimum(samples - first_sample, BLOCK_SAMPLES)
-    positions *= tl.minimum(spatial - first_spatial, BLOCK_SPATIAL)
     return Access(tile, base, offsets, mask, positions)
 
 

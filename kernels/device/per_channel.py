@@ -1,22 +1,44 @@
 """Device code for what there is one of a channel: statistics, parameters, gradients, partial results.
 
-A program computes with such values in float64. A split leaves its partial results in a float64 tensor
-[kinds, splits, channels]; every program that needs them merges them in the same order.
+A program computes with such values in the dtype of its arithmetic on elements; what it saves, and running
+statistics, it computes in float64. A split leaves its partial results in a tensor [kinds, splits, channels];
+every program that needs them merges them in the same order.
 """
 
 import triton
 import triton.language as tl
 
-from normreg.kernels.device.statistics import merge_moments, merge_partials
+from normreg.kernels.device.statistics import Mean, divide
 
 
 @triton.jit
-def load_channels(ptr, offset, mask, DEFAULT: tl.constexpr = 0.0):
-    """A float64 for each channel, DEFAULT where the tensor is absent."""
+def load_channels(ptr, offset, mask, DTYPE: tl.constexpr, DEFAULT: tl.constexpr = 0.0):
+    """A value for each channel, DEFAULT where the tensor is absent."""
     if ptr is None:
-        return tl.full(offset.shape, DEFAULT, tl.float64)
+        return tl.full(offset.shape, DEFAULT, DTYPE)
     else:
-        return tl.load(ptr + offset, mask=mask, other=0.0).to(tl.float64)
+        return tl.load(ptr + offset, mask=mask, other=0.0).to(DTYPE)
+
+
+@triton.jit
+def load_mean(ptr, channel, mask, DTYPE: tl.constexpr):
+    """A `Mean` for each channel."""
+    mean = tl.load(ptr + channel, mask=mask, other=0.0)
+    high = mean.to(DTYPE)
+    if mean.dtype == tl.float64:
+        return Mean(high, (mean - high.to(tl.float64)).to(DTYPE))
+    else:
+        return Mean(high, tl.zeros_like(high))
+
+
+@triton.jit
+def std_of(var, eps):
+    """sqrt(var + eps): what is divided by it is rounded once less than what is multiplied by rstd."""
+    shifted = var + tl.full([], eps, var.dtype)
+    if var.dtype == tl.float64:
+        return tl.sqrt(shifted)
+    else:
+        return tl.sqrt_rn(shifted)
 
 
 @triton.jit
@@ -25,6 +47,17 @@ def store_channels(ptr, channel, value, mask):
     if ptr.dtype.element_ty != tl.float64:
         value = value.to(tl.float32)  # the interpreter cannot cast float64 to bfloat16
     tl.store(ptr + channel, value.to(ptr.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def store_mean(ptr, channel, mean, mask):
+    """Stores a `Mean` for each channel as one float64."""
+    tl.store(ptr + channel, mean.high.to(tl.float64) + mean.low.to(tl.float64), mask=mask)
+
+
+@triton.jit
+def copy_channels(from_ptr, to_ptr, channel, mask):
+    tl.store(to_ptr + channel, tl.load(from_ptr + channel, mask=mask, other=0.0), mask=mask)
 
 
 @triton.jit
@@ -56,7 +89,7 @@ def average_factor(momentum, num_batches_tracked_ptr):
 @triton.jit
 def update_running(running_ptr, value, factor, channel, mask):
     """running = (1 - factor) running + factor value"""
-    running = (1 - factor) * load_channels(running_ptr, channel, mask) + factor * value
+    running = (1 - factor) * load_channels(running_ptr, channel, mask, tl.float64) + factor * value
     store_channels(running_ptr, channel, running, mask)
 
 
@@ -64,11 +97,13 @@ def update_running(running_ptr, value, factor, channel, mask):
 def store_statistics(per_channel, mean, m2, count, factor, channel, mask):
     """Stores mean and var, which the backward needs, and updates the running statistics, where given."""
     if per_channel.mean is not None:
-        store_channels(per_channel.mean, channel, mean, mask)
-        store_channels(per_channel.var, channel, m2 / count, mask)
+        store_mean(per_channel.mean, channel, mean, mask)
+        store_channels(per_channel.var, channel, divide(m2, count), mask)
     if per_channel.running_mean is not None:
-        update_running(per_channel.running_mean, mean, factor, channel, mask)
-        update_running(per_channel.running_var, m2 / (count - 1), factor, channel, mask)
+        running_mean = mean.high.to(tl.float64) + mean.low.to(tl.float64)
+        update_running(per_channel.running_mean, running_mean, factor, channel, mask)
+        unbiased = m2.to(tl.float64) / (count - 1).to(tl.float64)
+        update_running(per_channel.running_var, unbiased, factor, channel, mask)
 
 
 @triton.jit
@@ -87,26 +122,11 @@ def load_partials(ptr, kind, first, channel, mask, splits, channels, BLOCK_SPLIT
 
 
 @triton.jit
-def sum_partials(ptr, kind, channel, mask, splits, channels, BLOCK_SPLITS: tl.constexpr):
-    """The sum over the splits, for each channel, in the same order every time."""
-    total = tl.zeros(channel.shape, tl.float64)
+def sum_partials(ptr, channel, mask, splits, channels, BLOCK_SPLITS: tl.constexpr):
+    """The sums of both kinds over the splits, for each channel, in the same order every time."""
+    first_kind = tl.zeros([BLOCK_SPLITS, channel.shape[0]], ptr.dtype.element_ty)
+    second_kind = tl.zeros([BLOCK_SPLITS, channel.shape[0]], ptr.dtype.element_ty)
     for first in range(0, splits, BLOCK_SPLITS):
-        partial = load_partials(ptr, kind, first, channel, mask, splits, channels, BLOCK_SPLITS)
-        total += tl.sum(partial, 0)
-    return total
-
-
-@triton.jit
-def merged_moments(ptr, channel, mask, splits, channels, BLOCK_SPLITS: tl.constexpr):
-    """Count, mean and m2 of each channel, of [count, mean and m2, splits, channels]."""
-    count = tl.zeros(channel.shape, tl.float64)
-    mean = tl.zeros(channel.shape, tl.float64)
-    m2 = tl.zeros(channel.shape, tl.float64)
-    for first in range(0, splits, BLOCK_SPLITS):
-        counts, means, m2s = merge_partials(
-            load_partials(ptr, 0, first, channel, mask, splits, channels, BLOCK_SPLITS),
-            load_partials(ptr, 1, first, channel, mask, splits, channels, BLOCK_SPLITS),
-            load_partials(ptr, 2, first, channel, mask, splits, channels, BLOCK_SPLITS),
-        )
-        count, mean, m2 = merge_moments(count, mean, m2, counts, means, m2s)
-    return count, mean, m2
+        first_kind += load_partials(ptr, 0, first, channel, mask, splits, channels, BLOCK_SPLITS)
+        second_kind += load_partials(ptr, 1, first, channel, mask, splits, channels, BLOCK_SPLITS)
+    return tl.sum(first_kind, 0), tl.sum(second_kind, 0)

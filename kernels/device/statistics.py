@@ -78,17 +78,11 @@ def sum_of_squares(x):
 
 
 @triton.jit
-def recentred(shift, x, mask, count):
-    """One element of each row of x [rows, elements], moved next to the row's mean: it may be an outlier."""
-    return shift + tl.sum(tl.where(mask, x - shift[:, None], 0.0), 1) / count
-
-
-@triton.jit
-def subtract(x, mean):
-    """x [rows, elements] minus the row's mean, without rounding the float64 mean first."""
-    high = mean.to(x.dtype)
-    low = (mean - high.to(tl.float64)).to(x.dtype)
-    return x - high[:, None] - low[:, None]
+def sum_of(a, b):
+    """a + b as a `Mean`, by Knuth's two-sum."""
+    high = a + b
+    of_b = high - a
+    return Mean(high, (a - (high - of_b)) + (b - of_b))
 
 
 @triton.jit

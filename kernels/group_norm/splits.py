@@ -13,6 +13,7 @@ import triton.language as tl
 
 from normreg.kernels import tiling
 from normreg.kernels.batch_norm.splits import statistics as moments
+from normreg.kernels.device.channel_moments import merged_moments
 from normreg.kernels.device.channels import (
     Elements,
     ElementsBackward,
@@ -26,13 +27,13 @@ from normreg.kernels.device.channels import (
 from normreg.kernels.device.normalize import load_affine, normalize_tiles
 from normreg.kernels.device.per_channel import (
     load_channels,
-    merged_moments,
+    std_of,
     store_partial,
     sum_partials,
 )
-from normreg.kernels.device.rows import less_mean, load_mean, load_spread, store_statistics
-from normreg.kernels.device.statistics import Mean, compute_dtype, rstd_of
-from normreg.kernels.memory_format import channel_values
+from normreg.kernels.device.rows import load_mean, load_spread, store_statistics
+from normreg.kernels.device.statistics import compute_dtype, divide
+from normreg.kernels.memory_format import partial_values
 from normreg.kernels.partition import Partition, in_splits
 
 
@@ -58,7 +59,7 @@ class PerGroup(NamedTuple):
 )
 def group_norm_normalize_kernel(
     elements: Elements,  # x, y: [rows, spatial]
-    partial_ptr,  # [count, mean and m2, splits, groups]
+    partial_ptr,  # [count, high, low and m2, splits, groups]
     per_channel: PerChannel,  # weight, bias or None
     statistics_ptr,  # [groups, 3] or None
     samples,
@@ -77,18 +78,15 @@ def group_norm_normalize_kernel(
     row, row_mask = program.channel, program.mask
     group = row // group_channels
     groups = program.channels // group_channels
-    count, mean, m2 = merged_moments(partial_ptr, group, row_mask, splits, groups, TILE.partials)
-    var = m2 / count
-    rstd = rstd_of(var, eps)
+    count = group_channels.to(tl.int64) * program.spatial
+    mean, m2 = merged_moments(partial_ptr, group, row_mask, splits, groups, count, TILE.partials)
+    var = divide(m2, count)
     if tl.program_id(1) == 0:
-        high = mean.to(DTYPE)
-        low = (mean - high.to(tl.float64)).to(DTYPE)
-        first = row_mask & (row % group_channels == 0)
-        store_statistics(statistics_ptr, Mean(high, low), var.to(DTYPE), group, first)
+        store_statistics(statistics_ptr, mean, var, group, row_mask & (row % group_channels == 0))
 
-    affine = load_affine(per_channel, rstd, row % channels, row_mask, DTYPE)
+    affine = load_affine(per_channel, mean, std_of(var, eps), row % channels, row_mask, DTYPE)
     span = program_tiles(tiles, tiles_per_split)
-    normalize_tiles(elements, mean, affine, program, span, 0.0, None, TILE)
+    normalize_tiles(elements, affine, program, span, 0.0, None, TILE)
 
 
 @triton.jit(do_not_specialize=["samples", "rows", "spatial", "tiles", "tiles_per_split", "group_channels"])
@@ -121,11 +119,12 @@ def group_norm_backward_sums_kernel(
         dy = load_tile(elements.dy, access, DTYPE)
         x = load_tile(elements.x, access, DTYPE)
         dbias += dy
-        dweight += dy * less_mean(x, mean)  # dy is 0 where there is no element
+        dweight += dy * (x - mean.high[:, None])  # dy is 0 where there is no element
 
-    dweight = tl.sum(dweight, 1) * rstd_of(var, eps)
-    store_partial(partial_ptr, 0, tl.sum(dbias, 1).to(tl.float64), row, row_mask, rows)
-    store_partial(partial_ptr, 1, dweight.to(tl.float64), row, row_mask, rows)
+    dbias = tl.sum(dbias, 1)
+    dweight = divide(tl.sum(dweight, 1) - mean.low * dbias, std_of(var, eps))
+    store_partial(partial_ptr, 0, dbias, row, row_mask, rows)
+    store_partial(partial_ptr, 1, dweight, row, row_mask, rows)
 
 
 @triton.jit(do_not_specialize=["rows", "splits", "group_channels", "channels", "spatial"])
@@ -145,25 +144,24 @@ def group_norm_backward_merge_kernel(
     SPLITS: tl.constexpr = BLOCK[0]
     CHANNELS: tl.constexpr = BLOCK[1]
     group = tl.program_id(0)
-    c1 = tl.zeros([CHANNELS], tl.float64)
-    c2 = tl.zeros([CHANNELS], tl.float64)
+    DTYPE: tl.constexpr = partial_ptr.dtype.element_ty
+    c1 = tl.zeros([CHANNELS], DTYPE)
+    c2 = tl.zeros([CHANNELS], DTYPE)
     for first in range(0, group_channels, CHANNELS):
         channel = first + tl.arange(0, CHANNELS)
         mask = channel < group_channels
         row = group * group_channels + channel
-        dbias = sum_partials(partial_ptr, 0, row, mask, splits, rows, SPLITS)
-        dweight = sum_partials(partial_ptr, 1, row, mask, splits, rows, SPLITS)
+        dbias, dweight = sum_partials(partial_ptr, row, mask, splits, rows, SPLITS)
         if dbias_partial_ptr is not None:
-            tl.store(dbias_partial_ptr + row, dbias.to(dbias_partial_ptr.dtype.element_ty), mask=mask)
+            tl.store(dbias_partial_ptr + row, dbias, mask=mask)
         if dweight_partial_ptr is not None:
-            tl.store(dweight_partial_ptr + row, dweight.to(dweight_partial_ptr.dtype.element_ty), mask=mask)
-        weight = load_channels(weight_ptr, row % channels, mask, 1.0)
+            tl.store(dweight_partial_ptr + row, dweight, mask=mask)
+        weight = load_channels(weight_ptr, row % channels, mask, DTYPE, 1.0)
         c1 += dweight * weight
         c2 += dbias * weight
-    elements = group_channels.to(tl.float64) * spatial
-    DTYPE: tl.constexpr = per_group.c1.dtype.element_ty
-    tl.store(per_group.c1 + group, (tl.sum(c1, 0) / elements).to(DTYPE))
-    tl.store(per_group.c2 + group, (tl.sum(c2, 0) / elements).to(DTYPE))
+    elements = group_channels.to(tl.int64) * spatial
+    tl.store(per_group.c1 + group, divide(tl.sum(c1, 0), elements))
+    tl.store(per_group.c2 + group, divide(tl.sum(c2, 0), elements))
 
 
 @triton.jit(
@@ -186,19 +184,19 @@ def group_norm_backward_input_kernel(
     DTYPE: tl.constexpr = compute_dtype(elements.x.dtype.element_ty)
     program = program_channels(samples, rows, spatial, TILE)
     row, row_mask = program.channel, program.mask
-    mean = load_mean(per_group.statistics, row // group_channels, row_mask)
-    var = load_spread(per_group.statistics, row // group_channels, row_mask)
-    rstd = rstd_of(var, eps)[:, None]
-    weight = load_channels(weight_ptr, row % channels, row_mask, 1.0).to(DTYPE)[:, None]
-    c1 = tl.load(per_group.c1 + row // group_channels, mask=row_mask, other=0.0)[:, None] * rstd
-    c2 = tl.load(per_group.c2 + row // group_channels, mask=row_mask, other=0.0)[:, None]
+    group = row // group_channels
+    mean = load_mean(per_group.statistics, group, row_mask)
+    std = std_of(load_spread(per_group.statistics, group, row_mask), eps)
+    scale = divide(load_channels(weight_ptr, row % channels, row_mask, DTYPE, 1.0), std)
+    # dx = dy scale - (x - high) c1 - c2
+    c1 = divide(tl.load(per_group.c1 + group, mask=row_mask, other=0.0), std * std)
+    c2 = divide(tl.load(per_group.c2 + group, mask=row_mask, other=0.0), std) - mean.low * c1
     first_tile, last_tile = program_tiles(tiles, tiles_per_split)
     for tile in range(first_tile, last_tile):
         access = tile_access(tile, program, TILE)
         dy = load_tile(elements.dy, access, DTYPE)
-        x = load_tile(elements.x, access, DTYPE)
-        dx = (weight * dy - less_mean(x, mean) * c1 - c2) * rstd
-        store_tile(elements.dx, access, dx)
+        d = load_tile(elements.x, access, DTYPE) - mean.high[:, None]
+        store_tile(elements.dx, access, dy * scale[:, None] - (d * c1[:, None] + c2[:, None]))
 
 
 def forward(
@@ -236,11 +234,11 @@ def backward(
     group_channels = channels // groups
     rows = x.view(1, samples * channels, -1)
     partition = in_splits(rows)
-    partial = channel_values(rows, 2, partition.splits)
+    partial = partial_values(rows, 2, partition.splits)
     tensors = *ElementsBackward(x, dy), statistics, partial
     partition.launch(group_norm_backward_sums_kernel, tensors, group_channels, eps)
 
-    c1, c2 = (torch.empty(samples * groups, dtype=statistics.dtype, device=x.device) for _ in range(2))
+    c1, c2 = (torch.empty(samples * groups, dtype=partial.dtype, device=x.device) for _ in range(2))
     tile = tiling.groups.group_norm_merge_tile()
     sizes = rows.shape[1], partition.splits, group_channels, channels, rows.shape[2]
     constants = dict(BLOCK=(tile.rows, tile.cols), num_warps=tile.num_warps)

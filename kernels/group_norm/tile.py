@@ -11,6 +11,7 @@ import triton
 import triton.language as tl
 
 from normreg.kernels import dtypes, launch, tiling
+from normreg.kernels.device.per_channel import std_of
 from normreg.kernels.device.rows import load_mean, load_spread, store_statistics
 from normreg.kernels.device.statistics import (
     Mean,
@@ -106,13 +107,13 @@ def group_norm_forward_kernel(
     low = divide(tl.sum(tl.reshape(d, [ROWS, ELEMENTS]), 1), channels * spatial)
     d = tl.where(at.mask, d - low[:, None, None], 0.0)
     var = divide(sum_of_squares(tl.reshape(d, [ROWS, ELEMENTS])), channels * spatial)
-    rstd = rstd_of(var, eps)
+    std = std_of(var, eps)[:, None, None]
     parameter = first_group * channels
     left = groups - first_group
-    scale = rstd[:, None, None]
+    weight = tl.full([1, 1, 1], 1.0, DTYPE)
     if weight_ptr is not None:
-        scale *= load_parameter(weight_ptr + parameter, group, channels, left, TILE, DTYPE)
-    y = d * scale
+        weight = load_parameter(weight_ptr + parameter, group, channels, left, TILE, DTYPE)
+    y = d * divide(weight, std)
     if bias_ptr is not None:
         y += load_parameter(bias_ptr + parameter, group, channels, left, TILE, DTYPE)
 

@@ -18,27 +18,42 @@ class ChannelTile(NamedTuple):
     spatial: int
     num_warps: int
     groups: int = 1
+    tiles: int = 64  # that each thread adds up before they are merged, where they are cut into splits
     partials: int = 1  # partial results a channel that are merged at a time, where it is cut into splits
     channels_last: bool = False
     vector: int = 1  # what the contiguous size is a multiple of, which kernels take divided by it
 
 
-CHANNEL_TILE = 2048  # elements of a tile: 4 warps x 16
+CHANNEL_TILE = 2048  # elements of a tile of whole channels at least: 4 warps x 16
+SPLIT_TILE = 4096  # elements of a tile where channels are cut into splits: 4 warps x 32
+SHORTEST = 256  # positions of a tile that is cut short: 512 bytes in 16 bits
 MAX_CHANNEL_SPLITS = 128  # of a block of channels: 64 of them in channels-last are one, with all the programs
 
 
-def batch_norm_split_tile(channels: int, spatial: int, channels_last: bool) -> ChannelTile:
-    """The tile is as long as can be along the contiguous dimension, then over the next, then over samples.
+def batch_norm_split_tile(samples: int, channels: int, spatial: int, channels_last: bool) -> ChannelTile:
+    """The tile is as long as can be along the contiguous dimension, then over samples, then over channels.
 
-    The partial results merged at a time are four float64 of each kind a thread.
+    Sums over positions are cheaper than over channels. Where the longest tile masks more than a sixteenth of
+    the positions, it is shorter. In contiguous format the number of channels plays no part: a split group's
+    result depends on no other group. The partial results merged at a time are four numbers of each kind a
+    thread.
     """
-    elements = CHANNEL_TILE * hardware.tile_scale()
-    width = min(triton.next_power_of_2(channels), hardware.CHANNEL_TILE_WIDTH)
+    elements = SPLIT_TILE * hardware.tile_scale()
+    width = hardware.CHANNEL_TILE_WIDTH
     if channels_last:
+        width = min(triton.next_power_of_2(channels), width)
         length = elements // width
     else:
-        length = min(triton.next_power_of_2(spatial), elements)
-        width = min(width, elements // length)
+        longest = min(triton.next_power_of_2(spatial), elements)
+        shortest = min(longest, SHORTEST * hardware.tile_scale())
+        lengths = [longest >> halvings for halvings in range((longest // shortest).bit_length())]
+        masked = {length: -spatial % length for length in lengths}
+        fewest = max(min(masked.values()), spatial // 16)
+        length = next(length for length in lengths if masked[length] <= fewest)
+        side_by_side = elements // length
+        while samples % side_by_side or side_by_side * channels * spatial >= 2**31:
+            side_by_side //= 2
+        width = min(width, elements // (length * side_by_side))
     partials = max(1, min(hardware.MAX_SPLITS, 512 // width))
     return ChannelTile(elements // (length * width), width, length, num_warps=4, partials=partials)
 
@@ -91,14 +106,18 @@ def batch_norm_backward_tile(
 def batch_norm_splits(
     tiles: int, positions: int, channel_blocks: int, device: torch.device
 ) -> tuple[int, int]:
-    """(splits, tiles of each): enough programs for four a multiprocessor, none of them empty.
+    """(splits, tiles of each), none of them empty.
 
-    positions: of a channel in a tile. A program of the second launch loads 24 bytes of each split, and moves
+    Up to four programs a multiprocessor, of at least four tiles each, whose sums are reduced but once; fewer
+    tiles are shared out so that every multiprocessor has a program.
+    positions: of a channel in a tile. A program of the second launch loads 12 bytes of each split, and moves
     4 of each position in 16 bits: splits are so few that the former are no more than the latter.
     """
-    most = max(1, math.isqrt(tiles * positions // 6))
-    side_by_side = triton.cdiv(4 * hardware.multiprocessors(device), channel_blocks)
-    splits = min(tiles, MAX_CHANNEL_SPLITS, most, side_by_side)
+    multiprocessors = hardware.multiprocessors(device)
+    most = max(1, math.isqrt(tiles * positions // 3))
+    side_by_side = triton.cdiv(4 * multiprocessors, channel_blocks)
+    enough = max(tiles // 4, triton.cdiv(multiprocessors, channel_blocks))
+    splits = min(tiles, MAX_CHANNEL_SPLITS, most, side_by_side, enough)
     tiles_per_split = triton.cdiv(tiles, splits)
     return triton.cdiv(tiles, tiles_per_split), tiles_per_split
 

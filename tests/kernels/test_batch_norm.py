@@ -19,7 +19,7 @@ from support.reference import (
 )
 
 import normreg
-from normreg.kernels import tiling
+from normreg.kernels import launch, tiling
 from normreg.kernels.partition import in_splits
 
 # (shape, channels-last?): one and several channel blocks, tiles, splits; ragged beside a tile
@@ -201,6 +201,24 @@ def test_many_partial_results(device, monkeypatch, training):
     partition = in_splits(inputs[0])
     assert partition.grid[1] > partition.constants["TILE"].partials
     assert_agrees(*functions(running_for(shape, device), training), inputs)
+
+
+def test_tiles_are_added_up_in_parts(device, monkeypatch):
+    """Sums of more tiles than a thread adds up at once, whose means differ."""
+    whole = tiling.channels.batch_norm_split_tile
+    monkeypatch.setattr(
+        tiling.channels, "batch_norm_split_tile", lambda *sizes: whole(*sizes)._replace(tiles=2)
+    )
+    launch.forget()
+    try:
+        x, *parameters = inputs_for((9, 2, 65, 71), True, torch.float32, device)
+        with torch.no_grad():
+            x += torch.arange(9, device=device).view(-1, 1, 1, 1)
+        _, tiles_per_split = in_splits(x).sizes[-2:]
+        assert tiles_per_split > 2
+        assert_agrees(*functions(running_for(x.shape, device), True), (x, *parameters))
+    finally:
+        launch.forget()
 
 
 @pytest.mark.parametrize("value", [0.0, 3.0, 1e6, 3e38])

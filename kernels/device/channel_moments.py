@@ -1,0 +1,138 @@
+"""Device code for count, mean and m2 of channels: of a tile, of tiles that are added up, of splits.
+
+Everything is relative to a mean, never to one element, which may be an outlier. The formulas are in
+`statistics`.
+"""
+
+import triton
+import triton.language as tl
+
+from normreg.kernels.device.channels import is_short, load_tile, tile_access
+from normreg.kernels.device.per_channel import load_partials
+from normreg.kernels.device.statistics import Mean, divide, merge_moments, rounded_mean, sum_of
+
+
+@triton.jit
+def less(x, value, mask):
+    """x less a value for each channel, and 0 where there is no element: there x is 0."""
+    return x - tl.where(mask, value[:, None], 0.0)
+
+
+@triton.jit
+def shift_of(x, mask, count):
+    """The mean of each channel of x but for rounding, and for less where its square would overflow."""
+    shift = rounded_mean(x, count, 1)
+    if tl.max(tl.abs(shift), 0) > 1e20:
+        shift += rounded_mean(less(x, shift, mask), count, 1)
+    return shift
+
+
+@triton.jit
+def fours(x, TILE: tl.constexpr):
+    """Sums of four positions of x [channels, positions] that a thread has, [channels, positions / 4]."""
+    CHANNELS: tl.constexpr = x.shape[0]
+    FOURS: tl.constexpr = x.shape[1] // 4
+    if FOURS == 0:
+        return x
+    elif TILE.vector >= 4 and not TILE.channels_last:
+        return tl.sum(tl.reshape(x, (CHANNELS, FOURS, 4)), 2)
+    else:
+        return tl.sum(tl.reshape(x, (CHANNELS, 4, FOURS)), 1)
+
+
+@triton.jit
+def add_squares(high, low, squares):
+    """high + low + squares as such a pair, by Dekker's fast two-sum: no rounding of it hides an outlier's."""
+    total = high + squares
+    return total, low + (squares - (total - high))
+
+
+@triton.jit
+def low_and_m2(total, high, low, count, AXIS: tl.constexpr):
+    """What the mean lacks, and m2, of sums of d, and of d^2 as pairs, along AXIS."""
+    total = tl.sum(total, AXIS)
+    mean = divide(total, count)
+    m2 = tl.sum(high, AXIS) + (tl.sum(low, AXIS) - total * mean)
+    return mean, tl.where(m2 < 0.0, 0.0, m2)
+
+
+@triton.jit
+def tile_moments(x, mask, count):
+    """Mean and m2 of each channel of a tile that holds all of it."""
+    high = shift_of(x, mask, count)
+    d = less(x, high, mask)
+    total = tl.sum(d, 1)
+    low = divide(total, count)
+    m2 = tl.sum(d * d, 1) - total * low
+    return sum_of(high, low), tl.where(m2 < 0.0, 0.0, m2)
+
+
+@triton.jit
+def tiles_moments(x_ptr, program, first_tile, last_tile, DTYPE: tl.constexpr, TILE: tl.constexpr):
+    """Count, mean and m2 of each channel in the tiles from the first to before the last.
+
+    Four elements of a tile have sums of their own, of deviations from the mean of one tile. That is
+    the first one, or the second where the first is short, whose mean an outlier would move too far.
+    """
+    start = first_tile
+    if last_tile - first_tile > 1 and is_short(first_tile, program, TILE):
+        start += 1
+    access = tile_access(start, program, TILE)
+    x, count = load_tile(x_ptr, access, DTYPE), access.positions
+    shift = shift_of(x, access.mask, count)
+    d = less(x, shift, access.mask)
+    total = fours(d, TILE)
+    high = fours(d * d, TILE)
+    low = tl.zeros_like(high)
+    for step in range(1, last_tile - first_tile):
+        tile = start + step
+        access = tile_access(tl.where(tile == last_tile, first_tile, tile), program, TILE)
+        d = less(load_tile(x_ptr, access, DTYPE), shift, access.mask)
+        total += fours(d, TILE)
+        high, low = add_squares(high, low, fours(d * d, TILE))
+        count += access.positions
+    mean, m2 = low_and_m2(total, high, low, count, 1)
+    return count, Mean(shift, mean), m2
+
+
+@triton.jit
+def split_moments(x_ptr, program, tiles, DTYPE: tl.constexpr, TILE: tl.constexpr):
+    """Count, mean and m2 of each channel in a split's tiles, of which TILE.tiles are added up at once."""
+    first_tile, last_tile = tiles
+    count = tl.full([], 0.0, DTYPE)
+    origin = tl.zeros(program.channel.shape, DTYPE)
+    mean = tl.zeros(program.channel.shape, DTYPE)  # relative to the origin
+    m2 = tl.zeros(program.channel.shape, DTYPE)
+    for first in range(first_tile, last_tile, TILE.tiles):
+        last = tl.minimum(first + TILE.tiles, last_tile)
+        of_tiles, tiles_mean, tiles_m2 = tiles_moments(x_ptr, program, first, last, DTYPE, TILE)
+        if first == first_tile:
+            origin = tiles_mean.high
+        tiles_mean = (tiles_mean.high - origin) + tiles_mean.low
+        count, mean, m2 = merge_moments(count, mean, m2, of_tiles.to(DTYPE), tiles_mean, tiles_m2)
+    return count, sum_of(origin, mean), m2
+
+
+@triton.jit
+def merged_moments(ptr, channel, mask, splits, channels, count, BLOCK_SPLITS: tl.constexpr):
+    """Mean and m2 of each channel, of [count, high, low and m2, splits, channels]; count: over the splits."""
+    DTYPE: tl.constexpr = ptr.dtype.element_ty
+    origin = tl.load(
+        ptr + splits.to(tl.int64) * channels + channel, mask=mask & (channel * 0 < splits), other=0.0
+    )
+    first_channel = tl.zeros([1], tl.int32)  # a count is the same of all
+    totals = tl.zeros([BLOCK_SPLITS, channel.shape[0]], DTYPE)
+    squares = tl.zeros([BLOCK_SPLITS, channel.shape[0]], DTYPE)
+    squares_low = tl.zeros([BLOCK_SPLITS, channel.shape[0]], DTYPE)
+    for first in range(0, splits, BLOCK_SPLITS):
+        counts = load_partials(
+            ptr, 0, first, first_channel, first_channel == 0, splits, channels, BLOCK_SPLITS
+        )
+        high = load_partials(ptr, 1, first, channel, mask, splits, channels, BLOCK_SPLITS)
+        low = load_partials(ptr, 2, first, channel, mask, splits, channels, BLOCK_SPLITS)
+        m2 = load_partials(ptr, 3, first, channel, mask, splits, channels, BLOCK_SPLITS)
+        d = (high - origin[None, :]) + low
+        totals += counts * d
+        squares, squares_low = add_squares(squares, squares_low, m2 + counts * d * d)
+    low, m2 = low_and_m2(totals, squares, squares_low, count, 0)
+    return sum_of(origin, low), m2
