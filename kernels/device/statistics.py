@@ -86,14 +86,6 @@ def sum_of(a, b):
 
 
 @triton.jit
-def moments(x, mask, count, AXIS: tl.constexpr):
-    """Mean and sum of squared deviations of the `count` unmasked elements along AXIS."""
-    mean = tl.sum(tl.where(mask, x, 0.0), AXIS) / count
-    deviation = tl.where(mask, x - tl.expand_dims(mean, AXIS), 0.0)
-    return mean, tl.sum(deviation * deviation, AXIS)
-
-
-@triton.jit
 def merge_moments(count_a, mean_a, m2_a, count_b, mean_b, m2_b):
     """Count, mean and m2 of the union of two disjoint samples, of which b is not empty."""
     count = count_a + count_b

@@ -13,7 +13,7 @@ CASES = {name: one.exactness[0] for name, one in OPERATIONS.items() if one.exact
 SEEDS = 4
 # torch computes these statistics in float64. An outlier is nearly all of the squares of a group of 784: their
 # sum in float32, even added as a tree, is exact enough for a ratio of 1.15 only if its root is, too.
-OF_OUTLIERS = {"instance_norm": 1.3}
+OF_OUTLIERS = {"instance_norm": 1.25}
 
 
 @pytest.fixture(autouse=True)
