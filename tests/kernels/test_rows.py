@@ -94,7 +94,7 @@ def test_rows_held_by_the_backward(norm, device, launches, rows, cols, dtype):
 
 @pytest.mark.parametrize(("norm", "wanted"), [*subsets_of_inputs(first=0, least=1)])
 def test_gradient_of_any_subset_of_held_rows(norm, device, wanted, monkeypatch):
-    """Of rows of which four programs take three at once at most, though a tile has eight."""
+    """Four programs take three rows at once at most, though a tile has eight."""
     monkeypatch.setattr(tiling.hardware, "multiprocessors", lambda device: 4)
     inputs = norm.inputs((9, 776), (776,), torch.bfloat16, device)
     for t, want in zip(inputs, wanted, strict=True):
