@@ -4,7 +4,7 @@ import triton
 import triton.language as tl
 
 from normreg.kernels.device.rows import Parameters, Results, Statistics, load_mean, load_spread
-from normreg.kernels.device.statistics import compute_dtype, divide
+from normreg.kernels.device.statistics import compute_dtype
 from normreg.kernels.device.tiles import (
     converted,
     deviation,
@@ -84,10 +84,10 @@ def layer_norm_backward_tiles_kernel(
                     wdy *= load_tile(row_weight_ptr, i, cols, TILE).to(COMPUTE_DTYPE)
                 x_hat_wdy += tl.sum(tl.reshape(x_hat * wdy, [THREADS, VECTOR]), 1)
                 wdys += tl.sum(tl.reshape(wdy, [THREADS, VECTOR]), 1)
-            c1 = divide(tl.sum(x_hat_wdy), cols)
+            c1 = tl.sum(x_hat_wdy) / cols  # `divide` would spill
             c2 = tl.zeros_like(c1)
             if CENTERED:
-                c2 = divide(tl.sum(wdys), cols)
+                c2 = tl.sum(wdys) / cols
             after = c1
 
         next_dweight = ()

@@ -30,11 +30,14 @@ SHORTEST = 256  # positions of a tile that is cut short: 512 bytes in 16 bits
 MAX_CHANNEL_SPLITS = 128  # of a block of channels: 64 of them in channels-last are one, with all the programs
 
 
-def batch_norm_split_tile(samples: int, channels: int, spatial: int, channels_last: bool) -> ChannelTile:
+def batch_norm_split_tile(
+    channels: int, spatial: int, channels_last: bool, batches: bool = True
+) -> ChannelTile:
     """The tile is as long as can be along the contiguous dimension, then over samples, then over channels.
 
-    Sums over positions are cheaper than over channels. Where the longest tile masks more than a sixteenth of
-    the positions, it is shorter. In contiguous format the number of channels plays no part: a split group's
+    It is the same for every batch, which need not have so many samples; without batches it has one. Sums over
+    positions are cheaper than over channels. Where the longest tile masks more than a sixteenth of the
+    positions, it is shorter. In contiguous format the number of channels plays no part: a split group's
     result depends on no other group. The partial results merged at a time are four numbers of each kind a
     thread.
     """
@@ -50,8 +53,8 @@ def batch_norm_split_tile(samples: int, channels: int, spatial: int, channels_la
         masked = {length: -spatial % length for length in lengths}
         fewest = max(min(masked.values()), spatial // 16)
         length = next(length for length in lengths if masked[length] <= fewest)
-        side_by_side = elements // length
-        while samples % side_by_side or side_by_side * channels * spatial >= 2**31:
+        side_by_side = elements // length if batches else 1
+        while side_by_side * channels * spatial >= 2**31:
             side_by_side //= 2
         width = min(width, elements // (length * side_by_side))
     partials = max(1, min(hardware.MAX_SPLITS, 512 // width))

@@ -15,6 +15,8 @@ LAYERS = {
     "batch_norm": (lambda: normreg.BatchNorm2d(8), (4, 8, 17, 13)),
     "group_norm": (lambda: normreg.GroupNorm(2, 8), (3, 8, 17, 13)),
 }
+# one that Triton has put before anything is in shared memory; those of a branch for means that overflow
+NOT_NEEDED = {"group_norm": 1, "batch_norm": 3}
 
 
 @pytest.fixture
@@ -62,5 +64,4 @@ def test_each_barrier_is_missed(launched, operation):
         function.ptx, function.program = whole, None
     run()
     assert barriers >= 10
-    # Triton has put one before anything is in shared memory
-    assert missed >= barriers - (operation == "group_norm")
+    assert missed >= barriers - NOT_NEEDED.get(operation, 0)

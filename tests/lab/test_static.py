@@ -28,6 +28,11 @@ KERNELS = {*kernels()} - WITHOUT_CASES
 VARIANTS = ("batch_norm_act", "rms_norm")  # whose kernels batch_norm and layer_norm have, too
 SHARED_KIB = {"layer_norm_backward_held_kernel": 66}
 OF_16_BITS = {"layer_norm_backward_tiles_kernel", "layer_norm_backward_held_kernel"}
+OF_SPLITS = {
+    "batch_norm_statistics_kernel",
+    "batch_norm_backward_sums_kernel",
+    "group_norm_backward_sums_kernel",
+}
 ALONE = ("dropout_kernel", "dropout_grouped_kernel")  # which load and store nothing but elements
 
 
@@ -58,7 +63,7 @@ def rows_of(target, dtype, operation):
 
 
 def merges(row):
-    """Whether a launch loads nothing but partial results, of 8 bytes, of any number of channels."""
+    """Whether a launch loads nothing but partial results, of 4 bytes, of any number of channels."""
     finish = row["kernel"] == "batch_norm_backward_kernel" and "evaluation" in row["case"]
     return finish or row["kernel"] == "group_norm_backward_merge_kernel"
 
@@ -79,11 +84,13 @@ def test_compiles_without_spills_and_with_16_byte_accesses(target, dtype, operat
     for row in rows:
         widest = 8 if target == "gfx942" else 16  # 64 lanes a warp to spread a small tile over
         assert row["spill_bytes"] <= (0 if PINNED else SPILL_BYTES.get(row["kernel"], 8)), row
-        assert row["widest_access_bytes"] >= (8 if merges(row) else widest), row
+        assert row["widest_access_bytes"] >= (4 if merges(row) else widest), row
         # two programs of 256 threads a multiprocessor, of which AMD's has twice the registers; or one, as of
         # the rows of channels-first tensors, where more threads have more steps of sums between them
         programs = 1 if row["kernel"] in OF_16_BITS or operation == "layer_norm_channels" else 2
         registers = (512 if target == "gfx942" else 256) // programs
+        if row["kernel"] in OF_SPLITS:  # programs of 128 threads, three a multiprocessor
+            registers = registers * 4 // 3 - 2
         # 3.9 takes 134 of sm_100 for the sums of BatchNorm with GELU, whose programs have 128 threads
         assert row["registers"] <= registers + (0 if PINNED else 8), row
         # rows with their copies ahead: registers leave room for one program a multiprocessor anyway, and the

@@ -6,16 +6,10 @@ from bench.operations.case import cases_of
 from bench.perf import grids
 
 FEWEST = grids.MULTIPROCESSORS * 3 // 4
-# not yet shared out: they keep at least eight tiles a program, or as many as keep bytes few
-UNEVEN = {"layer_norm", "rms_norm", "layer_norm_channels", "batch_norm"}
-
-
-def known_to_fail(operation):
-    return pytest.mark.xfail(strict=True) if operation in UNEVEN else ()
 
 
 # module scope, because guards would fill the tensors that are allocated
-@pytest.fixture(scope="module", params=[pytest.param(n, marks=known_to_fail(n)) for n in grids.OPERATIONS])
+@pytest.fixture(scope="module", params=grids.OPERATIONS)
 def launches(request):
     return [one for case in grids.cases_in_sizes(request.param) for one in grids.measure(case)]
 
@@ -41,7 +35,7 @@ BY_ROWS = {
 }
 
 
-@pytest.fixture(scope="module", params=[pytest.param(t, marks=known_to_fail(t.split()[0])) for t in BY_ROWS])
+@pytest.fixture(scope="module", params=BY_ROWS)
 def by_rows(request):
     operation, _, text = request.param.partition(" ")
     cases = [cases_of(operation, text.format(rows))[0] for rows in grids.ROWS]

@@ -96,17 +96,26 @@ def nudged(tensor, dtype):
     return tensor + tensor * torch.finfo(dtype).eps * (torch.rand_like(tensor) - 0.5).sign()
 
 
-def torch_gradient_errors(theirs, inputs, dy, samples=8):
-    """Largest error of each of torch's gradients over some incoming gradients close to dy.
+def neighbour(tensor):
+    """A leaf whose elements are at most a unit in the last place away, at random."""
+    near = nudged(tensor.detach().double(), tensor.dtype)
+    return torch.empty_like(tensor).copy_(near).requires_grad_(tensor.requires_grad)
+
+
+def torch_errors(theirs, inputs, dy, samples=8):
+    """Largest error of torch's result and of each gradient, over some inputs and incoming gradients close by.
 
     One alone may be lucky: in a small sum that cancels, torch's rounding errors can cancel too.
     """
     errors = []
     for sample in range(samples):
-        near = dy if sample == 0 else dy + dy * torch.randn_like(dy) / 128
-        results = run(theirs, copies(inputs), near)
-        exact = run(theirs, copies(inputs, torch.float64), near.double())
-        errors.append([error(*pair) for pair in zip(results[1:], exact[1:], strict=True)])
+        near_inputs, near = copies(inputs), dy
+        if sample > 0:
+            near = dy + dy * torch.randn_like(dy) / 128
+            near_inputs = [None if t is None else neighbour(t) for t in inputs]
+        results = run(theirs, near_inputs, near)
+        exact = run(theirs, copies(near_inputs, torch.float64), near.double())
+        errors.append([error(*pair) for pair in zip(results, exact, strict=True)])
     return [max(column) for column in zip(*errors, strict=True)]
 
 
@@ -135,19 +144,14 @@ def assert_agrees(ours, theirs, inputs, dy=None):
     nudged_results = run(theirs, exact_inputs, nudged(exact_dy, computed_in))
     slack = [error(*pair) for pair in zip(nudged_results, exact_results, strict=True)]
 
-    assert_accurate(results[0], torch_y, exact_results[0], "y", slack[0])
     assert results[0].stride() == torch_y.stride(), "strides of y"
-    torch_errors = torch_gradient_errors(theirs, inputs, dy)
-    differentiated = [t for t in inputs if t is not None and t.requires_grad]
-    for i, of in enumerate(differentiated):
-        assert results[i + 1].dtype == of.dtype, f"gradient {i} has another dtype than its input"
-        assert_accurate(
-            results[i + 1],
-            torch_errors[i],
-            exact_results[i + 1],
-            f"gradient {i}",
-            slack[i + 1],
-        )
+    dtypes = [torch_y.dtype, *[t.dtype for t in inputs if t is not None and t.requires_grad]]
+    names = ["y", *[f"gradient {i}" for i in range(len(dtypes) - 1)]]
+    errors = torch_errors(theirs, inputs, dy)
+    columns = names, dtypes, results, errors, exact_results, slack
+    for name, dtype, result, torch_error, exact, own_slack in zip(*columns, strict=True):
+        assert result.dtype == dtype, f"{name}: dtype {result.dtype}, expected {dtype}"
+        assert_accurate(result, torch_error, exact, name, own_slack)
     for after, was in zip([*inputs, dy], before, strict=True):
         assert was is None or torch.equal(after, was), "an input or the incoming gradient was changed"
     return results

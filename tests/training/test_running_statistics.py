@@ -123,7 +123,7 @@ def test_held_statistics_do_not_move(device, library):
         assert same is model
         with normreg.running_statistics_held(model[0]), pytest.raises(ValueError, match="expected 4D input"):
             model(x[0])
-        assert torch.equal(model(x), expected)
+        torch.testing.assert_close(model(x), expected)  # a cumulative average has kernels of its own
         model.eval()
         evaluated = model(x)
         model.train()
