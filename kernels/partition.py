@@ -77,23 +77,19 @@ def in_tiles(x: torch.Tensor, choose: Callable[..., ChannelTile | None], *detail
 
 
 @launch.kept
-def _in_splits(shape, contiguous, device, split, batches):
+def _in_splits(shape, contiguous, device, split):
     x = layout(shape, contiguous)
-    samples, channels, spatial, channels_last = x
-    tile = tiling.channels.batch_norm_split_tile(channels, spatial, channels_last, batches)
+    samples, channels, spatial, _ = x
+    tile = tiling.channels.batch_norm_split_tile(*x)
     tiles = triton.cdiv(samples, tile.samples) * triton.cdiv(spatial, tile.spatial)
     channel_blocks = triton.cdiv(channels, tile.channels)
     splits, tiles_per_split = split(tiles, tile.samples * tile.spatial, channel_blocks, device)
     return _partition(x, device, tile, (splits,), (tiles, tiles_per_split))
 
 
-def in_splits(
-    x: torch.Tensor, split: Callable[..., tuple[int, int]] | None = None, batches: bool = True
-) -> Partition:
+def in_splits(x: torch.Tensor, split: Callable[..., tuple[int, int]] | None = None) -> Partition:
     """Splits of several tiles each; x is as `dense` returns it.
 
     split: the function of `tiling` that says how many, BatchNorm's where it is None.
-    batches: whether x can have several samples.
     """
-    split = split or tiling.channels.batch_norm_splits
-    return _in_splits(x.shape, x.is_contiguous(), x.device, split, batches)
+    return _in_splits(x.shape, x.is_contiguous(), x.device, split or tiling.channels.batch_norm_splits)

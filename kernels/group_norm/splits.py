@@ -211,8 +211,8 @@ def forward(
     """Fills y, and statistics where they are given; x is contiguous."""
     samples, channels = x.shape[:2]
     whole = x.view(1, samples * groups, -1)
-    partial = moments(whole, in_splits(whole, tiling.groups.group_norm_splits, batches=False))
-    partition = in_splits(x.view(1, samples * channels, -1), batches=False)
+    partial = moments(whole, in_splits(whole, tiling.groups.group_norm_splits))
+    partition = in_splits(x.view(1, samples * channels, -1))
     tensors = *Elements(x, y), partial, *PerChannel(weight, bias), statistics
     numbers = partial.shape[1], channels // groups, channels, eps
     partition.launch(group_norm_normalize_kernel, tensors, *numbers)
@@ -233,7 +233,7 @@ def backward(
     samples, channels = x.shape[:2]
     group_channels = channels // groups
     rows = x.view(1, samples * channels, -1)
-    partition = in_splits(rows, batches=False)
+    partition = in_splits(rows)
     partial = partial_values(rows, 2, partition.splits)
     tensors = *ElementsBackward(x, dy), statistics, partial
     partition.launch(group_norm_backward_sums_kernel, tensors, group_channels, eps)

@@ -26,18 +26,17 @@ class ChannelTile(NamedTuple):
 
 CHANNEL_TILE = 2048  # elements of a tile of whole channels at least: 4 warps x 16
 SPLIT_TILE = 4096  # elements of a tile where channels are cut into splits: 4 warps x 32
+MOST_SAMPLES = 64  # of a tile of splits whose samples lie side by side
 SHORTEST = 256  # positions of a tile that is cut short: 512 bytes in 16 bits
 MAX_CHANNEL_SPLITS = 128  # of a block of channels: 64 of them in channels-last are one, with all the programs
 
 
-def batch_norm_split_tile(
-    channels: int, spatial: int, channels_last: bool, batches: bool = True
-) -> ChannelTile:
+def batch_norm_split_tile(samples: int, channels: int, spatial: int, channels_last: bool) -> ChannelTile:
     """The tile is as long as can be along the contiguous dimension, then over samples, then over channels.
 
-    It is the same for every batch, which need not have so many samples; without batches it has one. Sums over
-    positions are cheaper than over channels. Where the longest tile masks more than a sixteenth of the
-    positions, it is shorter. In contiguous format the number of channels plays no part: a split group's
+    It has up to 64 samples, a power of two not larger than the batch, so that few batches are compiled for.
+    Sums over positions are cheaper than over channels. Where the longest tile masks more than a sixteenth of
+    the positions, it is shorter. In contiguous format the number of channels plays no part: a split group's
     result depends on no other group. The partial results merged at a time are four numbers of each kind a
     thread.
     """
@@ -53,7 +52,7 @@ def batch_norm_split_tile(
         masked = {length: -spatial % length for length in lengths}
         fewest = max(min(masked.values()), spatial // 16)
         length = next(length for length in lengths if masked[length] <= fewest)
-        side_by_side = elements // length if batches else 1
+        side_by_side = min(elements // length, MOST_SAMPLES, 1 << (samples.bit_length() - 1))
         while side_by_side * channels * spatial >= 2**31:
             side_by_side //= 2
         width = min(width, elements // (length * side_by_side))

@@ -282,8 +282,8 @@ def test_many_splits(device, monkeypatch, shape):
     monkeypatch.setattr(tiling.groups, "GROUP_NORM_SPLIT_TILES", 1)
     x = torch.empty(shape, device=device)
     rows, group = (
-        in_splits(x, batches=False),
-        in_splits(x.view(1, 1, -1), tiling.groups.group_norm_splits, False),
+        in_splits(x),
+        in_splits(x.view(1, 1, -1), tiling.groups.group_norm_splits),
     )
     assert (group.grid[1] > rows.constants["TILE"].partials) == (shape[1] > 1)
     assert (rows.grid[1] > tiling.groups.group_norm_merge_tile().rows) == (shape[1] == 1)

@@ -1,4 +1,7 @@
-"""Launches every kernel over a sweep of batch sizes, which compiles nothing new."""
+"""Launches every kernel over a sweep of batch sizes, which compiles nothing new.
+
+BatchNorm's are compiled for powers of two up to 64.
+"""
 
 import torch
 
@@ -10,19 +13,14 @@ from normreg.kernels.layer_norm import rms_norm
 held = tiling.channels.batch_norm_forward_tile, tiling.channels.batch_norm_backward_tile
 tiling.channels.batch_norm_forward_tile = tiling.channels.batch_norm_backward_tile = lambda *_: None
 
+all_three = (True, True, True)
 
-def launch_all(batch):
-    def tensor(*shape, dtype=torch.bfloat16):
-        return torch.zeros(shape, dtype=dtype)
 
-    all_three = (True, True, True)
-    for cols in (64, 768, 12000, 20000, 70000):
-        x, w = tensor(batch, cols), tensor(cols)
-        three, one = (tensor(batch, n, dtype=torch.float32) for n in (3, 1))
-        layer_norm.layer_norm_forward(x, w, w, (cols,), 1e-5, x.dtype, True)
-        layer_norm.layer_norm_backward(x, x, w, three, (cols,), x.dtype, all_three)
-        rms_norm.rms_norm_forward(x, w, (cols,), 1e-5, x.dtype, True)
-        rms_norm.rms_norm_backward(x, x, w, one, (cols,), x.dtype, (True, True))
+def tensor(*shape, dtype=torch.bfloat16):
+    return torch.zeros(shape, dtype=dtype)
+
+
+def launch_batch_norm(batch):
     c, s, tracked = tensor(24), tensor(24, dtype=torch.float64), tensor(dtype=torch.int64)
     for x in (
         tensor(batch, 24, 14, 14),
@@ -33,6 +31,17 @@ def launch_all(batch):
         batch_norm.batch_norm_forward(x, c, c, c, c, tracked, None, 1e-5, True)
         batch_norm.batch_norm_inference(x, c, c, c, c, 1e-5, True)
         batch_norm.batch_norm_backward(x, x, c, s, c, 1e-5, c.dtype, True, all_three)
+
+
+def launch_all(batch):
+    for cols in (64, 768, 12000, 20000, 70000):
+        x, w = tensor(batch, cols), tensor(cols)
+        three, one = (tensor(batch, n, dtype=torch.float32) for n in (3, 1))
+        layer_norm.layer_norm_forward(x, w, w, (cols,), 1e-5, x.dtype, True)
+        layer_norm.layer_norm_backward(x, x, w, three, (cols,), x.dtype, all_three)
+        rms_norm.rms_norm_forward(x, w, (cols,), 1e-5, x.dtype, True)
+        rms_norm.rms_norm_backward(x, x, w, one, (cols,), x.dtype, (True, True))
+    c = tensor(24)
     for x in (tensor(batch, 24), tensor(batch, 24, 14, 14), tensor(batch, 24, 80, 80)):
         for groups in (3, 24):
             m = tensor(batch, groups, 3, dtype=torch.float32)
@@ -50,10 +59,18 @@ record = stub_driver.install()
 launch_all(2)
 compiled, launched = len(record.compiled), len(record.launched)
 assert set(record.compiled) == {name for name, _ in record.launched}
-assert launched == (5 * 3 + 2) + (5 * 3 + 1) + 4 * 5 + (5 * 3 + 2 + 4) + 1 + 5, launched
+assert launched == (5 * 3 + 2) + (5 * 3 + 1) + (5 * 3 + 2 + 4) + 1 + 5, launched
 for batch in (1, 3, 16, 17, 32, 1000):
     launch_all(batch)
 assert len(record.launched) == 7 * launched
+assert len(record.compiled) == compiled, record.compiled[compiled:]
+
+for batch in (1, 2, 4, 8, 16, 32, 64):
+    launch_batch_norm(batch)
+compiled, launched = len(record.compiled), len(record.launched)
+for batch in (3, 17, 48, 100, 1000):
+    launch_batch_norm(batch)
+assert len(record.launched) == launched + 5 * 4 * 5
 assert len(record.compiled) == compiled, record.compiled[compiled:]
 
 tiling.channels.batch_norm_forward_tile, tiling.channels.batch_norm_backward_tile = held
