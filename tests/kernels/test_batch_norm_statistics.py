@@ -32,7 +32,7 @@ def test_running_statistics(device, guarded_memory, momentum, dtype, regime):
     ours, theirs = (layer(name, 2, 5, device, dtype, momentum=momentum) for name in ("normreg", "torch"))
     exact = layer("torch", 2, 5, device, torch.float64, momentum=momentum)
     for _ in range(3):
-        x = (torch.randn(300, 5, 4, 4, device=device) * 3 + 2).to(dtype)
+        x = (torch.randn(600, 5, 4, 4, device=device) * 3 + 2).to(dtype)
         assert regime == "tile" or in_splits(x).grid[1] > 1
         for module in (ours, theirs):
             module(x)

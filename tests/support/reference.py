@@ -123,8 +123,8 @@ def assert_agrees(ours, theirs, inputs, dy=None):
     """Forward and every gradient of `ours` against torch's `theirs`, both judged by `theirs` in fp64.
 
     Gradients are sums of terms that can cancel, so a unit in the last place is also twice what the result
-    moves by where the incoming gradient is moved by a unit of the dtype that is computed in, at random. In fp64,
-    where the reference rounds as we do, the inputs are moved as well. Inputs and dy must be unchanged
+    moves by where the incoming gradient is moved by a unit of the dtype that is computed in, at random. In
+    fp64, where the reference rounds as we do, the inputs are moved as well. Inputs and dy must be unchanged
     afterwards, and y must have torch's strides.
     """
     with torch.no_grad():
