@@ -256,12 +256,9 @@ def test_float32_parameters_beside_16_bits(device, dtype, training):
 
     results = run(batch_norm, [x, *parameters], dy)
     exact_inputs = copies([x, *parameters], torch.float64)
-    exact = run(functions([r.double() for r in running], training)[1], exact_inputs, dy.double())
-    moved = run(
-        functions([r.double() for r in running], training)[1],
-        exact_inputs,
-        nudged(dy.double(), torch.float32),
-    )
+    _, exactly = functions([r.double() for r in running], training)
+    exact = run(exactly, exact_inputs, dy.double())
+    moved = run(exactly, exact_inputs, nudged(dy.double(), torch.float32))
     for result, truth, near, like in zip(results, exact, moved, (x, x, *parameters), strict=True):
         assert_accurate(result, truth.to(like.dtype), truth, slack=2 * error(near, truth))
 

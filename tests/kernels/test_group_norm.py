@@ -281,10 +281,7 @@ def test_many_splits(device, monkeypatch, shape):
     monkeypatch.setattr(tiling.hardware, "multiprocessors", lambda device: 64)
     monkeypatch.setattr(tiling.groups, "GROUP_NORM_SPLIT_TILES", 1)
     x = torch.empty(shape, device=device)
-    rows, group = (
-        in_splits(x),
-        in_splits(x.view(1, 1, -1), tiling.groups.group_norm_splits),
-    )
+    rows, group = in_splits(x), in_splits(x.view(1, 1, -1), tiling.groups.group_norm_splits)
     assert (group.grid[1] > rows.constants["TILE"].partials) == (shape[1] > 1)
     assert (rows.grid[1] > tiling.groups.group_norm_merge_tile().rows) == (shape[1] == 1)
     assert_agrees(*functions(1), inputs_for(shape, torch.float32, device))
