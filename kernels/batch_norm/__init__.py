@@ -44,8 +44,8 @@ from normreg.kernels.device.channels import (
     program_tiles,
 )
 from normreg.kernels.device.normalize import load_affine, normalize_tiles
-from normreg.kernels.device.per_channel import copy_channels, load_channels, load_mean, std_of
-from normreg.kernels.device.statistics import compute_dtype
+from normreg.kernels.device.per_channel import copy_channels, load_channels, load_mean
+from normreg.kernels.device.statistics import compute_dtype, std_of
 from normreg.kernels.memory_format import bits_like, channel_values, contiguous, dense, in_format_of
 from normreg.kernels.partition import in_splits, in_tiles
 

@@ -26,13 +26,12 @@ from normreg.kernels.device.per_channel import (
     count_batch,
     load_channels,
     load_mean,
-    std_of,
     store_gradients,
     store_partial,
     store_statistics,
     sum_partials,
 )
-from normreg.kernels.device.statistics import compute_dtype, divide
+from normreg.kernels.device.statistics import compute_dtype, divide, std_of
 from normreg.kernels.memory_format import partial_values
 from normreg.kernels.partition import Partition, in_splits
 

@@ -30,13 +30,12 @@ from normreg.kernels.device.per_channel import (
     average_factor,
     count_batch,
     load_channels,
-    std_of,
     store_channels,
     store_gradients,
     sum_partials,
     update_running,
 )
-from normreg.kernels.device.statistics import divide, merge_moments, merge_partials
+from normreg.kernels.device.statistics import divide, merge_moments, merge_partials, std_of
 from normreg.kernels.memory_format import channel_values, contiguous, dense, in_format_of, partial_values
 from normreg.kernels.partition import Partition, in_splits
 

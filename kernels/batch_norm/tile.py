@@ -23,11 +23,10 @@ from normreg.kernels.device.per_channel import (
     count_batch,
     load_channels,
     load_mean,
-    std_of,
     store_gradients,
     store_statistics,
 )
-from normreg.kernels.device.statistics import compute_dtype, divide
+from normreg.kernels.device.statistics import compute_dtype, divide, std_of
 from normreg.kernels.partition import Partition
 
 

@@ -32,16 +32,6 @@ def load_mean(ptr, channel, mask, DTYPE: tl.constexpr):
 
 
 @triton.jit
-def std_of(var, eps):
-    """sqrt(var + eps): what is divided by it is rounded once less than what is multiplied by rstd."""
-    shifted = var + tl.full([], eps, var.dtype)
-    if var.dtype == tl.float64:
-        return tl.sqrt(shifted)
-    else:
-        return tl.sqrt_rn(shifted)
-
-
-@triton.jit
 def store_channels(ptr, channel, value, mask):
     """Stores a float64 for each channel in the tensor's own dtype."""
     if ptr.dtype.element_ty != tl.float64:

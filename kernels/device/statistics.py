@@ -33,13 +33,22 @@ def compute_dtype(*dtypes):
 
 
 @triton.jit
-def rstd_of(var, eps):
-    """1 / sqrt(var + eps): `rsqrt` of float32 takes a subnormal number for 0, and `sqrt` is approximate."""
+def std_of(var, eps):
+    """sqrt(var + eps): what is divided by it is rounded once less than what is multiplied by rstd."""
     shifted = var + tl.full([], eps, var.dtype)
     if var.dtype == tl.float64:
-        return tl.rsqrt(shifted)
+        return tl.sqrt(shifted)
     else:
-        return tl.div_rn(1.0, tl.sqrt_rn(shifted))
+        return tl.sqrt_rn(shifted)
+
+
+@triton.jit
+def rstd_of(var, eps):
+    """1 / sqrt(var + eps): `rsqrt` of float32 takes a subnormal number for 0, and `sqrt` is approximate."""
+    if var.dtype == tl.float64:
+        return tl.rsqrt(var + tl.full([], eps, var.dtype))
+    else:
+        return tl.div_rn(1.0, std_of(var, eps))
 
 
 @triton.jit

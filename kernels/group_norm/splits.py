@@ -27,12 +27,11 @@ from normreg.kernels.device.channels import (
 from normreg.kernels.device.normalize import load_affine, normalize_tiles
 from normreg.kernels.device.per_channel import (
     load_channels,
-    std_of,
     store_partial,
     sum_partials,
 )
 from normreg.kernels.device.rows import load_mean, load_spread, store_statistics
-from normreg.kernels.device.statistics import compute_dtype, divide
+from normreg.kernels.device.statistics import compute_dtype, divide, std_of
 from normreg.kernels.memory_format import partial_values
 from normreg.kernels.partition import Partition, in_splits
 

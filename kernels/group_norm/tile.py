@@ -11,7 +11,6 @@ import triton
 import triton.language as tl
 
 from normreg.kernels import dtypes, launch, tiling
-from normreg.kernels.device.per_channel import std_of
 from normreg.kernels.device.rows import load_mean, load_spread, store_statistics
 from normreg.kernels.device.statistics import (
     Mean,
@@ -19,6 +18,7 @@ from normreg.kernels.device.statistics import (
     divide,
     rounded_mean,
     rstd_of,
+    std_of,
     sum_of_squares,
     two_sums,
 )
