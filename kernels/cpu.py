@@ -31,6 +31,7 @@ def _chosen() -> str | None:
 
         interpreter.cast_bfloat16_as_gpus_do()
         interpreter.add_in_pairs()
+        interpreter.fuse_multiplication_and_addition()
         return "interpreter"
     if chosen == "compiled":
         _expect_host_driver(triton.runtime.driver)

@@ -19,9 +19,9 @@ which are minimax fits at 500 points of [0, 13.5], denser near 0: by least squar
 error (Lawson), and by Levenberg and Marquardt's in the coefficients that are not linear. p and s of float32
 were multiplied by the number, and moved by the last bits, with which a float32 sweep errs least.
 
-Value and slope are within 0.51 units of 16 bits, of float32 within 2.1 units above 0 and 2.1 + z^2 / 2 below,
-from the rounding of a^2 (tests/kernels/test_gelu.py); a GPU's approximate exp2 and rsqrt may add 3.
-Below -13.2 both are 0. float64 has its erf.
+Value and slope are within 0.51 units of 16 bits, of float32 within 2.1 units above 0 and 2.1 + 0.45 a below
+(tests/kernels/test_activations.py); a GPU's approximate exp2 and rsqrt may add 3. Below -13.2 both are 0.
+float64 has its erf.
 
 Published networks put these behind BatchNorm. The first three (LINES) consist of straight lines, one of them
 of slope 1: whether an element is on that line is one bit (`is_steep`), which is all that the gradient needs.
@@ -36,6 +36,10 @@ NAMES = (*LINES, "silu", "gelu", "gelu_tanh", "hardswish")
 SQRT_HALF = tl.constexpr(0.5**0.5)
 NORMAL_DENSITY = tl.constexpr(0.3989422804014327)  # at 0: 1 / sqrt(2 pi)
 HALF_LOG2_E = tl.constexpr(0.7213475204444817)
+LOG2_E_HIGH = tl.constexpr(1.4426950216293335)  # as float32, and what that rounds off
+LOG2_E_LOW = tl.constexpr(1.9259629911e-08)
+LOG_2 = tl.constexpr(0.6931471805599453)
+EXP_FLAT = tl.constexpr(128.0)  # exp(-x) is 0 in float32 from 104 on
 GELU_FLAT = tl.constexpr(16.0)  # exp(-a^2 / 2) is 0 in float32 from 14.5 on
 GELU_FLAT_DOUBLE = tl.constexpr(40.0)  # the same in float64, from 38.7 on
 TWICE_SQRT_2_OVER_PI = tl.constexpr(1.5957691216057308)
@@ -63,10 +67,47 @@ def lines_backward(dy, steep, negative_slope, ACT: tl.constexpr):
 
 
 @triton.jit
-def sigmoid_and_slope(u):
+def exp_of_sum(x, low):
+    """exp(x + low) in float32, of finite x and tiny low. A rounded x log2(e) would move it by x units."""
+    power = x * LOG2_E_HIGH
+    rest = tl.fma(x, LOG2_E_LOW, tl.fma(x, LOG2_E_HIGH, -power))
+    e = tl.exp2(power)
+    return tl.fma(e, rest * LOG_2 + low, e)
+
+
+@triton.jit
+def exp_of_negative(a, DTYPE: tl.constexpr):
+    """exp(-a) of a at least 0, for results in DTYPE."""
+    if tl.float32 == DTYPE:
+        return exp_of_sum(-tl.minimum(a, EXP_FLAT, propagate_nan=tl.PropagateNan.ALL), 0.0)
+    else:
+        return tl.exp(-a)
+
+
+@triton.jit
+def quotient(x, y, DTYPE: tl.constexpr):
+    """x / y, for results in DTYPE."""
+    if tl.float32 == DTYPE:
+        return tl.div_rn(x, y)
+    else:
+        return x / y
+
+
+@triton.jit
+def times_sigmoid(z, u, DTYPE: tl.constexpr):
+    """z sigmoid(u)."""
+    if tl.float32 == DTYPE:
+        e = exp_of_negative(tl.abs(u), DTYPE)
+        return tl.div_rn(tl.where(u >= 0.0, z, z * e), 1.0 + e)
+    else:
+        return z * tl.sigmoid(u)
+
+
+@triton.jit
+def sigmoid_and_slope(u, DTYPE: tl.constexpr):
     """sigmoid(u) and sigmoid'(u), without cancellation."""
-    e = tl.exp(-tl.abs(u))
-    gate = 1.0 / (1.0 + e)
+    e = exp_of_negative(tl.abs(u), DTYPE)
+    gate = quotient(1.0, 1.0 + e, DTYPE)
     return tl.where(u >= 0.0, gate, e * gate), e * gate * gate
 
 
@@ -80,13 +121,15 @@ def twice_u(z):
 def lower_tail(z, DTYPE: tl.constexpr):
     """a, exp(-a^2 / 2) and -Q(a), for results in DTYPE; nan stays nan."""
     a = tl.minimum(tl.abs(z), GELU_FLAT, propagate_nan=tl.PropagateNan.ALL)
-    e = tl.exp2(a * a * -HALF_LOG2_E)
     if tl.float32 == DTYPE:
+        half = a * -0.5
+        e = exp_of_sum(half * a, tl.fma(half, a, -(half * a)))
         s = ((0.18264809 * a + 1.10558391) * a + 3.42428589) * a + 5.24086714
         s = s * a + 3.38615608
         t = tl.rsqrt(s * s - 0.11407096)
         q = (((-0.072859824 * a - 0.44130054) * a - 1.28942025) * a - 1.68463516) * t
     else:
+        e = tl.exp2(a * a * -HALF_LOG2_E)
         t = tl.rsqrt((0.11644593 * a + 0.63654774) * a + 1.0)
         q = (((-0.16641507 * t - 0.053735588) * t - 0.14687875) * t - 0.13274558) * t - 0.00022424405
     return a, e, q
@@ -126,11 +169,11 @@ def activate(z, negative_slope, ACT: tl.constexpr, DTYPE: tl.constexpr):
     elif ACT == "leaky_relu":
         return tl.where(z > 0.0, z, z * tl.full([], negative_slope, z.dtype))
     elif ACT == "silu":
-        return z * tl.sigmoid(z)
+        return times_sigmoid(z, z, DTYPE)
     elif ACT == "gelu":
         return gelu(z, DTYPE)
     elif ACT == "gelu_tanh":
-        return z * tl.sigmoid(twice_u(z))
+        return times_sigmoid(z, twice_u(z), DTYPE)
     else:
         tl.static_assert(ACT == "hardswish")
         gate = tl.where(z <= -3.0, 0.0, tl.where(z >= 3.0, 6.0, z + 3.0))
@@ -141,13 +184,14 @@ def activate(z, negative_slope, ACT: tl.constexpr, DTYPE: tl.constexpr):
 def derivative(z, ACT: tl.constexpr, DTYPE: tl.constexpr):
     """act'(z) of an activation that is not one of LINES."""
     if ACT == "silu":
-        gate, slope = sigmoid_and_slope(z)
+        gate, slope = sigmoid_and_slope(z, DTYPE)
         return gate + z * slope
     elif ACT == "gelu":
         return gelu_derivative(z, DTYPE)
     elif ACT == "gelu_tanh":
-        gate, slope = sigmoid_and_slope(twice_u(z))
-        return gate + z * slope * (z * z * GELU_CUBIC * 3.0 + 1.0) * TWICE_SQRT_2_OVER_PI
+        gate, slope = sigmoid_and_slope(twice_u(z), DTYPE)
+        square = tl.minimum(z * z, GELU_FLAT_DOUBLE * GELU_FLAT_DOUBLE)  # else slope 0 times infinity
+        return gate + z * slope * (square * GELU_CUBIC * 3.0 + 1.0) * TWICE_SQRT_2_OVER_PI
     else:
         tl.static_assert(ACT == "hardswish")
         return tl.where(z <= -3.0, 0.0, tl.where(z < 3.0, z * (1.0 / 3.0) + 0.5, 1.0))

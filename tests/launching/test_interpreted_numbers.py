@@ -1,4 +1,4 @@
-"""Sums, and casts from and to bfloat16, in the interpreter: those of a GPU, casts bit by bit."""
+"""Sums, `tl.fma`, and casts from and to bfloat16, in the interpreter: those of a GPU, casts bit by bit."""
 
 import pytest
 import torch
@@ -107,3 +107,18 @@ def test_sums_are_in_pairs(axis):
 def test_sums_along_any_axis_are_the_same_in_pairs():
     x = torch.randn(256, 8)
     assert torch.equal(sums(x, 0), sums(x.t().contiguous(), 1))
+
+
+@triton.jit
+def rounded_off_kernel(x_ptr, rest_ptr, BLOCK: tl.constexpr):
+    x = tl.load(x_ptr + tl.arange(0, BLOCK))
+    tl.store(rest_ptr + tl.arange(0, BLOCK), tl.fma(x, x, -(x * x)))
+
+
+def test_fma_of_float32_rounds_once():
+    """What x * x is rounded by, which is a float32."""
+    x = torch.randn(1024)
+    rest = torch.empty_like(x)
+    rounded_off_kernel[(1,)](x, rest, BLOCK=1024)
+    assert torch.equal(rest.double(), x.double() ** 2 - (x * x).double())
+    assert rest.any()
