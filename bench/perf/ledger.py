@@ -3,9 +3,10 @@
 Each case runs once forward and once backward on code compiled for sm_90, with the tiles and grids of an H100:
 where programs leave partial results, there are as many as its 132 multiprocessors make. `moved` are all bytes
 that kernels and torch's operators load and store; `least` those that any implementation moves: each tensor of
-the input's size once. An instruction of a program counts a byte once, however many threads share it. A tensor
-of up to 1 MiB (parameters, statistics, few partial results) counts once a launch, because it stays in the
-cache; a larger one counts at every access, although the 50 MiB of an H100's cache may hold it.
+the input's size once. An instruction counts a byte once, however many threads share it. A tensor of up to
+1 MiB (parameters, statistics, few partial results) counts once a launch, because it stays in the cache. A
+larger one counts at every access but those that come shortly after another: of the same program, or one that
+runs beside it, and at most 194 KiB later, a multiprocessor's share of half the 50 MiB of an H100's cache.
 """
 
 import contextlib

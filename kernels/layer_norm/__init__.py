@@ -13,8 +13,9 @@ each row, in one tensor `statistics`, are both parts of its mean and rstd, or rs
 
 Rows that a program can hold are read once: several in a tile or one in a tile (`tile`), or one in several
 tiles (`tiles`). Wider rows are read twice, in chunks (`chunks`): in the backward by a launch that finds c1
-and c2, and by one over blocks of columns. The backward holds rows of 16 bits that one tile could hold in
-float32, a few at a time (`held`). Sums over rows are one a program, added up by `column_sums`.
+and c2, and by one over blocks of columns; or by one launch, where programs can hold the column sums (`wide`).
+The backward holds rows of 16 bits that one tile could hold in float32, a few at a time (`held`). Sums over
+rows are one a program, added up by `column_sums`.
 """
 
 import math
@@ -34,6 +35,7 @@ from normreg.kernels.layer_norm.chunks import (
 from normreg.kernels.layer_norm.held import layer_norm_backward_held_kernel
 from normreg.kernels.layer_norm.tile import layer_norm_backward_kernel, layer_norm_forward_kernel
 from normreg.kernels.layer_norm.tiles import layer_norm_backward_tiles_kernel, layer_norm_forward_tiles_kernel
+from normreg.kernels.layer_norm.wide import layer_norm_backward_wide_kernel
 from normreg.kernels.tiling.rows import Rows, RowTile
 
 
@@ -125,6 +127,8 @@ def backward_launches(
     if tile.tiles == 1:
         kernel = layer_norm_backward_kernel
         if not tile.covers(rows):
+            if (wide := wide_launch(rows, dtype, centered, device)) is not None:
+                return wide
             sums = sums_launch(rows, dtype, centered, device)
             tile = tiling.rows.layer_norm_backward_parameters_tile(rows, dtype)
             col_blocks = triton.cdiv(rows.cols, tile.cols)
@@ -146,6 +150,25 @@ def held_launch(rows: Rows, tile: RowTile, centered: bool, device: torch.device)
         rows_at_once,
         CENTERED=centered,
         WHOLE=tile.tiles * tile.cols == rows.cols,
+        **rows.constants(tile),
+    )
+    return Backward(None, main, programs)
+
+
+def wide_launch(rows: Rows, dtype: torch.dtype, centered: bool, device: torch.device) -> Backward | None:
+    """None where rows are too wide, or so few that partial sums are as many bytes as a second reading."""
+    tile = tiling.rows.layer_norm_backward_wide_tile(rows, dtype, centered)
+    if tile is None or rows.rows < 2 * tiling.hardware.multiprocessors(device):
+        return None
+    side_by_side = triton.cdiv(rows.cols, tile.tiles * tile.cols)
+    programs = tiling.partials.programs(rows.rows, side_by_side, 1, 1, device)
+    main = launch.Launch(
+        layer_norm_backward_wide_kernel,
+        (side_by_side, programs),
+        device,
+        *rows.in_vectors(),
+        CENTERED=centered,
+        WHOLE=side_by_side * tile.tiles * tile.cols == rows.cols,
         **rows.constants(tile),
     )
     return Backward(None, main, programs)

@@ -55,7 +55,7 @@ class RowTile(NamedTuple):
     num_warps: int
     tiles: int = 1  # number of tiles a row is split into, held side by side, each of cols
     packed: bool = False  # whether two elements of 16 bits are held in a word
-    stages: int = 1  # of a loop over tiles: with 3 the next tile is being copied while one is computed
+    stages: int = 1  # of a loop over tiles: with 3 two are being copied while one is computed
     vector: int = 1  # what the contiguous size is a multiple of, which kernels take divided by it
 
     def covers(self, rows: Rows) -> bool:
@@ -72,6 +72,12 @@ TILES_UNPACKED = 32768  # elements; with more those of 16 bits stay packed
 # registers a thread, of 255 at 8 warps. RMSNorm's 24576 spill 8 bytes on sm_100, 12288 of 32 bits 32.
 TILES_COLS_BACKWARD = {False: 20480, True: 16384}
 TILES_WARPS_BACKWARD = 8
+# Warps and tiles of a program that holds column sums of wide rows: two of 12288 columns are 96 of 255
+# registers, and of 16384 without masks 128; one of 24576 is 48 of 128. Of 32 bits 16384 spill.
+WIDE_WARPS = {False: 16, True: 8}  # by whether rows are centred
+WIDE_TILES = {(False, 2): 6, (False, 4): 3, (True, 2): 6, (True, 4): 6}  # and by bytes of an element
+WIDE_TILES_WHOLE = 8
+WIDE_STAGES = 3  # tiles of x and dy on their way at a time: 24 or 48 KiB in 16 bits
 MOST_POSITIONS = 64  # of a channels-first tile: 128 bytes in 16 bits
 FEWEST_POSITIONS = 8  # 16 bytes in 16 bits: an access of one thread
 
@@ -159,6 +165,23 @@ def layer_norm_backward_tile(rows: Rows, dtype: torch.dtype, centered: bool = Tr
     if dtype.itemsize == 2 and rows.cols <= TILES_COLS_BACKWARD[centered] and _at_16_bytes(rows, dtype):
         return _row_in_tiles(rows, TILES_WARPS_BACKWARD, packed=True)
     return tile
+
+
+def layer_norm_backward_wide_tile(rows: Rows, dtype: torch.dtype, centered: bool) -> RowTile | None:
+    """The tiles whose column sums a program holds, those of a wide row or of half; None where these are more.
+
+    A third program that adds up the whole row would read more from the cache than is spared of memory.
+    """
+    if rows.channels_first or dtype == torch.float64 or not _at_16_bytes(rows, dtype):
+        return None
+    num_warps, most = WIDE_WARPS[centered], WIDE_TILES[centered, dtype.itemsize]
+    cols = num_warps * 32 * THREAD_COLS
+    if centered and dtype.itemsize == 2 and rows.cols == 2 * WIDE_TILES_WHOLE * cols:
+        most = WIDE_TILES_WHOLE
+    if rows.cols > 2 * most * cols:
+        return None
+    share = triton.cdiv(rows.cols, triton.cdiv(rows.cols, most * cols))
+    return RowTile(1, cols, num_warps, triton.cdiv(share, cols), stages=WIDE_STAGES)
 
 
 def layer_norm_backward_held_tile(rows: Rows, dtype: torch.dtype) -> RowTile | None:

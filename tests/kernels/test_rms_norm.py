@@ -4,7 +4,18 @@ import pytest
 import torch
 import torch.nn.functional as F
 from over_rows import RMS_NORM
-from support.reference import DTYPES, IN_TILES, WIDE, assert_accurate, assert_agrees, copies, error, run, unit
+from support.reference import (
+    DTYPES,
+    HALVES,
+    IN_TILES,
+    WIDE,
+    assert_accurate,
+    assert_agrees,
+    copies,
+    error,
+    run,
+    unit,
+)
 
 import normreg
 from normreg import functional
@@ -12,7 +23,7 @@ from normreg.functional import dispatch
 from normreg.kernels import dtypes
 from normreg.ops.rms_norm import rms_norm as rms_norm_to
 
-IN_TILE_AND_CHUNKS = pytest.mark.parametrize("cols", [1, 3, 100, IN_TILES, WIDE])
+IN_TILE_AND_CHUNKS = pytest.mark.parametrize("cols", [1, 3, 100, IN_TILES, HALVES, WIDE])
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from over_channels import nothing_fits_a_tile
-from support.reference import IN_TILES, WIDE, error
+from support.reference import HALVES, IN_TILES, WIDE, error
 
 from normreg import functional
 
@@ -64,7 +64,7 @@ def saved(request, monkeypatch):
 @pytest.mark.parametrize(
     ("mean", "dtype"), [(0.0, torch.float32), (1e6, torch.float32), (1e2, torch.bfloat16)]
 )
-@pytest.mark.parametrize("cols", [100, IN_TILES, WIDE])
+@pytest.mark.parametrize("cols", [100, IN_TILES, HALVES, WIDE])
 def test_statistics_of_centred_rows(device, saved, cols, mean, dtype):
     """A mean's parts add up to it far beyond float32, whose unit is 0.06 at 10^6."""
     statistics, spread_of = saved
@@ -81,7 +81,7 @@ def test_statistics_of_centred_rows(device, saved, cols, mean, dtype):
 
 
 @pytest.mark.parametrize("mean", [0.0, 1e6])
-@pytest.mark.parametrize("cols", [100, IN_TILES, WIDE])
+@pytest.mark.parametrize("cols", [100, IN_TILES, HALVES, WIDE])
 def test_statistics_of_rows_not_centred(device, cols, mean):
     x = torch.randn(6, cols, device=device) + mean
     _, found = OPERATORS.rms_norm(x, None, (cols,), EPS, x.dtype, True)
@@ -90,7 +90,7 @@ def test_statistics_of_rows_not_centred(device, cols, mean):
 
 
 # 41 is the least number whose product with its reciprocal, each rounded to float32, is not one
-@pytest.mark.parametrize("cols", [3, 41, 47, 100, 984, IN_TILES, WIDE])
+@pytest.mark.parametrize("cols", [3, 41, 47, 100, 984, IN_TILES, HALVES, WIDE])
 def test_constant_rows_of_any_value_give_exactly_the_bias(device, cols):
     dtype = torch.bfloat16 if cols == IN_TILES else torch.float32
     values = torch.randn(64, 1, dtype=torch.float64) * 10.0 ** torch.linspace(-3, 37, 64).view(64, 1)

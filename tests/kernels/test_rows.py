@@ -7,6 +7,7 @@ import torch
 from over_rows import LIKE_LAYER_NORM, NORMS
 from support.reference import (
     DTYPES,
+    HALVES,
     IN_TILES,
     RAGGED,
     WIDE,
@@ -26,7 +27,7 @@ every_norm = pytest.mark.parametrize("norm", NORMS.values(), ids=NORMS)
 like_layer_norm = pytest.mark.parametrize("norm", LIKE_LAYER_NORM.values(), ids=LIKE_LAYER_NORM)
 
 # the row held by one warp, by several, in tiles in the forward, in chunks forward and backward
-WIDTHS = (*RAGGED, 64, 1024, 4097, IN_TILES, WIDE)
+WIDTHS = (*RAGGED, 64, 1024, 4097, IN_TILES, HALVES, WIDE)
 
 
 def subsets_of_inputs(first, least=0):
@@ -102,14 +103,14 @@ def test_gradient_of_any_subset_of_held_rows(norm, device, wanted, monkeypatch):
     assert_agrees(*norm.functions((776,)), inputs)
 
 
-@pytest.mark.parametrize("cols", [24, IN_TILES, WIDE])
+@pytest.mark.parametrize("cols", [24, IN_TILES, HALVES, WIDE])
 @pytest.mark.parametrize(("norm", "present"), [*subsets_of_inputs(first=1)])
 def test_absent_parameters(norm, device, cols, present):
     inputs = norm.inputs((3, cols), (cols,), torch.float32, device, present)
     assert_agrees(*norm.functions((cols,)), inputs)
 
 
-@pytest.mark.parametrize("cols", [24, IN_TILES, WIDE])
+@pytest.mark.parametrize("cols", [24, IN_TILES, HALVES, WIDE])
 @pytest.mark.parametrize(("norm", "wanted"), [*subsets_of_inputs(first=0, least=1)])
 def test_gradient_of_any_subset(norm, device, cols, wanted):
     dtype = torch.bfloat16 if cols == IN_TILES else torch.float32
@@ -141,7 +142,7 @@ def test_input_strides(norm, device, view):
     assert_agrees(*norm.functions((cols,)), [x, *(t.requires_grad_() for t in parameters)])
 
 
-@pytest.mark.parametrize("cols", [100, IN_TILES, WIDE])
+@pytest.mark.parametrize("cols", [100, IN_TILES, HALVES, WIDE])
 @pytest.mark.parametrize(("mean", "std", "dtype"), [
     (1e2, 1.0, torch.float16), (1e4, 1.0, torch.float32), (1e6, 1.0, torch.float32),
     (1e4, 1e-3, torch.float32), (0.0, 1e-3, torch.float32), (1e6, 1e-3, torch.float64),
@@ -152,7 +153,7 @@ def test_large_means(norm, device, cols, mean, std, dtype):
     assert_agrees(*norm.functions((cols,)), inputs)
 
 
-@pytest.mark.parametrize("cols", [24, IN_TILES, WIDE])
+@pytest.mark.parametrize("cols", [24, IN_TILES, HALVES, WIDE])
 @every_norm
 def test_a_subnormal_variance_is_no_zero(norm, device, cols):
     """Compiled code has instructions that take it for one, and return an infinite rstd."""

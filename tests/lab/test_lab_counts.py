@@ -82,24 +82,52 @@ def test_words_that_all_read_take_one_wavefront():
 
 
 def test_bytes_of_dram():
-    """Bytes of large tensors count each time, those of small ones, which stay in cache, at most once."""
+    """Bytes of large tensors and of small ones count once, in each direction."""
     twice = "ld.global.b32 %r5, [%rd3];\nld.global.b32 %r6, [%rd4];\n" * 2
     small, large = zeros(128), zeros(2 << 20)
-    assert machine(written(places(4) + twice, "pp"), small, large).dram_bytes() == 128 + 2 * 128
+    assert machine(written(places(4) + twice, "pp"), small, large).dram_bytes() == 128 + 128
     stored = "st.global.b32 [%rd3], %r1;\nld.global.b32 %r6, [%rd4];\n"
     assert machine(written(places(4) + stored, "pp"), large, zeros(4096)).dram_bytes() == 128 + 128
     both = "ld.global.b32 %r5, [%rd3];\nst.global.b32 [%rd3], %r5;\n"
     assert machine(written(places(4) + both, "pp"), small, large).dram_bytes() == 2 * 128
 
 
+# kibibytes that are loaded, and how often they come from memory when they are loaded twice
+AGAIN = """mov.u32 %r1, %tid.x;
+        shl.b32 %r2, %r1, 4;
+        ld.param.b64 %rd1, [small_param_0];
+        mov.b32 %r3, 0;
+    $L__BB0_1:
+        setp.ge.s32 %p1, %r3, {twice};
+        @%p1 bra $L__BB0_2;
+        and.b32 %r4, %r3, {last};
+        shl.b32 %r4, %r4, 9;
+        add.s32 %r4, %r4, %r2;
+        cvt.u64.u32 %rd2, %r4;
+        add.s64 %rd3, %rd1, %rd2;
+        ld.global.v4.b32 {{%r5, %r6, %r7, %r8}}, [%rd3];
+        add.s32 %r3, %r3, 1;
+        bra $L__BB0_1;
+    $L__BB0_2:
+    """
+
+
+@pytest.mark.parametrize(("kib", "times"), [(64, 1), (128, 1), (256, 2), (1024, 2)])
+def test_bytes_of_large_tensors_that_are_loaded_again(kib, times):
+    """They are in the cache where little was loaded in between: at most 25 MiB by 132 multiprocessors."""
+    body = AGAIN.format(twice=2 * kib * 2, last=kib * 2 - 1)
+    assert machine(written(body, "p"), zeros(2 << 20)).dram_bytes() == times * kib * 1024
+
+
 @pytest.mark.parametrize("loads", [1, 2])
 @pytest.mark.parametrize(("stride", "distinct"), [(4, 64), (0, 1)], ids=["apart", "shared"])
-def test_threads_that_share_a_byte_move_it_once(stride, distinct, loads):
-    """Two warps of three programs load from a large tensor: each program moves what it loads."""
+@pytest.mark.parametrize(("programs", "waves"), [(3, 1), (132, 1), (135, 2)])
+def test_programs_side_by_side_that_share_a_byte_move_it_once(stride, distinct, loads, programs, waves):
+    """Two warps of each load from a large tensor; of 132 multiprocessors the first takes program 132, too."""
     body = places(stride) + "ld.global.b32 %r5, [%rd3];\n" * loads
-    made = machine(written(body, "pp", 64), zeros(2 << 20), zeros(16), grid=(3, 1, 1))
-    assert made.count["global load bytes"] == 3 * 64 * 4 * loads
-    assert made.dram_bytes() == 3 * distinct * 4 * loads
+    made = machine(written(body, "pp", 64), zeros(2 << 20), zeros(16), grid=(programs, 1, 1))
+    assert made.count["global load bytes"] == programs * 64 * 4 * loads
+    assert made.dram_bytes() == waves * distinct * 4
 
 
 def test_bytes_of_a_small_tensor_that_nothing_touches():

@@ -65,6 +65,26 @@ def test_tiles_of_the_backward(dtype, cols, centered, tiles):
         assert (tiles - 1) * tile.cols < cols
 
 
+@pytest.mark.parametrize(("dtype", "cols", "centered", "tile"), [
+    (BF16, 12288, True, (2048, 6)), (BF16, 12296, True, (2048, 4)), (FP16, 24576, True, (2048, 6)),
+    (BF16, 24584, True, None), (BF16, 32768, True, (2048, 8)), (BF16, 32776, True, None),
+    (BF16, 24576, False, (4096, 6)), (FP16, 24584, False, (4096, 4)), (BF16, 49152, False, (4096, 6)),
+    (BF16, 49160, False, None), (BF16, 20484, False, None), (FP32, 8196, True, (2048, 5)),
+    (FP32, 24576, True, (2048, 6)), (FP32, 32768, True, None), (FP32, 24576, False, (4096, 3)),
+    (FP32, 24580, False, None), (FP64, 4096, True, None),
+])  # fmt: skip
+def test_tiles_of_wide_rows(dtype, cols, centered, tile):
+    """One program or two have all columns, and none of the tiles is empty."""
+    wide = tiling.rows.layer_norm_backward_wide_tile(Rows(1, 7, cols, False), dtype, centered)
+    if tile is None:
+        assert wide is None
+    else:
+        assert (wide.cols, wide.tiles) == tile
+        programs = -(-cols // (wide.cols * wide.tiles))
+        assert programs in (1, 2)
+        assert (wide.tiles - 1) * wide.cols * programs < cols
+
+
 @pytest.mark.parametrize(("dtype", "cols", "tile"), [
     (BF16, 512, None), (BF16, 520, (8, 256, 3)), (BF16, 768, (8, 256, 3)), (FP16, 1024, (8, 512, 2)),
     (BF16, 4096, (2, 2048, 2)), (BF16, 5120, (1, 2048, 3)), (BF16, 6144, (1, 2048, 3)),

@@ -100,6 +100,21 @@ def backward_tiles(centered):
     check(case.y[-1], dx[-1])
 
 
+def backward_wide(centered):
+    case = last_rows(centered)
+    dy, dx = gradients(case, rows=1)
+    run_program(
+        layer_norm.layer_norm_backward_wide_kernel,
+        *on_y(*LAST_ROW),
+        *(dy, *case.backward, None, None, None, None),
+        *SIZES,
+        **TILES,
+        CENTERED=centered,
+        WHOLE=True,
+    )
+    check(case.y[-1], dx[-1])
+
+
 def backward_held(centered):
     case = last_rows(centered)
     dy, dx = gradients(case)
@@ -236,6 +251,7 @@ OF_BOTH_NORMS = (
     backward,
     backward_tiles,
     backward_held,
+    backward_wide,
     backward_of_wide_rows,
 )
 CASES = {

@@ -12,7 +12,7 @@ from bench.lab import interpreter
 from bench.lab.bounds import Bounds
 from normreg.kernels import launch, tiling
 from support import guards
-from support.reference import IN_TILES, WIDE
+from support.reference import HALVES, IN_TILES, WIDE
 from support.spies import noting
 
 torch.set_num_threads(1)  # tensors are small, and the processes share the cores
@@ -71,12 +71,16 @@ def gpu_tiles(monkeypatch):
 
 @pytest.fixture(autouse=True)
 def held_words(request, gpu_tiles, monkeypatch):
-    """Rows of WIDE columns are too wide to be held, those of IN_TILES to be held in one tile or unpacked."""
+    """Rows of WIDE columns are too wide to be held, of HALVES but for their sums, of IN_TILES in one tile."""
     cols = request.node.callspec.params.get("cols") if hasattr(request.node, "callspec") else None
-    numbers = {}
+    numbers, neither = {}, {False: 0, True: 0}
     if cols == WIDE:
         numbers = dict.fromkeys(("TILE_WORDS_FORWARD", "TILE_WORDS_BACKWARD", "CHUNK_WORDS"), 64)
-        numbers |= dict(TILES_BYTES_FORWARD=0, TILES_COLS_BACKWARD={False: 0, True: 0})
+        numbers |= dict(TILES_BYTES_FORWARD=0, TILES_COLS_BACKWARD=neither, WIDE_WARPS=neither)
+    elif cols == HALVES:
+        numbers = dict.fromkeys(("TILE_WORDS_BACKWARD", "CHUNK_WORDS"), 512)
+        numbers |= dict(TILES_COLS_BACKWARD=neither, WIDE_WARPS={False: 1, True: 1})
+        numbers |= dict(WIDE_TILES=dict.fromkeys(tiling.rows.WIDE_TILES, 3), multiprocessors=lambda device: 1)
     elif cols == IN_TILES:
         numbers = dict(TILE_WORDS_BACKWARD=64, CHUNK_WORDS=64, TILES_WARPS_BACKWARD=1, TILES_UNPACKED=0)
     for name, number in numbers.items():

@@ -11,7 +11,7 @@ from .errors import GpuFault
 from .history import History
 from .lanes import Lanes
 from .memory import Access, Memory, Where, get, is_aligned, is_held, place_of, put
-from .traffic import Traffic
+from .traffic import Clock, Traffic
 from .values import UINT, Array
 
 LARGEST_KEPT = 1 << 26  # bytes of a tensor whose history is kept
@@ -20,8 +20,9 @@ LARGEST_KEPT = 1 << 26  # bytes of a tensor whose history is kept
 class GlobalMemory:
     """The global memory of one launch."""
 
-    def __init__(self, memory: Memory, races: bool, counting: bool, counts: Counter[str]):
+    def __init__(self, memory: Memory, races: bool, counting: bool, counts: Counter[str], programs: int):
         self.memory, self.races, self.counting, self.counts = memory, races, counting, counts
+        self.clock = Clock(programs)
         self.traffic: dict[tuple[int, str], Traffic] = {}  # by (range, load or store)
         self.histories: dict[int, History] = {}
 
@@ -72,7 +73,7 @@ class GlobalMemory:
         origin = self.memory.origin(i)
         if self.counting:
             if (i, access.name) not in self.traffic:
-                self.traffic[i, access.name] = Traffic(start - origin, end - start)
+                self.traffic[i, access.name] = Traffic(start - origin, end - start, self.clock)
             self.traffic[i, access.name].note(place, access.width, lanes)
         if not self.races or end - start > LARGEST_KEPT:
             return

@@ -52,7 +52,7 @@ class Machine:
         self.count: Counter[str] = Counter()
         self.by_class: Counter[str] = Counter()
         self.executed = [0] * len(program.blocks)  # number of warps that executed each block
-        self.globals = GlobalMemory(memory, races, count, self.count)
+        self.globals = GlobalMemory(memory, races, count, self.count, grid[0] * grid[1] * grid[2])
 
     def run(self, lanes_at_once: int = 8192) -> None:
         """Executes the launch, as many programs at a time as make up that many threads."""
