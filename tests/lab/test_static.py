@@ -28,6 +28,7 @@ KERNELS = {*kernels()} - WITHOUT_CASES
 VARIANTS = ("batch_norm_act", "rms_norm")  # whose kernels batch_norm and layer_norm have, too
 SHARED_KIB = {"layer_norm_backward_held_kernel": 66}
 OF_16_BITS = {"layer_norm_backward_tiles_kernel", "layer_norm_backward_held_kernel"}
+WITH_SUMS = OF_16_BITS | {"layer_norm_backward_wide_kernel"}  # of whole rows, or of half
 OF_SPLITS = {
     "batch_norm_statistics_kernel",
     "batch_norm_backward_sums_kernel",
@@ -87,7 +88,8 @@ def test_compiles_without_spills_and_with_16_byte_accesses(target, dtype, operat
         assert row["widest_access_bytes"] >= (4 if merges(row) else widest), row
         # two programs of 256 threads a multiprocessor, of which AMD's has twice the registers; or one, as of
         # the rows of channels-first tensors, where more threads have more steps of sums between them
-        programs = 1 if row["kernel"] in OF_16_BITS or operation == "layer_norm_channels" else 2
+        alone = row["kernel"] in WITH_SUMS or operation == "layer_norm_channels"
+        programs = 1 if alone else 2
         registers = (512 if target == "gfx942" else 256) // programs
         if row["kernel"] in OF_SPLITS:  # programs of 128 threads, three a multiprocessor
             registers = registers * 4 // 3 - 2
