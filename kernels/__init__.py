@@ -18,6 +18,7 @@ A size has these words:
     tile        what a program holds at once, in registers
     tiles       several tiles side by side that hold one row
     chunk       one of several tiles of a row that a program visits one after the other
+    wide        of a row: not held, but its column sums are, by one program or two side by side
     split       a part of a channel or group that has a program of its own
     block       rows, columns or channels of a tile, as an index among programs
     partial     what one program has added up, one row a program

@@ -164,5 +164,5 @@ def summary(records):
 CAPTION = (
     f"bytes an element, exact: code compiled for sm_{ARCH} runs with the grids of an {H100.name}, which has "
     f"{H100.multiprocessors} multiprocessors, and partial results are included; a tensor of up to 1 MiB "
-    "counts once a launch, a larger one at every access"
+    "counts once a launch, a larger one at every access that does not shortly follow another"
 )
