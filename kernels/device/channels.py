@@ -147,7 +147,6 @@ def block_access(
 
     channel = tl.arange(0, BLOCK_CHANNELS)[:, None]
     position = tl.arange(0, BLOCK_SAMPLES * BLOCK_SPATIAL)[None, :]
-    mask = channel // VECTORS[0] < (channels - first_channel) // VECTORS[0]
     vector = position // VECTORS[1]
     offsets = channel * stride_channel
     positions = tl.minimum(spatial - first_spatial, BLOCK_SPATIAL)
@@ -155,11 +154,13 @@ def block_access(
         sample = position // BLOCK_SPATIAL
         vector = vector % (BLOCK_SPATIAL // VECTORS[1])
         position = position % BLOCK_SPATIAL
-        mask &= sample < program.samples - first_sample
         offsets += sample * channels * spatial
         positions *= tl.minimum(program.samples - first_sample, BLOCK_SAMPLES)
-    mask &= vector < (spatial - first_spatial) // VECTORS[1]
     offsets += position * stride_spatial
+    mask = channel // VECTORS[0] < (channels - first_channel) // VECTORS[0]
+    mask &= vector < (spatial - first_spatial) // VECTORS[1]
+    if BLOCK_SAMPLES > 1:  # one comparison for each sample of a thread
+        mask = sample < tl.where(mask, program.samples - first_sample, 0)
     return Access(tile, base, offsets, mask, positions)
 
 

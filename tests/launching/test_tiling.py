@@ -207,9 +207,10 @@ def test_tiles_of_channels_hold_them_or_are_none(samples, channels, spatial, cha
     if channels_last:
         samples, spatial = 1, samples * spatial
     words = samples * spatial * dtype.itemsize // 4 * (min(channels, 64) if channels_last else 1)
-    for choose, held, per_thread in (
-        (tiling.channels.batch_norm_forward_tile, hardware.TILE_WORDS_FORWARD, 16),
-        (tiling.channels.batch_norm_backward_tile, hardware.TILE_WORDS_BACKWARD, 16),
+    per_thread = 16 if channels_last else 32
+    for choose, held in (
+        (tiling.channels.batch_norm_forward_tile, hardware.TILE_WORDS_FORWARD),
+        (tiling.channels.batch_norm_backward_tile, hardware.TILE_WORDS_BACKWARD),
     ):
         tile = choose(samples, channels, spatial, channels_last, dtype)
         if tile is None:
