@@ -35,7 +35,7 @@ from normreg.kernels.device.per_channel import (
     sum_partials,
     update_running,
 )
-from normreg.kernels.device.statistics import divide, merge_moments, merge_partials, std_of
+from normreg.kernels.device.statistics import Mean, divide, merge_moments, merge_partials, std_of
 from normreg.kernels.memory_format import channel_values, contiguous, dense, in_format_of, partial_values
 from normreg.kernels.partition import Partition, in_splits
 
@@ -116,8 +116,10 @@ def sync_batch_norm_merge_kernel(
     if per_channel.running_mean is not None:
         if count > 0:
             factor = average_factor(momentum, per_channel.num_batches_tracked)
-            update_running(per_channel.running_mean, mean, factor, channel, channel_mask)
-            update_running(per_channel.running_var, m2 / (count - 1), factor, channel, channel_mask)
+            exact = tl.zeros_like(mean)
+            update_running(per_channel.running_mean, Mean(mean, exact), factor, channel, channel_mask)
+            unbiased = Mean(m2 / (count - 1), exact)
+            update_running(per_channel.running_var, unbiased, factor, channel, channel_mask)
 
 
 @triton.jit(do_not_specialize=["splits", "channels"])

@@ -1,14 +1,14 @@
 """Device code for what there is one of a channel: statistics, parameters, gradients, partial results.
 
-A program computes with such values in the dtype of its arithmetic on elements; what it saves, and running
-statistics, it computes in float64. A split leaves its partial results in a tensor [kinds, splits, channels];
-every program that needs them merges them in the same order.
+A program computes with such values in the dtype of its arithmetic on elements, and saves a mean as float64. A
+split leaves its partial results in a tensor [kinds, splits, channels]; every program that needs them merges
+them in the same order.
 """
 
 import triton
 import triton.language as tl
 
-from normreg.kernels.device.statistics import Mean, divide
+from normreg.kernels.device.statistics import Mean, compute_dtype, divide
 
 
 @triton.jit
@@ -78,8 +78,18 @@ def average_factor(momentum, num_batches_tracked_ptr):
 
 @triton.jit
 def update_running(running_ptr, value, factor, channel, mask):
-    """running = (1 - factor) running + factor value"""
-    running = (1 - factor) * load_channels(running_ptr, channel, mask, tl.float64) + factor * value
+    """running = (1 - factor) running + factor value; value is a pair like `Mean`.
+
+    In float32, unless one of them is float64, which is 64 times slower on many GPUs. What 1 - factor lacks is
+    added, or the weights would not add up to 1.
+    """
+    DTYPE: tl.constexpr = compute_dtype(value.high.dtype, running_ptr.dtype.element_ty)
+    high, low = value.high.to(DTYPE), value.low.to(DTYPE)
+    factor = tl.zeros_like(high) + factor.to(DTYPE)
+    kept = 1.0 - factor
+    lost = (1.0 - kept) - factor
+    running = load_channels(running_ptr, channel, mask, DTYPE)
+    running = tl.fma(kept, running, tl.fma(factor, high, tl.fma(lost, running, factor * low)))
     store_channels(running_ptr, channel, running, mask)
 
 
@@ -90,9 +100,8 @@ def store_statistics(per_channel, mean, m2, count, factor, channel, mask):
         store_mean(per_channel.mean, channel, mean, mask)
         store_channels(per_channel.var, channel, divide(m2, count), mask)
     if per_channel.running_mean is not None:
-        running_mean = mean.high.to(tl.float64) + mean.low.to(tl.float64)
-        update_running(per_channel.running_mean, running_mean, factor, channel, mask)
-        unbiased = m2.to(tl.float64) / (count - 1).to(tl.float64)
+        update_running(per_channel.running_mean, mean, factor, channel, mask)
+        unbiased = Mean(divide(m2, count - 1), tl.zeros_like(m2))
         update_running(per_channel.running_var, unbiased, factor, channel, mask)
 
 

@@ -15,6 +15,7 @@ import triton.language as tl
 from normreg.kernels import launch, tiling
 from normreg.kernels.device.per_channel import update_running
 from normreg.kernels.device.rows import load_mean, load_spread
+from normreg.kernels.device.statistics import Mean
 
 
 @triton.jit(do_not_specialize=["samples", "channels", "spatial"])
@@ -44,8 +45,9 @@ def instance_norm_running_kernel(
 
     factor = tl.full([], momentum, tl.float64)
     unbiased = tl.sum(var, 0) / samples * (spatial.to(tl.float64) / (spatial - 1))
-    update_running(running_mean_ptr, tl.sum(mean, 0) / samples, factor, channel, channel_mask)
-    update_running(running_var_ptr, unbiased, factor, channel, channel_mask)
+    mean = tl.sum(mean, 0) / samples
+    update_running(running_mean_ptr, Mean(mean, tl.zeros_like(mean)), factor, channel, channel_mask)
+    update_running(running_var_ptr, Mean(unbiased, tl.zeros_like(mean)), factor, channel, channel_mask)
 
 
 @launch.kept

@@ -48,6 +48,15 @@ def test_running_statistics(device, guarded_memory, momentum, dtype, regime):
     assert ours.num_batches_tracked.item() == 3
 
 
+def test_running_means_are_as_if_rounded_once(device, regime):
+    """0.9 of float32 is off by a quarter of a unit, and so would be every step."""
+    x, running = torch.randn(40, 512, 4, device=device), torch.randn(512, device=device)
+    exact = 0.9 * running.double() + 0.1 * x.double().mean((0, 2))
+    of_rounding = (exact.float() - exact).square().mean().sqrt()
+    normreg.functional.batch_norm(x, running, torch.ones(512, device=device), training=True)
+    assert (running - exact).square().mean().sqrt() <= 1.15 * of_rounding
+
+
 def test_running_var_is_unbiased(device):
     x = torch.tensor([[1.0], [3.0]], device=device)
     module = normreg.BatchNorm1d(1, momentum=1.0, device=device)
