@@ -45,7 +45,7 @@ from normreg.kernels.device.channels import (
 )
 from normreg.kernels.device.normalize import load_affine, normalize_tiles
 from normreg.kernels.device.per_channel import copy_channels, load_channels, load_mean
-from normreg.kernels.device.statistics import compute_dtype, std_of
+from normreg.kernels.device.statistics import compute_dtype, exact_std
 from normreg.kernels.memory_format import bits_like, channel_values, contiguous, dense, in_format_of
 from normreg.kernels.partition import in_splits, in_tiles
 
@@ -106,7 +106,7 @@ def batch_norm_inference_kernel(
             copy_channels(per_channel.running_mean, per_channel.mean, channel, channel_mask)
             copy_channels(per_channel.running_var, per_channel.var, channel, channel_mask)
 
-    affine = load_affine(per_channel, mean, std_of(var, eps), channel, channel_mask, DTYPE)
+    affine = load_affine(per_channel, mean, exact_std(var, eps), channel, channel_mask, DTYPE)
     span = program_tiles(tiles, tiles_per_split)
     normalize_tiles(elements, affine, program, span, negative_slope, ACT, TILE)
 

@@ -31,7 +31,7 @@ from normreg.kernels.device.per_channel import (
     store_statistics,
     sum_partials,
 )
-from normreg.kernels.device.statistics import compute_dtype, divide, std_of
+from normreg.kernels.device.statistics import compute_dtype, divide, exact_std
 from normreg.kernels.memory_format import partial_values
 from normreg.kernels.partition import Partition, in_splits
 
@@ -85,7 +85,7 @@ def batch_norm_normalize_kernel(
     mean, m2 = merged_moments(
         partial_ptr, channel, channel_mask, splits, program.channels, count, TILE.partials
     )
-    std = std_of(divide(m2, count), eps)
+    std = exact_std(divide(m2, count), eps)
     if tl.program_id(1) == 0:
         factor = average_factor(momentum, per_channel.num_batches_tracked)
         store_statistics(per_channel, mean, m2, count, factor, channel, channel_mask)
@@ -116,7 +116,7 @@ def batch_norm_backward_sums_kernel(
     program = program_channels(samples, channels, spatial, TILE)
     channel, channel_mask = program.channel, program.mask
     mean = load_mean(per_channel.mean, channel, channel_mask, DTYPE)
-    std = std_of(load_channels(per_channel.var, channel, channel_mask, DTYPE), eps)
+    std = exact_std(load_channels(per_channel.var, channel, channel_mask, DTYPE), eps)
     affine = load_affine(per_channel, mean, std, channel, channel_mask, DTYPE)
 
     dbias = tl.zeros([CHANNELS, POSITIONS], DTYPE)
@@ -163,9 +163,9 @@ def batch_norm_backward_kernel(
     channel, channel_mask = program.channel, program.mask
     channels = program.channels
     mean = load_mean(per_channel.mean, channel, channel_mask, DTYPE)
-    std = std_of(load_channels(per_channel.var, channel, channel_mask, DTYPE), eps)
+    std = exact_std(load_channels(per_channel.var, channel, channel_mask, DTYPE), eps)
     dbias, dweight = sum_partials(partial_ptr, channel, channel_mask, splits, channels, TILE.partials)
-    dweight = divide(dweight, std)
+    dweight = divide(dweight, std.value)
     if tl.program_id(1) == 0:
         store_gradients(per_channel, dweight, dbias, channel, channel_mask)
 

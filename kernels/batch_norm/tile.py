@@ -26,7 +26,7 @@ from normreg.kernels.device.per_channel import (
     store_gradients,
     store_statistics,
 )
-from normreg.kernels.device.statistics import compute_dtype, divide, std_of
+from normreg.kernels.device.statistics import compute_dtype, divide, exact_std
 from normreg.kernels.partition import Partition
 
 
@@ -48,9 +48,9 @@ def batch_norm_tile_kernel(
     channel, channel_mask = program.channel, program.mask
     access = tile_access(0, program, TILE)
     x, count = load_tile(elements.x, access, DTYPE), access.positions
-    mean, m2 = tile_moments(x, access.mask, count)
+    mean, m2 = tile_moments(x, access.mask, count, TILE)
 
-    std = std_of(divide(m2, count), eps)
+    std = exact_std(divide(m2, count), eps)
     affine = load_affine(per_channel, mean, std, channel, channel_mask, DTYPE)
     store_normalized(elements, x, affine, access, program, negative_slope, ACT, TILE)
 
@@ -77,14 +77,14 @@ def batch_norm_tile_backward_kernel(
     channel, channel_mask = program.channel, program.mask
     access = tile_access(0, program, TILE)
     mean = load_mean(per_channel.mean, channel, channel_mask, DTYPE)
-    std = std_of(load_channels(per_channel.var, channel, channel_mask, DTYPE), eps)
+    std = exact_std(load_channels(per_channel.var, channel, channel_mask, DTYPE), eps)
     affine = load_affine(per_channel, mean, std, channel, channel_mask, DTYPE)
     dz, deviation = load_dz(elements, affine, access, program, negative_slope, ACT, TILE)
     if elements.dresidual is not None:
         store_tile(elements.dresidual, access, dz)
 
     dbias = tl.sum(dz, 1)
-    dweight = divide(tl.sum(dz * deviation, 1) - mean.low * dbias, std)
+    dweight = divide(tl.sum(dz * deviation, 1) - mean.low * dbias, std.value)
     store_gradients(per_channel, dweight, dbias, channel, channel_mask)
 
     if elements.dx is not None:

@@ -9,7 +9,7 @@ import triton.language as tl
 
 from normreg.kernels.device.channels import is_short, load_tile, tile_access
 from normreg.kernels.device.per_channel import load_partials
-from normreg.kernels.device.statistics import Mean, divide, merge_moments, rounded_mean, sum_of
+from normreg.kernels.device.statistics import Mean, divide, merge_moments, rounded_mean, sum_of, two_sums
 
 
 @triton.jit
@@ -28,16 +28,30 @@ def shift_of(x, mask, count):
 
 
 @triton.jit
-def fours(x, TILE: tl.constexpr):
-    """Sums of four positions of x [channels, positions] that a thread has, [channels, positions / 4]."""
+def added(x, WIDTH: tl.constexpr, TILE: tl.constexpr):
+    """Sums of WIDTH positions of x [channels, positions] that a thread has, [channels, positions / WIDTH]."""
     CHANNELS: tl.constexpr = x.shape[0]
-    FOURS: tl.constexpr = x.shape[1] // 4
-    if FOURS == 0:
+    SUMS: tl.constexpr = x.shape[1] // WIDTH
+    if SUMS == 0:
         return x
-    elif TILE.vector >= 4 and not TILE.channels_last:
-        return tl.sum(tl.reshape(x, (CHANNELS, FOURS, 4)), 2)
+    elif TILE.vector >= WIDTH and not TILE.channels_last:
+        return tl.sum(tl.reshape(x, (CHANNELS, SUMS, WIDTH)), 2)
     else:
-        return tl.sum(tl.reshape(x, (CHANNELS, 4, FOURS)), 1)
+        return tl.sum(tl.reshape(x, (CHANNELS, WIDTH, SUMS)), 1)
+
+
+@triton.jit
+def fours(x, TILE: tl.constexpr):
+    return added(x, 4, TILE)
+
+
+@triton.jit
+def eights(x, LOADED: tl.constexpr, TILE: tl.constexpr):
+    """Sums of two of `fours` where a thread has eight neighbours, else these: half the pairs to add to."""
+    sums = fours(x, TILE)
+    if TILE.vector == 8 and LOADED.primitive_bitwidth == 16 and not TILE.channels_last:
+        sums = added(sums, 2, TILE)
+    return sums
 
 
 @triton.jit
@@ -45,6 +59,18 @@ def add_squares(high, low, squares):
     """high + low + squares as such a pair, by Dekker's fast two-sum: no rounding of it hides an outlier's."""
     total = high + squares
     return total, low + (squares - (total - high))
+
+
+@triton.jit
+def in_units(high, low):
+    """high + low [channels, sums] as pairs whose high parts' sum over a channel is exact.
+
+    They are multiples of one number, of which no sum takes more than 2^24.
+    """
+    large = 2.0 * tl.sum(high, 1)[:, None]
+    large = tl.where(2.0 * large < float("inf"), large, 0.0)
+    multiple = (high + large) - large
+    return multiple, low + (high - multiple)
 
 
 @triton.jit
@@ -57,13 +83,13 @@ def low_and_m2(total, high, low, count, AXIS: tl.constexpr):
 
 
 @triton.jit
-def tile_moments(x, mask, count):
+def tile_moments(x, mask, count, TILE: tl.constexpr):
     """Mean and m2 of each channel of a tile that holds all of it."""
     high = shift_of(x, mask, count)
     d = less(x, high, mask)
-    total = tl.sum(d, 1)
+    total, squares = two_sums(fours(d, TILE), fours(d * d, TILE), 1)
     low = divide(total, count)
-    m2 = tl.sum(d * d, 1) - total * low
+    m2 = squares - total * low
     return sum_of(high, low), tl.where(m2 < 0.0, 0.0, m2)
 
 
@@ -71,7 +97,7 @@ def tile_moments(x, mask, count):
 def tiles_moments(x_ptr, program, first_tile, last_tile, DTYPE: tl.constexpr, TILE: tl.constexpr):
     """Count, mean and m2 of each channel in the tiles from the first to before the last.
 
-    Four elements of a tile have sums of their own, of deviations from the mean of one tile. That is
+    Four or eight elements of a tile have sums of their own, of deviations from the mean of one tile. That is
     the first one, or the second where the first is short, whose mean an outlier would move too far.
     """
     start = first_tile
@@ -82,15 +108,17 @@ def tiles_moments(x_ptr, program, first_tile, last_tile, DTYPE: tl.constexpr, TI
     shift = shift_of(x, access.mask, count)
     d = less(x, shift, access.mask)
     total = fours(d, TILE)
-    high = fours(d * d, TILE)
+    high = eights(d * d, x_ptr.dtype.element_ty, TILE)
     low = tl.zeros_like(high)
     for step in range(1, last_tile - first_tile):
         tile = start + step
         access = tile_access(tl.where(tile == last_tile, first_tile, tile), program, TILE)
         d = less(load_tile(x_ptr, access, DTYPE), shift, access.mask)
         total += fours(d, TILE)
-        high, low = add_squares(high, low, fours(d * d, TILE))
+        high, low = add_squares(high, low, eights(d * d, x_ptr.dtype.element_ty, TILE))
         count += access.positions
+    if not TILE.channels_last:  # where torch's sums are in float64
+        high, low = in_units(high, low)
     mean, m2 = low_and_m2(total, high, low, count, 1)
     return count, Mean(shift, mean), m2
 

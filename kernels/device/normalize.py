@@ -15,7 +15,7 @@ from normreg.kernels.device.activations import activate, activation_backward, is
 from normreg.kernels.device.bits import load_bits, store_bits
 from normreg.kernels.device.channels import load_tile, store_tile, tile_access
 from normreg.kernels.device.per_channel import load_channels
-from normreg.kernels.device.statistics import compute_dtype, divide
+from normreg.kernels.device.statistics import compute_dtype, divide, divide_by_std
 
 
 class Affine(NamedTuple):
@@ -29,7 +29,7 @@ class Affine(NamedTuple):
 @triton.jit
 def load_affine(per_channel, mean, std, channel, mask, DTYPE: tl.constexpr):
     """The `Affine` of the statistics and the parameters."""
-    scale = divide(load_channels(per_channel.weight, channel, mask, DTYPE, 1.0), std)
+    scale = divide_by_std(load_channels(per_channel.weight, channel, mask, DTYPE, 1.0), std)
     bias = load_channels(per_channel.bias, channel, mask, DTYPE) - mean.low * scale
     return Affine(mean.high[:, None], scale[:, None], bias[:, None])
 
@@ -81,6 +81,6 @@ def load_dz(elements, affine, access, program, negative_slope, ACT: tl.constexpr
 @triton.jit
 def projections(dweight, dbias, mean, std, count):
     """c1 and c2, [channels, 1], of dx = (dz - (x - high) c1 - c2) scale."""
-    c1 = divide(divide(dweight, std), count)
+    c1 = divide(divide(dweight, std.value), count)
     c2 = divide(dbias, count) - mean.low * c1
     return c1[:, None], c2[:, None]

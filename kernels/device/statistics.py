@@ -26,6 +26,13 @@ class Mean(NamedTuple):
     low: Any
 
 
+class Std(NamedTuple):
+    """sqrt(var + eps) as value (1 + error): value is rounded, error what that lacks, or 0 in float64."""
+
+    value: Any
+    error: Any
+
+
 @triton.constexpr_function
 def compute_dtype(*dtypes):
     """The dtype of arithmetic on elements of the dtypes: float64 where one is float64, else float32."""
@@ -40,6 +47,30 @@ def std_of(var, eps):
         return tl.sqrt(shifted)
     else:
         return tl.sqrt_rn(shifted)
+
+
+@triton.jit
+def exact_std(var, eps):
+    """The `Std` of a variance."""
+    value = std_of(var, eps)
+    if var.dtype == tl.float64:
+        return Std(value, tl.zeros_like(value))
+    else:
+        shifted = var + tl.full([], eps, var.dtype)
+        return Std(value, tl.fma(-value, value, shifted) / (2.0 * shifted))
+
+
+@triton.jit
+def divide_by_std(a, std):
+    """a / std, nearly as if rounded once."""
+    ratio = divide(a, std.value)
+    if ratio.dtype == tl.float64:
+        return ratio
+    else:
+        value = tl.zeros_like(ratio) + std.value
+        error = tl.zeros_like(ratio) + std.error
+        lost = tl.fma(-a, error, tl.fma(-ratio, value, a)) / value
+        return ratio + tl.where(lost == lost, lost, 0.0)  # NaN of 0 / 0 and inf - inf
 
 
 @triton.jit

@@ -31,7 +31,7 @@ from normreg.kernels.device.per_channel import (
     sum_partials,
 )
 from normreg.kernels.device.rows import load_mean, load_spread, store_statistics
-from normreg.kernels.device.statistics import compute_dtype, divide, std_of
+from normreg.kernels.device.statistics import compute_dtype, divide, exact_std, std_of
 from normreg.kernels.memory_format import partial_values
 from normreg.kernels.partition import Partition, in_splits
 
@@ -83,7 +83,7 @@ def group_norm_normalize_kernel(
     if tl.program_id(1) == 0:
         store_statistics(statistics_ptr, mean, var, group, row_mask & (row % group_channels == 0))
 
-    affine = load_affine(per_channel, mean, std_of(var, eps), row % channels, row_mask, DTYPE)
+    affine = load_affine(per_channel, mean, exact_std(var, eps), row % channels, row_mask, DTYPE)
     span = program_tiles(tiles, tiles_per_split)
     normalize_tiles(elements, affine, program, span, 0.0, None, TILE)
 

@@ -14,11 +14,13 @@ from normreg.kernels import dtypes, launch, tiling
 from normreg.kernels.device.rows import load_mean, load_spread, store_statistics
 from normreg.kernels.device.statistics import (
     Mean,
+    Std,
     compute_dtype,
     divide,
+    divide_by_std,
+    exact_std,
     rounded_mean,
     rstd_of,
-    std_of,
     sum_of_squares,
     two_sums,
 )
@@ -107,13 +109,15 @@ def group_norm_forward_kernel(
     low = divide(tl.sum(tl.reshape(d, [ROWS, ELEMENTS]), 1), channels * spatial)
     d = tl.where(at.mask, d - low[:, None, None], 0.0)
     var = divide(sum_of_squares(tl.reshape(d, [ROWS, ELEMENTS])), channels * spatial)
-    std = std_of(var, eps)[:, None, None]
+    std = exact_std(var, eps)
+    std = Std(std.value[:, None, None], std.error[:, None, None])
     parameter = first_group * channels
     left = groups - first_group
     weight = tl.full([1, 1, 1], 1.0, DTYPE)
     if weight_ptr is not None:
         weight = load_parameter(weight_ptr + parameter, group, channels, left, TILE, DTYPE)
-    y = d * divide(weight, std)
+    scale = divide_by_std(weight, std) if TILE.channels == 1 else divide(weight, std.value)
+    y = d * scale
     if bias_ptr is not None:
         y += load_parameter(bias_ptr + parameter, group, channels, left, TILE, DTYPE)
 
@@ -177,6 +181,8 @@ def group_norm_backward_kernel(
             c1, c2 = two_sums(tile_dweight, tile_dbias, 1)
             c1 = (divide(c1, channels * spatial) * rstd)[:, None, None]
             c2 = divide(c2, channels * spatial)[:, None, None]
+            if CHANNELS == 1:
+                rstd = divide_by_std(tl.full(var.shape, 1.0, DTYPE), exact_std(var, eps))
             dx = (wdy - deviation * c1 - c2) * rstd[:, None, None]
             tl.store(dx_ptr + at.base + at.offsets, dx.to(dx_ptr.dtype.element_ty), mask=at.mask)
 

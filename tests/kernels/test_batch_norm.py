@@ -232,6 +232,15 @@ def test_constant_channels_give_the_bias(device, value):
     assert dx.isfinite().all()
 
 
+def test_sums_of_squares_up_to_the_largest_number(device, regime):
+    """126 squares of some 2^120 of each channel: their sums are about half the largest number of float32."""
+    x = torch.randn(1, 64, 126, device=device)
+    y, of_large = (
+        normreg.functional.batch_norm(t, None, None, training=True, eps=1e-30) for t in (x, x * 2.0**60)
+    )
+    torch.testing.assert_close(of_large, y, rtol=1e-6, atol=1e-6)
+
+
 @pytest.mark.parametrize("training", [True, False], ids=["training", "inference"])
 @pytest.mark.parametrize("eps", [1e-12, 1e-5, 0.1, 1.0])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
