@@ -87,9 +87,9 @@ def update_running(running_ptr, value, factor, channel, mask):
     high, low = value.high.to(DTYPE), value.low.to(DTYPE)
     factor = tl.zeros_like(high) + factor.to(DTYPE)
     kept = 1.0 - factor
-    lost = (1.0 - kept) - factor
     running = load_channels(running_ptr, channel, mask, DTYPE)
-    running = tl.fma(kept, running, tl.fma(factor, high, tl.fma(lost, running, factor * low)))
+    lost = tl.where(tl.abs(running) < float("inf"), ((1.0 - kept) - factor) * running, 0.0)
+    running = tl.fma(kept, running, tl.fma(factor, high, tl.fma(factor, low, lost)))
     store_channels(running_ptr, channel, running, mask)
 
 

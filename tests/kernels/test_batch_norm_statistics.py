@@ -149,3 +149,15 @@ def test_float32_statistics_beside_16_bit_parameters(device, launches, training)
     for half, full in zip(*(result[4:] for result in results), strict=True):
         assert torch.equal(half, full.bfloat16())
     assert results[0][1].dtype == torch.float32
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.1, 0.3, 0.9])
+def test_infinite_running_statistics_stay_so(device, momentum):
+    """Also where 1 - momentum is rounded; with momentum 1 torch has NaN."""
+    x = torch.randn(4, 3, 5, device=device)
+    mean, var = torch.tensor([[float("inf"), -float("inf"), 0.0], [float("inf"), 1.0, 1.0]], device=device)
+    normreg.functional.batch_norm(x, mean, var, training=True, momentum=momentum)
+    assert mean[:2].tolist() == [float("inf"), -float("inf")]
+    assert var[0].item() == float("inf")
+    assert mean[2:].isfinite().all()
+    assert var[1:].isfinite().all()
