@@ -14,6 +14,7 @@ import triton
 import triton.language as tl
 
 from normreg.kernels.device.statistics import Mean, divide, rounded_mean, rstd_of, two_sums
+from normreg.kernels.device.words import widened
 
 
 class Parameters(NamedTuple):
@@ -79,9 +80,10 @@ def elements_of_rows(row_block, col_block, rows, cols, BLOCK_ROWS: tl.constexpr,
 
 
 @triton.jit
-def load(ptr, offsets, mask, DTYPE: tl.constexpr):
-    """The elements, 0 where masked."""
-    return tl.load(ptr + offsets, mask=mask, other=0.0).to(DTYPE)
+def load(ptr, offsets, mask, DTYPE: tl.constexpr, STAGES: tl.constexpr = 1):
+    """The elements, 0 where masked; STAGES of the loop around it."""
+    x = tl.load(ptr + offsets, mask=mask, other=0.0)
+    return widened(x, DTYPE) if STAGES == 1 else x.to(DTYPE)
 
 
 @triton.jit
@@ -173,38 +175,40 @@ def less_mean(x, mean):
 
 
 @triton.jit
-def load_x_hat(x_ptr, offsets, mask, mean, rstd, COMPUTE_DTYPE: tl.constexpr):
+def load_x_hat(x_ptr, offsets, mask, mean, rstd, COMPUTE_DTYPE: tl.constexpr, STAGES: tl.constexpr = 1):
     """x_hat [rows, cols], 0 where masked, whatever the statistics are there."""
-    x = less_mean(load(x_ptr, offsets, mask, COMPUTE_DTYPE), mean)
-    return tl.where(mask, x * rstd[:, None], 0.0)
-
-
-@triton.jit
-def row_sums(x_hat, wdy, cols, statistics, row, row_mask, CENTERED: tl.constexpr):
-    """c1 and c2 [rows, 1]: loaded, or those of whole rows in the tile; c2 is 0 of rows not centred."""
-    if statistics.c1 is not None:
-        c1 = tl.load(statistics.c1 + row, mask=row_mask, other=0.0)
-        c2 = tl.zeros_like(c1)
-        if CENTERED:
-            c2 = tl.load(statistics.c2 + row, mask=row_mask, other=0.0)
-    elif CENTERED:
-        c1, c2 = two_sums(x_hat * wdy, wdy, 1)
-        c1 = divide(c1, cols)
-        c2 = divide(c2, cols)
+    x = load(x_ptr, offsets, mask, COMPUTE_DTYPE, STAGES)
+    rstd = rstd[:, None]
+    if mean is None:
+        x_hat = x * rstd
     else:
-        c1 = divide(tl.sum(x_hat * wdy, 1), cols)
-        c2 = tl.zeros_like(c1)
-    return c1[:, None], c2[:, None]
+        x_hat = (x - mean.high[:, None]) * rstd + mean.low[:, None] * -rstd
+    return tl.where(mask, x_hat, 0.0)
 
 
 @triton.jit
 def gradient_of_x(dy, weight, x_hat, rstd, cols, statistics, row, row_mask, CENTERED: tl.constexpr):
-    """dx = (wdy - x_hat c1 - c2) rstd; weight [1, cols] or None."""
+    """dx = (wdy - x_hat c1 - c2) rstd; weight [1, cols] or None.
+
+    c1 and c2 are loaded or, where the tile has whole rows, added up.
+    """
     wdy = dy
     if weight is not None:
         wdy = dy * weight
-    c1, c2 = row_sums(x_hat, wdy, cols, statistics, row, row_mask, CENTERED)
-    return (wdy - x_hat * c1 - c2) * rstd[:, None]
+    minus_c2_rstd = 0.0
+    if statistics.c1 is not None:
+        minus_rstd = -rstd
+        c1 = tl.load(statistics.c1 + row, mask=row_mask, other=0.0)
+        if CENTERED:
+            minus_c2_rstd = (tl.load(statistics.c2 + row, mask=row_mask, other=0.0) * minus_rstd)[:, None]
+    else:
+        minus_rstd = -rstd * divide(tl.full([], 1.0, rstd.dtype), cols)
+        if CENTERED:
+            c1, c2 = two_sums(x_hat * wdy, wdy, 1)
+            minus_c2_rstd = (c2 * minus_rstd)[:, None]
+        else:
+            c1 = tl.sum(x_hat * wdy, 1)
+    return wdy * rstd[:, None] + (x_hat * (c1 * minus_rstd)[:, None] + minus_c2_rstd)
 
 
 @triton.jit

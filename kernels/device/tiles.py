@@ -10,21 +10,7 @@ import triton.language as tl
 
 from normreg.kernels.device.rows import store_statistics
 from normreg.kernels.device.statistics import Mean, compute_dtype, divide, rounded_mean, rstd_of
-
-
-@triton.jit
-def packed(x):
-    """Elements of 16 bits, two in a word."""
-    low, high = tl.split(x.to(tl.int16, bitcast=True).reshape(x.shape[0] // 2, 2))
-    return (low.to(tl.int32) & 0xFFFF) | (high.to(tl.int32) << 16)
-
-
-@triton.jit
-def unpacked(words, after, cols, DTYPE: tl.constexpr):
-    """The elements, which the compiler can unpack neither before it has `after` nor once for all sweeps."""
-    words ^= tl.minimum(cols, 0) & after.to(tl.int32, bitcast=True)  # always 0; the compiler cannot prove it
-    x = tl.join(words.to(tl.int16), (words >> 16).to(tl.int16))
-    return x.reshape(words.shape[0] * 2).to(DTYPE, bitcast=True)
+from normreg.kernels.device.words import kept_packed, packed, unpacked, widened
 
 
 @triton.jit
@@ -36,7 +22,7 @@ def columns(i: tl.constexpr, BLOCK_COLS: tl.constexpr):
 @triton.jit
 def within(tile, i: tl.constexpr, cols, TILE: tl.constexpr):
     """Tile i, 0 beyond the row."""
-    if i == TILE.tiles - 1:
+    if i == TILE.tiles - 1 and not TILE.whole:
         tile = tl.where(columns(i, tile.shape[0]) < cols, tile, 0.0)
     return tile
 
@@ -45,11 +31,17 @@ def within(tile, i: tl.constexpr, cols, TILE: tl.constexpr):
 def load_tile(ptr, i: tl.constexpr, cols, TILE: tl.constexpr):
     """Tile i, 0 beyond the row."""
     col = columns(i, TILE.cols)
-    if i == TILE.tiles - 1:
+    if i == TILE.tiles - 1 and not TILE.whole:
         tile = tl.load(ptr + col, mask=col < cols, other=0.0)
     else:
         tile = tl.load(ptr + col)
     return tile
+
+
+@triton.jit
+def load_widened(ptr, i: tl.constexpr, cols, COMPUTE_DTYPE: tl.constexpr, TILE: tl.constexpr):
+    """Tile i in COMPUTE_DTYPE, 0 beyond the row."""
+    return widened(load_tile(ptr, i, cols, TILE), COMPUTE_DTYPE)
 
 
 @triton.jit
@@ -65,10 +57,11 @@ def load_tiles(ptr, cols, TILE: tl.constexpr):
 
 @triton.jit
 def converted(tile, after, cols, DTYPE: tl.constexpr, COMPUTE_DTYPE: tl.constexpr, TILE: tl.constexpr):
-    """The tile's elements in COMPUTE_DTYPE; DTYPE is what they are packed from."""
+    """The tile's elements in COMPUTE_DTYPE, unpacked for this use; DTYPE is what they are packed from."""
     if TILE.packed:
-        tile = unpacked(tile, after, cols, DTYPE)
-    return tile.to(COMPUTE_DTYPE)
+        return unpacked(kept_packed(tile, tl.minimum(cols, 0), after), DTYPE, COMPUTE_DTYPE)
+    else:
+        return widened(tile, COMPUTE_DTYPE)
 
 
 @triton.jit
@@ -76,7 +69,7 @@ def store_tile(ptr, tile, i: tl.constexpr, cols, TILE: tl.constexpr):
     """Stores tile i, without what is beyond the row."""
     col = columns(i, tile.shape[0])
     tile = tile.to(ptr.dtype.element_ty)
-    if i == TILE.tiles - 1:
+    if i == TILE.tiles - 1 and not TILE.whole:
         tl.store(ptr + col, tile, mask=col < cols)
     else:
         tl.store(ptr + col, tile)
@@ -130,7 +123,7 @@ def store_normalized_tiles(
     for i in tl.static_range(TILES):
         y = deviation(x, rstd, mean, i, cols, DTYPE, TILE) * rstd
         if parameters.weight is not None:
-            y *= load_tile(parameters.weight, i, cols, TILE).to(COMPUTE_DTYPE)
+            y *= load_widened(parameters.weight, i, cols, COMPUTE_DTYPE, TILE)
         if parameters.bias is not None:
-            y += load_tile(parameters.bias, i, cols, TILE).to(COMPUTE_DTYPE)
+            y += load_widened(parameters.bias, i, cols, COMPUTE_DTYPE, TILE)
         store_tile(results.y + row * cols, y, i, cols, TILE)

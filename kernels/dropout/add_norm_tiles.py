@@ -6,7 +6,8 @@ import triton.language as tl
 from normreg.kernels.device.branch import Inputs, branch, decisions
 from normreg.kernels.device.random import load_seed
 from normreg.kernels.device.statistics import compute_dtype
-from normreg.kernels.device.tiles import load_tile, packed, store_normalized_tiles, store_tile
+from normreg.kernels.device.tiles import load_widened, store_normalized_tiles, store_tile
+from normreg.kernels.device.words import packed
 from normreg.kernels.dropout.add_norm_tile import Parameters, Results
 
 
@@ -52,12 +53,12 @@ def dropout_add_norm_forward_tiles_kernel(
             False,
             BLOCK_COLS,
         )
-        x = load_tile(inputs.x + base, i, cols, TILE).to(COMPUTE_DTYPE)
+        x = load_widened(inputs.x + base, i, cols, COMPUTE_DTYPE, TILE)
         tile = branch(x[None, :], keep, factor).reshape(BLOCK_COLS)
         if parameters.layer_scale is not None:
-            tile *= load_tile(parameters.layer_scale, i, cols, TILE).to(COMPUTE_DTYPE)
+            tile *= load_widened(parameters.layer_scale, i, cols, COMPUTE_DTYPE, TILE)
         if inputs.residual is not None:
-            tile += load_tile(inputs.residual + base, i, cols, TILE).to(COMPUTE_DTYPE)
+            tile += load_widened(inputs.residual + base, i, cols, COMPUTE_DTYPE, TILE)
         tile = tile.to(Z_DTYPE)
         if results.z is not None:
             store_tile(results.z + base, tile, i, cols, TILE)

@@ -149,7 +149,6 @@ def held_launch(rows: Rows, tile: RowTile, centered: bool, device: torch.device)
         *rows.in_vectors(),
         rows_at_once,
         CENTERED=centered,
-        WHOLE=tile.tiles * tile.cols == rows.cols,
         **rows.constants(tile),
     )
     return Backward(None, main, programs)
@@ -205,6 +204,11 @@ def row_sums(
     return c1, c2
 
 
+def at_a_word(t: Tensor) -> Tensor:
+    """The tensor or, where it begins within a word of 4 bytes, a copy that does not."""
+    return t.clone() if t.data_ptr() % 4 else t
+
+
 def layer_norm_backward(
     dy: Tensor,
     x: Tensor,
@@ -224,6 +228,8 @@ def layer_norm_backward(
     sums, main, programs = backward_launches(
         x.shape, cols, x.dtype, dy.dtype, centered, channels_first, x.device
     )
+    if main.kernel is layer_norm_backward_held_kernel:
+        dy, x = at_a_word(dy), at_a_word(x)
     dx = torch.empty_like(x, memory_format=torch.contiguous_format) if want_dx else None
     c1, c2 = row_sums(sums if want_dx else None, dy, x, weight, statistics, centered)
     partials = [statistics.new_empty(programs, cols) if want else None for want in want_parameters]

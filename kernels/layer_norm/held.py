@@ -2,7 +2,9 @@
 
 A program takes a few rows at a time, each over some of its warps and in several tiles, and a multiprocessor
 runs one program, so that there is one row of partial sums a multiprocessor. A tile is [rows, cols / 8, 8]: a
-thread has 8 elements of one row, and adds up those of all tiles before it exchanges sums with others.
+thread has 8 elements of one row, and adds up those of all tiles before it exchanges sums with others. They
+are loaded as words [rows, cols / 8, 4]. Statistics are loaded a step ahead into registers: copied to shared
+memory beside x and dy they take three times the instructions.
 """
 
 import triton
@@ -10,47 +12,50 @@ import triton.language as tl
 
 from normreg.kernels.device.rows import Parameters, Statistics, load_mean, load_spread
 from normreg.kernels.device.statistics import compute_dtype, divide, two_sums
+from normreg.kernels.device.words import packed, unpacked, widened, words_at
 
 
 @triton.jit
-def columns(TILE: tl.constexpr):
-    """The columns [cols / 8, 8] of the first tile."""
-    return tl.arange(0, TILE.cols // 8)[:, None] * 8 + tl.arange(0, 8)[None, :]
+def columns(WIDTH: tl.constexpr, TILE: tl.constexpr):
+    """The columns [1, cols / 8, WIDTH] of the first tile: elements where WIDTH is 8, words where it is 4."""
+    return tl.arange(0, TILE.cols // 8)[None, :, None] * WIDTH + tl.arange(0, WIDTH)[None, None, :]
 
 
 @triton.jit
-def masked(row_mask, i: tl.constexpr, col, cols, WHOLE: tl.constexpr, TILE: tl.constexpr):
+def masked(mask, i: tl.constexpr, col, cols, TILE: tl.constexpr):
     """The mask of tile i, of which only the last can be short of columns."""
-    if i == TILE.tiles - 1 and not WHOLE:
-        row_mask = row_mask & (col + i * TILE.cols < cols)
-    return row_mask
+    if i == TILE.tiles - 1 and not TILE.whole:
+        mask = mask & (col < cols)
+    return mask
 
 
 @triton.jit
-def load_weight(ptr, i: tl.constexpr, col, cols, WHOLE: tl.constexpr, TILE: tl.constexpr):
-    """Tile i of the weight, and where it leaves more registers, two elements of 16 bits packed in a word."""
-    ROWS: tl.constexpr = TILE.rows
-    VECTORS: tl.constexpr = TILE.cols // 8
-    col = tl.broadcast_to(col + i * TILE.cols, (ROWS, VECTORS, 8))  # so a thread loads 8, as of x
-    if i == TILE.tiles - 1 and not WHOLE:
-        weight = tl.load(ptr + col, mask=col < cols, other=0.0)
-    else:
-        weight = tl.load(ptr + col)
+def load_words(ptr, row, row_mask, i: tl.constexpr, cols, TILE: tl.constexpr):
+    """Tile i of rows that are read once, 0 where masked."""
+    cols = cols // 2
+    col = columns(4, TILE) + i * (TILE.cols // 2)
+    mask = masked(row_mask, i, col, cols, TILE)
+    return tl.load(words_at(ptr) + row * cols + col, mask=mask, other=0, eviction_policy="evict_first")
+
+
+@triton.jit
+def load_weight(ptr, i: tl.constexpr, cols, TILE: tl.constexpr):
+    """Tile i of the weight for each of the rows, packed where TILE says so, which leaves more registers."""
+    col = columns(8, TILE) + i * TILE.cols
+    col = tl.broadcast_to(col, (TILE.rows, TILE.cols // 8, 8))  # so a thread loads 8, as of x
+    weight = tl.load(ptr + col, mask=masked(col >= 0, i, col, cols, TILE), other=0.0)
     if TILE.packed and weight.dtype.primitive_bitwidth == 16:
-        bits = weight.to(tl.int16, bitcast=True)
-        low, high = tl.split(tl.reshape(bits, (ROWS, VECTORS, 4, 2)))
-        weight = (low.to(tl.int32) & 0xFFFF) | (high.to(tl.int32) << 16)
+        weight = packed(weight)
     return weight
 
 
 @triton.jit
-def unpacked_weight(weight, step, DTYPE: tl.constexpr):
-    """A tile of the weight that `load_weight` has packed; step, at least 0, keeps it so between steps."""
+def weight_of(weight, left, DTYPE: tl.constexpr, COMPUTE_DTYPE: tl.constexpr):
+    """A tile of the weight that `load_weight` loads; left, at least 1, has it unpacked anew in every step."""
     if weight.dtype == tl.int32:
-        weight ^= tl.minimum(step, 0).to(tl.int32)
-        bits = tl.join(weight.to(tl.int16), (weight >> 16).to(tl.int16))
-        weight = tl.reshape(bits, (weight.shape[0], weight.shape[1], 8)).to(DTYPE, bitcast=True)
-    return weight
+        return unpacked(weight ^ tl.minimum(left, 0).to(tl.int32), DTYPE, COMPUTE_DTYPE)
+    else:
+        return widened(weight, COMPUTE_DTYPE)
 
 
 @triton.jit
@@ -69,10 +74,20 @@ def store_sums(ptr, sums, cols, TILE: tl.constexpr):
     """This program's sums over its rows into its row of [programs, cols], where wanted."""
     if ptr is not None:
         ptr += tl.program_id(1).to(tl.int64) * cols
-        col = columns(TILE)
+        col = tl.reshape(columns(8, TILE), (TILE.cols // 8, 8))
         TILES: tl.constexpr = TILE.tiles
         for i in tl.static_range(TILES):
             tl.store(ptr + col + i * TILE.cols, sum_over_rows(sums[i]), mask=col + i * TILE.cols < cols)
+
+
+@triton.jit
+def load_statistics(ptr, row, left, CENTERED: tl.constexpr):
+    """rstd of the first `left` of a few rows and, where they are centred, both parts of their means."""
+    statistics = (load_spread(ptr, row, row < left, CENTERED),)
+    if CENTERED:
+        mean = load_mean(ptr, row, row < left)
+        statistics += (mean.high, mean.low)
+    return statistics
 
 
 @triton.jit(do_not_specialize=["rows", "cols", "rows_at_once"])
@@ -87,20 +102,22 @@ def layer_norm_backward_held_kernel(
     cols,  # in vectors
     rows_at_once,  # TILE's or fewer
     CENTERED: tl.constexpr,
-    WHOLE: tl.constexpr,  # whether the tiles have no more columns than the row
     TILE: tl.constexpr,
 ):
     """Every few rows in turn."""
-    COMPUTE_DTYPE: tl.constexpr = compute_dtype(x_ptr.dtype.element_ty)
+    DTYPE: tl.constexpr = x_ptr.dtype.element_ty
+    DY_DTYPE: tl.constexpr = dy_ptr.dtype.element_ty
+    COMPUTE_DTYPE: tl.constexpr = compute_dtype(DTYPE)
     ROWS: tl.constexpr = TILE.rows
     BLOCK_COLS: tl.constexpr = TILE.cols
     TILES: tl.constexpr = TILE.tiles
     STAGES: tl.constexpr = TILE.stages
+    SAVED: tl.constexpr = 3 if CENTERED else 1
     SHAPE: tl.constexpr = (ROWS, BLOCK_COLS // 8, 8)
     cols *= 8
     row = tl.arange(0, ROWS)
-    col = columns(TILE)[None, :, :]
-    offsets = row[:, None, None] * cols + col
+    rows_of_tile = row[:, None, None]
+    col = columns(8, TILE)
     dweight = ()
     dbias = ()
     weight = ()
@@ -108,67 +125,77 @@ def layer_norm_backward_held_kernel(
         dweight += (tl.zeros(SHAPE, COMPUTE_DTYPE),)
         dbias += (tl.zeros(SHAPE, COMPUTE_DTYPE),)
         if weight_ptr is not None:
-            weight += (load_weight(weight_ptr, i, col, cols, WHOLE, TILE),)
+            weight += (load_weight(weight_ptr, i, cols, TILE),)
 
+    of_cols = divide(tl.full([], 1.0, COMPUTE_DTYPE), cols)
     stride = tl.num_programs(1) * rows_at_once
-    for first_row in tl.range(tl.program_id(1) * rows_at_once, rows, stride, num_stages=STAGES):
-        first_row = tl.full([], 1, tl.int64) * first_row
-        row_mask = row < tl.minimum(rows - first_row, rows_at_once)
-        base = first_row * cols
-        mean = None
-        if CENTERED:
-            mean = load_mean(statistics.saved, first_row + row, row_mask)
-        rstd = load_spread(statistics.saved, first_row + row, row_mask, CENTERED)
-        rstd = rstd[:, None, None]
-        row_mask = row_mask[:, None, None]
+    start = tl.program_id(1) * rows_at_once
+    tl.assume(start < rows)  # or sums of no step would be moved to those of steps
+    step = stride * cols.to(tl.int64)
+    dy_ptr += start * cols.to(tl.int64)
+    x_ptr += start * cols.to(tl.int64)
+    if dx_ptr is not None:
+        dx_ptr += start * cols.to(tl.int64)
+    saved_ptr = statistics.saved + start.to(tl.int64) * SAVED
+    of_rows = load_statistics(saved_ptr, row, tl.minimum(rows - start, rows_at_once), CENTERED)
+    for first_row in tl.range(start, rows, stride, num_stages=STAGES):
+        left = rows - first_row
+        row_mask = rows_of_tile < tl.minimum(left, rows_at_once)
+        saved_ptr += stride * SAVED
+        next_of_rows = load_statistics(saved_ptr, row, tl.minimum(left - stride, rows_at_once), CENTERED)
         x = ()
         dy = ()
         for i in tl.static_range(TILES):
-            mask = masked(row_mask, i, col, cols, WHOLE, TILE)
-            place = base + offsets + i * BLOCK_COLS
-            x += (tl.load(x_ptr + place, mask=mask, other=0.0, eviction_policy="evict_first"),)
-            dy += (tl.load(dy_ptr + place, mask=mask, other=0.0, eviction_policy="evict_first"),)
+            x += (load_words(x_ptr, rows_of_tile, row_mask, i, cols, TILE),)
+            dy += (load_words(dy_ptr, rows_of_tile, row_mask, i, cols, TILE),)
 
+        rstd = of_rows[0][:, None, None]
         x_hat = ()
         wdy = ()
         next_dweight = ()
         next_dbias = ()
-        x_hat_wdy = tl.zeros((ROWS, BLOCK_COLS // 8), COMPUTE_DTYPE)
-        wdys = tl.zeros((ROWS, BLOCK_COLS // 8), COMPUTE_DTYPE)
         for i in tl.static_range(TILES):
-            x_hat_i = x[i].to(COMPUTE_DTYPE)
+            x_hat_i = unpacked(x[i], DTYPE, COMPUTE_DTYPE)
             if CENTERED:
-                x_hat_i = (x_hat_i - mean.high[:, None, None]) * rstd - mean.low[:, None, None] * rstd
-                if i == TILES - 1 and not WHOLE:
+                x_hat_i = (x_hat_i - of_rows[1][:, None, None]) * rstd + of_rows[2][:, None, None] * -rstd
+                if i == TILES - 1 and not TILE.whole:
                     x_hat_i = tl.where(col + i * BLOCK_COLS < cols, x_hat_i, 0.0)
             else:
                 x_hat_i *= rstd
-            wdy_i = dy[i].to(COMPUTE_DTYPE)
+            wdy_i = unpacked(dy[i], DY_DTYPE, COMPUTE_DTYPE)
             next_dweight += (dweight[i] + wdy_i * x_hat_i,)
             next_dbias += (dbias[i] + wdy_i,)
             if weight_ptr is not None:
-                weight_i = unpacked_weight(weight[i], first_row, weight_ptr.dtype.element_ty)
-                wdy_i *= weight_i.to(COMPUTE_DTYPE)
-            x_hat_wdy += tl.sum(x_hat_i * wdy_i, 2)
-            wdys += tl.sum(wdy_i, 2)
+                wdy_i *= weight_of(weight[i], left, weight_ptr.dtype.element_ty, COMPUTE_DTYPE)
+            if i == 0:
+                x_hat_wdy = tl.sum(x_hat_i * wdy_i, 2)
+                wdys = tl.sum(wdy_i, 2)
+            else:
+                x_hat_wdy += tl.sum(x_hat_i * wdy_i, 2)
+                wdys += tl.sum(wdy_i, 2)
             x_hat += (x_hat_i,)
             wdy += (wdy_i,)
         dweight = next_dweight
         dbias = next_dbias
 
         if dx_ptr is not None:
+            share = -rstd * of_cols
             if CENTERED:
                 c1, c2 = two_sums(x_hat_wdy, wdys, 1)
-                c2_rstd = divide(c2, cols)[:, None, None] * rstd
+                minus_c2_rstd = c2[:, None, None] * share
             else:
                 c1 = tl.sum(x_hat_wdy, 1)
-                c2_rstd = 0.0
-            c1_rstd = divide(c1, cols)[:, None, None] * rstd
+                minus_c2_rstd = 0.0
+            minus_c1_rstd = c1[:, None, None] * share
             for i in tl.static_range(TILES):
-                dx = wdy[i] * rstd + (x_hat[i] * -c1_rstd - c2_rstd)
-                place = base + offsets + i * BLOCK_COLS
-                mask = masked(row_mask, i, col, cols, WHOLE, TILE)
+                dx = wdy[i] * rstd + (x_hat[i] * minus_c1_rstd + minus_c2_rstd)
+                place = rows_of_tile * cols + col + i * BLOCK_COLS
+                mask = masked(row_mask, i, col + i * BLOCK_COLS, cols, TILE)
                 tl.store(dx_ptr + place, dx.to(dx_ptr.dtype.element_ty), mask=mask)
+            dx_ptr += step
+        x_ptr += step
+        dy_ptr += step
+        of_rows = next_of_rows
 
     store_sums(partials.weight, dweight, cols, TILE)
     store_sums(partials.bias, dbias, cols, TILE)

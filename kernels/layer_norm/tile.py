@@ -85,6 +85,7 @@ def layer_norm_backward_kernel(
     if dx_ptr is not None and weight_ptr is not None:
         weight = load_parameter(weight_ptr, col, cols, COMPUTE_DTYPE)
 
+    tl.assume(tl.program_id(1) < tiles)
     for tile in tl.range(tl.program_id(1), tiles, tl.num_programs(1), num_stages=STAGES):
         first_row, left, base = row_tile(tile, rows, cols, stride_row, CHANNELS_FIRST, BLOCK_ROWS)
         row_mask = row < left
@@ -94,8 +95,8 @@ def layer_norm_backward_kernel(
         if CENTERED:
             mean = load_mean(statistics.saved, first_row + row, row_mask)
         rstd = load_spread(statistics.saved, first_row + row, row_mask, CENTERED)
-        x_hat = load_x_hat(x_ptr, offsets, mask, mean, rstd, COMPUTE_DTYPE)
-        dy = load(dy_ptr, offsets, mask, COMPUTE_DTYPE)
+        x_hat = load_x_hat(x_ptr, offsets, mask, mean, rstd, COMPUTE_DTYPE, STAGES)
+        dy = load(dy_ptr, offsets, mask, COMPUTE_DTYPE, STAGES)
 
         dweight += dy * x_hat
         dbias += dy

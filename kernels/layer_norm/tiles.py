@@ -8,8 +8,8 @@ from normreg.kernels.device.statistics import compute_dtype
 from normreg.kernels.device.tiles import (
     converted,
     deviation,
-    load_tile,
     load_tiles,
+    load_widened,
     store_normalized_tiles,
     store_tile,
 )
@@ -81,7 +81,7 @@ def layer_norm_backward_tiles_kernel(
                 x_hat = rstd * deviation(x, after, mean, i, cols, DTYPE, TILE)
                 wdy = converted(dy[i], after, cols, DY_DTYPE, COMPUTE_DTYPE, TILE)
                 if weight_ptr is not None:
-                    wdy *= load_tile(row_weight_ptr, i, cols, TILE).to(COMPUTE_DTYPE)
+                    wdy *= load_widened(row_weight_ptr, i, cols, COMPUTE_DTYPE, TILE)
                 x_hat_wdy += tl.sum(tl.reshape(x_hat * wdy, [THREADS, VECTOR]), 1)
                 wdys += tl.sum(tl.reshape(wdy, [THREADS, VECTOR]), 1)
             c1 = tl.sum(x_hat_wdy) / cols  # `divide` would spill
@@ -99,7 +99,7 @@ def layer_norm_backward_tiles_kernel(
             next_dbias += (dbias[i] + wdy,)
             if dx_ptr is not None:
                 if weight_ptr is not None:
-                    wdy *= load_tile(row_weight_ptr, i, cols, TILE).to(COMPUTE_DTYPE)
+                    wdy *= load_widened(row_weight_ptr, i, cols, COMPUTE_DTYPE, TILE)
                 dx = (wdy - x_hat * c1 - c2) * rstd
                 store_tile(dx_ptr + base, dx, i, cols, TILE)
         dweight = next_dweight

@@ -44,7 +44,8 @@ class Rows(NamedTuple):
 
     def constants(self, tile: "RowTile") -> dict[str, object]:
         """The tile as kernels take it, and its warps."""
-        return dict(TILE=tile._replace(vector=self.vector), num_warps=tile.num_warps)
+        whole = tile.tiles * tile.cols == self.cols
+        return dict(TILE=tile._replace(vector=self.vector, whole=whole), num_warps=tile.num_warps)
 
 
 class RowTile(NamedTuple):
@@ -57,6 +58,7 @@ class RowTile(NamedTuple):
     packed: bool = False  # whether two elements of 16 bits are held in a word
     stages: int = 1  # of a loop over tiles: with 3 two are being copied while one is computed
     vector: int = 1  # what the contiguous size is a multiple of, which kernels take divided by it
+    whole: bool = False  # whether the tiles are no wider than a row
 
     def covers(self, rows: Rows) -> bool:
         """Whether a row is held at once."""
@@ -143,9 +145,9 @@ def _forward_in_tiles(tile: RowTile, rows: Rows, dtype: torch.dtype) -> RowTile:
     held = rows.cols * dtype.itemsize <= TILES_BYTES_FORWARD and dtype.itemsize <= 4
     if tile.rows > 1 or not held or not _at_16_bytes(rows, dtype):
         return tile
-    # 1024 to 2047 elements a warp, 256 of each tile: LayerNorm of 5120 in 16 bits takes 16 instructions an
-    # element, and 30 in one tile of 8192
-    num_warps = 1 << min(5, max(0, rows.cols.bit_length() - 11))
+    # 1025 to 2048 elements a warp, 256 of each tile: LayerNorm of 4096 in 16 bits takes 15 instructions an
+    # element, and 17 with 1024 elements a warp
+    num_warps = 1 << min(5, max(0, (rows.cols - 1).bit_length() - 11))
     return _row_in_tiles(rows, num_warps, dtype.itemsize == 2 and rows.cols > TILES_UNPACKED)
 
 

@@ -9,6 +9,7 @@ import torch
 from bench.operations import DECLARED
 from bench.smoke import checks
 from bench.smoke.cases import Case
+from normreg import functional
 
 CASES = [
     Case(operation, smoke.dtypes.split()[0], smoke)
@@ -79,3 +80,13 @@ def test_a_row_is_the_same_among_any_number_of_others(device, case):
     for part in parts:
         inputs = [x[part].clone() if x.shape == shape else x for x in problem.inputs]
         assert torch.equal(forward(problem, inputs)[0], y[part])
+
+
+def test_words_of_two_elements_begin_within_words(device):
+    x, dy = (torch.randn(3, 1024, device=device).to(torch.bfloat16) for _ in range(2))
+    gradients = []
+    for offset in (0, x.element_size()):
+        moved = at(x, offset)
+        y = functional.layer_norm(moved, (1024,))
+        gradients += torch.autograd.grad(y, moved, at(dy, offset))
+    assert torch.equal(*gradients)

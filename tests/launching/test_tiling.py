@@ -35,10 +35,10 @@ def test_row_tiles(cols, dtype):
 
 @pytest.mark.parametrize(("dtype", "cols", "tiles", "num_warps", "packed"), [
     (BF16, 512, 1, 1, False), (BF16, 520, 3, 1, False), (FP16, 1024, 4, 1, False),
-    (BF16, 5120, 5, 4, False), (BF16, 12288, 6, 8, False), (FP16, 16392, 5, 16, False),
-    (FP16, 32768, 4, 32, False), (FP16, 32776, 5, 32, True), (BF16, 65536, 8, 32, True),
-    (BF16, 65544, 1, 8, False), (BF16, 8188, 1, 8, False),
-    (FP32, 772, 4, 1, False), (FP32, 32768, 4, 32, False),
+    (BF16, 4096, 8, 2, False), (BF16, 5120, 5, 4, False), (BF16, 12288, 6, 8, False),
+    (FP16, 16392, 5, 16, False), (FP16, 32768, 8, 16, False), (FP16, 32776, 5, 32, True),
+    (BF16, 65536, 8, 32, True), (BF16, 65544, 1, 8, False), (BF16, 8188, 1, 8, False),
+    (FP32, 772, 4, 1, False), (FP32, 32768, 8, 16, False),
     (FP32, 770, 1, 1, False), (FP32, 32772, 1, 8, False), (FP64, 4096, 1, 8, False),
 ])  # fmt: skip
 def test_tiles_of_a_row(dtype, cols, tiles, num_warps, packed):

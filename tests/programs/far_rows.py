@@ -127,7 +127,6 @@ def backward_held(centered):
         4,
         **HELD,
         CENTERED=centered,
-        WHOLE=False,
     )
     check(case.y[-4:], dx)
 
