@@ -110,6 +110,12 @@ def scale_and_shift(x_hat, parameters, col, cols):
 
 
 @triton.jit
+def within(x, mask, WHOLE: tl.constexpr):
+    """x, 0 where masked; where rows are WHOLE it is 0 there already, because all of a masked row is 0."""
+    return x if WHOLE else tl.where(mask, x, 0.0)
+
+
+@triton.jit
 def store_normalized(
     x,
     results,
@@ -124,14 +130,18 @@ def store_normalized(
     cols,
     eps,
     CENTERED: tl.constexpr,
+    WHOLE: tl.constexpr,
 ):
-    """Normalises x [rows, cols], 0 where masked, and stores y and the statistics."""
+    """Normalises x [rows, cols], 0 where masked, and stores y and the statistics.
+
+    WHOLE: whether every column is within the row.
+    """
     mean = None
     if CENTERED:
         high = rounded_mean(x, cols, 1)
-        x = tl.where(mask, x - high[:, None], 0.0)
+        x = within(x - high[:, None], mask, WHOLE)
         low = divide(tl.sum(x, 1), cols)
-        x = tl.where(mask, x - low[:, None], 0.0)
+        x = within(x - low[:, None], mask, WHOLE)
         mean = Mean(high, low)
     rstd = rstd_of(divide(tl.sum(x * x, 1), cols), eps)
     y = scale_and_shift(x * rstd[:, None], parameters, col, cols)
@@ -175,7 +185,16 @@ def less_mean(x, mean):
 
 
 @triton.jit
-def load_x_hat(x_ptr, offsets, mask, mean, rstd, COMPUTE_DTYPE: tl.constexpr, STAGES: tl.constexpr = 1):
+def load_x_hat(
+    x_ptr,
+    offsets,
+    mask,
+    mean,
+    rstd,
+    COMPUTE_DTYPE: tl.constexpr,
+    WHOLE: tl.constexpr = False,
+    STAGES: tl.constexpr = 1,
+):
     """x_hat [rows, cols], 0 where masked, whatever the statistics are there."""
     x = load(x_ptr, offsets, mask, COMPUTE_DTYPE, STAGES)
     rstd = rstd[:, None]
@@ -183,7 +202,7 @@ def load_x_hat(x_ptr, offsets, mask, mean, rstd, COMPUTE_DTYPE: tl.constexpr, ST
         x_hat = x * rstd
     else:
         x_hat = (x - mean.high[:, None]) * rstd + mean.low[:, None] * -rstd
-    return tl.where(mask, x_hat, 0.0)
+    return within(x_hat, mask, WHOLE)
 
 
 @triton.jit
@@ -195,20 +214,22 @@ def gradient_of_x(dy, weight, x_hat, rstd, cols, statistics, row, row_mask, CENT
     wdy = dy
     if weight is not None:
         wdy = dy * weight
+    rstd = rstd[:, None]
+    minus_rstd = -rstd
     minus_c2_rstd = 0.0
     if statistics.c1 is not None:
-        minus_rstd = -rstd
         c1 = tl.load(statistics.c1 + row, mask=row_mask, other=0.0)
         if CENTERED:
-            minus_c2_rstd = (tl.load(statistics.c2 + row, mask=row_mask, other=0.0) * minus_rstd)[:, None]
+            c2 = tl.load(statistics.c2 + row, mask=row_mask, other=0.0)
+            minus_c2_rstd = c2[:, None] * minus_rstd
     else:
-        minus_rstd = -rstd * divide(tl.full([], 1.0, rstd.dtype), cols)
+        minus_rstd *= divide(tl.full([], 1.0, rstd.dtype), cols)
         if CENTERED:
             c1, c2 = two_sums(x_hat * wdy, wdy, 1)
-            minus_c2_rstd = (c2 * minus_rstd)[:, None]
+            minus_c2_rstd = c2[:, None] * minus_rstd
         else:
             c1 = tl.sum(x_hat * wdy, 1)
-    return wdy * rstd[:, None] + (x_hat * (c1 * minus_rstd)[:, None] + minus_c2_rstd)
+    return wdy * rstd + (x_hat * (c1[:, None] * minus_rstd) + minus_c2_rstd)
 
 
 @triton.jit

@@ -123,6 +123,7 @@ def dropout_add_norm_forward_kernel(
         cols,
         eps,
         CENTERED,
+        TILE.whole,
     )
 
 
@@ -169,7 +170,7 @@ def dropout_add_norm_backward_kernel(
         if CENTERED:
             mean = load_mean(statistics.saved, first_row + row, row_mask)
         rstd = load_spread(statistics.saved, first_row + row, row_mask, CENTERED)
-        x_hat = load_x_hat(incoming.z, offsets, mask, mean, rstd, COMPUTE_DTYPE)
+        x_hat = load_x_hat(incoming.z, offsets, mask, mean, rstd, COMPUTE_DTYPE, TILE.whole)
         dy = load(incoming.dy, offsets, mask, COMPUTE_DTYPE)
         dweight += dy * x_hat
         dbias += dy

@@ -49,7 +49,20 @@ def layer_norm_forward_kernel(
     offsets = row[:, None] * stride_row + col[None, :] * stride_col
     x = load(x_ptr + base, offsets, mask, COMPUTE_DTYPE)
     store_normalized(
-        x, results, parameters, base, offsets, mask, first_row, row, row_mask, col, cols, eps, CENTERED
+        x,
+        results,
+        parameters,
+        base,
+        offsets,
+        mask,
+        first_row,
+        row,
+        row_mask,
+        col,
+        cols,
+        eps,
+        CENTERED,
+        TILE.whole,
     )
 
 
@@ -95,7 +108,7 @@ def layer_norm_backward_kernel(
         if CENTERED:
             mean = load_mean(statistics.saved, first_row + row, row_mask)
         rstd = load_spread(statistics.saved, first_row + row, row_mask, CENTERED)
-        x_hat = load_x_hat(x_ptr, offsets, mask, mean, rstd, COMPUTE_DTYPE, STAGES)
+        x_hat = load_x_hat(x_ptr, offsets, mask, mean, rstd, COMPUTE_DTYPE, TILE.whole, STAGES)
         dy = load(dy_ptr, offsets, mask, COMPUTE_DTYPE, STAGES)
 
         dweight += dy * x_hat

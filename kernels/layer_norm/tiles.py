@@ -7,11 +7,11 @@ from normreg.kernels.device.rows import Parameters, Results, Statistics, load_me
 from normreg.kernels.device.statistics import compute_dtype
 from normreg.kernels.device.tiles import (
     converted,
-    deviation,
     load_tiles,
     load_widened,
     store_normalized_tiles,
     store_tile,
+    within,
 )
 
 
@@ -31,6 +31,16 @@ def layer_norm_forward_tiles_kernel(
     row = tl.program_id(0).to(tl.int64)
     x = load_tiles(x_ptr + row * cols, cols, TILE)
     store_normalized_tiles(x, results, parameters, row, cols, eps, DTYPE, CENTERED, TILE)
+
+
+@triton.jit
+def normalized(tile, after, mean, rstd, i: tl.constexpr, cols, DTYPE: tl.constexpr, TILE: tl.constexpr):
+    """x_hat of tile i, 0 beyond the row whatever its statistics are; mean None of rows not centred."""
+    tile = converted(tile, after, cols, DTYPE, compute_dtype(DTYPE), TILE)
+    if mean is None:
+        return tile * rstd
+    else:
+        return within((tile - mean.high) * rstd + mean.low * -rstd, i, cols, TILE)
 
 
 @triton.jit(do_not_specialize=["rows", "cols"])
@@ -61,6 +71,8 @@ def layer_norm_backward_tiles_kernel(
         dweight += (tl.zeros([BLOCK_COLS], COMPUTE_DTYPE),)
         dbias += (tl.zeros([BLOCK_COLS], COMPUTE_DTYPE),)
 
+    if CENTERED:  # 20480 columns of rows that are not would spill
+        tl.assume(tl.program_id(1) < rows)
     for row in range(tl.program_id(1), rows, tl.num_programs(1)):
         base = cols.to(tl.int64) * row
         x = load_tiles(x_ptr + base, cols, TILE)
@@ -78,29 +90,30 @@ def layer_norm_backward_tiles_kernel(
             x_hat_wdy = tl.zeros([THREADS], COMPUTE_DTYPE)
             wdys = tl.zeros([THREADS], COMPUTE_DTYPE)
             for i in tl.static_range(TILES):
-                x_hat = rstd * deviation(x, after, mean, i, cols, DTYPE, TILE)
+                x_hat = normalized(x[i], after, mean, rstd, i, cols, DTYPE, TILE)
                 wdy = converted(dy[i], after, cols, DY_DTYPE, COMPUTE_DTYPE, TILE)
                 if weight_ptr is not None:
                     wdy *= load_widened(row_weight_ptr, i, cols, COMPUTE_DTYPE, TILE)
                 x_hat_wdy += tl.sum(tl.reshape(x_hat * wdy, [THREADS, VECTOR]), 1)
                 wdys += tl.sum(tl.reshape(wdy, [THREADS, VECTOR]), 1)
-            c1 = tl.sum(x_hat_wdy) / cols  # `divide` would spill
-            c2 = tl.zeros_like(c1)
+            minus_rstd = -rstd / cols  # `divide` would spill
+            minus_c1_rstd = tl.sum(x_hat_wdy) * minus_rstd
+            minus_c2_rstd = 0.0
             if CENTERED:
-                c2 = tl.sum(wdys) / cols
-            after = c1
+                minus_c2_rstd = tl.sum(wdys) * minus_rstd
+            after = minus_c1_rstd
 
         next_dweight = ()
         next_dbias = ()
         for i in tl.static_range(TILES):
-            x_hat = rstd * deviation(x, after, mean, i, cols, DTYPE, TILE)
+            x_hat = normalized(x[i], after, mean, rstd, i, cols, DTYPE, TILE)
             wdy = converted(dy[i], after, cols, DY_DTYPE, COMPUTE_DTYPE, TILE)
             next_dweight += (dweight[i] + wdy * x_hat,)
             next_dbias += (dbias[i] + wdy,)
             if dx_ptr is not None:
                 if weight_ptr is not None:
                     wdy *= load_widened(row_weight_ptr, i, cols, COMPUTE_DTYPE, TILE)
-                dx = (wdy - x_hat * c1 - c2) * rstd
+                dx = wdy * rstd + (x_hat * minus_c1_rstd + minus_c2_rstd)
                 store_tile(dx_ptr + base, dx, i, cols, TILE)
         dweight = next_dweight
         dbias = next_dbias
