@@ -196,13 +196,8 @@ def load_x_hat(
     STAGES: tl.constexpr = 1,
 ):
     """x_hat [rows, cols], 0 where masked, whatever the statistics are there."""
-    x = load(x_ptr, offsets, mask, COMPUTE_DTYPE, STAGES)
-    rstd = rstd[:, None]
-    if mean is None:
-        x_hat = x * rstd
-    else:
-        x_hat = (x - mean.high[:, None]) * rstd + mean.low[:, None] * -rstd
-    return within(x_hat, mask, WHOLE)
+    x = less_mean(load(x_ptr, offsets, mask, COMPUTE_DTYPE, STAGES), mean)
+    return within(x * rstd[:, None], mask, WHOLE)
 
 
 @triton.jit
