@@ -211,20 +211,19 @@ def gradient_of_x(dy, weight, x_hat, rstd, cols, statistics, row, row_mask, CENT
         wdy = dy * weight
     rstd = rstd[:, None]
     minus_rstd = -rstd
-    minus_c2_rstd = 0.0
+    centred = wdy
     if statistics.c1 is not None:
         c1 = tl.load(statistics.c1 + row, mask=row_mask, other=0.0)
         if CENTERED:
-            c2 = tl.load(statistics.c2 + row, mask=row_mask, other=0.0)
-            minus_c2_rstd = c2[:, None] * minus_rstd
+            centred -= tl.load(statistics.c2 + row, mask=row_mask, other=0.0)[:, None]
     else:
         minus_rstd *= divide(tl.full([], 1.0, rstd.dtype), cols)
         if CENTERED:
             c1, c2 = two_sums(x_hat * wdy, wdy, 1)
-            minus_c2_rstd = c2[:, None] * minus_rstd
+            centred -= divide(c2, cols)[:, None]  # exactly 0 where all wdy are equal
         else:
             c1 = tl.sum(x_hat * wdy, 1)
-    return wdy * rstd + (x_hat * (c1[:, None] * minus_rstd) + minus_c2_rstd)
+    return centred * rstd + x_hat * (c1[:, None] * minus_rstd)
 
 
 @triton.jit

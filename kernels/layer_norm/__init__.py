@@ -167,7 +167,6 @@ def wide_launch(rows: Rows, dtype: torch.dtype, centered: bool, device: torch.de
         device,
         *rows.in_vectors(),
         CENTERED=centered,
-        WHOLE=side_by_side * tile.tiles * tile.cols == rows.cols,
         **rows.constants(tile),
     )
     return Backward(None, main, programs)

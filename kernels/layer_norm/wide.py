@@ -10,6 +10,7 @@ import triton.language as tl
 
 from normreg.kernels.device.rows import Parameters, Statistics, load_mean, load_spread
 from normreg.kernels.device.statistics import compute_dtype, divide, two_sums
+from normreg.kernels.device.words import widened
 
 
 @triton.jit
@@ -40,7 +41,7 @@ def store(ptr, col, end, x, WHOLE: tl.constexpr):
 @triton.jit
 def normalized(x, mean, rstd):
     """x_hat; mean is None where rows are not centred."""
-    x = x.to(rstd.dtype)
+    x = widened(x, rstd.dtype)
     if mean is None:
         return x * rstd
     else:
@@ -62,11 +63,11 @@ def c1_and_c2(dy_ptr, x_ptr, weight_ptr, mean, rstd, cols, WHOLE: tl.constexpr, 
             x += (load(x_ptr, col, cols, WHOLE),)
             dy += (load(dy_ptr, col, cols, WHOLE),)
         for i in tl.static_range(TILES_AT_ONCE):
-            wdy = dy[i].to(rstd.dtype)
+            wdy = widened(dy[i], rstd.dtype)
             if weight_ptr is not None:
                 col = start + i * BLOCK_COLS + columns(TILE)
-                wdy *= load(weight_ptr, col, cols, WHOLE).to(rstd.dtype)
-            x_i = x[i].to(rstd.dtype)
+                wdy *= widened(load(weight_ptr, col, cols, WHOLE), rstd.dtype)
+            x_i = widened(x[i], rstd.dtype)
             if mean is not None:
                 x_i -= mean.high
             x_wdy += x_i * wdy
@@ -92,13 +93,13 @@ def layer_norm_backward_wide_kernel(
     rows,
     cols,  # in vectors
     CENTERED: tl.constexpr,
-    WHOLE: tl.constexpr,  # whether the tiles of all programs have no more columns than the row
     TILE: tl.constexpr,
 ):
     """Every row in turn."""
     COMPUTE_DTYPE: tl.constexpr = compute_dtype(x_ptr.dtype.element_ty, dy_ptr.dtype.element_ty)
     BLOCK_COLS: tl.constexpr = TILE.cols
     TILES: tl.constexpr = TILE.tiles
+    WHOLE: tl.constexpr = TILE.whole
     share = tl.cdiv(cols, tl.num_programs(0)) * TILE.vector
     cols *= TILE.vector
     end = tl.minimum(tl.program_id(0) * share + share, cols)
@@ -128,11 +129,11 @@ def layer_norm_backward_wide_kernel(
         for i in tl.static_range(TILES):
             col = first_col + i * BLOCK_COLS
             x_hat = normalized(load(x_ptr + base, col, end, WHOLE or i < TILES - 1), mean, rstd)
-            wdy = load(dy_ptr + base, col, end, WHOLE or i < TILES - 1).to(COMPUTE_DTYPE)
+            wdy = widened(load(dy_ptr + base, col, end, WHOLE or i < TILES - 1), COMPUTE_DTYPE)
             next_dweight += (dweight[i] + wdy * x_hat,)
             next_dbias += (dbias[i] + wdy,)
             if weight_ptr is not None:
-                wdy *= load(weight_ptr, col, end, WHOLE or i < TILES - 1).to(COMPUTE_DTYPE)
+                wdy *= widened(load(weight_ptr, col, end, WHOLE or i < TILES - 1), COMPUTE_DTYPE)
             dx = wdy * rstd + (x_hat * -c1_rstd - c2_rstd)
             store(dx_ptr, base + col, base + end, dx, WHOLE or i < TILES - 1)
         dweight = next_dweight

@@ -44,7 +44,7 @@ class Rows(NamedTuple):
 
     def constants(self, tile: "RowTile") -> dict[str, object]:
         """The tile as kernels take it, and its warps."""
-        whole = tile.tiles * tile.cols == self.cols
+        whole = self.cols % (tile.tiles * tile.cols) == 0
         return dict(TILE=tile._replace(vector=self.vector, whole=whole), num_warps=tile.num_warps)
 
 
@@ -58,7 +58,7 @@ class RowTile(NamedTuple):
     packed: bool = False  # whether two elements of 16 bits are held in a word
     stages: int = 1  # of a loop over tiles: with 3 two are being copied while one is computed
     vector: int = 1  # what the contiguous size is a multiple of, which kernels take divided by it
-    whole: bool = False  # whether the tiles are no wider than a row
+    whole: bool = False  # whether all columns of all tiles are within the row
 
     def covers(self, rows: Rows) -> bool:
         """Whether a row is held at once."""
@@ -79,7 +79,6 @@ TILES_WARPS_BACKWARD = 8
 WIDE_WARPS = {False: 16, True: 8}  # by whether rows are centred
 WIDE_TILES = {(False, 2): 6, (False, 4): 3, (True, 2): 6, (True, 4): 6}  # and by bytes of an element
 WIDE_TILES_WHOLE = 8
-WIDE_STAGES = 3  # tiles of x and dy on their way at a time: 24 or 48 KiB in 16 bits
 MOST_POSITIONS = 64  # of a channels-first tile: 128 bytes in 16 bits
 FEWEST_POSITIONS = 8  # 16 bytes in 16 bits: an access of one thread
 
@@ -183,7 +182,9 @@ def layer_norm_backward_wide_tile(rows: Rows, dtype: torch.dtype, centered: bool
     if rows.cols > 2 * most * cols:
         return None
     share = triton.cdiv(rows.cols, triton.cdiv(rows.cols, most * cols))
-    return RowTile(1, cols, num_warps, triton.cdiv(share, cols), stages=WIDE_STAGES)
+    tiles = triton.cdiv(share, cols)
+    # 24 to 64 KiB of x and dy in 16 bits are on their way at a time
+    return RowTile(1, cols, num_warps, tiles, stages=4 if tiles % 4 == 0 else 3)
 
 
 def layer_norm_backward_held_tile(rows: Rows, dtype: torch.dtype) -> RowTile | None:

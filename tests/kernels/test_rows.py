@@ -202,6 +202,15 @@ def test_a_row_does_not_depend_on_the_others(norm, device):
     assert torch.equal(together[::20], alone)
 
 
+@pytest.mark.parametrize("cols", [1, 3, 7, 41, 100])
+def test_equal_gradients_of_a_row_have_no_dx(device, cols):
+    """As those of a sum; rstd is 316 where a row is constant, and would multiply what c2 is off by."""
+    x = torch.full((5, cols), 3.0, device=device, requires_grad=True)
+    dy = torch.arange(1.0, 6.0, device=device)[:, None].expand(5, cols)  # sums of which are exact
+    (dx,) = torch.autograd.grad(LIKE_LAYER_NORM["layer_norm"].functions((cols,))[0](x, None, None), x, dy)
+    assert not dx.any()
+
+
 @every_norm
 def test_many_partial_sums(norm, device, monkeypatch):
     """As many programs as a large GPU runs: more partial sums than the finish adds at a time."""

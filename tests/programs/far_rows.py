@@ -13,6 +13,7 @@ TILE = dict(CHANNELS_FIRST=False, TILE=RowTile(4, COLS, 4, vector=8, stages=3))
 CHUNKS = dict(CHANNELS_FIRST=False, TILE=RowTile(1, COLS, 4, vector=8, stages=3))
 HELD = dict(TILE=RowTile(4, COLS // 2, 4, 2, packed=True, vector=8, stages=3))
 TILES = dict(TILE=RowTile(1, COLS // 4, 4, tiles=4, packed=True, vector=8))
+HALVES = dict(TILE=RowTile(1, COLS // 4, 4, tiles=4, vector=8, whole=True))
 SIZES = ROWS, COLS // 8
 LAST_ROW = (ROWS - 1, 0, 0), (ROWS, 1, 1)
 
@@ -108,9 +109,8 @@ def backward_wide(centered):
         *on_y(*LAST_ROW),
         *(dy, *case.backward, None, None, None, None),
         *SIZES,
-        **TILES,
+        **HALVES,
         CENTERED=centered,
-        WHOLE=True,
     )
     check(case.y[-1], dx[-1])
 
