@@ -155,9 +155,9 @@ def held_launch(rows: Rows, tile: RowTile, centered: bool, device: torch.device)
 
 
 def wide_launch(rows: Rows, dtype: torch.dtype, centered: bool, device: torch.device) -> Backward | None:
-    """None where rows are too wide, or so few that partial sums are as many bytes as a second reading."""
+    """None where rows are too wide for their column sums."""
     tile = tiling.rows.layer_norm_backward_wide_tile(rows, dtype, centered)
-    if tile is None or rows.rows < 2 * tiling.hardware.multiprocessors(device):
+    if tile is None:
         return None
     side_by_side = triton.cdiv(rows.cols, tile.tiles * tile.cols)
     programs = tiling.partials.programs(rows.rows, side_by_side, 1, 1, device)

@@ -59,7 +59,7 @@ record = stub_driver.install()
 launch_all(2)
 compiled, launched = len(record.compiled), len(record.launched)
 assert set(record.compiled) == {name for name, _ in record.launched}
-assert launched == (5 * 3 + 2) + (5 * 3 + 1) + (5 * 3 + 2 + 4) + 1 + 5, launched
+assert launched == (5 * 3 + 1) + (5 * 3 + 1) + (5 * 3 + 2 + 4) + 1 + 5, launched
 for batch in (1, 3, 16, 17, 32, 1000):
     launch_all(batch)
 assert len(record.launched) == 7 * launched
