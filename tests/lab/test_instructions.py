@@ -66,6 +66,8 @@ LIMITS = {
     "layer_norm_forward_tiles": 19,
     "layer_norm_forward_tiles wide": 26,
     "layer_norm_backward_held": 48,
+    "layer_norm_backward_wide": 31,
+    "layer_norm_backward_wide wide": 40,
 }
 # Sectors over bytes of launches that move more than 1 MiB, at most, where it is more than 1.05
 SECTORS = {
@@ -108,6 +110,8 @@ PASSES = {
     "layer_norm_backward_sums": 4.1,
     "layer_norm_forward": 6.5,
     "layer_norm_forward_chunks": 4.1,
+    "layer_norm_backward_wide": 3.6,
+    "layer_norm_backward_wide wide": 3.4,
 }
 
 
