@@ -123,30 +123,26 @@ def store_normalized(
     base,
     offsets,
     mask,
-    first_row,
     row,
     row_mask,
     col,
     cols,
     eps,
     CENTERED: tl.constexpr,
-    WHOLE: tl.constexpr,
+    TILE: tl.constexpr,
 ):
-    """Normalises x [rows, cols], 0 where masked, and stores y and the statistics.
-
-    WHOLE: whether every column is within the row.
-    """
+    """Normalises x [rows, cols], 0 where masked, and stores y and the statistics."""
     mean = None
     if CENTERED:
         high = rounded_mean(x, cols, 1)
-        x = within(x - high[:, None], mask, WHOLE)
+        x = within(x - high[:, None], mask, TILE.whole)
         low = divide(tl.sum(x, 1), cols)
-        x = within(x - low[:, None], mask, WHOLE)
+        x = within(x - low[:, None], mask, TILE.whole)
         mean = Mean(high, low)
     rstd = rstd_of(divide(tl.sum(x * x, 1), cols), eps)
     y = scale_and_shift(x * rstd[:, None], parameters, col, cols)
     store(results.y + base, offsets, y, mask)
-    store_statistics(results.statistics, mean, rstd, first_row + row, row_mask)
+    store_statistics(results.statistics, mean, rstd, row, row_mask)
 
 
 @triton.jit

@@ -116,14 +116,13 @@ def dropout_add_norm_forward_kernel(
         0,
         offsets,
         mask,
-        first_row,
-        row,
+        first_row + row,
         row_mask,
         col,
         cols,
         eps,
         CENTERED,
-        TILE.whole,
+        TILE,
     )
 
 

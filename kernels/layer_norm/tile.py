@@ -49,20 +49,7 @@ def layer_norm_forward_kernel(
     offsets = row[:, None] * stride_row + col[None, :] * stride_col
     x = load(x_ptr + base, offsets, mask, COMPUTE_DTYPE)
     store_normalized(
-        x,
-        results,
-        parameters,
-        base,
-        offsets,
-        mask,
-        first_row,
-        row,
-        row_mask,
-        col,
-        cols,
-        eps,
-        CENTERED,
-        TILE.whole,
+        x, results, parameters, base, offsets, mask, first_row + row, row_mask, col, cols, eps, CENTERED, TILE
     )
 
 
