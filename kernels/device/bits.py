@@ -9,14 +9,19 @@ from normreg.kernels.device.channels import block_access, load_tile, store_tile
 @triton.jit
 def bits_access(tile, program, TILE: tl.constexpr):
     """The `Access` of the bytes of a tile's bits."""
+    VECTORS: tl.constexpr = (1, 1)
     if TILE.channels_last:
         channels = tl.cdiv(program.channels, 8)
         sizes = channels, program.spatial, 1, channels
-        access = block_access(tile, program, sizes, TILE.samples, (TILE.channels + 7) // 8, TILE.spatial)
+        access = block_access(
+            tile, program, sizes, TILE.samples, (TILE.channels + 7) // 8, TILE.spatial, VECTORS
+        )
     else:
         spatial = tl.cdiv(program.spatial, 8)
         sizes = program.channels, spatial, spatial, 1
-        access = block_access(tile, program, sizes, TILE.samples, TILE.channels, (TILE.spatial + 7) // 8)
+        access = block_access(
+            tile, program, sizes, TILE.samples, TILE.channels, (TILE.spatial + 7) // 8, VECTORS
+        )
     return access
 
 

@@ -135,7 +135,7 @@ def block_access(
     BLOCK_SAMPLES: tl.constexpr,
     BLOCK_CHANNELS: tl.constexpr,
     BLOCK_SPATIAL: tl.constexpr,
-    VECTORS: tl.constexpr = (1, 1),  # channels, spatial: what the sizes are multiples of
+    VECTORS: tl.constexpr,  # channels, spatial: what the sizes are multiples of
 ):
     channels, spatial, stride_channel, stride_spatial = sizes
     tiles_per_sample = tl.cdiv(spatial, BLOCK_SPATIAL)
