@@ -87,32 +87,26 @@ def backward(centered):
     check(case.y[-4:], dx)
 
 
-def backward_tiles(centered):
+def backward_of_one_row(kernel, tile, centered):
     case = last_rows(centered)
     dy, dx = gradients(case, rows=1)
     run_program(
-        layer_norm.layer_norm_backward_tiles_kernel,
+        kernel,
         *on_y(*LAST_ROW),
         *(dy, *case.backward, None, None, None, None),
         *SIZES,
-        **TILES,
+        **tile,
         CENTERED=centered,
     )
     check(case.y[-1], dx[-1])
+
+
+def backward_tiles(centered):
+    backward_of_one_row(layer_norm.layer_norm_backward_tiles_kernel, TILES, centered)
 
 
 def backward_wide(centered):
-    case = last_rows(centered)
-    dy, dx = gradients(case, rows=1)
-    run_program(
-        layer_norm.layer_norm_backward_wide_kernel,
-        *on_y(*LAST_ROW),
-        *(dy, *case.backward, None, None, None, None),
-        *SIZES,
-        **HALVES,
-        CENTERED=centered,
-    )
-    check(case.y[-1], dx[-1])
+    backward_of_one_row(layer_norm.layer_norm_backward_wide_kernel, HALVES, centered)
 
 
 def backward_held(centered):
