@@ -11,7 +11,8 @@ from normreg.models.fusion.backend import fused
 from normreg.models.registry import as_before, register_layer
 from normreg.models.replace import replace
 from normreg.models.report import Report
-from normreg.models.restore import restore
+from normreg.models.restore import restore, restored
+from normreg.models.tools import register_with
 from normreg.nn import *  # noqa: F403
 from normreg.nn.sync_batch_norm import convert_sync_batchnorm
 from normreg.training import init
@@ -44,8 +45,10 @@ __all__ = [
     "recalibrate_batch_norm",
     "register_layer",
     "register_no_decay",
+    "register_with",
     "replace",
     "restore",
+    "restored",
     "running_statistics_held",
     "unfreeze_batch_norm",
 ]

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from normreg.inspection.measurement import Row, Statistics
-from normreg.models.tables import counted, table
+from normreg.models.naming import counted
+from normreg.models.tables import Table, Tables
 
 ROUNDING = 1e-6  # share of the root mean square below which a mean is not drawn
 
@@ -25,8 +26,8 @@ class Layer:
     flags: tuple[str, ...]
 
 
-@dataclass(frozen=True)
-class Diagnosis:
+@dataclass(frozen=True, repr=False)
+class Diagnosis(Tables):
     """What `diagnose` found: iterates over `layers`, in the order of their calls. Printed, it is a table.
 
     Attributes:
@@ -49,8 +50,8 @@ class Diagnosis:
         """The layers with any flag."""
         return tuple(layer for layer in self.layers if layer.flags)
 
-    def __str__(self) -> str:
-        lines = [f"{counted(self.layers)}, {len(self.flagged)} flagged; loss {self.loss:.4g}"]
+    def tables(self) -> Iterable[Table]:
+        heading = f"{counted(self.layers)}, {len(self.flagged)} flagged; loss {self.loss:.4g}"
         of = [f"{what} {of}" for of in ("activation", "gradient") for what in ("mean", "variance", "norm")]
         rows = [
             (
@@ -61,10 +62,8 @@ class Diagnosis:
             )
             for layer in self.layers
         ]
-        if rows:
-            short = [name.replace("activation", "of y").replace("gradient", "of dy") for name in of]
-            lines += table([("name", "layer", "y", *short, "flags"), *rows])
-        return "\n".join(lines)
+        short = [name.replace("activation", "of y").replace("gradient", "of dy") for name in of]
+        return [Table(heading, ("name", "layer", "y", *short, "flags"), rows)]
 
     def plot(self, path: str | os.PathLike[str]) -> None:
         """Writes root mean square and |mean| of activations and gradients, layer by layer, as a picture.

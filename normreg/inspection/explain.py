@@ -2,7 +2,7 @@
 
 import contextlib
 import sys
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,10 +13,11 @@ from normreg import functional, nn
 from normreg.functional import dispatch
 from normreg.inspection.observer import Observer
 from normreg.models.fusion import calls
+from normreg.models.naming import ROOT, class_name, counted, percentage
 from normreg.models.registry import Foreign
 from normreg.models.report import Fusion, Skip
 from normreg.models.selection import replaceable
-from normreg.models.tables import ROOT, class_name, counted, percentage, sections, table
+from normreg.models.tables import Table, Tables, grouped
 from normreg.models.unchanged import check_runs, unchanged
 
 LAYERS = (Foreign, *(getattr(nn, name) for name in nn.__all__))
@@ -41,8 +42,8 @@ class Call:
         return "not a tensor" if self.dtype is None else f"{dtype} {list(self.shape or ())} {self.device}"
 
 
-@dataclass(frozen=True)
-class Explanation:
+@dataclass(frozen=True, repr=False)
+class Explanation(Tables):
     """What `explain` found: iterates over `calls`, in their order. Printed, it is a table of each kind.
 
     Attributes:
@@ -64,30 +65,25 @@ class Explanation:
     def __iter__(self) -> Iterator[Call]:
         return iter(self.calls)
 
-    def __str__(self) -> str:
+    def tables(self) -> Iterable[Table]:
         paths = [call.path for call in self.calls]
         counts = [f"{paths.count(path)} {path}" for path in ("kernel", "torch", "nothing")]
         if paths:
             counts[0] += f" ({percentage(paths.count('kernel'), len(paths))})"
-        lines = [f"{counted(paths, 'call')}: {', '.join(counts)}" if paths else "0 calls"]
-        if self.calls:
-            rows = [(call.name, call.layer, call.input, call.path, call.why) for call in self.calls]
-            lines += table([("name", "layer", "input", "path", "why"), *rows])
-        for layers, what in (
-            (self.not_called, "never called by these inputs"),
-            (self.not_replaced, "still torch's"),
-        ):
-            if layers:
-                lines += ["", *sections((f"{counted(layers)} {what}", ("name", "class", "why"), layers))]
-        for patterns, heading, header in (
-            (self.fused, "fused", ("in", "what")),
-            (self.not_fused, "not fused", ("in", "what", "why")),
-        ):
-            if patterns:
-                lines += ["", *sections((f"{counted(patterns, 'pattern')} {heading}", header, patterns))]
+        heading = f"{counted(paths, 'call')}: {', '.join(counts)}" if paths else "0 calls"
+        rows = [(call.name, call.layer, call.input, call.path, call.why) for call in self.calls]
+        yield Table(heading, ("name", "layer", "input", "path", "why"), rows)
+        layers, fused = ("name", "class", "why"), ("in", "what")
+        not_called, not_replaced = counted(self.not_called), counted(self.not_replaced)
+        yield grouped(Table(f"{not_called} never called by these inputs", layers, self.not_called))
+        yield grouped(Table(f"{not_replaced} still torch's", layers, self.not_replaced))
+        yield grouped(Table(f"{counted(self.fused, 'pattern')} fused", fused, self.fused))
+        not_fused = f"{counted(self.not_fused, 'pattern')} not fused"
+        yield grouped(Table(not_fused, (*fused, "why"), self.not_fused))
+
+    def sentences(self) -> Iterable[str]:
         if self.compiled:
-            lines += ["", "The model was run without torch.compile: these are the paths of eager mode."]
-        return "\n".join(lines)
+            yield "The model was run without torch.compile: these are the paths of eager mode."
 
 
 class _Decisions(Observer):

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from normreg.models.tables import ROOT
+from normreg.models.naming import ROOT
 
 
 class Observer:

@@ -6,61 +6,82 @@ from typing import Any, NamedTuple
 import torch
 from torch.nn.parameter import is_lazy
 
-from normreg.models.checks import check_is_module
+from normreg.models.checks import named_modules
+from normreg.models.naming import class_name
 from normreg.models.report import Change, Report, Skip
 from normreg.models.selection import OVERRIDDEN
-from normreg.models.tables import ROOT, class_name
+
+REPLACED = "_replaced_by_normreg"  # an attribute of the modules that `restore` is to change back
 
 
 class ClassChange(NamedTuple):
-    """A module and the class that it becomes."""
+    """A module, the class that it becomes, and whether that is what `replace` does."""
 
     name: str
     module: torch.nn.Module
     becomes: type
+    replaced: bool
+
+
+def was_replaced(module: torch.nn.Module) -> bool:
+    """Whether `replace` gave the module its class; it may have been made of that class."""
+    return REPLACED in vars(module)
 
 
 def find_changes(
     model: torch.nn.Module,
-    class_for: Callable[[type], type | None],
+    class_for: Callable[[torch.nn.Module], type | None],
     why_left: Callable[[str, torch.nn.Module], str | None],
+    replaced: bool,
 ) -> tuple[list[ClassChange], list[Skip]]:
-    """The changes to the class that `class_for` has for a module's class, and what is left alone.
+    """The changes to the class that `class_for` has for a module, and what is left alone.
 
     why_left: called with a module's name and the module, returns the reason why it is left alone, or None.
+    replaced: whether `restore` is to undo them.
     """
-    check_is_module(model)
     changes, skipped = [], []
-    for name, module in model.named_modules():
-        name, cls = name or ROOT, type(module)
-        becomes = class_for(cls)
+    for name, module in named_modules(model):
+        cls, becomes = type(module), class_for(module)
         if becomes and "forward" in vars(module):
             skipped.append(Skip(name, class_name(cls), OVERRIDDEN))
         elif reason := why_left(name, module):
             skipped.append(Skip(name, class_name(cls), reason))
         elif becomes:
-            changes.append(ClassChange(name, module, becomes))
+            changes.append(ClassChange(name, module, becomes, replaced))
     return changes, skipped
 
 
+def undoing(changes: Iterable[ClassChange]) -> list[ClassChange]:
+    """The changes back to what the modules are now."""
+    return [ClassChange(name, m, type(m), was_replaced(m)) for name, m, *_ in changes]
+
+
 def make(changes: Iterable[ClassChange]) -> None:
-    """Changes all classes or, on an error, none."""
-    done = []
+    """Makes all changes or, on an error, none."""
+    done: list[ClassChange] = []
     try:
         for change in changes:
-            done.append((change.module, type(change.module)))
-            change.module.__class__ = change.becomes
+            done += undoing([change])
+            _make(change)
     except BaseException:
-        for module, cls in done:
-            module.__class__ = cls
+        for change in done:
+            _make(change)
         raise
+
+
+def _make(change: ClassChange) -> None:
+    change.module.__class__ = change.becomes
+    if change.replaced:
+        vars(change.module)[REPLACED] = True
+    else:
+        vars(change.module).pop(REPLACED, None)
 
 
 def report_of(
     model: torch.nn.Module, changes: list[ClassChange], skipped: list[Skip], **fields: Any
 ) -> Report:
     """The report of changes that are not made yet; `fields` are further ones of `Report`."""
-    changed = (Change(name, class_name(type(module)), class_name(cls)) for name, module, cls in changes)
+    changed = (Change(name, class_name(type(module)), class_name(cls)) for name, module, cls, _ in changes)
     inside = (p for change in changes for p in change.module.parameters(recurse=False))
     counts = _elements(inside), _elements(model.parameters())
     return Report(tuple(changed), tuple(skipped), parameters=counts, **fields)

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import torch
 
 from normreg import nn
+from normreg.models.naming import path_of
 
 Forward = TypeVar("Forward", bound=Callable[..., Any])
 
@@ -46,11 +47,6 @@ class Foreign:
 
 def _new(original: Any) -> Any:
     return original.__new__(foreign_counterpart(original) or original)
-
-
-def path_of(cls: type) -> str:
-    """The import path of a class."""
-    return f"{cls.__module__}.{cls.__qualname__}"
 
 
 @functools.cache

@@ -8,15 +8,19 @@ from torch import nn
 
 from normreg.models import changes
 from normreg.models.changes import ClassChange
-from normreg.models.checks import check_is_module
+from normreg.models.checks import named_modules
 from normreg.models.fusion import calls
 from normreg.models.fusion.backend import Backend, backend_of, checked
-from normreg.models.registry import counterpart, original
+from normreg.models.naming import ROOT, class_name, counted
+from normreg.models.registry import counterpart
 from normreg.models.report import Report, Skip
-from normreg.models.selection import Selection, chooses, why_not_chosen, why_not_replaced
-from normreg.models.tables import ROOT, class_name, counted
+from normreg.models.selection import Selection, chooses, is_known, is_ours, why_not_chosen, why_not_replaced
 from normreg.models.unchanged import check_runs
 
+CLASSES = (
+    "tools that look at exact classes, as for differential privacy, conv-BN folding and quantisation, "
+    "overlook these layers: call them in `with normreg.restored(model):`"
+)
 LATER = "fused when the model is called: give example_inputs, or ask normreg.explain, to see what is fused"
 
 
@@ -27,6 +31,7 @@ def replace(
     fuse: bool | Sequence[str] = False,
     dry_run: bool = False,
     example_inputs: Any = None,
+    verbose: bool = False,
 ) -> Report:
     """Makes every normalisation and dropout layer that normreg knows a normreg one, in place.
 
@@ -48,6 +53,7 @@ def replace(
         example_inputs: what the model is called with: a tensor, a sequence of arguments, or a mapping of
             those given by name. With `fuse`, it is run once, and the report says what is fused; nothing of
             the run is left behind. Without, `normreg.explain` says it after a call.
+        verbose: whether the report prints a line for each layer, instead of one for those that are alike.
 
     Returns a `Report` that prints as a table. Raises TypeError where `model` is not a module or a selection
     none of the above, ValueError for a pattern or a class that matches no layer or an unknown name in
@@ -60,19 +66,24 @@ def replace(
                 module.__class__ = normreg.LayerNorm        # and so on
         model.compile(backend=normreg.fused())              # with fuse
     """
-    check_is_module(model)
+    layers = [(name, module) for name, module in named_modules(model) if is_known(module)]
     patterns = checked(None if isinstance(fuse, bool) else fuse)
-    unwanted = why_not_chosen(model, include, exclude)
+    unwanted = why_not_chosen(layers, include, exclude)
 
     def why_left(name: str, module: nn.Module) -> str | None:
-        already = original(type(module)) is not None
-        return None if already else unwanted.get(name) or why_not_replaced(module)
+        return None if is_ours(module) else unwanted.get(name) or why_not_replaced(module)
 
-    found, skipped = changes.find_changes(model, counterpart, why_left)
-    report = changes.report_of(model, found, skipped, dry_run=dry_run, notes=_notes(model, found))
+    found, skipped = changes.find_changes(model, lambda m: counterpart(type(m)), why_left, replaced=True)
+    report = changes.report_of(
+        *(model, found, skipped),
+        dry_run=dry_run,
+        notes=(*_fast_paths(model, found), *[CLASSES] * bool(found)),
+        already=sum(map(is_ours, model.modules())),
+        verbose=verbose,
+    )
     if dry_run and not (fuse and example_inputs is not None):
         return _with_note(report) if fuse else report
-    before = [ClassChange(name, module, type(module)) for name, module, _ in found]
+    before = changes.undoing(found)
     whole, done = calls.within(model), False
     call = whole._compiled_call_impl
     try:
@@ -101,12 +112,12 @@ def _with_fusions(report: Report, model: nn.Module, backend: Backend, example_in
     inputs, options = _arguments(example_inputs)
     check_runs(model, inputs, options, "replace")
     fused, not_fused = calls.patterns_of(model, inputs, options)
-    notes = report.notes if fused else (*report.notes, "nothing is fused in a call with these inputs")
+    notes = report.notes if fused else ("nothing is fused in a call with these inputs", *report.notes)
     return dataclasses.replace(report, fused=fused, not_fused=not_fused, notes=notes)
 
 
 def _with_note(report: Report) -> Report:
-    return dataclasses.replace(report, notes=(*report.notes, LATER))
+    return dataclasses.replace(report, notes=(LATER, *report.notes))
 
 
 def _arguments(example_inputs: Any) -> tuple[Sequence[Any], Mapping[str, Any]]:
@@ -115,7 +126,7 @@ def _arguments(example_inputs: Any) -> tuple[Sequence[Any], Mapping[str, Any]]:
     return example_inputs if isinstance(example_inputs, tuple | list) else (example_inputs,), {}
 
 
-def _notes(model: nn.Module, found: list[ClassChange]) -> tuple[str, ...]:
+def _fast_paths(model: nn.Module, found: list[ClassChange]) -> tuple[str, ...]:
     """What a caller would not expect of some modules around those that change."""
     changed = {change.module for change in found}
     bypassing = [

@@ -1,9 +1,10 @@
 """What `replace` and `restore` report."""
 
-import textwrap
+from collections.abc import Iterable
 from dataclasses import dataclass
 
-from normreg.models.tables import counted, percentage, sections
+from normreg.models.naming import counted, percentage
+from normreg.models.tables import Table, Tables, grouped
 
 
 @dataclass(frozen=True)
@@ -32,8 +33,8 @@ class Fusion:
     what: str  # "bn1 -> relu"
 
 
-@dataclass(frozen=True)
-class Report:
+@dataclass(frozen=True, repr=False)
+class Report(Tables):
     """What `replace` or `restore` did, or would do. Printed, it is a table for each kind of entry.
 
     Attributes:
@@ -44,6 +45,9 @@ class Report:
         not_fused: patterns that were left alone, with the reason.
         parameters: numbers of elements in the layers that changed and in the model.
         notes: sentences on what a caller would not expect.
+        already: how many layers were normreg's before.
+        verbose: whether each entry has a line of its own; else those that differ in nothing but their
+            names share one, in which * stands for numbers.
     """
 
     changed: tuple[Change, ...]
@@ -53,18 +57,26 @@ class Report:
     not_fused: tuple[Skip, ...] = ()
     parameters: tuple[int, int] = (0, 0)
     notes: tuple[str, ...] = ()
+    already: int = 0
+    verbose: bool = False
 
-    def __str__(self) -> str:
+    def tables(self) -> Iterable[Table]:
         would_be = "would be " * self.dry_run
         inside, total = self.parameters
-        share = (
-            f", with {percentage(inside, total)} of {total:,} parameters" if self.changed and total else ""
-        )
+        heading = f"{counted(self.changed)} {would_be}changed"
+        if self.changed and total:
+            heading += f", with {percentage(inside, total)} of {total:,} parameters"
+        if self.already:
+            heading += f"; {self.already} {'is' if self.already == 1 else 'are'} normreg's already"
         now = "would be" if self.dry_run else "is"
-        lines = sections(
-            (f"{counted(self.changed)} {would_be}changed{share}", ("name", "was", now), self.changed),
-            (f"{counted(self.fused, 'pattern')} {would_be}fused", ("in", "what"), self.fused),
-            (f"{len(self.not_fused)} not fused", ("in", "what", "why"), self.not_fused),
-            (f"{counted(self.skipped)} left alone", ("name", "class", "why"), self.skipped),
+        patterns = counted(self.fused, "pattern"), counted(self.not_fused, "pattern")
+        tables = (
+            Table(heading, ("name", "was", now), self.changed),
+            Table(f"{patterns[0]} {would_be}fused", ("in", "what"), self.fused),
+            Table(f"{patterns[1]} not fused", ("in", "what", "why"), self.not_fused),
+            Table(f"{counted(self.skipped)} left alone", ("name", "class", "why"), self.skipped),
         )
-        return "\n".join([*lines, *("\n" + textwrap.fill(note, 100) for note in self.notes)])
+        return tables if self.verbose else map(grouped, tables)
+
+    def sentences(self) -> Iterable[str]:
+        return self.notes

@@ -3,13 +3,14 @@
 import difflib
 import fnmatch
 import re
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 
-from normreg.models.registry import COUNTERPARTS, OURS, counterpart, original, path_of
-from normreg.models.tables import ROOT, class_name
+from normreg.models.naming import class_name, counted, path_of, summary_of
+from normreg.models.registry import COUNTERPARTS, OURS, counterpart, original
 
 Selector = str | type | Callable[[str, torch.nn.Module], bool]
 Selection = Selector | Iterable[Selector]
@@ -42,59 +43,73 @@ def chooses(given: Selection, name: str, module: torch.nn.Module) -> bool:
     return any(_chooses(selector, name, module) for selector in _as_tuple(given))
 
 
-def _check(argument: str, selector: Any, layers: Sequence[Named], names: Collection[str]) -> None:
+def _check(argument: str, selector: Any, layers: Sequence[Named], known: str) -> None:
     if not isinstance(selector, str | type) and not callable(selector):
         raise TypeError(
             f"expected {argument} to be a pattern of names, a class, a function (name, module) -> bool, or a "
-            f"list of these, got a {type(selector).__name__}: {selector!r}"
+            f"list of these, got {selector!r}: pass such as 'encoder.*', torch.nn.LayerNorm or "
+            f"lambda name, module: True"
         )
     if callable(selector) and not isinstance(selector, type):
         return  # may say no to everything
     if any(_chooses(selector, name, module) for name, module in layers):
         return
-    if not isinstance(selector, str):
-        raise ValueError(
-            f"expected {argument} to name a class of some layer that replace knows, and there is none of "
-            f"{path_of(selector)} among the {len(layers)} of this model"
-        )
-    inside = selector in names and any(name.startswith(f"{selector}.") for name, _ in layers)
-    close = difflib.get_close_matches(selector, [name for name, _ in layers], n=3, cutoff=0.0)
-    hint = f"{selector}.*" if inside else ", ".join(close) or "none"
-    raise ValueError(
-        f"expected {argument} to match the name of some layer that replace knows, and {selector!r} matches "
-        f"none of the {len(layers)} of this model; " + ("try " if inside else "nearest: ") + hint
-    )
+    names, classes = [name for name, _ in layers], [*dict.fromkeys(type(module) for _, module in layers)]
+    if not layers:
+        got, remedy = f"and the model has no layer {known}", f"leave {argument} out"
+    elif isinstance(selector, type):
+        got = f"and there is none of {path_of(selector)} among the {counted(layers)} {known}"
+        remedy = f"they are {summary_of(map(class_name, classes))}"
+    elif named := [cls for cls in classes if fnmatch.fnmatchcase(cls.__name__, selector)]:
+        got = f"and {selector!r} is the name of a class; strings are patterns of the names of modules"
+        remedy = f"pass the class, {argument}={class_name(named[0])}, or names such as {names[0]!r}"
+    else:
+        got = f"and {selector!r} matches none of the names of the {counted(layers)} {known}"
+        inside = any(name.startswith(f"{selector}.") for name in names)
+        near = difflib.get_close_matches(selector, names, n=3)
+        nearest = f"the nearest are {', '.join(near)}" if near else f"they are {summary_of(names)}"
+        remedy = f"{selector}.* has those inside it" if inside else nearest
+    raise ValueError(f"expected {argument} to choose some layer {known}, {got}: {remedy}")
 
 
-def select(argument: str, given: Selection, layers: Sequence[Named], names: Collection[str]) -> set[str]:
-    """The names among `layers`, (name, module) pairs, that `given` selects.
-
-    argument: the name of the caller's argument, for errors.
-    given: a pattern of names as `fnmatch` has them, a class, a function (name, module) -> bool, or a list of
-        these, of which one has to agree.
-    names: those of all modules.
-
-    Raises TypeError for anything else, ValueError for a pattern or a class that selects nothing.
-    """
+def _select(argument: str, given: Selection, layers: Sequence[Named], known: str) -> set[str]:
+    """The names among `layers` that `given` chooses, of which each part has to choose one."""
     for selector in _as_tuple(given):
-        _check(argument, selector, layers, names)
+        _check(argument, selector, layers, known)
     return {name for name, module in layers if chooses(given, name, module)}
 
 
 def why_not_chosen(
-    model: torch.nn.Module, include: Selection | None, exclude: Selection | None
+    layers: Sequence[Named],
+    include: Selection | None,
+    exclude: Selection | None,
+    known: str = "that replace knows",
 ) -> dict[str, str]:
-    """{name: reason} of the layers that the caller leaves alone."""
-    modules = [(name or ROOT, module) for name, module in model.named_modules()]
-    layers = [(name, m) for name, m in modules if counterpart(type(m)) or original(type(m))]
-    names = {name for name, _ in modules}
+    """{name: reason} of the layers, (name, module) pairs, that the caller leaves alone.
+
+    include, exclude: a pattern of names as `fnmatch` has them, a class, a function (name, module) -> bool, or
+        a list of these, of which one has to agree.
+    known: what the layers have in common, for errors.
+
+    Raises TypeError for anything else, ValueError for a pattern or a class that chooses nothing.
+    """
     reasons: dict[str, str] = {}
     if include is not None:
-        included = select("include", include, layers, names)
+        included = _select("include", include, layers, known)
         reasons |= {name: "not included" for name, _ in layers if name not in included}
     if exclude is not None:
-        reasons |= dict.fromkeys(select("exclude", exclude, layers, names), "excluded")
+        reasons |= dict.fromkeys(_select("exclude", exclude, layers, known), "excluded")
     return reasons
+
+
+def is_ours(module: torch.nn.Module) -> bool:
+    """Whether a layer is of one of normreg's classes, or of one that `replace` has derived."""
+    return type(module) in OURS or original(type(module)) is not None
+
+
+def is_known(module: torch.nn.Module) -> bool:
+    """Whether a layer is normreg's, or of a class that `replace` changes."""
+    return counterpart(type(module)) is not None or is_ours(module)
 
 
 def replaceable(module: torch.nn.Module) -> bool:
@@ -107,7 +122,7 @@ def why_not_replaced(module: torch.nn.Module) -> str | None:
     cls = type(module)
     if counterpart(cls):
         return _why_changed_by_others(module)
-    if cls in OURS or original(cls):
+    if is_ours(module):
         return None
     for known in COUNTERPARTS:
         if isinstance(module, known):
@@ -128,12 +143,20 @@ def _why_changed_by_others(module: torch.nn.Module) -> str | None:
     cls = type(module)
     if "forward" in vars(module):
         return OVERRIDDEN
-    if _library(cls.forward) not in map(_library, cls.__mro__):
+    libraries = {"torch", *map(_library, cls.__mro__)}
+    if _library(cls.forward) not in libraries:
         return f"{cls.__name__}.forward was replaced by {_library(cls.forward)}"
+    code = getattr(cls.forward, "__code__", None)
+    for name in code.co_names if code else ():  # of methods and functions that it calls, among others
+        for home, called in ((cls.__name__, getattr(cls, name, None)), ("F", vars(F).get(name))):
+            if callable(called) and _library(called) not in libraries:
+                return f"{home}.{name}, which it calls, was replaced by {_library(called)}"
     if getattr(module, "qconfig", None) is not None:
         return "it is prepared for quantisation, which knows torch's classes only"
     return None
 
 
 def _library(thing: Any) -> str:
-    return (getattr(thing, "__module__", None) or "an unknown module").split(".")[0]
+    """The library that a class or a function was written in, also where functools.wraps says another one."""
+    written_in = getattr(thing, "__globals__", {}).get("__name__")
+    return (written_in or getattr(thing, "__module__", None) or "an unknown module").split(".")[0]

@@ -6,7 +6,7 @@ A parameter is initialised once, where it is met first. Layers that a preset has
 ones, and lazy ones that have not seen an input are left alone and named in the table.
 """
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,8 +14,9 @@ import torch
 from torch.nn import init
 
 from normreg.models.checks import check_is_module
+from normreg.models.naming import ROOT, class_name, counted
 from normreg.models.report import Skip
-from normreg.models.tables import ROOT, class_name, counted, sections
+from normreg.models.tables import Table, Tables, grouped
 from normreg.training.parameter_groups import is_module_class, is_norm
 
 __all__ = ["kaiming_", "truncated_normal_", "xavier_", "zero_residual_"]
@@ -36,28 +37,28 @@ class Initialised:
     how: str
 
 
-@dataclass(frozen=True)
-class Initialisation:
+@dataclass(frozen=True, repr=False)
+class Initialisation(Tables):
     """What a preset did. Printed, it is a table of each kind.
 
     Attributes:
         changed: the parameters that were set.
         skipped: layers that were left alone, with the reason.
+        verbose: whether each entry has a line of its own; else those that differ in nothing but their
+            names share one, in which * stands for numbers.
     """
 
     changed: tuple[Initialised, ...]
     skipped: tuple[Skip, ...]
+    verbose: bool = False
 
-    def __str__(self) -> str:
-        lines = sections(
-            (
-                f"{counted(self.changed, 'parameter')} initialised",
-                ("name", "class", "with"),
-                self.changed,
-            ),
-            (f"{counted(self.skipped)} left alone", ("name", "class", "why"), self.skipped),
+    def tables(self) -> Iterable[Table]:
+        heading = f"{counted(self.changed, 'parameter')} initialised"
+        tables = (
+            Table(heading, ("name", "class", "with"), self.changed),
+            Table(f"{counted(self.skipped)} left alone", ("name", "class", "why"), self.skipped),
         )
-        return "\n".join(lines)
+        return tables if self.verbose else map(grouped, tables)
 
 
 class _Rules:

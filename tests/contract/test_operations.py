@@ -26,8 +26,10 @@ TOOLS = {
     "recalibrate_batch_norm",
     "register_layer",
     "register_no_decay",
+    "register_with",
     "replace",
     "restore",
+    "restored",
     "running_statistics_held",
     "unfreeze_batch_norm",
 }

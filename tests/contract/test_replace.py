@@ -73,6 +73,8 @@ def test_nothing_but_the_class_changes(device, undo):
     if undo:
         normreg.restore(model)
 
+    marks = [vars(model.get_submodule(name)).pop("_replaced_by_normreg", None) for name in NESTED]
+    assert marks == [None if undo else True] * len(NESTED)
     after = list(contents(model))
     assert [where for where, _ in after] == [where for where, _ in objects]
     assert [where for (where, a), (_, b) in zip(after, objects) if a is not b] == []

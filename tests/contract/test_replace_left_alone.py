@@ -1,5 +1,7 @@
 """Modules that `replace` leaves alone, and the reason that its report gives."""
 
+import functools
+
 import pytest
 import torch
 from nested import PlainNorm, TunedLayerNorm, contents, outcome, with_forward_of_its_own
@@ -55,7 +57,7 @@ LEFT_ALONE = {
         "test_replace_left_alone.LigerRMSNorm",
         "an unknown class: see normreg.register_layer",
     ),
-    "scripted": (scripted, "torch.RecursiveScriptModule", "compiled by torch.jit: replace before"),
+    "scripted": (scripted, "torch.jit.RecursiveScriptModule", "compiled by torch.jit: replace before"),
     "subclass": (
         lambda: TunedLayerNorm(6),
         "nested.TunedLayerNorm",
@@ -68,7 +70,7 @@ LEFT_ALONE = {
     ),
     "parametrized": (
         parametrized,
-        "torch.nn.ParametrizedLayerNorm",
+        "ParametrizedLayerNorm, derived from torch.nn.LayerNorm",
         A_SUBCLASS.format("LayerNorm"),
     ),
 }
@@ -98,6 +100,45 @@ def test_a_forward_that_a_tool_replaced_in_the_class(device, monkeypatch):
         Skip("0", "torch.nn.LayerNorm", f"LayerNorm.forward was replaced by {__name__}"),
     )
     assert torch.equal(model[0](torch.ones(6, device=device)), torch.full((6,), 3.0, device=device))
+
+
+def tripled(function):
+    @functools.wraps(function)
+    def wrapper(*arguments, **options):
+        return function(*arguments, **options) * 3
+
+    return wrapper
+
+
+@pytest.mark.parametrize(
+    ("owner", "name", "told"),
+    [
+        (nn.GroupNorm, "forward", "GroupNorm.forward was replaced by {}"),
+        (nn.functional, "group_norm", "F.group_norm, which it calls, was replaced by {}"),
+    ],
+    ids=["method", "function"],
+)
+def test_patches_that_functools_wraps_hides(device, launches, monkeypatch, owner, name, told):
+    """The wrapper says that it is torch's: of a method of the class, and of the function that this calls."""
+    model = nn.Sequential(nn.GroupNorm(1, 3), nn.LayerNorm(4)).to(device)
+    monkeypatch.setattr(owner, name, tripled(getattr(owner, name)))
+    report = normreg.replace(model)
+    assert [change.name for change in report.changed] == ["1"]
+    assert report.skipped == (Skip("0", "torch.nn.GroupNorm", told.format(__name__)),)
+    x = torch.randn(2, 3, 4, device=device)
+    assert torch.equal(
+        model[0](x), torch.native_group_norm(x, model[0].weight, model[0].bias, 2, 3, 4, 1, 1e-5)[0] * 3
+    )
+    assert launches == []
+
+
+def test_a_method_that_the_forward_calls(monkeypatch):
+    monkeypatch.setattr(nn.BatchNorm2d, "_check_input_dim", tripled(nn.BatchNorm2d._check_input_dim))
+    report = normreg.replace(nn.BatchNorm2d(3))
+    assert [skip.reason for skip in report.skipped] == [
+        f"BatchNorm2d._check_input_dim, which it calls, was replaced by {__name__}"
+    ]
+    assert normreg.replace(nn.BatchNorm1d(3)).skipped == ()
 
 
 def test_containers_are_not_named():

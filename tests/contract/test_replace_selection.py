@@ -20,7 +20,10 @@ body.drop1  torch.nn.Dropout      normreg.Dropout
 name  class                  why
 ----  ---------------------  -----------------------------------------------------------
 tail  nested.TunedLayerNorm  a subclass of torch.nn.LayerNorm may compute something else
-own   torch.nn.LayerNorm     its forward is overridden on the instance"""
+own   torch.nn.LayerNorm     its forward is overridden on the instance
+
+tools that look at exact classes, as for differential privacy, conv-BN folding and quantisation,
+overlook these layers: call them in `with normreg.restored(model):`"""
 
 
 def test_printed_report(capsys):
@@ -104,24 +107,36 @@ def test_the_fast_path_is_noted():
         "computes what is inside, changed layers too; torch.backends.mha.set_fastpath_enabled(False) "
         "stops that"
     )
-    assert report.notes == (note,)
-    assert " ".join(str(report).split()).endswith(note)
+    assert report.notes[:-1] == (note,)
+    assert note in " ".join(str(report).split())
     assert max(map(len, str(report).splitlines())) <= 100
     assert normreg.replace(model).notes == ()
-    assert normreg.replace(nn.TransformerDecoderLayer(8, 2, 8)).notes == ()
+    assert len(normreg.replace(nn.TransformerDecoderLayer(8, 2, 8)).notes) == 1
 
 
 @pytest.mark.parametrize("argument", ["include", "exclude"])
 @pytest.mark.parametrize(
     ("selection", "error_type", "message"),
     [
-        ("stemm.*", ValueError, "'stemm.*' matches none of the 16 of this model; nearest: stem."),
-        ("stem", ValueError, "'stem' matches none of the 16 of this model; try stem.*"),
+        (
+            "stemm.*",
+            ValueError,
+            "'stemm.*' matches none of the names of the 16 layers that replace knows: the nearest are stem.",
+        ),
+        ("stem", ValueError, "16 layers that replace knows: stem.* has those inside it"),
         (["stem.*", "nothing"], ValueError, "'nothing' matches none"),
-        (nn.Conv2d, ValueError, "none of torch.nn.modules.conv.Conv2d among the 16"),
+        ("LayerNorm", ValueError, "'LayerNorm' is the name of a class; strings are patterns of the names of"),
+        ("LayerNorm", ValueError, "=torch.nn.LayerNorm, or names such as 'stem.1'"),
+        ("*Norm2d", ValueError, "'*Norm2d' is the name of a class"),
+        ("qqq", ValueError, "they are stem.*, blocks.0, blocks.1.0 and 4 more"),
+        (
+            nn.Conv2d,
+            ValueError,
+            "none of torch.nn.modules.conv.Conv2d among the 16 layers that replace knows: they are torch.nn.",
+        ),
         (nn.LazyBatchNorm1d, ValueError, "none of torch.nn.modules.batchnorm.LazyBatchNorm1d"),
-        (3, TypeError, "got a int: 3"),
-        ({"stem.1": True}, TypeError, "got a dict"),
+        (3, TypeError, "got 3: pass such as"),
+        ({"stem.1": True}, TypeError, "got {'stem.1': True}: pass such as"),
     ],
     ids=str,
 )

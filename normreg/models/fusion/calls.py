@@ -13,8 +13,8 @@ from torch.utils._pytree import tree_map_only
 from normreg.models.fusion.backend import LISTENERS, Backend
 from normreg.models.fusion.names import Pattern
 from normreg.models.hooks import has_global_hooks
+from normreg.models.naming import ROOT, class_name
 from normreg.models.report import Fusion, Skip
-from normreg.models.tables import ROOT, class_name
 from normreg.models.unchanged import unchanged
 
 FAST_PATHS = torch.nn.TransformerEncoder, torch.nn.TransformerEncoderLayer

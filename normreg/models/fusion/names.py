@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 from torch.fx import Node
 
 from normreg.models.fusion.steps import ADDITIONS
+from normreg.models.naming import ROOT
 from normreg.models.registry import Foreign
-from normreg.models.tables import ROOT
 
 Path = tuple[str, ...]
 

@@ -1,0 +1,60 @@
+"""Names of modules, classes and numbers in reports and errors: what can be looked up under that name."""
+
+import re
+import sys
+from collections.abc import Iterable, Sized
+from typing import Any
+
+ROOT = "(the model itself)"
+SHOWN = 3  # names of a group, at most
+NUMBER = re.compile(r"(\d+)")
+
+
+def path_of(thing: Any) -> str:
+    """The import path of a class or function."""
+    return f"{thing.__module__}.{thing.__qualname__}"
+
+
+def class_name(cls: type) -> str:
+    """The shortest path by which a class can be imported; of a class made at run time, its base's as well.
+
+    A layer of another library that `replace` has changed is named by the function that computes it now.
+    """
+    if "original" in vars(cls):
+        return path_of(vars(cls)["forward"])
+    parts = cls.__module__.split(".")
+    for end in range(1, len(parts) + 1):
+        home = ".".join(parts[:end])
+        if home in sys.modules and vars(sys.modules[home]).get(cls.__name__) is cls:
+            return f"{home}.{cls.__name__}"
+    found: Any = sys.modules.get(cls.__module__)
+    for part in cls.__qualname__.split("."):
+        found = getattr(found, part, None)
+    return path_of(cls) if found is cls else f"{cls.__name__}, derived from {class_name(cls.__mro__[1])}"
+
+
+def counted(rows: Sized, what: str = "layer") -> str:
+    """The number of rows with the noun in its singular or plural."""
+    return f"{len(rows)} {what}{'' if len(rows) == 1 else 's'}"
+
+
+def percentage(part: int, whole: int) -> str:
+    """A share in three digits."""
+    return f"{100 * part / whole:.3g} %"
+
+
+def patterns_of(names: Iterable[str]) -> list[str]:
+    """Names with * where some of them differ in nothing but numbers."""
+    alike: dict[tuple[str, ...], list[list[str]]] = {}
+    for name in names:
+        words = NUMBER.split(name)  # numbers at the odd places
+        alike.setdefault(tuple(words[::2]), []).append(words)
+    columns = (zip(*group) for group in alike.values())
+    return ["".join(words[0] if len({*words}) == 1 else "*" for words in group) for group in columns]
+
+
+def summary_of(names: Iterable[str]) -> str:
+    """The patterns of names in one line."""
+    patterns = patterns_of(names)
+    more = len(patterns) - SHOWN
+    return ", ".join(patterns[:SHOWN]) + (f" and {more} more" if more > 0 else "")
