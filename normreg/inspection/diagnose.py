@@ -114,7 +114,7 @@ def diagnose(
     Source: Glorot and Bengio, "Understanding the difficulty of training deep feedforward neural networks"
     (2010); He et al., "Delving Deep into Rectifiers" (2015), arXiv 1502.01852
     """
-    check_runs(model, inputs, options, "diagnose")
+    check_runs(model, inputs, options, "diagnose(model, x)")
     _check(loss, vanishing, exploding, dead)
     measurements = Measurements(model)
     with torch.inference_mode(False), torch.enable_grad(), unchanged(model) as copies:

@@ -178,7 +178,7 @@ def explain(model: torch.nn.Module, *inputs: Any, **options: Any) -> Explanation
             module.register_forward_hook(lambda module, inputs, output: print(module, inputs[0].shape))
         model(*inputs, **options)
     """
-    check_runs(model, inputs, options, "explain")
+    check_runs(model, inputs, options, "explain(model, x)")
     decisions = _Decisions(model)
     with unchanged(model) as copies:
         copied, named = tree_map_only(torch.Tensor, copies.of, (inputs, options))

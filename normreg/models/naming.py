@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sized
 from typing import Any
 
 ROOT = "(the model itself)"
-SHOWN = 3  # names of a group, at most
+SHOWN = 72  # characters of a group's names, at most, beyond the first
 NUMBER = re.compile(r"(\d+)")
 
 
@@ -54,7 +54,9 @@ def patterns_of(names: Iterable[str]) -> list[str]:
 
 
 def summary_of(names: Iterable[str]) -> str:
-    """The patterns of names in one line."""
-    patterns = patterns_of(names)
-    more = len(patterns) - SHOWN
-    return ", ".join(patterns[:SHOWN]) + (f" and {more} more" if more > 0 else "")
+    """The patterns of names in one line, as many as it has room for."""
+    first, *others = patterns_of(names) or [""]
+    line = first
+    while others and len(line) + len(others[0]) <= SHOWN:
+        line += f", {others.pop(0)}"
+    return line + (f" and {len(others)} more" if others else "")

@@ -67,8 +67,8 @@ def _check(argument: str, selector: Any, layers: Sequence[Named], known: str) ->
         got = f"and {selector!r} matches none of the names of the {counted(layers)} {known}"
         inside = any(name.startswith(f"{selector}.") for name in names)
         near = difflib.get_close_matches(selector, names, n=3)
-        nearest = f"the nearest are {', '.join(near)}" if near else f"they are {summary_of(names)}"
-        remedy = f"{selector}.* has those inside it" if inside else nearest
+        those = f"{'the nearest are' if near else 'try such as'} {', '.join(map(repr, near or names[:3]))}"
+        remedy = f"{selector}.* has those inside it" if inside else those
     raise ValueError(f"expected {argument} to choose some layer {known}, {got}: {remedy}")
 
 

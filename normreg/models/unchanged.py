@@ -95,15 +95,18 @@ def _undone(model: torch.nn.Module, copies: Copies) -> Iterator[None]:
                 buffer.copy_(values)
 
 
-def check_runs(model: Any, inputs: Sequence[Any], options: Mapping[str, Any], function: str) -> None:
-    """Raises unless model is a module whose parameters exist and whose forward takes these inputs."""
+def check_runs(model: Any, inputs: Sequence[Any], options: Mapping[str, Any], call: str) -> None:
+    """Raises unless model is a module whose parameters exist and whose forward takes these inputs.
+
+    call: an example of how they are given, for errors.
+    """
     check_is_module(model)
     for name, module in model.named_modules():
         lazy: Any = module
         if isinstance(module, LazyModuleMixin) and lazy.has_uninitialized_params():
             raise ValueError(
                 f"expected a model whose parameters exist, got {name or ROOT}, a {class_name(type(module))}, "
-                f"which its first call completes: call the model once before {function}"
+                f"which its first call completes: call the model once before {call}"
             )
     try:
         signature = inspect.signature(model.forward)
@@ -114,7 +117,7 @@ def check_runs(model: Any, inputs: Sequence[Any], options: Mapping[str, Any], fu
     except TypeError as wrong:
         raise TypeError(
             f"expected the inputs that {class_name(type(model))} is called with, got others ({wrong}): "
-            f"what follows the model is passed on, as in {function}(model, x)"
+            f"give all of them, as in {call}"
         ) from None
 
 

@@ -121,14 +121,14 @@ def test_the_fast_path_is_noted():
         (
             "stemm.*",
             ValueError,
-            "'stemm.*' matches none of the names of the 16 layers that replace knows: the nearest are stem.",
+            "'stemm.*' matches none of the names of the 16 layers that replace knows: the nearest are 'stem.",
         ),
         ("stem", ValueError, "16 layers that replace knows: stem.* has those inside it"),
         (["stem.*", "nothing"], ValueError, "'nothing' matches none"),
         ("LayerNorm", ValueError, "'LayerNorm' is the name of a class; strings are patterns of the names of"),
         ("LayerNorm", ValueError, "=torch.nn.LayerNorm, or names such as 'stem.1'"),
         ("*Norm2d", ValueError, "'*Norm2d' is the name of a class"),
-        ("qqq", ValueError, "they are stem.*, blocks.0, blocks.1.0 and 4 more"),
+        ("qqq", ValueError, "try such as 'stem.1', 'stem.2', 'blocks.0'"),
         (
             nn.Conv2d,
             ValueError,

@@ -128,8 +128,11 @@ def test_patterns_of_names(names, patterns):
 
 
 def test_many_names_are_counted():
-    assert summary_of(["a", "b", "c"]) == "a, b, c"
-    assert summary_of(["a", "b", "c", "d.0", "d.1", "e"]) == "a, b, c and 2 more"
+    assert summary_of([]) == ""
+    assert summary_of(["a", "b.0", "b.1"]) == "a, b.*"
+    long = "encoder.a_layer_of_a_long_name"
+    assert summary_of([long + end for end in "abcd"]) == f"{long}a, {long}b and 2 more"
+    assert summary_of([3 * long, "a"]) == f"{3 * long} and 1 more"
 
 
 def test_rows_that_differ_are_not_grouped():

@@ -96,6 +96,18 @@ def test_some_patterns(device, pattern):
     assert_close(step(model, x), step(twin, x))
 
 
+@pytest.mark.parametrize(
+    ("backend", "error", "told"),
+    [
+        ("indctor", ValueError, r"got 'indctor': torch.compiler.list_backends\(\) has them"),
+        (3, TypeError, "got 3: pass such as 'inductor'"),
+    ],
+)
+def test_an_unknown_backend_is_refused_at_once(backend, error, told):
+    with pytest.raises(error, match=told):
+        normreg.fused(backend)
+
+
 @pytest.mark.parametrize("given", [["layer_norm"], "relu", ["dropout_add", "batch_norm"]])
 def test_an_unknown_pattern_is_refused(device, given):
     model = PostNorm().to(device)

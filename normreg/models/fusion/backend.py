@@ -114,7 +114,7 @@ def checked(patterns: str | Sequence[str] | None) -> tuple[str, ...]:
         if name not in PATTERNS:
             raise ValueError(
                 f"expected patterns among {', '.join(PATTERNS)}, got {name!r}: name the functions of "
-                "normreg.functional that are to be called"
+                "normreg.functional that are to be called, or leave patterns out (fuse=True) for all"
             )
     return names
 
@@ -134,13 +134,30 @@ def fused(backend: Any = None, patterns: str | Sequence[str] | None = None) -> B
             "dropout_add_layer_norm", "dropout_add_rms_norm", the functions of `normreg.functional` that
             compute the same.
 
-    Raises ValueError for an unknown pattern; torch.compile raises for an unknown backend.
+    Raises ValueError for an unknown pattern or backend, TypeError for a backend of another type.
 
     Equivalent::
 
         model = torch.compile(model, backend="normreg")     # where normreg is installed: normreg.fused()
     """
+    _check_backend(backend)
     return backend_of(backend, checked(patterns), True, frozenset())
+
+
+def _check_backend(backend: Any) -> None:
+    if isinstance(backend, str):
+        try:
+            torch._dynamo.lookup_backend(backend)
+        except torch._dynamo.exc.InvalidBackend:
+            raise ValueError(
+                f"expected the name of a backend of torch.compile, got {backend!r}: torch.compiler."
+                f"list_backends() has them, or give None for eager mode"
+            ) from None
+    elif backend is not None and not callable(backend):
+        raise TypeError(
+            f"expected a backend's name, a function (graph_module, example_inputs) or None, got {backend!r}: "
+            f"pass such as 'inductor'"
+        )
 
 
 def eager(graph_module: GraphModule, example_inputs: list[Any]) -> Callable[..., Any]:
