@@ -13,8 +13,8 @@ from normreg import functional, nn
 from normreg.functional import dispatch
 from normreg.inspection.observer import Observer
 from normreg.models.fusion import calls
-from normreg.models.naming import ROOT, class_name, counted, percentage
-from normreg.models.registry import Foreign
+from normreg.models.naming import ROOT, counted, percentage
+from normreg.models.registry import Foreign, class_name
 from normreg.models.report import Fusion, Skip
 from normreg.models.selection import replaceable
 from normreg.models.tables import Table, Tables, grouped

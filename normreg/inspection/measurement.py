@@ -12,7 +12,7 @@ from torch.utils.hooks import RemovableHandle
 
 from normreg import nn
 from normreg.inspection.observer import Observer
-from normreg.models.naming import class_name
+from normreg.models.registry import class_name
 from normreg.ops.batch_norm import BatchNormFunction
 
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)

@@ -7,7 +7,7 @@ import torch
 from torch.nn.parameter import is_lazy
 
 from normreg.models.checks import named_modules
-from normreg.models.naming import class_name
+from normreg.models.registry import class_name
 from normreg.models.report import Change, Report, Skip
 from normreg.models.selection import OVERRIDDEN
 

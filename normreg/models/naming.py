@@ -1,7 +1,6 @@
-"""Names of modules, classes and numbers in reports and errors: what can be looked up under that name."""
+"""Names and numbers in reports and errors."""
 
 import re
-import sys
 from collections.abc import Iterable, Sized
 from typing import Any
 
@@ -13,24 +12,6 @@ NUMBER = re.compile(r"(\d+)")
 def path_of(thing: Any) -> str:
     """The import path of a class or function."""
     return f"{thing.__module__}.{thing.__qualname__}"
-
-
-def class_name(cls: type) -> str:
-    """The shortest path by which a class can be imported; of a class made at run time, its base's as well.
-
-    A layer of another library that `replace` has changed is named by the function that computes it now.
-    """
-    if "original" in vars(cls):
-        return path_of(vars(cls)["forward"])
-    parts = cls.__module__.split(".")
-    for end in range(1, len(parts) + 1):
-        home = ".".join(parts[:end])
-        if home in sys.modules and vars(sys.modules[home]).get(cls.__name__) is cls:
-            return f"{home}.{cls.__name__}"
-    found: Any = sys.modules.get(cls.__module__)
-    for part in cls.__qualname__.split("."):
-        found = getattr(found, part, None)
-    return path_of(cls) if found is cls else f"{cls.__name__}, derived from {class_name(cls.__mro__[1])}"
 
 
 def counted(rows: Sized, what: str = "layer") -> str:

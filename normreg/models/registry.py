@@ -6,6 +6,7 @@ a class derived from its own, with the forward that is registered here. Its name
 """
 
 import functools
+import sys
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -69,6 +70,24 @@ def counterpart(cls: type) -> type | None:
 def original(cls: type) -> type | None:
     """The class that `cls` is the counterpart of or was derived from by `replace`, or None."""
     return ORIGINALS.get(cls) or (vars(cls).get("original") if issubclass(cls, Foreign) else None)
+
+
+def class_name(cls: type) -> str:
+    """The shortest path by which a class can be imported; of a class made at run time, its base's as well.
+
+    A layer of another library that `replace` has changed is named by the function that computes it now.
+    """
+    if issubclass(cls, Foreign) and "original" in vars(cls):
+        return path_of(vars(cls)["forward"])
+    parts = cls.__module__.split(".")
+    for end in range(1, len(parts) + 1):
+        home = ".".join(parts[:end])
+        if home in sys.modules and vars(sys.modules[home]).get(cls.__name__) is cls:
+            return f"{home}.{cls.__name__}"
+    found: Any = sys.modules.get(cls.__module__)
+    for part in cls.__qualname__.split("."):
+        found = getattr(found, part, None)
+    return path_of(cls) if found is cls else f"{cls.__name__}, derived from {class_name(cls.__mro__[1])}"
 
 
 def as_before(module: torch.nn.Module, *inputs: Any, **options: Any) -> Any:

@@ -11,8 +11,8 @@ from normreg.models.changes import ClassChange
 from normreg.models.checks import named_modules
 from normreg.models.fusion import calls
 from normreg.models.fusion.backend import Backend, backend_of, checked
-from normreg.models.naming import ROOT, class_name, counted
-from normreg.models.registry import counterpart
+from normreg.models.naming import ROOT, counted
+from normreg.models.registry import class_name, counterpart
 from normreg.models.report import Report, Skip
 from normreg.models.selection import Selection, chooses, is_known, is_ours, why_not_chosen, why_not_replaced
 from normreg.models.unchanged import check_runs

@@ -11,8 +11,8 @@ from normreg.models import changes
 from normreg.models.changes import was_replaced
 from normreg.models.checks import named_modules
 from normreg.models.fusion import calls
-from normreg.models.naming import ROOT, class_name, counted, summary_of
-from normreg.models.registry import ORIGINALS, OURS, Foreign, original
+from normreg.models.naming import ROOT, counted, summary_of
+from normreg.models.registry import ORIGINALS, OURS, Foreign, class_name, original
 from normreg.models.report import Report
 from normreg.models.selection import Selection, why_not_chosen
 

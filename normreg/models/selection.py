@@ -9,8 +9,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from normreg.models.naming import class_name, counted, path_of, summary_of
-from normreg.models.registry import COUNTERPARTS, OURS, counterpart, original
+from normreg.models.naming import counted, path_of, summary_of
+from normreg.models.registry import COUNTERPARTS, OURS, class_name, counterpart, original
 
 Selector = str | type | Callable[[str, torch.nn.Module], bool]
 Selection = Selector | Iterable[Selector]

@@ -12,7 +12,8 @@ import torch
 from torch.nn.modules.lazy import LazyModuleMixin
 
 from normreg.models.checks import check_is_module
-from normreg.models.naming import ROOT, class_name
+from normreg.models.naming import ROOT
+from normreg.models.registry import class_name
 
 _ONE_AT_A_TIME = threading.RLock()
 

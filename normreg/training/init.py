@@ -14,7 +14,8 @@ import torch
 from torch.nn import init
 
 from normreg.models.checks import check_is_module
-from normreg.models.naming import ROOT, class_name, counted
+from normreg.models.naming import ROOT, counted
+from normreg.models.registry import class_name
 from normreg.models.report import Skip
 from normreg.models.tables import Table, Tables, grouped
 from normreg.training.parameter_groups import is_module_class, is_norm

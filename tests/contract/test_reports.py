@@ -12,7 +12,8 @@ from torch.nn.utils import parametrize
 
 import normreg
 from normreg.models import registry
-from normreg.models.naming import class_name, patterns_of, summary_of
+from normreg.models.naming import patterns_of, summary_of
+from normreg.models.registry import class_name
 from normreg.models.tables import Table, grouped
 
 

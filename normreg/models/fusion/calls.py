@@ -13,7 +13,8 @@ from torch.utils._pytree import tree_map_only
 from normreg.models.fusion.backend import LISTENERS, Backend
 from normreg.models.fusion.names import Pattern
 from normreg.models.hooks import has_global_hooks
-from normreg.models.naming import ROOT, class_name
+from normreg.models.naming import ROOT
+from normreg.models.registry import class_name
 from normreg.models.report import Fusion, Skip
 from normreg.models.unchanged import unchanged
 
