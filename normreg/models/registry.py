@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import torch
 
 from normreg import nn
+from normreg.functional.tracing import leaf
 
 Forward = TypeVar("Forward", bound=Callable[..., Any])
 
@@ -56,7 +57,7 @@ def path_of(cls: type) -> str:
 @functools.cache
 def _derived(original: Any, forward: Callable[..., Any]) -> type:
     names = dict(forward=forward, original=original, __module__=__name__, __doc__=forward.__doc__)
-    return type(original.__name__, (Foreign, original), names)
+    return leaf(type(original.__name__, (Foreign, original), names))
 
 
 def foreign_counterpart(cls: Any) -> type | None:

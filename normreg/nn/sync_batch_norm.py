@@ -8,11 +8,13 @@ from torch.nn.modules.lazy import LazyModuleMixin
 from torch.types import Device
 
 from normreg import functional
+from normreg.functional.tracing import leaf
 from normreg.distributed.groups import check_device, check_ranks_agree, group_of
 from normreg.nn.batch_norm import _BatchNormForward, call_batch_norm
 from normreg.nn.batch_norm_act import _BatchNormAct, bias_option
 
 
+@leaf
 class SyncBatchNorm(_BatchNormForward, _BatchNorm):
     """`torch.nn.SyncBatchNorm` on `normreg.functional.sync_batch_norm`, on CPUs as well.
 
@@ -104,6 +106,7 @@ class SyncBatchNorm(_BatchNormForward, _BatchNorm):
         return _converted(module, process_group, {})
 
 
+@leaf
 class SyncBatchNormAct(_BatchNormAct, SyncBatchNorm):
     """`SyncBatchNorm` with an activation, and a residual before that, as in `BatchNormAct2d`.
 
