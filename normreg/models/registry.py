@@ -13,6 +13,7 @@ import torch
 
 from normreg import nn
 from normreg.functional.tracing import leaf
+from normreg.nn.frozen import frozen, thawed
 
 Forward = TypeVar("Forward", bound=Callable[..., Any])
 
@@ -68,12 +69,23 @@ def foreign_counterpart(cls: Any) -> type | None:
 
 def counterpart(cls: type) -> type | None:
     """The class that layers of exactly this class get, or None."""
-    return COUNTERPARTS.get(cls) or foreign_counterpart(cls)
+    return _of_thawed(cls, lambda cls: COUNTERPARTS.get(cls) or foreign_counterpart(cls))
 
 
 def original(cls: type) -> type | None:
     """The class that `cls` is the counterpart of or was derived from by `replace`, or None."""
+    return _of_thawed(cls, _original)
+
+
+def _original(cls: type) -> type | None:
     return ORIGINALS.get(cls) or (vars(cls).get("original") if issubclass(cls, Foreign) else None)
+
+
+def _of_thawed(cls: type, find: Callable[[type], type | None]) -> type | None:
+    """What `find` has for a class, or for the one that a class of frozen layers was derived from."""
+    before = thawed(cls)
+    found = find(before)
+    return found if found is None or before is cls else frozen(found)
 
 
 def as_before(module: torch.nn.Module, *inputs: Any, **options: Any) -> Any:

@@ -7,6 +7,7 @@ from normreg.models.fusion import calls
 from normreg.models.registry import ORIGINALS, OURS, Foreign, original
 from normreg.models.report import Report
 from normreg.models.tables import ROOT
+from normreg.nn.frozen import thawed
 
 
 def restore(model: torch.nn.Module) -> Report:
@@ -24,7 +25,7 @@ def restore(model: torch.nn.Module) -> Report:
 
 
 def _why_left(name: str, module: torch.nn.Module) -> str | None:
-    cls = type(module)
+    cls = thawed(type(module))
     derived_since = isinstance(module, (Foreign, *ORIGINALS)) and cls not in OURS
     if derived_since and original(cls) is None:
         return "its class was derived from normreg's since, as by fully_shard: undo that first"

@@ -10,6 +10,7 @@ import torch
 
 from normreg.models.registry import COUNTERPARTS, OURS, counterpart, original, path_of
 from normreg.models.tables import ROOT, class_name
+from normreg.nn.frozen import thawed
 
 Selector = str | type | Callable[[str, torch.nn.Module], bool]
 Selection = Selector | Iterable[Selector]
@@ -104,7 +105,7 @@ def replaceable(module: torch.nn.Module) -> bool:
 
 def why_not_replaced(module: torch.nn.Module) -> str | None:
     """The reason why a module that looks like a layer is left alone; None for all others."""
-    cls = type(module)
+    cls = thawed(type(module))
     if counterpart(cls):
         return _why_changed_by_others(module)
     if cls in OURS or original(cls):

@@ -1,4 +1,4 @@
-"""Layers of other libraries are leaves of torch.fx's graphs: what replace made of them is called as it is set."""
+"""Layers of other libraries are leaves of torch.fx's graphs: called as they are set."""
 
 import pytest
 import torch
