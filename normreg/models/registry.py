@@ -13,7 +13,9 @@ from typing import Any, TypeVar
 import torch
 
 from normreg import nn
+from normreg.functional.tracing import leaf
 from normreg.models.naming import path_of
+from normreg.nn.frozen import frozen, thawed
 
 Forward = TypeVar("Forward", bound=Callable[..., Any])
 
@@ -53,7 +55,7 @@ def _new(original: Any) -> Any:
 @functools.cache
 def _derived(original: Any, forward: Callable[..., Any]) -> type:
     names = dict(forward=forward, original=original, __module__=__name__, __doc__=forward.__doc__)
-    return type(original.__name__, (Foreign, original), names)
+    return leaf(type(original.__name__, (Foreign, original), names))
 
 
 def foreign_counterpart(cls: Any) -> type | None:
@@ -64,11 +66,15 @@ def foreign_counterpart(cls: Any) -> type | None:
 
 def counterpart(cls: type) -> type | None:
     """The class that layers of exactly this class get, or None."""
-    return COUNTERPARTS.get(cls) or foreign_counterpart(cls)
+    return _of_thawed(cls, lambda cls: COUNTERPARTS.get(cls) or foreign_counterpart(cls))
 
 
 def original(cls: type) -> type | None:
     """The class that `cls` is the counterpart of or was derived from by `replace`, or None."""
+    return _of_thawed(cls, _original)
+
+
+def _original(cls: type) -> type | None:
     return ORIGINALS.get(cls) or (vars(cls).get("original") if issubclass(cls, Foreign) else None)
 
 
@@ -77,6 +83,8 @@ def class_name(cls: type) -> str:
 
     A layer of another library that `replace` has changed is named by the function that computes it now.
     """
+    if (own := thawed(cls)) is not cls:
+        return f"{class_name(own)}, frozen"
     if issubclass(cls, Foreign) and "original" in vars(cls):
         return path_of(vars(cls)["forward"])
     parts = cls.__module__.split(".")
@@ -88,6 +96,13 @@ def class_name(cls: type) -> str:
     for part in cls.__qualname__.split("."):
         found = getattr(found, part, None)
     return path_of(cls) if found is cls else f"{cls.__name__}, derived from {class_name(cls.__mro__[1])}"
+
+
+def _of_thawed(cls: type, find: Callable[[type], type | None]) -> type | None:
+    """What `find` has for a class, or for the one that a class of frozen layers was derived from."""
+    before = thawed(cls)
+    found = find(before)
+    return found if found is None or before is cls else frozen(found)
 
 
 def as_before(module: torch.nn.Module, *inputs: Any, **options: Any) -> Any:

@@ -15,6 +15,7 @@ from normreg.models.naming import ROOT, counted, summary_of
 from normreg.models.registry import ORIGINALS, OURS, Foreign, class_name, original
 from normreg.models.report import Report
 from normreg.models.selection import Selection, why_not_chosen
+from normreg.nn.frozen import thawed
 
 Model = TypeVar("Model", bound=torch.nn.Module)
 
@@ -66,7 +67,7 @@ def restore(
 
 
 def _why_left(module: torch.nn.Module) -> str | None:
-    cls = type(module)
+    cls = thawed(type(module))
     derived_since = isinstance(module, (Foreign, *ORIGINALS)) and cls not in OURS
     if was_replaced(module) and derived_since and original(cls) is None:
         return "its class was derived from normreg's since, as by fully_shard: undo that first"
@@ -79,8 +80,9 @@ def restored(model: Model) -> Iterator[Model]:
 
     For tools that look at exact classes, and overlook or refuse others: opacus' ModuleValidator, folding of
     BatchNorm into convolutions, `fuse_modules` and FX quantisation of torch.ao, torch.jit.script. Layers that
-    were made as normreg's are shown as torch.nn's, too. Afterwards every layer, also one that has left the
-    model, has its class of before, unless the tool has given it another. It can be nested.
+    were made as normreg's are shown as torch.nn's, too; a frozen BatchNorm stays frozen, of a class derived
+    from torch.nn's. Afterwards every layer, also one that has left the model, has its class of before, unless
+    the tool has given it another. It can be nested.
 
     Warns of layers that torch.nn has no class for, such as `BatchNormAct2d`: they stay what they are. Raises
     TypeError where `model` is not a module.
@@ -92,7 +94,8 @@ def restored(model: Model) -> Iterator[Model]:
     """
     modules = named_modules(model)
     shown, _ = changes.find_changes(model, lambda module: original(type(module)), lambda *_: None, False)
-    kept = [(name, type(m)) for name, m in modules if type(m) in OURS and original(type(m)) is None]
+    classes = [(name, thawed(type(module))) for name, module in modules]
+    kept = [(name, cls) for name, cls in classes if cls in OURS and original(cls) is None]
     if kept:
         warnings.warn(
             f"expected layers that torch.nn has a class for, got {counted(kept)} that stay normreg's: "

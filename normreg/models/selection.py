@@ -11,6 +11,7 @@ import torch.nn.functional as F
 
 from normreg.models.naming import counted, path_of, summary_of
 from normreg.models.registry import COUNTERPARTS, OURS, class_name, counterpart, original
+from normreg.nn.frozen import thawed
 
 Selector = str | type | Callable[[str, torch.nn.Module], bool]
 Selection = Selector | Iterable[Selector]
@@ -104,7 +105,7 @@ def why_not_chosen(
 
 def is_ours(module: torch.nn.Module) -> bool:
     """Whether a layer is of one of normreg's classes, or of one that `replace` has derived."""
-    return type(module) in OURS or original(type(module)) is not None
+    return thawed(type(module)) in OURS or original(type(module)) is not None
 
 
 def is_known(module: torch.nn.Module) -> bool:
@@ -119,7 +120,7 @@ def replaceable(module: torch.nn.Module) -> bool:
 
 def why_not_replaced(module: torch.nn.Module) -> str | None:
     """The reason why a module that looks like a layer is left alone; None for all others."""
-    cls = type(module)
+    cls = thawed(type(module))
     if counterpart(cls):
         return _why_changed_by_others(module)
     if is_ours(module):

@@ -2,12 +2,11 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-import torch.fx
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from normreg import functional
-from normreg.functional.tracing import leaf_call
+from normreg.functional.tracing import leaf
 
 
 def found(layer: _BatchNorm, tensors: Mapping[str, Tensor | None], name: str) -> Tensor | None:
@@ -44,8 +43,6 @@ def call_batch_norm(
 
 class _BatchNormForward(_BatchNorm):
     def forward(self, input: Tensor) -> Tensor:
-        if isinstance(input, torch.fx.Proxy):
-            return leaf_call(self, input)
         return self._normalized(input, functional.batch_norm)
 
     def _normalized(self, input: Tensor, batch_norm: Callable[..., Tensor], **options: Any) -> Tensor:
@@ -53,13 +50,16 @@ class _BatchNormForward(_BatchNorm):
         return call_batch_norm(self, batch_norm, input, **options)
 
 
+@leaf
 class BatchNorm1d(_BatchNormForward, torch.nn.BatchNorm1d):
     """`torch.nn.BatchNorm1d` on `normreg.functional.batch_norm`."""
 
 
+@leaf
 class BatchNorm2d(_BatchNormForward, torch.nn.BatchNorm2d):
     """`torch.nn.BatchNorm2d` on `normreg.functional.batch_norm`."""
 
 
+@leaf
 class BatchNorm3d(_BatchNormForward, torch.nn.BatchNorm3d):
     """`torch.nn.BatchNorm3d` on `normreg.functional.batch_norm`."""

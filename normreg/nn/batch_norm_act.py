@@ -2,12 +2,11 @@ import numbers
 from typing import Any
 
 import torch
-import torch.fx
 from torch import Tensor
 from torch.types import Device
 
 from normreg import functional
-from normreg.functional.tracing import leaf_call
+from normreg.functional.tracing import leaf
 from normreg.nn.batch_norm import _BatchNormForward
 from normreg.ops.activations import check_activation
 
@@ -59,8 +58,6 @@ class _BatchNormAct(_BatchNormForward):
         self.act, self.negative_slope = act, negative_slope
 
     def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
-        if isinstance(input, torch.fx.Proxy):
-            return leaf_call(self, input) if residual is None else leaf_call(self, input, residual)
         options = dict(act=self.act, negative_slope=self.negative_slope, residual=residual)
         return self._normalized(input, functional.batch_norm_act, **options)
 
@@ -74,13 +71,16 @@ def bias_option(bias: bool) -> dict[str, bool]:
     return {} if bias else {"bias": False}
 
 
+@leaf
 class BatchNormAct1d(_BatchNormAct, torch.nn.BatchNorm1d):
     """`torch.nn.BatchNorm1d`, residual and activation: `normreg.functional.batch_norm_act`."""
 
 
+@leaf
 class BatchNormAct2d(_BatchNormAct, torch.nn.BatchNorm2d):
     """`torch.nn.BatchNorm2d`, residual and activation: `normreg.functional.batch_norm_act`."""
 
 
+@leaf
 class BatchNormAct3d(_BatchNormAct, torch.nn.BatchNorm3d):
     """`torch.nn.BatchNorm3d`, residual and activation: `normreg.functional.batch_norm_act`."""

@@ -2,8 +2,10 @@ import torch
 from torch import Tensor
 
 from normreg import functional
+from normreg.functional.tracing import leaf
 
 
+@leaf
 class Dropout(torch.nn.Dropout):
     """`torch.nn.Dropout` on `normreg.functional.dropout`."""
 
@@ -11,6 +13,7 @@ class Dropout(torch.nn.Dropout):
         return functional.dropout(input, self.p, self.training, self.inplace)
 
 
+@leaf
 class Dropout1d(torch.nn.Dropout1d):
     """`torch.nn.Dropout1d` on `normreg.functional.dropout1d`."""
 
@@ -18,6 +21,7 @@ class Dropout1d(torch.nn.Dropout1d):
         return functional.dropout1d(input, self.p, self.training, self.inplace)
 
 
+@leaf
 class Dropout2d(torch.nn.Dropout2d):
     """`torch.nn.Dropout2d` on `normreg.functional.dropout2d`."""
 
@@ -25,6 +29,7 @@ class Dropout2d(torch.nn.Dropout2d):
         return functional.dropout2d(input, self.p, self.training, self.inplace)
 
 
+@leaf
 class Dropout3d(torch.nn.Dropout3d):
     """`torch.nn.Dropout3d` on `normreg.functional.dropout3d`."""
 
@@ -33,6 +38,7 @@ class Dropout3d(torch.nn.Dropout3d):
 
 
 # torch's layers of these two store `inplace` but never change their input, which a model may use afterwards
+@leaf
 class AlphaDropout(torch.nn.AlphaDropout):
     """`torch.nn.AlphaDropout` on `normreg.functional.alpha_dropout`. Like torch's, never in place."""
 
@@ -40,6 +46,7 @@ class AlphaDropout(torch.nn.AlphaDropout):
         return functional.alpha_dropout(input, self.p, self.training)
 
 
+@leaf
 class FeatureAlphaDropout(torch.nn.FeatureAlphaDropout):
     """`torch.nn.FeatureAlphaDropout` on `normreg.functional.feature_alpha_dropout`; never in place."""
 
@@ -47,6 +54,7 @@ class FeatureAlphaDropout(torch.nn.FeatureAlphaDropout):
         return functional.feature_alpha_dropout(input, self.p, self.training)
 
 
+@leaf
 class DropPath(torch.nn.Module):
     """Stochastic depth on `normreg.functional.drop_path`, with timm's constructor, attributes and repr.
 

@@ -3,9 +3,11 @@ from torch import Tensor
 from torch.types import Device
 
 from normreg import functional
+from normreg.functional.tracing import leaf
 from normreg.ops.activations import check_activation
 
 
+@leaf
 class DropoutAdd(torch.nn.Module):
     """`normreg.functional.dropout_add`: the end of a residual branch.
 
@@ -28,6 +30,7 @@ class DropoutAdd(torch.nn.Module):
         return f"p={self.p}"
 
 
+@leaf
 class DropPathAdd(torch.nn.Module):
     """`normreg.functional.drop_path_add`: the end of a residual branch with stochastic depth.
 
@@ -51,6 +54,7 @@ class DropPathAdd(torch.nn.Module):
         return f"drop_prob={round(self.drop_prob, 3):0.3f}"
 
 
+@leaf
 class BiasActDropout(torch.nn.Module):
     """`normreg.functional.bias_act_dropout`, behind a linear layer without a bias.
 

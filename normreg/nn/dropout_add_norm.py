@@ -6,6 +6,7 @@ from torch import Tensor
 from torch.types import Device
 
 from normreg import functional
+from normreg.functional.tracing import leaf
 
 
 class _DropoutAddNorm(torch.nn.Module):
@@ -51,6 +52,7 @@ class _DropoutAddNorm(torch.nn.Module):
         return ", ".join(words)
 
 
+@leaf
 class DropoutAddLayerNorm(_DropoutAddNorm, torch.nn.LayerNorm):
     """`normreg.functional.dropout_add_layer_norm`: LayerNorm behind dropout and the sum with a residual.
 
@@ -99,6 +101,7 @@ class DropoutAddLayerNorm(_DropoutAddNorm, torch.nn.LayerNorm):
         return functional.dropout_add_layer_norm(input, residual, *parameters, **options)
 
 
+@leaf
 class DropoutAddRMSNorm(_DropoutAddNorm, torch.nn.RMSNorm):
     """`normreg.functional.dropout_add_rms_norm`: RMSNorm behind dropout and the sum with a residual.
 

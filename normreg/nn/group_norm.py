@@ -2,8 +2,10 @@ import torch
 from torch import Tensor
 
 from normreg import functional
+from normreg.functional.tracing import leaf
 
 
+@leaf
 class GroupNorm(torch.nn.GroupNorm):
     """`torch.nn.GroupNorm` on `normreg.functional.group_norm`."""
 

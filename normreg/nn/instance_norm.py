@@ -1,19 +1,13 @@
 import torch
-import torch.fx
 from torch import Tensor
 from torch.nn.modules.instancenorm import _InstanceNorm
 
 from normreg import functional
-from normreg.functional.tracing import leaf_call
+from normreg.functional.tracing import leaf
 
 
 class _InstanceNormForward(_InstanceNorm):
     """torch's forward, with its checks and warnings, around normreg's function."""
-
-    def forward(self, input: Tensor) -> Tensor:
-        if isinstance(input, torch.fx.Proxy):
-            return leaf_call(self, input)
-        return super().forward(input)
 
     def _apply_instance_norm(self, input: Tensor) -> Tensor:
         return functional.instance_norm(
@@ -28,13 +22,16 @@ class _InstanceNormForward(_InstanceNorm):
         )
 
 
+@leaf
 class InstanceNorm1d(_InstanceNormForward, torch.nn.InstanceNorm1d):
     """`torch.nn.InstanceNorm1d` on `normreg.functional.instance_norm`."""
 
 
+@leaf
 class InstanceNorm2d(_InstanceNormForward, torch.nn.InstanceNorm2d):
     """`torch.nn.InstanceNorm2d` on `normreg.functional.instance_norm`."""
 
 
+@leaf
 class InstanceNorm3d(_InstanceNormForward, torch.nn.InstanceNorm3d):
     """`torch.nn.InstanceNorm3d` on `normreg.functional.instance_norm`."""

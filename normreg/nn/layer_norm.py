@@ -2,8 +2,10 @@ import torch
 from torch import Tensor
 
 from normreg import functional
+from normreg.functional.tracing import leaf
 
 
+@leaf
 class LayerNorm(torch.nn.LayerNorm):
     """`torch.nn.LayerNorm` on `normreg.functional.layer_norm`."""
 

@@ -3,6 +3,7 @@ from torch import Tensor
 from torch.types import Device
 
 from normreg import functional
+from normreg.functional.tracing import leaf
 
 
 class _LayerNormChannels(torch.nn.LayerNorm):
@@ -38,18 +39,21 @@ class _LayerNormChannels(torch.nn.LayerNorm):
         return functional.layer_norm_channels(x, self.weight, self.bias, self.eps)
 
 
+@leaf
 class LayerNorm1d(_LayerNormChannels):
     """LayerNorm over the channels of an (N, C, L) input: `normreg.functional.layer_norm_channels`."""
 
     dimensions = 3
 
 
+@leaf
 class LayerNorm2d(_LayerNormChannels):
     """LayerNorm over the channels of an (N, C, H, W) input: `normreg.functional.layer_norm_channels`."""
 
     dimensions = 4
 
 
+@leaf
 class LayerNorm3d(_LayerNormChannels):
     """LayerNorm over the channels of an (N, C, D, H, W) input: `normreg.functional.layer_norm_channels`."""
 

@@ -2,8 +2,10 @@ import torch
 from torch import Tensor
 
 from normreg import functional
+from normreg.functional.tracing import leaf
 
 
+@leaf
 class RMSNorm(torch.nn.RMSNorm):
     """`torch.nn.RMSNorm` on `normreg.functional.rms_norm`."""
 

@@ -9,10 +9,13 @@ from torch.types import Device
 
 from normreg import functional
 from normreg.distributed.groups import check_device, check_ranks_agree, group_of
+from normreg.functional.tracing import leaf
 from normreg.nn.batch_norm import _BatchNormForward, call_batch_norm
 from normreg.nn.batch_norm_act import _BatchNormAct, bias_option
+from normreg.nn.frozen import Frozen, frozen
 
 
+@leaf
 class SyncBatchNorm(_BatchNormForward, _BatchNorm):
     """`torch.nn.SyncBatchNorm` on `normreg.functional.sync_batch_norm`, on CPUs as well.
 
@@ -104,6 +107,7 @@ class SyncBatchNorm(_BatchNormForward, _BatchNorm):
         return _converted(module, process_group, {})
 
 
+@leaf
 class SyncBatchNormAct(_BatchNormAct, SyncBatchNorm):
     """`SyncBatchNorm` with an activation, and a residual before that, as in `BatchNormAct2d`.
 
@@ -165,6 +169,7 @@ def _converted(
     converted = module
     cls = _synchronized(module) if isinstance(module, _BatchNorm) else None
     if cls is not None:
+        cls = frozen(cls) if isinstance(module, Frozen) else cls
         converted = cls.__new__(cls)
         for name, value in vars(module).items():
             vars(converted)[name] = value.copy() if isinstance(value, (dict, set)) else value

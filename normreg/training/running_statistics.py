@@ -6,16 +6,23 @@ All three work on torch.nn's and normreg's BatchNorm layers of a model, SyncBatc
 import contextlib
 import importlib.util
 import sys
-from collections.abc import Iterable, Iterator
+import threading
+import weakref
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
 import torch
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.optim.swa_utils import update_bn
+from torch.nn.modules.lazy import LazyModuleMixin
 
 from normreg.models.checks import check_is_module
+from normreg.nn.frozen import freeze, is_frozen, training_flag, unfreeze
+from normreg.training.batches import call, moved
 
 Model = TypeVar("Model", bound=torch.nn.Module)
+_HOLDING = threading.Lock()
+# layers that are held: their own track_running_stats, and by how many
+_HELD: weakref.WeakKeyDictionary[_BatchNorm, tuple[bool, int]] = weakref.WeakKeyDictionary()
 
 
 def _batch_norms(model: torch.nn.Module) -> list[_BatchNorm]:
@@ -23,38 +30,19 @@ def _batch_norms(model: torch.nn.Module) -> list[_BatchNorm]:
     return [module for module in model.modules() if isinstance(module, _BatchNorm)]
 
 
-class _Frozen:
-    """The hooks that put a frozen layer in evaluation during its forward, copied and pickled with it."""
-
-    def __init__(self, trained: list[str]) -> None:
-        self.trained = trained  # names of the parameters whose requires_grad was taken away
-        self.flag = False  # the layer's own `training`, meanwhile
-
-    def __call__(self, layer: torch.nn.Module, inputs: Any) -> None:
-        self.flag, layer.training = layer.training, False
-
-    def after(self, layer: torch.nn.Module, inputs: Any, output: Any) -> None:
-        """The hook behind the forward."""
-        layer.training = self.flag
-
-
-def _frozen(layer: torch.nn.Module) -> _Frozen | None:
-    return next((hook for hook in layer._forward_pre_hooks.values() if isinstance(hook, _Frozen)), None)
-
-
 def freeze_batch_norm(model: torch.nn.Module, affine: bool = True) -> int:
     """Makes the BatchNorm layers of a model normalise by their running statistics, and never update them.
 
-    A frozen layer computes as in evaluation whatever `model.train()` says; its `training` flag keeps what
-    `train` and `eval` set. `unfreeze_batch_norm` undoes exactly this.
+    A frozen layer computes as in evaluation whatever `model.train()` says: its `training` reads False, and
+    what `train` and `eval` set meanwhile holds once it is unfrozen. `unfreeze_batch_norm` undoes just this.
 
     Args:
-        model: a module; its layers stay the objects they were, with a hook before and one after the forward.
+        model: a module; its layers stay the objects they were, of a class derived from their own.
         affine: whether weight and bias are frozen as well, by `requires_grad_(False)`.
 
     Returns the number of layers that were not frozen before. A frozen one is frozen anew, with this `affine`.
-    Raises TypeError for what is no module, ValueError for layers without running statistics to normalise by;
-    then nothing is frozen.
+    Raises TypeError for what is no module, ValueError for layers without running statistics to normalise by
+    and for lazy ones; then nothing is frozen.
 
     Equivalent, until the next `model.train()`::
 
@@ -69,37 +57,27 @@ def freeze_batch_norm(model: torch.nn.Module, affine: bool = True) -> int:
                 f"expected BatchNorm layers with running statistics, got {layer}: "
                 "it has none to normalise by; leave it out, or make it with track_running_stats=True"
             )
-    newly = sum(_frozen(layer) is None for layer in layers)
-    unfreeze_batch_norm(model)
+        if isinstance(layer, LazyModuleMixin):
+            raise ValueError(
+                f"expected BatchNorm layers that have their statistics, got {layer}, which its first call "
+                "completes: call the model once before"
+            )
+    newly = len(layers) - unfreeze_batch_norm(model)
     for layer in layers:
         trained = [name for name, p in layer.named_parameters(recurse=False) if affine and p.requires_grad]
-        for name in trained:
-            getattr(layer, name).requires_grad_(False)
-        frozen = _Frozen(trained)
-        layer.register_forward_pre_hook(frozen)
-        layer.register_forward_hook(frozen.after, prepend=True, always_call=True)
+        freeze(layer, tuple(trained))
     return newly
 
 
 def unfreeze_batch_norm(model: torch.nn.Module) -> int:
-    """Undoes `freeze_batch_norm`: takes its hooks away, and gives back the requires_grad that it took.
+    """Undoes `freeze_batch_norm`: gives back the class of layers, and the requires_grad that it took.
 
     Returns the number of layers that were frozen. Raises TypeError for what is no module.
     """
-    count = 0
-    for layer in _batch_norms(model):
-        if frozen := _frozen(layer):
-            for hooks, own in (
-                (layer._forward_pre_hooks, frozen),
-                (layer._forward_hooks, frozen.after),
-            ):
-                for key in [key for key, hook in hooks.items() if hook == own]:
-                    del hooks[key]
-                    layer._forward_hooks_always_called.pop(key, None)
-            for name in frozen.trained:
-                getattr(layer, name).requires_grad_()
-            count += 1
-    return count
+    layers = [layer for layer in _batch_norms(model) if is_frozen(layer)]
+    for layer in layers:
+        unfreeze(layer)
+    return len(layers)
 
 
 @contextlib.contextmanager
@@ -118,16 +96,33 @@ def running_statistics_held(model: Model) -> Iterator[Model]:
 
     Raises TypeError for what is no module.
     """
-    flags = [(layer, layer.track_running_stats) for layer in _batch_norms(model)]
+    layers = _batch_norms(model)
     try:
-        for layer, _ in flags:
-            # torch's own switch: in training with False, batch statistics, and no buffer is touched;
-            # in evaluation buffers that exist are used all the same
-            layer.track_running_stats = False
+        with _HOLDING:
+            for layer in layers:
+                _hold(layer)
         yield model
     finally:
-        for layer, flag in flags:
-            layer.track_running_stats = flag
+        with _HOLDING:
+            for layer in layers:
+                _let_go(layer)
+
+
+def _hold(layer: _BatchNorm) -> None:
+    """Counts who holds the layer: other threads may, until later than this one."""
+    flag, holders = _HELD.get(layer, (layer.track_running_stats, 0))
+    _HELD[layer] = flag, holders + 1
+    # torch's own switch: in training with False, batch statistics, and no buffer is touched;
+    # in evaluation buffers that exist are used all the same
+    layer.track_running_stats = False
+
+
+def _let_go(layer: _BatchNorm) -> None:
+    flag, holders = _HELD.pop(layer)
+    if holders > 1:
+        _HELD[layer] = flag, holders - 1
+    else:
+        layer.track_running_stats = flag
 
 
 def _shown(loader: Any) -> Iterable[Any]:
@@ -145,23 +140,28 @@ def recalibrate_batch_norm(
     loader: Iterable[Any],
     device: torch.device | int | str | None = None,
     progress: bool = True,
+    *,
+    forward: Callable[[Any, Any], Any] | None = None,
 ) -> int:
     """Replaces the running statistics of a model's BatchNorm layers by averages over a loader's batches.
 
     Use it after weights were averaged, pruned or loaded from elsewhere. It makes one pass in training mode
-    without gradients, by `torch.optim.swa_utils.update_bn`, which weighs every batch alike. Layers that are
-    frozen, or whose statistics are held, keep theirs.
-    Momentum and the training flag of every module are afterwards as before, and after an exception, or for
-    batches that leave statistics which are not finite, so are all buffers of the model.
+    without gradients, and weighs every batch alike. Layers that are frozen, or whose statistics are held,
+    keep theirs. Momentum and the training flag of every module are afterwards as before, and after an
+    exception, or for batches that leave statistics which are not finite, so are all buffers of the model.
 
     Args:
-        model: called with each batch, or with its first entry where that is a list or a tuple.
+        model: called with each batch: by name with what a mapping holds, with the first entry of a list or a
+            tuple, in which targets follow, else with the batch itself.
         loader: batches, of the training data.
-        device: where batches are moved to; None leaves them where they are.
+        device: where the tensors of batches are moved to, in mappings, lists and tuples too; None leaves them
+            where they are.
         progress: whether to show a bar, on a terminal, with `rich` installed (`pip install rich`).
+        forward: called as forward(model, batch) in place of the model, for batches of another kind.
 
-    Returns the number of batches. Raises TypeError for what is no module and ValueError for a loader
-    without batches and for statistics that are not finite.
+    Returns the number of batches. Raises TypeError for what is no module, for a `forward` that cannot be
+    called and for batches that the model's forward does not take, ValueError for a loader without batches and
+    for statistics that are not finite.
 
     Equivalent::
 
@@ -174,23 +174,30 @@ def recalibrate_batch_norm(
                 model(x)
     """
     layers = [layer for layer in _batch_norms(model) if layer.running_mean is not None]
-    moving = [layer for layer in layers if layer.track_running_stats and not _frozen(layer)]
-    flags = [(module, module.training) for module in model.modules()]
-    momenta = [(layer, layer.momentum) for layer in layers]
+    if forward is not None and not callable(forward):
+        raise TypeError(
+            f"expected forward to be a function (model, batch), got {type(forward).__name__}: pass such as "
+            f"lambda model, batch: model(batch.images)"
+        )
+    if not hasattr(loader, "__iter__") and not hasattr(loader, "__getitem__"):
+        raise TypeError(
+            f"expected loader to be an iterable of batches, got {type(loader).__name__}: pass a "
+            f"DataLoader, or a list of batches"
+        )
+    moving = [layer for layer in layers if layer.track_running_stats and not is_frozen(layer)]
+    flags = [(module, training_flag(module)) for module in model.modules()]
+    momenta = [(layer, layer.momentum) for layer in moving]
     before = [(buffer, buffer.clone()) for buffer in model.buffers()]
-    kept = [(buffer, buffer.clone()) for layer in layers if layer not in moving for buffer in layer.buffers()]
     batches = 0
-    to: Any = device  # a name, too, which torch's annotation forgets
-
-    def counted() -> Iterator[Any]:
-        nonlocal batches
-        _put_back(kept)  # update_bn has reset all layers by now
-        for batch in _shown(loader) if progress else loader:
-            batches += 1
-            yield batch
-
     try:
-        update_bn(counted(), model, to)
+        model.train()
+        for layer in moving:
+            layer.reset_running_stats()
+            layer.momentum = None
+        for batch in (_shown(loader) if progress else loader) if layers else ():
+            batches += 1
+            with torch.no_grad():
+                (forward or call)(model, batch if device is None else moved(batch, device))
         if layers and not batches:
             raise ValueError(
                 "expected a loader with batches, got an empty one: is it an iterator used before?"
@@ -203,7 +210,9 @@ def recalibrate_batch_norm(
                     "look for nan, inf or a single value per channel in the loader"
                 )
     except BaseException:
-        _put_back(before)
+        with torch.no_grad():
+            for buffer, value in before:
+                buffer.copy_(value)
         raise
     finally:
         for layer, momentum in momenta:
@@ -211,9 +220,3 @@ def recalibrate_batch_norm(
         for module, flag in flags:
             module.training = flag
     return batches
-
-
-@torch.no_grad()
-def _put_back(buffers: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> None:
-    for buffer, value in buffers:
-        buffer.copy_(value)

@@ -233,3 +233,25 @@ def a_state_dict_saved_and_loaded(rank, size):
         if "running" not in name:  # each rank's own: the one that is saved is the first's
             assert torch.equal(whole, other), name
             assert torch.equal(whole, state[name]), name
+
+
+def frozen_layers_under_fully_shard(rank, size):
+    """Frozen before and after they are sharded; the class that FSDP derived stays, and is thawed."""
+    for frozen_first in (True, False):
+        torch.manual_seed(0)
+        model = nn.Sequential(normreg.BatchNorm2d(4), nn.Conv2d(4, 4, 1))
+        expected = copy.deepcopy(model).eval()
+        if frozen_first:
+            normreg.freeze_batch_norm(model)
+        fully_shard(model[0])
+        fully_shard(model)
+        if not frozen_first:
+            normreg.freeze_batch_norm(model)
+        x = torch.randn(3, 4, 5, 5)
+        model.train()
+        torch.testing.assert_close(model(x), expected(x))
+        assert model[0].num_batches_tracked.item() == 0
+        assert normreg.unfreeze_batch_norm(model) == 1
+        model(x).sum().backward()
+        assert model[0].num_batches_tracked.item() == 1
+        assert model[0].weight.grad is not None

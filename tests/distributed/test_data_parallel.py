@@ -11,6 +11,7 @@ CHECKS = [
     "accumulated_gradients",
     "masks_of_ranks",
     "fully_sharded_in_mixed_precision",
+    "frozen_layers_under_fully_shard",
     "checkpoints_draw_the_same_masks",
     "a_state_dict_saved_and_loaded",
 ]

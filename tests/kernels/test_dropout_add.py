@@ -201,12 +201,14 @@ class TestTorch:
 class Block(torch.nn.Module):
     def __init__(self):
         super().__init__()
-        self.norm = normreg.DropoutAddLayerNorm(8, p=0.5, prenorm=True)
-        self.act, self.drop = normreg.BiasActDropout(8), normreg.DropoutAdd(0.5)
+        self.norm, self.bias = torch.nn.LayerNorm(8), torch.nn.Parameter(torch.ones(8))
 
     def forward(self, x):
-        y, z = self.norm(x * 2, x)
-        return functional.drop_path_add(self.drop(self.act(y), z), x, 0.5, self.training)
+        p, training = 0.5, self.training
+        parameters = self.norm.weight, self.norm.bias
+        y, z = functional.dropout_add_layer_norm(x * 2, x, (8,), *parameters, p, training, prenorm=True)
+        y = functional.bias_act_dropout(y, self.bias, "relu", p, training)
+        return functional.drop_path_add(functional.dropout_add(y, z, p, training), x, p, training)
 
 
 @pytest.mark.parametrize("training", [True, False])
