@@ -12,6 +12,7 @@ from torch.utils._pytree import tree_map_only
 from normreg import functional, nn
 from normreg.functional import dispatch
 from normreg.inspection.observer import Observer
+from normreg.kernels import cpu
 from normreg.models.fusion import calls
 from normreg.models.registry import Foreign
 from normreg.models.report import Fusion, Skip
@@ -183,6 +184,7 @@ def explain(model: torch.nn.Module, *inputs: Any, **options: Any) -> Explanation
         model(*inputs, **options)
     """
     check_runs(model, inputs, options, "explain")
+    cpu.warn_of_late_variables()
     decisions = _Decisions(model)
     with unchanged(model) as copies:
         copied, named = tree_map_only(torch.Tensor, copies.of, (inputs, options))

@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import nn
 
+from normreg.kernels import cpu
 from normreg.models import changes
 from normreg.models.changes import ClassChange
 from normreg.models.checks import check_is_module
@@ -61,6 +62,7 @@ def replace(
         model.compile(backend=normreg.fused())              # with fuse
     """
     check_is_module(model)
+    cpu.warn_of_late_variables()
     patterns = checked(None if isinstance(fuse, bool) else fuse)
     unwanted = why_not_chosen(model, include, exclude)
 
