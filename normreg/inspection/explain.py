@@ -103,7 +103,7 @@ class _Decisions(Observer):
         """Notes the decision on an operation with the input x; no reason means that the kernel runs."""
         if not self.is_here():
             return
-        module = self.running[-1] if self.running else None
+        module = self.running[-1][0] if self.running else None
         if isinstance(module, LAYERS):
             layer = class_name(type(module))
         else:
