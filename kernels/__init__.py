@@ -32,4 +32,10 @@ A size has these words:
 if __name__ != "normreg.kernels":
     raise ImportError("import this folder as normreg.kernels: `pip install -e .` maps it there")
 
+import sys
+
+from . import absent
 from . import cpu as cpu  # before triton is imported, whose variable it may set
+
+if cpu.ABSENT:
+    absent.import_all(sys.modules[__name__], but=f"{__name__}.interpreter")

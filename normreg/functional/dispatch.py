@@ -23,6 +23,7 @@ from torch._prims_common import suggest_memory_format
 from torch.autograd import forward_ad
 
 from normreg.kernels import cpu
+from normreg.kernels.cpu import ABSENT
 from normreg.kernels.dtypes import FLOATING
 from normreg.ops.operation import PLAIN
 
@@ -79,8 +80,10 @@ def tensor_reason(x: Any, others: Iterable[Any], may_be_empty: bool = False) -> 
         return "the input is lazily negated"
     elif is_wrapped(x):
         return "the input has escaped from a transform of torch.func"
-    if not x.is_cuda and not (cpu.KERNELS and x.is_cpu):
-        return f"there is no kernel for {x.device.type} tensors"
+    if not (x.is_cuda or (cpu.KERNELS and x.is_cpu)) or ABSENT:
+        if x.is_cpu and not compiling:
+            cpu.warn_at_the_first_tensor()
+        return ABSENT or f"there is no kernel for {x.device.type} tensors"
     if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
         return "torch.func and forward-mode differentiation need torch's operator"
     if x.dtype not in FLOATING:

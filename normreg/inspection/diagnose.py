@@ -13,30 +13,50 @@ from normreg.inspection.measurement import Measurements, measurable
 from normreg.models.unchanged import check_runs, unchanged
 
 
-def _projection(output: Any) -> torch.Tensor:
+def _projection(output: Any, without: str) -> torch.Tensor:
     """The default loss: a random projection of everything in the output that has a gradient."""
     found = [y for y in tree_leaves(output) if measurable(y) and y.requires_grad]
     if not found:
         raise ValueError(
             f"expected the model to return a floating-point tensor that requires a gradient, or several, got "
-            f"{type(output).__name__}: pass loss=, a function of the output, and parameters or inputs that "
-            f"require a gradient"
+            f"{type(output).__name__}{without and f' ({without}, ran without gradients)'}: pass loss=, a "
+            f"function of the output, and parameters or inputs that require a gradient"
         )
-    generator = torch.Generator().manual_seed(0)
-    projected = [(torch.randn(y.shape, generator=generator).to(y) * y).double().sum().cpu() for y in found]
+    generator = torch.Generator("cpu").manual_seed(0)
+    like: Any = dict(dtype=torch.float32, device="cpu", generator=generator)
+    projected = [(torch.randn(y.shape, **like).to(y) * y).double().sum().cpu() for y in found]
     return functools.reduce(torch.add, projected)
 
 
-def _loss(output: Any, loss: Callable[[Any], torch.Tensor] | None) -> torch.Tensor:
-    y: Any = _projection(output) if loss is None else loss(output)
+def _loss(output: Any, loss: Callable[[Any], torch.Tensor] | None, without: str) -> torch.Tensor:
+    """The loss; `without`: the first module that ran without gradients, if any."""
+    y: Any = _projection(output, without) if loss is None else loss(output)
     if not isinstance(y, torch.Tensor) or y.numel() != 1 or not y.requires_grad:
         got = f"a tensor of shape {list(y.shape)}" if isinstance(y, torch.Tensor) else type(y).__name__
-        without = "" if not isinstance(y, torch.Tensor) or y.requires_grad else " without a gradient"
+        lacking = "" if not isinstance(y, torch.Tensor) or y.requires_grad else " without a gradient"
         raise ValueError(
-            f"expected loss to return a tensor of one element that requires a gradient, got {got}{without}: "
+            f"expected loss to return a tensor of one element that requires a gradient, got {got}{lacking}: "
             f"pass such as loss=lambda output: torch.nn.functional.cross_entropy(output, labels)"
         )
     return y
+
+
+def _check_recomputes_nothing(y: torch.Tensor, without: str) -> None:
+    """Raises where a backward would run layers again: reentrant checkpointing, for all parameters or none."""
+    nodes, seen = [y.grad_fn], set()
+    while nodes:
+        node = nodes.pop()
+        if node is None or node in seen:
+            continue
+        if type(node).__name__ == "CheckpointFunctionBackward":
+            raise ValueError(
+                f"expected layers that run with gradients, got {without or 'a function'}, in a checkpoint "
+                f"with use_reentrant=True, which runs it without them, and again in the backward: give the "
+                f"checkpoint use_reentrant=False, or turn checkpointing off meanwhile, in transformers by "
+                f"model.gradient_checkpointing_disable()"
+            )
+        seen.add(node)
+        nodes += [following for following, _ in node.next_functions]
 
 
 def _check(loss: Any, vanishing: Any, exploding: Any, dead: Any) -> None:
@@ -86,7 +106,8 @@ def diagnose(
     The model is run as it stands, in its modes of training, with gradients. Nothing is left behind, also
     where it raises: inputs, buffers and tensors that are attributes of modules are copies during the run,
     attributes and random numbers are set back, and no parameter's .grad is written. The model's own hooks
-    run. A compiled model is run in eager mode; of DistributedDataParallel, give the `.module`.
+    run: of a module's own forward hooks, y is what they are given. A compiled model is run in eager mode; of
+    DistributedDataParallel, give the `.module`.
 
     Args:
         model: a torch.nn.Module.
@@ -100,8 +121,8 @@ def diagnose(
     flags; `flagged` are those with any. Printed, it is a table; `plot(path)` draws it.
 
     Raises TypeError for what is not a module or a function and for inputs that its forward does not take,
-    ValueError for uninitialized lazy modules, limits out of range, and an output or loss without a gradient,
-    and what the model raises.
+    ValueError for uninitialized lazy modules, tensors without values, limits out of range, an output or loss
+    without a gradient, and layers in a checkpoint with use_reentrant=True; and what the model raises.
 
     Equivalent::
 
@@ -133,7 +154,8 @@ def diagnose(
         try:
             with measurements.following():
                 output = model(*inputs, **options)
-            y = _loss(output, loss)
+            y = _loss(output, loss, measurements.without_gradients)
+            _check_recomputes_nothing(y, measurements.without_gradients)
             wanted = [p for p in model.parameters() if p.requires_grad] + [
                 leaf for leaf, _ in leaves.values()
             ]

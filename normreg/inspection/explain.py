@@ -12,6 +12,7 @@ from torch.utils._pytree import tree_map_only
 from normreg import functional, nn
 from normreg.functional import dispatch
 from normreg.inspection.observer import Observer
+from normreg.kernels import cpu
 from normreg.models.fusion import calls
 from normreg.models.naming import ROOT, counted, percentage
 from normreg.models.registry import Foreign, class_name
@@ -98,7 +99,7 @@ class _Decisions(Observer):
         """Notes the decision on an operation with the input x; no reason means that the kernel runs."""
         if not self.is_here():
             return
-        module = self.running[-1] if self.running else None
+        module = self.running[-1][0] if self.running else None
         if isinstance(module, LAYERS):
             layer = class_name(type(module))
         else:
@@ -179,6 +180,7 @@ def explain(model: torch.nn.Module, *inputs: Any, **options: Any) -> Explanation
         model(*inputs, **options)
     """
     check_runs(model, inputs, options, "explain(model, x)")
+    cpu.warn_of_late_variables()
     decisions = _Decisions(model)
     with unchanged(model) as copies:
         copied, named = tree_map_only(torch.Tensor, copies.of, (inputs, options))

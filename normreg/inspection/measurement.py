@@ -72,7 +72,7 @@ class Moments:
     def statistics(self) -> Statistics:
         """The statistics of all elements, by Chan's merge."""
         means, variances, zeros = self.values.cpu()
-        counts = torch.tensor(self.counts, dtype=torch.float64)
+        counts = torch.tensor(self.counts, dtype=torch.float64, device="cpu")
         elements = sum(self.counts)
         mean = (counts * means).sum() / elements
         variance = (counts * (variances + (means - mean).square())).sum() / elements
@@ -109,6 +109,12 @@ class Measurements(Observer):
         super().__init__(model)
         self.calls: Counter[torch.nn.Module] = Counter()
         self.handles: list[RemovableHandle] = []
+        self.without_gradients = ""  # the first module that ran where none are recorded
+
+    def _before(self, module: torch.nn.Module, inputs: Sequence[Any]) -> None:
+        super()._before(module, inputs)
+        if self.is_here() and not (torch.is_grad_enabled() or self.without_gradients):
+            self.without_gradients = f"{self.name_of(module)}, a {class_name(type(module))}"
 
     def forget(self) -> None:
         """Removes the hooks of outputs, one of which may be a parameter of the model."""
@@ -123,6 +129,12 @@ class Measurements(Observer):
         for path, y in tree_flatten_with_path(output)[0]:
             if not measurable(y):
                 continue
+            if y.is_meta:
+                raise ValueError(
+                    f"expected tensors with values, got one on the meta device from {name}, a "
+                    f"{class_name(type(module))}: move the model to a device with model.to_empty, initialise "
+                    "it, and give it inputs there"
+                )
             moments = Moments.of_batch_norm(module, y) if _knows_its_output(module, y) else Moments.of(y)
             row = Row(name + keystr(path), class_name(type(module)), y, moments)
             self.notes.append(row)

@@ -1,26 +1,30 @@
 """Observes the calls of a model's modules while the model runs."""
 
 import contextlib
+import sys
 import threading
-from collections.abc import Iterator, Sequence
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
+from torch.nn.modules import module as calls
 
+from normreg.models.hooks import OBSERVERS
 from normreg.models.naming import ROOT
 
 
 class Observer:
     """Follows which modules run in the thread that made it. Subclasses note what they want in `notes`.
 
-    Meanwhile nn.Module.__call__ is another function. Hooks would show to the model and to torch.compile:
-    nn.TransformerEncoderLayer, for one, leaves its fast path where a child has a hook.
+    It listens to all modules. Hooks on the model's own would show to the model: nn.TransformerEncoderLayer,
+    for one, leaves its fast path where a child has a hook. What a module's own forward hooks do comes later.
     """
 
     def __init__(self, model: torch.nn.Module) -> None:
         self.names = {module: name or ROOT for name, module in model.named_modules()}
         self.thread = threading.get_ident()
-        self.running: list[torch.nn.Module] = []  # the innermost last
+        self.running: list[tuple[torch.nn.Module, int]] = []  # the innermost last, with the notes before it
         self.called: set[torch.nn.Module] = set()
         self.notes: list[Any] = []
 
@@ -37,26 +41,34 @@ class Observer:
         """Whether this is the thread that is followed."""
         return threading.get_ident() == self.thread
 
+    def _before(self, module: torch.nn.Module, inputs: Sequence[Any]) -> None:
+        if self.is_here():
+            self.called.add(module)
+            self.running.append((module, len(self.notes)))
+
+    def _after(self, module: torch.nn.Module, inputs: Sequence[Any], *more: Any) -> None:
+        """Where the call raised, torch does not give what was given by name."""
+        if not self.is_here() or not self.running or self.running[-1][0] is not module:
+            return
+        _, before = self.running.pop()
+        if len(more) == 2 and len(self.notes) == before:
+            options: Mapping[str, Any] = more[0]
+            self.returned(module, [*inputs, *options.values()], more[1])
+
     @contextlib.contextmanager
     def following(self) -> Iterator[None]:
         """Follows the calls inside the with block."""
-        real = torch.nn.Module.__call__
-
-        def call(module: torch.nn.Module, *inputs: Any, **options: Any) -> Any:
-            if not self.is_here():
-                return real(module, *inputs, **options)
-            before = len(self.notes)
-            self.called.add(module)
-            self.running.append(module)
-            try:
-                output = real(module, *inputs, **options)
-            finally:
-                self.running.pop()
-            if len(self.notes) == before:
-                self.returned(module, [*inputs, *options.values()], output)
-            return output
-
         with contextlib.ExitStack() as undo:
-            undo.callback(setattr, torch.nn.Module, "__call__", real)
-            torch.nn.Module.__call__ = call  # type: ignore[method-assign]
+            if "torch._dynamo" in sys.modules and any(
+                isinstance(module, torch._dynamo.OptimizedModule) for module in self.names
+            ):
+                undo.enter_context(warnings.catch_warnings())
+                message = r"Using `torch.compile\(module\)` when there are global hooks"
+                warnings.filterwarnings("ignore", message)  # of a call more, which does no harm here
+            OBSERVERS.append(self)
+            undo.callback(OBSERVERS.remove, self)
+            undo.callback(calls.register_module_forward_pre_hook(self._before).remove)
+            after = calls.register_module_forward_hook(self._after, with_kwargs=True, always_call=True)
+            undo.callback(after.remove)  # which leaves this of it
+            undo.callback(calls._global_forward_hooks_with_kwargs.pop, after.id)
             yield

@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import nn
 
+from normreg.kernels import cpu
 from normreg.models import changes
 from normreg.models.changes import ClassChange
 from normreg.models.checks import named_modules
@@ -67,6 +68,7 @@ def replace(
         model.compile(backend=normreg.fused())              # with fuse
     """
     layers = [(name, module) for name, module in named_modules(model) if is_known(module)]
+    cpu.warn_of_late_variables()
     patterns = checked(None if isinstance(fuse, bool) else fuse)
     unwanted = why_not_chosen(layers, include, exclude)
 

@@ -2,6 +2,7 @@
 
 import copy
 import math
+import re
 
 import pytest
 import torch
@@ -171,18 +172,55 @@ def test_frozen_models_and_inputs_with_gradients(device):
     assert found == [False, False, False, True]
 
 
+class Checkpointed(nn.Module):
+    def __init__(self, **options):
+        super().__init__()
+        self.first, self.inner, self.options = nn.Linear(6, 6), network(), options
+
+    def forward(self, x):
+        return checkpoint(self.inner, self.first(x), **self.options)
+
+
 def test_activation_checkpointing(device):
-    class Checkpointed(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.inner = network()
-
-        def forward(self, x):
-            return checkpoint(self.inner, x, use_reentrant=False)
-
-    model = Checkpointed().to(device)
+    model = Checkpointed(use_reentrant=False).to(device)
     x = torch.randn(5, 6, device=device)
-    for ours, plain in zip(normreg.diagnose(model, x), normreg.diagnose(model.inner, x), strict=True):
+    inner = normreg.diagnose(model.inner, model.first(x))
+    for ours, plain in zip([*normreg.diagnose(model, x)][1:], inner, strict=True):
         close(ours.activation.norm, plain.activation.norm, 1e-5)
         close(ours.gradient.norm, plain.gradient.norm)
     assert model.inner[1].num_batches_tracked == 0
+
+
+def test_reentrant_checkpointing_is_named(device):
+    """Its backward runs layers unseen, and gives gradients to all parameters or none."""
+    model, x = Checkpointed(use_reentrant=True).to(device), torch.randn(5, 6, device=device)
+    message = (
+        "expected layers that run with gradients, got inner, a torch.nn.Sequential, in a checkpoint with "
+        "use_reentrant=True, which runs it without them, and again in the backward: give the checkpoint "
+        "use_reentrant=False, or turn checkpointing off meanwhile, in transformers by "
+        "model.gradient_checkpointing_disable()"
+    )
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        normreg.diagnose(model, x)
+    del model.inner
+    model.inner = nn.functional.relu  # a function
+    with pytest.raises(ValueError, match="got a function, in a checkpoint with use_reentrant=True"):
+        normreg.diagnose(model, x)
+    assert all(p.grad is None for p in model.parameters())
+
+
+@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad=True")
+def test_a_checkpoint_without_gradients_is_named(device):
+    model, x = Checkpointed(use_reentrant=True).to(device), torch.randn(5, 6, device=device)
+    model.first = nn.Identity()
+    message = r"that requires a gradient, or several, got Tensor \(inner, a torch.nn.Sequential, ran without"
+    with pytest.raises(ValueError, match=message):
+        normreg.diagnose(model, x)
+
+
+def test_a_model_without_values_is_named():
+    message = (
+        "expected tensors with values, got one on the meta device from 0, a torch.nn.Linear: move the model"
+    )
+    with torch.device("meta"), pytest.raises(ValueError, match=f"^{message}"):
+        normreg.diagnose(network(), torch.ones(3, 6))

@@ -43,22 +43,87 @@ def test_tritons_own_variable_is_followed(chosen, kernels):
     assert chosen(kernels, interpret="1") == "interpreter"
 
 
+def python(source, **environment):
+    """The completed process of `source`, for which neither variable is set unless `environment` says so."""
+    variables = "TRITON_INTERPRET", "NORMREG_CPU_KERNELS"
+    inherited = {name: value for name, value in os.environ.items() if name not in variables}
+    command = [sys.executable, "-c", source]
+    return subprocess.run(command, cwd=ROOT, env=inherited | environment, capture_output=True, text=True)
+
+
+def error_of(source, **environment):
+    """The last line that a process writes to stderr."""
+    return python(source, **environment).stderr.splitlines()[-1]
+
+
 def test_the_interpreter_by_this_variable_alone():
     source = "import normreg, torch; print(normreg.explain(normreg.LayerNorm(8), torch.randn(3, 8)))"
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    environment |= {"NORMREG_CPU_KERNELS": "interpreter"}
-    done = subprocess.run(
-        [sys.executable, "-c", source], cwd=ROOT, env=environment, capture_output=True, text=True
-    )
+    done = python(source, NORMREG_CPU_KERNELS="interpreter")
     assert "1 call: 1 kernel (100 %)" in done.stdout, done.stderr
 
 
-def test_too_late_for_the_interpreter(chosen):
-    message = "expected normreg to be imported before triton, got triton imported without its interpreter"
-    with pytest.raises(
-        RuntimeError, match=f"^NORMREG_CPU_KERNELS=interpreter: {message}: import normreg first"
-    ):
-        chosen("interpreter")
+@pytest.mark.parametrize("setting", ["NORMREG_CPU_KERNELS=interpreter", "TRITON_INTERPRET=1"])
+def test_too_late_for_the_interpreter(setting):
+    name, _, value = setting.partition("=")
+    assert error_of(f"import os, triton; os.environ[{name!r}] = {value!r}; import normreg") == (
+        f"RuntimeError: {setting}: expected normreg to be imported before triton, got triton imported "
+        "without its interpreter: import normreg first, or set the variable before Python starts"
+    )
+
+
+@pytest.mark.parametrize("setting", ["NORMREG_CPU_KERNELS=interpreter", "TRITON_INTERPRET=1"])
+def test_the_interpreter_needs_numpy(setting):
+    name, _, value = setting.partition("=")
+    error = error_of("import sys; sys.modules['numpy'] = None; import normreg", **{name: value})
+    assert error == (
+        f"ModuleNotFoundError: {setting}: expected numpy to be installed, which Triton's interpreter needs: "
+        f"pip install numpy, or unset {name}: tensors of the CPU then go to torch's own operators"
+    )
+
+
+LATE = (
+    "{} was set after normreg was imported, which reads it then: tensors of the CPU go to torch's operators; "
+    "set it before Python starts, or above the first import of normreg and triton"
+)
+WAYS = {
+    "tensor": lambda layer, x: layer(x),
+    "explain": normreg.explain,
+    "replace": lambda layer, x: normreg.replace(layer),
+}
+
+
+@pytest.fixture
+def without_kernels(monkeypatch):
+    """Kernels as where neither variable was set when normreg was imported."""
+    monkeypatch.setattr(cpu, "KERNELS", None)
+    monkeypatch.setattr(cpu, "READ", dict.fromkeys(cpu.READ))
+    for name in cpu.READ:
+        monkeypatch.delenv(name, raising=False)
+    cpu._warn.cache_clear()
+    cpu.warn_at_the_first_tensor.cache_clear()
+
+
+@pytest.mark.parametrize("setting", ["NORMREG_CPU_KERNELS=interpreter", "TRITON_INTERPRET=1"])
+@pytest.mark.parametrize("way", WAYS)
+def test_what_is_set_after_the_import_is_not_ignored_in_silence(without_kernels, monkeypatch, setting, way):
+    monkeypatch.setenv(*setting.split("="))
+    layer, x = normreg.LayerNorm(8), torch.randn(3, 8)
+    with pytest.warns(UserWarning, match=f"^{LATE.format(setting)}$") as seen:
+        _ = [WAYS[way](layer, x) for _ in range(3)]
+    assert len(seen) == 1
+
+
+@pytest.mark.parametrize("setting", ["NORMREG_CPU_KERNELS=none", "TRITON_INTERPRET=0", "TRITON_INTERPRET="])
+@pytest.mark.parametrize("way", WAYS)
+def test_what_asks_for_nothing_may_be_set(without_kernels, monkeypatch, setting, way):
+    monkeypatch.setenv(*setting.split("="))
+    WAYS[way](normreg.LayerNorm(8), torch.randn(3, 8))
+
+
+def test_what_a_notebook_sets_late():
+    setting = "os.environ['TRITON_INTERPRET'] = '1'"
+    done = python(f"import os, torch, normreg; {setting}; normreg.Dropout()(torch.ones(3))")
+    assert (done.returncode, LATE.format("TRITON_INTERPRET=1") in done.stderr) == (0, True), done.stderr
 
 
 def test_a_contradiction(chosen):

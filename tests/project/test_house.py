@@ -77,8 +77,10 @@ def assigned(tree):
 
 
 def test_calls_of_modules_are_observed_in_one_place():
+    """Not by another Module.__call__, which other tools may put there as well."""
     places = [name for name in TEXTS if any(t.endswith("Module.__call__") for t in assigned(TREES[name]))]
-    assert len(places) == 1, places
+    places += [name for name in LIBRARY if "register_module_forward_hook" in TEXTS[name]]
+    assert places == ["normreg/inspection/observer.py"]
 
 
 def test_one_variable_says_whether_kernels_are_interpreted():

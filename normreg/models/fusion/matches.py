@@ -116,8 +116,8 @@ def shape_of(node: Any) -> str:
 def why_no_kernel(match: Match) -> str | None:
     """Why the operator does not take these tensors, or None."""
     x, residual, bias = (value_of(match.given.get(name)) for name in ("x", "residual", "bias"))
-    if not (x.is_cuda or (x.is_cpu and cpu.KERNELS)):
-        return f"there is no kernel for {x.device.type} tensors"
+    if not (x.is_cuda or (x.is_cpu and cpu.KERNELS)) or cpu.ABSENT:
+        return cpu.ABSENT or f"there is no kernel for {x.device.type} tensors"
     if residual is not None and shape_of(match.given["residual"]) != shape_of(match.given["x"]):
         return "the sum broadcasts"
     if residual is not None and residual.device != x.device:
