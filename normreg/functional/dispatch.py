@@ -209,6 +209,8 @@ def channels_reason(
     )
     if reason:
         return reason
+    if type(training) is not bool:
+        return f"training is a {type(training).__name__}, not a bool"
     if training and x.numel() == x.shape[1]:
         return "there is only one value per channel to train on"
     if not training and mean is None:

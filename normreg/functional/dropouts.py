@@ -44,7 +44,7 @@ def _dropout_by(
     """Runs `torch_dropout` on the kernel where it applies; torch checks p and the number of dimensions."""
     if generator is not None:
         check_generator(input, generator)
-    if not training:
+    if training is not True:  # which torch judges
         return torch_dropout(input, p, training, inplace)
     if not dispatch.dropout(input, p, inplace, rule.leading):
         if usual_dims is not None and input.dim() not in usual_dims:

@@ -91,11 +91,13 @@ def _sum_with_the_same_mask(
     The length is that of a layer scale of ones.
     """
     _, x = next(iter(given.items()))
-    rows = None
+    row_scale, rows = given.get("row_scale"), None
     if function in NORMS:
         rows = torch.Size(given["normalized_shape"]).numel()
     elif given.get("layer_scale") is not None or given.get("bias") is not None:
         rows = x.shape[-1]
+    elif row_scale is not None:
+        rows = x.shape[row_scale.dim() :].numel()
     options = dict(training=given["training"], generator=given["generator"])
     if rows is not None:
         options["layer_scale"] = torch.ones(rows, dtype=x.dtype, device=x.device)

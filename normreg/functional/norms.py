@@ -76,9 +76,9 @@ def layer_norm_channels(
         weight, bias: (C,) or None; of input's dtype, or float32 beside 16 bits.
         eps: added to the variance.
 
-    Returns a tensor of input's shape and dtype (float32 where CUDA's autocast is on), contiguous where
-    input is, else channels-last. Where the kernel does not apply (`normreg.functional.dispatch`), and for
-    input that torch rejects, this is the equivalent, whose result is channels-last.
+    Returns a tensor of input's shape and dtype (float32 where CUDA's autocast is on), channels-last where
+    input is, else contiguous. Where the kernel does not apply (`normreg.functional.dispatch`), and for input
+    that torch rejects, this is the equivalent, whose result is channels-last.
 
     Equivalent::
 

@@ -21,7 +21,7 @@ def call_batch_norm(
     """Calls `batch_norm` by torch's truth table: which statistics are used, and which are updated."""
     layer._check_input_dim(input)
     own, buffers = layer._parameters, layer._buffers
-    training, momentum = layer.training, layer.momentum
+    training, momentum = bool(layer.training), layer.momentum
     update = training and layer.track_running_stats
     use_running = update or not training
     running_mean = found(layer, buffers, "running_mean") if use_running else None

@@ -3,16 +3,9 @@
 import pytest
 import torch
 from operations import OPERATIONS
+from support.reference import outcome as outcome
 
 from normreg.functional import dispatch
-
-
-def outcome(call, *arguments, **options):
-    """The result, or the exception that was raised instead."""
-    try:
-        return call(*arguments, **options)
-    except Exception as raised:
-        return raised
 
 
 def assert_same_outcome(ours, theirs):

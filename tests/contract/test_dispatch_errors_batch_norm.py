@@ -44,8 +44,11 @@ BAD_IN_TRAINING = {
     "one value": (ValueError, lambda good: dict(input=good["input"][:1, :, 0])),
     "one value, three dimensions": (ValueError, lambda good: dict(input=good["input"][:1, :, :1])),
     "eps 0": (ValueError, lambda good: dict(eps=0.0)),
+    "training is an int": (TypeError, lambda good: dict(training=1)),
 }
 BAD_IN_INFERENCE = {
+    "training is an int": (TypeError, lambda good: dict(training=0)),
+    "training is None": (TypeError, lambda good: dict(training=None)),
     "rank 0": (RuntimeError, lambda good: dict(input=good["input"][0, 0, 0])),
     "no running statistics": (RuntimeError, lambda good: dict(running_mean=None, running_var=None)),
 }
@@ -63,8 +66,9 @@ def test_bad_batch_norm_calls(device, training, expected, change):
     arguments |= change(arguments)
     before, torchs = before_call(arguments), before_call(arguments)
     counter = torch.tensor(7, device=device)
-    theirs = outcome(F.batch_norm, **arguments | torchs, training=training)
-    ours = outcome(normreg.functional.batch_norm, **arguments, training=training, num_batches_tracked=counter)
+    theirs = outcome(F.batch_norm, **dict(training=training) | arguments | torchs)
+    given = dict(training=training, num_batches_tracked=counter) | arguments
+    ours = outcome(normreg.functional.batch_norm, **given)
     assert expected is None or isinstance(theirs, expected)
     assert_same_outcome(ours, theirs)
     # torch's own operator writes the running statistics before it meets a parameter on meta

@@ -27,6 +27,8 @@ BAD_DROPOUT = {
     "p above 1 in eval": (ValueError, leaf, dict(p=1.1, training=False)),
     "p is None": (TypeError, leaf, dict(p=None)),
     "p is a str": (TypeError, leaf, dict(p="0.5")),
+    "training is an int": (TypeError, leaf, dict(training=1)),
+    "training is a str": (TypeError, leaf, dict(training="no")),
     "int64": (None, lambda device: leaf(device).long(), {}),
     "bool": (None, lambda device: leaf(device) > 0, {}),
     "list": (TypeError, lambda device: [1.0], {}),

@@ -164,6 +164,15 @@ def test_input_strides(device, view):
     assert_agrees(*functions(), [x, weight, bias])
 
 
+def test_channels_last_is_what_torch_calls_so(device):
+    """Sequences (N, L, C) as images of width 1, whose stride there is not that of channels_last."""
+    x = torch.randn(2, 6, 4, device=device).transpose(1, 2).unsqueeze(-1)
+    assert x.is_contiguous(memory_format=torch.channels_last)
+    y = normreg.functional.batch_norm(x, None, None, training=True)
+    assert y.stride() == x.stride()
+    torch.testing.assert_close(y, F.batch_norm(x.contiguous(), None, None, training=True))
+
+
 @pytest.mark.parametrize("channels_last", [False, True], ids=["contiguous", "channels_last"])
 @pytest.mark.parametrize(("mean", "std", "dtype"), LARGE_MEANS)
 def test_large_means(device, mean, std, dtype, channels_last, regime):

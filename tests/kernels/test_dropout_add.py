@@ -122,6 +122,16 @@ def test_dropped_elements_are_dropped(device):
     assert torch.equal(z == 0, ~keep)
 
 
+@pytest.mark.parametrize("leading", [(5,), (5, 3)], ids=str)
+def test_the_mask_of_scaled_rows(device, leading):
+    """Rows as long as a row scale has them, which are no whole calls of Philox."""
+    x = torch.ones(5, 3, 7, device=device)
+    options = dict(p=0.5, row_scale=torch.ones(leading, device=device))
+    keep = dropout_mask(functional.dropout_add, x, x, generator=generator(device), **options)
+    z = functional.dropout_add(x, x, generator=generator(device), **options)
+    assert torch.equal(z, torch.where(keep, 3, 1))
+
+
 def test_nothing_to_do_is_a_sum(device, launches):
     x, residual = torch.randn(4, 40, device=device), torch.randn(4, 40, device=device)
     for z in (

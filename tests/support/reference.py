@@ -67,6 +67,14 @@ def assert_accurate(ours, theirs, exact, what="result", slack=0.0, units=UNITS):
     )
 
 
+def outcome(call, *arguments, **options):
+    """The result, or the exception that was raised instead."""
+    try:
+        return call(*arguments, **options)
+    except Exception as raised:
+        return raised
+
+
 def run(function, inputs, dy):
     """Output and gradients of `function(*inputs)` for the incoming gradient dy."""
     y = function(*inputs)
