@@ -6,6 +6,7 @@ import threading
 import pytest
 import torch
 from explained import rows
+from support.elsewhere import at
 from torch import nn
 from torch.nn.modules import module as calls
 
@@ -106,6 +107,7 @@ def test_what_hooks_of_all_modules_return_is_measured(device):
         handle.remove()
 
 
+@at("timm.layers.norm_act.BatchNormAct2d")
 class TimmBatchNormAct2d(nn.BatchNorm2d):
     def __init__(self, channels):
         super().__init__(channels)
@@ -113,10 +115,6 @@ class TimmBatchNormAct2d(nn.BatchNorm2d):
 
     def forward(self, x):
         return self.act(self.drop(super().forward(x)))
-
-
-TimmBatchNormAct2d.__qualname__ = "BatchNormAct2d"
-TimmBatchNormAct2d.__module__ = TimmBatchNormAct2d.forward.__module__ = "timm.layers.norm_act"
 
 
 def test_a_fused_call_is_explained_as_it_is(device):

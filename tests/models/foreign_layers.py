@@ -1,23 +1,9 @@
 """Stand-ins for layers of other libraries: classes of the same import path, attributes and formula."""
 
-import types
-
 import pytest
 import torch
+from support.elsewhere import at
 from torch import nn
-
-
-def at(path):
-    """A class decorator that puts the class at that import path."""
-
-    def place(cls):
-        cls.__module__, _, cls.__qualname__ = path.rpartition(".")
-        if "forward" in vars(cls):
-            own, there = cls.forward, dict(globals(), __name__=cls.__module__)
-            cls.forward = types.FunctionType(own.__code__, there, closure=own.__closure__)
-        return cls
-
-    return place
 
 
 def wide(x):
