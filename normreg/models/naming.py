@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sized
 from typing import Any
 
 ROOT = "(the model itself)"
-SHOWN = 72  # characters of a group's names, at most, beyond the first
+SHOWN = 56  # characters of names in one line, at most, beyond the first
 NUMBER = re.compile(r"(\d+)")
 
 
@@ -35,9 +35,11 @@ def patterns_of(names: Iterable[str]) -> list[str]:
 
 
 def summary_of(names: Iterable[str]) -> str:
-    """The patterns of names in one line, as many as it has room for."""
-    first, *others = patterns_of(names) or [""]
-    line = first
+    """Names in one line: all of them or, where these are too long, as many of their patterns as it takes."""
+    names = [*names]
+    if len(line := ", ".join(names)) <= SHOWN:
+        return line
+    line, *others = patterns_of(names)
     while others and len(line) + len(others[0]) <= SHOWN:
         line += f", {others.pop(0)}"
     return line + (f" and {len(others)} more" if others else "")

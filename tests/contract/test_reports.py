@@ -130,8 +130,9 @@ def test_patterns_of_names(names, patterns):
 
 def test_many_names_are_counted():
     assert summary_of([]) == ""
-    assert summary_of(["a", "b.0", "b.1"]) == "a, b.*"
-    long = "encoder.a_layer_of_a_long_name"
+    assert summary_of(["a", "b.0", "b.1"]) == "a, b.0, b.1"
+    assert summary_of(["a", *(f"blocks.{block}.norm" for block in range(9))]) == "a, blocks.*.norm"
+    long = "encoder.a_long_name"
     assert summary_of([long + end for end in "abcd"]) == f"{long}a, {long}b and 2 more"
     assert summary_of([3 * long, "a"]) == f"{3 * long} and 1 more"
 
@@ -142,7 +143,7 @@ def test_rows_that_differ_are_not_grouped():
     rows = [("a.0", "x"), ("b", "y"), ("a.1", "x")]
     together = grouped(Table("heading", ("name", "class"), rows))
     assert together.columns == ("count", "class", "name")
-    assert together.rows == [("2", "x", "a.*"), ("1", "y", "b")]
+    assert together.rows == [("2", "x", "a.0, a.1"), ("1", "y", "b")]
 
 
 class Cells(HTMLParser):
