@@ -3,7 +3,6 @@
 import itertools
 import warnings
 
-import formulas
 import pytest
 import torch
 import torch.nn.functional as F
