@@ -146,8 +146,10 @@ class SyncBatchNormAct(_BatchNormAct, SyncBatchNorm):
     def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
         if "act" not in self._modules:
             return super().forward(input, residual)
-        y = self._modules["drop"](SyncBatchNorm.forward(self, input))  # type: ignore[misc]
-        return self._modules["act"](y if residual is None else y + residual)  # type: ignore[misc]
+        drop: Any = self._modules["drop"]
+        act: Any = self._modules["act"]
+        y = drop(SyncBatchNorm.forward(self, input))
+        return act(y if residual is None else y + residual)
 
 
 def convert_sync_batchnorm(model: torch.nn.Module, process_group: Any = None) -> torch.nn.Module:
