@@ -123,7 +123,7 @@ def dtype_reason(x: Tensor, parameters: Sequence[Tensor | None]) -> str | None:
 
 def number_reason(**numbers: Any) -> str | None:
     for name, number in numbers.items():
-        if not isinstance(number, (float, int)):
+        if type(number) is not float and (type(number) is bool or not isinstance(number, (float, int))):
             return f"{name} is a {type(number).__name__}, not a number"
     return None
 

@@ -31,6 +31,14 @@ def check_generator(input: Any, generator: Any) -> None:
         )
 
 
+def check_drop_prob(drop_prob: Any) -> None:
+    """Raises ValueError for a number outside [0, 1], which torch would name by 1 minus it."""
+    if isinstance(drop_prob, (int, float)) and not 0 <= drop_prob <= 1:
+        raise ValueError(
+            f"expected drop_prob to be between 0 and 1, got {drop_prob}: it is how probable a zero is, as 0.1"
+        )
+
+
 def _dropout_by(
     rule: _dropout.Rule,
     torch_dropout: Callable[..., Tensor],
@@ -230,7 +238,7 @@ def drop_path(
     The other samples are scaled by 1 / (1 - drop_prob), or left as they are without scale_by_keep. Mask,
     dtypes and generator are those of `dropout`; x itself is returned without training and for drop_prob = 0.
     Where the kernel does not apply (`normreg.functional.dispatch`), this is the equivalent below. Raises
-    RuntimeError for drop_prob outside [0, 1].
+    ValueError for drop_prob outside [0, 1].
 
     Equivalent, and what timm computes::
 
@@ -246,6 +254,7 @@ def drop_path(
         return x
     rule = _dropout.Rule(drop_prob, 1, "scaled" if scale_by_keep else "unscaled")
     if dispatch.dropout(x, drop_prob, False, rule.leading):
+        check_drop_prob(drop_prob)
         return _dropout.in_torch(x, rule, generator=generator)
     return _dropout.dropout(x, rule, generator=generator)
 

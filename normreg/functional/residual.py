@@ -4,10 +4,11 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
+import torch.fx
 from torch import Tensor
 
 from normreg.functional import dispatch
-from normreg.functional.dropouts import check_generator, dropout_in_torch
+from normreg.functional.dropouts import check_drop_prob, check_generator, dropout_in_torch
 from normreg.functional.tracing import one_call_when_traced
 from normreg.kernels.dropout.drop import of_elements, of_samples
 from normreg.kernels.dtypes import FLOATING
@@ -58,8 +59,8 @@ def dropout_add(
 
     Returns a tensor of input's shape, in the dtype that input and residual are promoted to. Where the kernel
     does not apply (`normreg.functional.dispatch`), this is the equivalent below. Raises ValueError for p
-    outside [0, 1] and for another shape of residual, row_scale or layer_scale, TypeError for a generator that
-    is not a torch.Generator, and RuntimeError for one of another device.
+    outside [0, 1], for another shape of residual, row_scale or layer_scale and another dtype of residual,
+    TypeError for a generator that is not a torch.Generator, and RuntimeError for one of another device.
 
     Equivalent::
 
@@ -90,8 +91,8 @@ def drop_path_add(
         x, drop_prob, training, scale_by_keep, generator: those of `drop_path`; x is (N, *, C).
         residual, layer_scale: those of `dropout_add`.
 
-    Returns and raises what `dropout_add` does, but RuntimeError for drop_prob outside [0, 1]. Without a layer
-    scale, the result of a channels-last x is channels-last, and x is not copied.
+    Returns and raises what `dropout_add` does. Without a layer scale, the result of a channels-last x is
+    channels-last, and x is not copied.
 
     Equivalent::
 
@@ -113,6 +114,7 @@ def _sum(branch: Branch) -> Tensor:
         check_generator(x, generator)
     if dropout_add_reason(x, branch, scaled_shape):
         assert residual is not None  # which check_residual has refused
+        check_can_be_added(residual)
         return residual + branch_in_torch(branch)
     rule = of_samples(p, drop_path.constants == "scaled") if drop_path and p else of_elements(p, x.dtype)
     return _dropout_add.dropout_add(x, residual, layer_scale, row_scale, rule, generator)
@@ -174,6 +176,18 @@ def check_residual(x: Tensor, residual: Any) -> None:
         )
 
 
+def check_can_be_added(residual: Any) -> None:
+    """Refuses what torch would add in silence, though it is no result of another branch."""
+    if isinstance(residual, torch.fx.Proxy):
+        return
+    if not isinstance(residual, Tensor):
+        raise ValueError(f"expected a residual that is a tensor, got {residual!r}: add what is none yourself")
+    if not residual.dtype.is_floating_point:
+        raise ValueError(
+            f"expected a residual of a floating-point dtype, got {residual.dtype}: convert it by .float()"
+        )
+
+
 def check_scales(branch: Branch, scaled_shape: Sequence[int]) -> None:
     """Refuses scales that torch would broadcast in silence."""
     x, _, _, row_scale, layer_scale, _, _ = branch
@@ -198,6 +212,7 @@ def branch_in_torch(branch: Branch) -> Tensor:
     if drop_path is None:
         z = dropout_in_torch(x, p, generator)
     else:
+        check_drop_prob(p)
         z = x if p == 0 else _dropout.in_torch(x, drop_path, generator=generator)
     if row_scale is not None:
         z = z * row_scale.view(*row_scale.shape, *[1] * (x.dim() - row_scale.dim())).to(x.dtype)

@@ -13,6 +13,7 @@ from normreg.functional.residual import (
     Branch,
     branch_in_torch,
     branch_reason,
+    check_can_be_added,
     check_residual,
     check_scales,
 )
@@ -69,8 +70,8 @@ def dropout_add_layer_norm(
     Returns y, in input's dtype (float32 where CUDA's autocast is on and z has input's dtype), or with prenorm
     (y, z). z has the dtype that input and residual are promoted to, and is rounded to it before it is
     normalised. Where the kernel does not apply (`normreg.functional.dispatch`), this is the equivalent
-    below. Raises ValueError for p outside [0, 1] and another shape of residual, row_scale or layer_scale,
-    and what `dropout` and `layer_norm` raise.
+    below. Raises ValueError for p outside [0, 1], another shape of residual, row_scale or layer_scale and
+    another dtype of residual, and what `dropout` and `layer_norm` raise.
 
     Equivalent::
 
@@ -203,8 +204,10 @@ def _sum_and_norm(
 
 
 def _sum_in_torch(branch: Branch, z_dtype: torch.dtype) -> Tensor:
-    z = branch_in_torch(branch).to(z_dtype)
-    return z if branch.residual is None else z + branch.residual
+    if branch.residual is None:
+        return branch_in_torch(branch).to(z_dtype)
+    check_can_be_added(branch.residual)
+    return branch_in_torch(branch).to(z_dtype) + branch.residual
 
 
 def _norm_in_torch(

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from normreg.distributed.groups import check_device, group_of
 from normreg.functional import dispatch
+from normreg.functional.residual import check_can_be_added
 from normreg.kernels.dtypes import FLOATING
 from normreg.ops import sync_batch_norm as _sync_batch_norm
 from normreg.ops.activations import check_activation
@@ -92,6 +93,8 @@ def _check_tensors(
     input: Tensor, residual: Any, running_mean: Any, running_var: Any, weight: Any, bias: Any
 ) -> None:
     tensors = dict(weight=weight, bias=bias, running_mean=running_mean, running_var=running_var)
+    if residual is not None:
+        check_can_be_added(residual)
     for name, tensor in dict(input=input, residual=residual, **tensors).items():
         if dist.is_available() and type(tensor).__name__ == "DTensor":
             raise TypeError(

@@ -7,8 +7,16 @@ from torch.types import Device
 
 from normreg import functional
 from normreg.functional.tracing import leaf
+from normreg.nn.arguments import instead
 from normreg.nn.batch_norm import _BatchNormForward
 from normreg.ops.activations import check_activation
+
+OTHER_NAMES = instead(
+    inplace="leave it out, the activation makes no tensor of its own",
+    act_layer="pass act=, the name of the activation",
+    activation="pass act=, the name of the activation",
+    apply_act="pass act=None for none",
+)
 
 
 class _BatchNormAct(_BatchNormForward):
@@ -33,6 +41,7 @@ class _BatchNormAct(_BatchNormForward):
     act: str | None
     negative_slope: float
 
+    @OTHER_NAMES
     def __init__(
         self,
         num_features: int,
@@ -48,7 +57,7 @@ class _BatchNormAct(_BatchNormForward):
         bias: bool = True,
     ) -> None:
         check_activation(act)
-        if not isinstance(eps, numbers.Real):
+        if not isinstance(eps, (numbers.Real, Tensor)):
             raise TypeError(
                 f"expected eps, the second argument, to be a number, got {eps!r}: pass an activation "
                 f"by name, {type(self).__name__}({num_features}, act='relu')"

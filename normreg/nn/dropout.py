@@ -3,6 +3,7 @@ from torch import Tensor
 
 from normreg import functional
 from normreg.functional.tracing import leaf
+from normreg.nn.arguments import instead, probability
 
 
 @leaf
@@ -61,11 +62,14 @@ class DropPath(torch.nn.Module):
     Args:
         drop_prob: probability that a sample becomes zero, in [0, 1].
         scale_by_keep: scale the samples that are kept by 1 / (1 - drop_prob).
+
+    Raises ValueError for another drop_prob.
     """
 
+    @instead(p="pass drop_prob={}", inplace="leave it out, the input is never changed")
     def __init__(self, drop_prob: float = 0.0, scale_by_keep: bool = True) -> None:
         super().__init__()
-        self.drop_prob = drop_prob
+        self.drop_prob = probability("drop_prob", drop_prob)
         self.scale_by_keep = scale_by_keep
 
     def forward(self, x: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ from torch.types import Device
 
 from normreg import functional
 from normreg.functional.tracing import leaf
+from normreg.nn.arguments import instead, probability
 from normreg.ops.activations import check_activation
 
 
@@ -19,9 +20,10 @@ class DropoutAdd(torch.nn.Module):
         z = residual + dropout(x)
     """
 
+    @instead(drop_prob="pass p={}", dropout="pass p={}", inplace="leave it out, the input is never changed")
     def __init__(self, p: float = 0.5) -> None:
         super().__init__()
-        self.p = torch.nn.Dropout(p).p  # which judges it
+        self.p = probability("p", p)
 
     def forward(self, input: Tensor, residual: Tensor, row_scale: Tensor | None = None) -> Tensor:
         return functional.dropout_add(input, residual, self.p, self.training, row_scale=row_scale)
@@ -43,9 +45,10 @@ class DropPathAdd(torch.nn.Module):
         z = residual + drop_path(x)
     """
 
+    @instead(p="pass drop_prob={}", inplace="leave it out, the input is never changed")
     def __init__(self, drop_prob: float = 0.0, scale_by_keep: bool = True) -> None:
         super().__init__()
-        self.drop_prob, self.scale_by_keep = drop_prob, scale_by_keep
+        self.drop_prob, self.scale_by_keep = probability("drop_prob", drop_prob), scale_by_keep
 
     def forward(self, x: Tensor, residual: Tensor) -> Tensor:
         return functional.drop_path_add(x, residual, self.drop_prob, self.training, self.scale_by_keep)
@@ -68,6 +71,13 @@ class BiasActDropout(torch.nn.Module):
         y = dropout(act(x + bias))
     """
 
+    @instead(
+        bias="leave it out, the layer has one of num_features elements: load it with load_state_dict",
+        dropout="pass p={}",
+        drop_prob="pass p={}",
+        activation="pass act=, the name of the activation",
+        inplace="leave it out, the input is never changed",
+    )
     def __init__(
         self,
         num_features: int,
@@ -81,7 +91,7 @@ class BiasActDropout(torch.nn.Module):
         check_activation(act)
         super().__init__()
         self.num_features, self.act, self.negative_slope = num_features, act, negative_slope
-        self.p = torch.nn.Dropout(p).p  # which judges it
+        self.p = probability("p", p)
         self.bias = torch.nn.Parameter(torch.empty(num_features, device=device, dtype=dtype))
         self.reset_parameters()
 

@@ -7,6 +7,9 @@ from torch.types import Device
 
 from normreg import functional
 from normreg.functional.tracing import leaf
+from normreg.nn.arguments import instead, probability
+
+NAMES_OF_P = dict(dropout="pass p={}", drop_prob="pass p={}", dropout_p="pass p={}")
 
 
 class _DropoutAddNorm(torch.nn.Module):
@@ -19,7 +22,7 @@ class _DropoutAddNorm(torch.nn.Module):
     def _add_dropout(
         self, p: float, prenorm: bool, residual_in_fp32: bool, layer_scale: float | None, **like: Any
     ) -> None:
-        self.p = torch.nn.Dropout(p).p  # which judges it
+        self.p = probability("p", p)
         self.prenorm, self.residual_in_fp32 = prenorm, residual_in_fp32
         self.initial_layer_scale: Any = layer_scale
         value = None
@@ -75,6 +78,7 @@ class DropoutAddLayerNorm(_DropoutAddNorm, torch.nn.LayerNorm):
         y = layer_norm(z)    # with prenorm: y, z
     """
 
+    @instead(**NAMES_OF_P, affine="pass elementwise_affine={}")
     def __init__(
         self,
         normalized_shape: int | Sequence[int],
@@ -116,6 +120,11 @@ class DropoutAddRMSNorm(_DropoutAddNorm, torch.nn.RMSNorm):
         y = rms_norm(z)    # with prenorm: y, z
     """
 
+    @instead(
+        **NAMES_OF_P,
+        affine="pass elementwise_affine={}",
+        bias="leave it out, an RMSNorm has none",
+    )
     def __init__(
         self,
         normalized_shape: int | Sequence[int],

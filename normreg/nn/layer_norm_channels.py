@@ -4,6 +4,7 @@ from torch.types import Device
 
 from normreg import functional
 from normreg.functional.tracing import leaf
+from normreg.nn.arguments import instead
 
 
 class _LayerNormChannels(torch.nn.LayerNorm):
@@ -18,6 +19,11 @@ class _LayerNormChannels(torch.nn.LayerNorm):
 
     dimensions: int
 
+    @instead(
+        elementwise_affine="pass affine={}, as to timm's layer",
+        normalized_shape="pass num_channels, the number of channels",
+        num_features="pass num_channels={}",
+    )
     def __init__(
         self,
         num_channels: int,

@@ -11,7 +11,7 @@ from normreg import functional
 from normreg.distributed.groups import check_device, check_ranks_agree, group_of
 from normreg.functional.tracing import leaf
 from normreg.nn.batch_norm import _BatchNormForward, call_batch_norm
-from normreg.nn.batch_norm_act import _BatchNormAct, bias_option
+from normreg.nn.batch_norm_act import OTHER_NAMES, _BatchNormAct, bias_option
 from normreg.nn.frozen import Frozen, frozen
 
 
@@ -94,9 +94,10 @@ class SyncBatchNorm(_BatchNormForward, _BatchNorm):
                 for all ranks.
 
         Returns the module, or its replacement where it is a BatchNorm itself: SyncBatchNorm for BatchNorm1d,
-        2d, 3d and SyncBatchNorm, SyncBatchNormAct for BatchNormAct1d, 2d, 3d. A new layer has the parameters,
-        buffers, hooks and flags of the old one. Raises TypeError for a lazy or parametrized layer, and for a
-        class derived from BatchNorm with a forward of its own, before anything is replaced.
+        2d, 3d and SyncBatchNorm, SyncBatchNormAct for BatchNormAct1d, 2d, 3d and timm's BatchNormAct2d. A new
+        layer has the parameters, buffers, modules, hooks and flags of the old one. Raises TypeError for a
+        lazy or parametrized layer, and for another class derived from BatchNorm with a forward of its own,
+        before anything is replaced.
         """
         for name, layer in module.named_modules():
             if isinstance(layer, _BatchNorm) and _synchronized(layer) is None:
@@ -115,11 +116,14 @@ class SyncBatchNormAct(_BatchNormAct, SyncBatchNorm):
         num_features, ...: those of `SyncBatchNorm`, whose state_dict this has as well.
         act, negative_slope: those of `normreg.functional.batch_norm_act`.
 
+    One that `convert_sync_batchnorm` made of timm's BatchNormAct2d has that layer's modules `drop` and `act`.
+
     Equivalent::
 
         y = act(sync_batch_norm(x) + residual)    # the residual is optional
     """
 
+    @OTHER_NAMES
     def __init__(
         self,
         num_features: int,
@@ -139,6 +143,14 @@ class SyncBatchNormAct(_BatchNormAct, SyncBatchNorm):
         super().__init__(*arguments, act=act, negative_slope=negative_slope, bias=bias)
         self.process_group = process_group
 
+    def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
+        if "act" not in self._modules:
+            return super().forward(input, residual)
+        drop: Any = self._modules["drop"]
+        act: Any = self._modules["act"]
+        y = drop(SyncBatchNorm.forward(self, input))
+        return act(y if residual is None else y + residual)
+
 
 def convert_sync_batchnorm(model: torch.nn.Module, process_group: Any = None) -> torch.nn.Module:
     """The same as `SyncBatchNorm.convert_sync_batchnorm`."""
@@ -146,19 +158,27 @@ def convert_sync_batchnorm(model: torch.nn.Module, process_group: Any = None) ->
 
 
 _FORWARDS = (_BatchNorm.forward, torch.nn.SyncBatchNorm.forward, _BatchNormForward.forward)
+# import paths of classes that compute act(drop(batch_norm(x))) with modules of these names
+_WITH_DROP_AND_ACT = {"timm.layers.norm_act.BatchNormAct2d", "timm.layers.norm_act.SyncBatchNormAct"}
 
 
 def _synchronized(layer: torch.nn.Module) -> type[SyncBatchNorm] | None:
     """The class that a BatchNorm layer becomes, or None if it cannot be converted."""
     if isinstance(layer, _BatchNormAct):
         return SyncBatchNormAct
-    if (
-        type(layer).forward not in _FORWARDS
-        or "forward" in vars(layer)
-        or "parametrizations" in layer._modules
-    ):
+    modules = layer._modules
+    if isinstance(layer, LazyModuleMixin) or "forward" in vars(layer) or "parametrizations" in modules:
         return None
-    return None if isinstance(layer, LazyModuleMixin) else SyncBatchNorm
+    if _computes_as(type(layer)) in _WITH_DROP_AND_ACT and {"drop", "act"} <= modules.keys():
+        return SyncBatchNormAct
+    return SyncBatchNorm if type(layer).forward in _FORWARDS else None
+
+
+def _computes_as(cls: type) -> str:
+    """The import path of the class whose forward this one has, or had before `replace`."""
+    owner = next(each for each in cls.__mro__ if "forward" in vars(each))
+    owner = vars(owner).get("original", owner)
+    return f"{owner.__module__}.{owner.__qualname__}"
 
 
 def _converted(

@@ -18,7 +18,8 @@ from normreg.models.naming import ROOT, counted
 from normreg.models.registry import class_name
 from normreg.models.report import Skip
 from normreg.models.tables import Table, Tables, grouped
-from normreg.training.parameter_groups import is_module_class, is_norm
+from normreg.training.kinds import kind_of
+from normreg.training.parameter_groups import is_module_class
 
 __all__ = ["kaiming_", "truncated_normal_", "xavier_", "zero_residual_"]
 
@@ -36,6 +37,7 @@ class Initialised:
     name: str
     kind: str
     how: str
+    rule: str  # that tells what its layer is
 
 
 @dataclass(frozen=True, repr=False)
@@ -56,7 +58,7 @@ class Initialisation(Tables):
     def tables(self) -> Iterable[Table]:
         heading = f"{counted(self.changed, 'parameter')} initialised"
         tables = (
-            Table(heading, ("name", "class", "with"), self.changed),
+            Table(heading, ("name", "class", "with", "because it"), self.changed),
             Table(f"{counted(self.skipped)} left alone", ("name", "class", "why"), self.skipped),
         )
         return tables if self.verbose else map(grouped, tables)
@@ -81,7 +83,8 @@ class _Rules:
         initialise(parameter, **options)
         given = ", ".join(f"{key}={value}" for key, value in options.items())
         how = f"{initialise.__name__}({given})"
-        self.changed.append(Initialised(f"{path}.{name}" if path else name, class_name(type(module)), how))
+        full_name, kind = f"{path}.{name}" if path else name, class_name(type(module))
+        self.changed.append(Initialised(full_name, kind, how, kind_of(module).rule))
 
     def skip(self, path: str, module: torch.nn.Module, reason: str) -> None:
         self.skipped.append(Skip(path or ROOT, class_name(type(module)), reason))
@@ -114,7 +117,7 @@ def _apply(
             rules.skip(path, module, "it is lazy: run the model once before")
         elif isinstance(module, torch.nn.utils.parametrize.ParametrizationList) or not own:
             continue
-        elif is_norm(module) and own.keys() <= {"weight", "bias"}:
+        elif kind_of(module).is_norm and own.keys() <= {"weight", "bias"}:
             rules.set(path, module, "weight", init.ones_)
             rules.set(path, module, "bias", init.zeros_)
         elif isinstance(module, (torch.nn.Linear, torch.nn.Bilinear, CONVOLUTIONS)):
@@ -271,7 +274,7 @@ def zero_residual_(
         norms = [
             (name, module)
             for name, module in block.named_modules(prefix=path)
-            if is_norm(module)
+            if kind_of(module).is_norm
             and getattr(module, "weight", None) is not None
             and name[len(path) :].lstrip(".").split(".")[0] not in shortcuts
         ]

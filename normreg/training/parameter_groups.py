@@ -3,27 +3,51 @@
 import fnmatch
 import re
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
 from torch.nn.utils.parametrize import ParametrizationList
 
 from normreg.models.checks import check_is_module
+from normreg.models.naming import counted
+from normreg.models.registry import class_name
+from normreg.models.tables import Table, Tables, grouped
 from normreg.training.checks import check_weight_decay
+from normreg.training.kinds import kind_of
 
-NORMS = (
-    torch.nn.modules.batchnorm._NormBase,  # every BatchNorm, InstanceNorm and SyncBatchNorm
-    torch.nn.LayerNorm,
-    torch.nn.RMSNorm,
-    torch.nn.GroupNorm,
-)
-# LayerNorm2d, RmsNorm, BatchNormAct2d, GroupNorm1, LlamaRMSNorm, LayerNormFp32, but no NormalizedLinear
-NORM_NAME = re.compile(r"Norm(Act|Exp|Tlu|Fp32|\dd?|[A-Z]\d[a-z]?)*$")
 BIAS_NAME = re.compile(r"(^|_)bias(_|$)")
 _registered: set[type[torch.nn.Module]] = set()
 
 NoDecay = type[torch.nn.Module] | str
 ModuleClass = TypeVar("ModuleClass", bound=type[torch.nn.Module])
+
+
+@dataclass(frozen=True)
+class Grouped:
+    """A parameter under its first name, the weight decay that it gets, and the rule that says so."""
+
+    name: str
+    kind: str
+    weight_decay: float
+    rule: str
+
+
+class ParameterGroups(Tables, list[dict[str, Any]]):
+    """The groups, as optimizers take them. Printed, they are a table of the rules and the parameters by them.
+
+    Attributes:
+        rows: the parameters in the order of `model.named_parameters()`.
+    """
+
+    def __init__(self, groups: Iterable[dict[str, Any]] = (), rows: Iterable[Grouped] = ()) -> None:
+        super().__init__(groups)
+        self.rows = tuple(rows)
+
+    def tables(self) -> Iterable[Table]:
+        cells = [(row.name, row.kind, f"{row.weight_decay:g}", row.rule) for row in self.rows]
+        heading = f"{counted(self.rows, 'parameter')} in {counted(self, 'group')}"
+        return [grouped(Table(heading, ("name", "class", "weight decay", "because it"), cells))]
 
 
 def is_module_class(cls: Any) -> bool:
@@ -40,11 +64,6 @@ def register_no_decay(cls: ModuleClass) -> ModuleClass:
         raise TypeError(f"expected a subclass of torch.nn.Module, got {cls!r}: register a class, not a layer")
     _registered.add(cls)
     return cls
-
-
-def is_norm(module: torch.nn.Module) -> bool:
-    """Whether a module is a normalisation layer, by its class or the name of one of its classes."""
-    return isinstance(module, NORMS) or any(NORM_NAME.search(cls.__name__) for cls in type(module).__mro__)
 
 
 def _owned_parameters(
@@ -77,13 +96,14 @@ def _split(no_decay: Any) -> tuple[tuple[type, ...], list[str]]:
 
 def parameter_groups(
     model: torch.nn.Module, weight_decay: float, *, no_decay: NoDecay | Iterable[NoDecay] = ()
-) -> list[dict[str, Any]]:
+) -> ParameterGroups:
     r"""Groups for any torch optimizer: one with the weight decay and one, of norms and biases, without.
 
     Not decayed are the parameters owned by a normalisation layer, every bias, and what `no_decay` names. A
-    normalisation layer is one of torch's or normreg's, a subclass of one, a class whose name says so as
-    timm's and transformers' do (`LayerNorm2d`, `BatchNormAct2d`, `LlamaRMSNorm`), or one that
-    `register_no_decay` has been given. All others are decayed, embeddings among them.
+    normalisation layer is one of torch's or normreg's or a subclass of one, or one that `register_no_decay`
+    has been given. Where a class derives from no other layer of torch that owns parameters, such as Linear
+    or a convolution, and owns vectors alone, its name decides, as those of timm's and transformers' do
+    (`LayerNorm2d`, `LlamaRMSNorm`). All others are decayed, embeddings among them.
 
     Args:
         model: a torch.nn.Module.
@@ -91,11 +111,12 @@ def parameter_groups(
         no_decay: further classes of layers, such as torch.nn.Embedding, and full names of parameters, in
             which * stands for anything, such as "*.pos_embed"; or one of either.
 
-    Returns a list of one or two dicts with "params" and "weight_decay"; a group without parameters is left
-    out. Each parameter is in one group, once, in the order of `model.named_parameters()`. A tied parameter is
-    not decayed where one of its owners is not: with no_decay=torch.nn.Embedding, an output layer that is tied
-    to the embedding is not. Frozen parameters are kept, as by `model.parameters()`: an optimizer skips what
-    has no gradient, and what is unfrozen later is already there.
+    Returns a list of one or two dicts with "params" and "weight_decay", which prints as a table of the rule
+    that each parameter is by; a group without parameters is left out. Each parameter is in one group, once,
+    in the order of `model.named_parameters()`. A tied parameter is not decayed where one of its owners is
+    not: with no_decay=torch.nn.Embedding, an output layer that is tied to the embedding is not. Frozen
+    parameters are kept, as by `model.parameters()`: an optimizer skips what has no gradient, and what is
+    unfrozen later is already there.
 
     Raises TypeError for what is not a module, a number, a class of layers or a name; ValueError for a
     negative or non-finite weight_decay, a model without parameters, and a name that no parameter has.
@@ -115,17 +136,22 @@ def parameter_groups(
     check_is_module(model)
     check_weight_decay(weight_decay)
     classes, patterns = _split(no_decay)
-    classes = (*classes, *_registered)
     parameters: dict[int, torch.nn.Parameter] = {}
+    rows: dict[int, Grouped] = {}
     excluded, names = set(), []
     for full_name, owner, name, parameter in _owned_parameters(model):
-        parameters[id(parameter)] = parameter
+        key = id(parameter)
+        parameters[key] = parameter
         names.append(full_name)
-        named = any(fnmatch.fnmatchcase(full_name, pattern) for pattern in patterns)
-        if named or is_norm(owner) or isinstance(owner, classes) or BIAS_NAME.search(name):
-            excluded.add(id(parameter))
+        decays, rule = _rule(full_name, owner, name, classes, patterns)
+        if key not in rows or not (decays or key in excluded):
+            first = rows[key].name if key in rows else full_name
+            decay = float(weight_decay) if decays else 0.0
+            rows[key] = Grouped(first, class_name(type(owner)), decay, rule)
+        if not decays:
+            excluded.add(key)
     if not parameters:
-        raise ValueError("expected a model with parameters, got one without: there is nothing to optimize")
+        raise ValueError("expected a model with parameters, got one without: pass the model that owns them")
     for pattern in patterns:
         if not fnmatch.filter(names, pattern):
             raise ValueError(
@@ -139,4 +165,21 @@ def parameter_groups(
         )
         for out in (False, True)
     ]
-    return [group for group in groups if group["params"]]
+    return ParameterGroups([group for group in groups if group["params"]], rows.values())
+
+
+def _rule(
+    full_name: str, owner: torch.nn.Module, name: str, classes: tuple[type, ...], patterns: list[str]
+) -> tuple[bool, str]:
+    """Whether a parameter of this owner is decayed, and the rule that says so; the caller's come first."""
+    for pattern in patterns:
+        if fnmatch.fnmatchcase(full_name, pattern):
+            return False, f"is in no_decay, {pattern!r}"
+    for given, of_which in (("no_decay", classes), ("register_no_decay", tuple(_registered))):
+        for cls in of_which:
+            if isinstance(owner, cls):
+                return False, f"is in {given}, {class_name(cls)}"
+    is_norm, rule = kind_of(owner)
+    if is_norm:
+        return False, rule
+    return (False, "is a bias") if BIAS_NAME.search(name) else (True, rule)

@@ -200,7 +200,8 @@ def recalibrate_batch_norm(
                 (forward or call)(model, batch if device is None else moved(batch, device))
         if layers and not batches:
             raise ValueError(
-                "expected a loader with batches, got an empty one: is it an iterator used before?"
+                "expected a loader with batches, got an empty one: pass a DataLoader or a list of batches, "
+                "because an iterator that was used is empty"
             )
         for layer in moving:
             statistics: list[Any] = [layer.running_mean, layer.running_var]

@@ -186,10 +186,8 @@ def test_unusual_residuals_are_torchs_sum(device, launches):
     assert not launches
 
 
-@pytest.mark.parametrize("residual", [torch.randn(4, 2, 5), 1.5, "x"], ids=["shape", "number", "str"])
-def test_bad_residuals_raise_torchs_errors(device, residual):
-    x = torch.randn(4, 3, 5, device=device)
-    residual = residual.to(device) if isinstance(residual, torch.Tensor) else residual
+def test_bad_residuals_raise_torchs_errors(device):
+    x, residual = torch.randn(4, 3, 5, device=device), torch.randn(4, 2, 5, device=device)
     outcomes = []
     for function in functions("relu", True, running_for(x.shape, device)):
         try:

@@ -1,38 +1,17 @@
-"""Frozen BatchNorm layers under what else changes, copies or calls them."""
+"""Frozen BatchNorm layers: copied, called by threads, replaced, converted, derived from, parametrized."""
 
 import copy
-import multiprocessing
 import pickle
 import threading
 
 import pytest
 import torch
-from foreign_layers import TimmBatchNormAct2d
-from support.processes import begun
+from frozen_layers import LAYERS, assert_frozen, assert_thawed, every_layer, images, model_of
 from torch import nn
 from torch.nn.utils import parametrize
 
 import normreg
 from normreg.kernels import cpu
-from normreg.nn.frozen import is_frozen
-
-LAYERS = {
-    "torch.nn": lambda: nn.BatchNorm2d(3),
-    "normreg": lambda: normreg.BatchNorm2d(3),
-    "cumulative": lambda: normreg.BatchNorm2d(3, momentum=None),
-    "with an activation": lambda: normreg.BatchNormAct2d(3),
-    "torch's synchronised": lambda: nn.SyncBatchNorm(3),
-    "synchronised": lambda: normreg.SyncBatchNorm(3),
-    "timm's": lambda: TimmBatchNormAct2d(3),
-    "timm's, replaced": lambda: replaced(TimmBatchNormAct2d(3)),
-}
-every_layer = pytest.mark.parametrize("make", LAYERS.values(), ids=LAYERS)
-
-
-def replaced(layer):
-    model = nn.Sequential(layer)
-    normreg.replace(model)
-    return model[0]
 
 
 def replica(layer):
@@ -40,40 +19,6 @@ def replica(layer):
     twin, copied = layer._replicate_for_data_parallel(), copy.deepcopy(layer)
     twin._parameters, twin._buffers, twin._modules = copied._parameters, copied._buffers, copied._modules
     return twin
-
-
-def images(device):
-    return torch.randn(4, 3, 5, 5, device=device)
-
-
-def model_of(make, device):
-    """A model with statistics, and the same in evaluation."""
-    torch.manual_seed(1)
-    model = nn.Sequential(make(), nn.Conv2d(3, 3, 1)).to(device)
-    model[0].running_mean.uniform_(-1, 1)
-    model[0].running_var.uniform_(0.5, 2)
-    return model, copy.deepcopy(model).eval()
-
-
-def assert_frozen(model, expected, device):
-    """The layer computes as the expected model's in evaluation, whatever is said."""
-    x = images(device)
-    for training in (True, False, True):
-        before = [b.clone() for b in model.buffers()]
-        assert_same(model.train(training)(x), expected(x))
-        assert all(map(torch.equal, before, model.buffers()))
-
-
-def assert_same(y, expected):
-    torch.testing.assert_close(y, expected, rtol=1e-5, atol=1e-5)
-
-
-def assert_thawed(model, device):
-    """The layer normalises by the batch again, and moves its statistics."""
-    before = model[0].running_mean.clone()
-    model.train()(images(device))
-    assert model[0].training
-    assert not torch.equal(before, model[0].running_mean)
 
 
 def runs_here(make):
@@ -242,90 +187,3 @@ def test_a_class_with_a_list_of_its_subclasses(device):
     normreg.freeze_batch_norm(model)
     assert_frozen(model, expected, device)
     assert derived == []
-
-
-def test_compiled_calls_follow(device):
-    model, expected = model_of(LAYERS["normreg"], device)
-    torch._dynamo.reset()
-    compiled, x = torch.compile(model, backend="aot_eager", fullgraph=True), images(device)
-    model.train()
-    assert not torch.allclose(compiled(x), expected(x), rtol=1e-3, atol=1e-3)
-    expected.load_state_dict(model.state_dict())
-    normreg.freeze_batch_norm(model)
-    for training in (True, False, True):
-        model.train(training)
-        assert_same(compiled(x), expected(x))
-    normreg.unfreeze_batch_norm(model)
-    before = model[0].running_mean.clone()
-    compiled(x)
-    assert not torch.equal(before, model[0].running_mean)
-
-
-def test_fused_models(device):
-    model = nn.Sequential(nn.BatchNorm2d(3), nn.ReLU()).to(device)
-    model(images(device))
-    expected = copy.deepcopy(model).eval()
-    normreg.freeze_batch_norm(model)
-    x = images(device)
-    assert normreg.replace(model, fuse=True, example_inputs=x).fused
-    assert_frozen(model, expected, device)
-    normreg.restore(model)
-    assert_frozen(model, expected, device)
-
-
-def test_averaged_models(device):
-    model, _ = model_of(LAYERS["normreg"], device)
-    normreg.freeze_batch_norm(model)
-    average = torch.optim.swa_utils.AveragedModel(model, use_buffers=True)
-    average.update_parameters(model)
-    average.module.load_state_dict(model.state_dict())
-    assert_frozen(average.module, copy.deepcopy(model).eval(), device)
-
-
-def test_a_traced_frozen_layer_is_in_evaluation(device):
-    model, expected = model_of(LAYERS["torch.nn"], device)
-    normreg.freeze_batch_norm(model)
-    assert_frozen(torch.fx.symbolic_trace(model), expected, device)
-
-
-@pytest.mark.filterwarnings("ignore:`torch.jit.")
-def test_a_scripted_frozen_layer_is_in_evaluation(device):
-    model, expected = model_of(LAYERS["torch.nn"], device)
-    normreg.freeze_batch_norm(model)
-    x = images(device)
-    assert_same(torch.jit.script(model)(x), expected(x))
-
-
-def test_lazy_layers_are_refused(device):
-    model = nn.Sequential(nn.BatchNorm2d(3), nn.LazyBatchNorm2d()).to(device)
-    with pytest.raises(ValueError, match=r"got LazyBatchNorm2d.*call the model once before"):
-        normreg.freeze_batch_norm(model)
-    assert not any(map(is_frozen, model))
-
-
-def _is_frozen_there(connection, model):
-    connection.send([is_frozen(layer) and not layer.training for layer in model])
-
-
-def test_another_process(device):
-    model = nn.Sequential(nn.BatchNorm2d(3), normreg.BatchNorm2d(3))
-    normreg.freeze_batch_norm(model)
-    here, there = multiprocessing.Pipe()
-    process = begun(_is_frozen_there, (there, model))
-    assert here.poll(60)
-    assert here.recv() == [True, True]
-    process.join()
-
-
-def test_held_by_two_at_once(device):
-    """The first to let go leaves the layer to the other, and the last gives its flag back."""
-    model, _ = model_of(LAYERS["normreg"], device)
-    first, second = (normreg.running_statistics_held(model) for _ in range(2))
-    first.__enter__()
-    second.__enter__()
-    first.__exit__(None, None, None)
-    before = model[0].running_mean.clone()
-    model.train()(images(device))
-    assert torch.equal(before, model[0].running_mean)
-    second.__exit__(None, None, None)
-    assert_thawed(model, device)

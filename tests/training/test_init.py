@@ -135,10 +135,10 @@ def test_the_report_is_a_table():
     model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.PReLU())
     assert str(init.xavier_(model)) == (
         "2 parameters initialised\n"
-        "name      class            with\n"
-        "--------  ---------------  -------------------------\n"
-        "0.weight  torch.nn.Linear  xavier_uniform_(gain=1.0)\n"
-        "0.bias    torch.nn.Linear  zeros_()\n"
+        "name      class            with                       because it\n"
+        "--------  ---------------  -------------------------  --------------------\n"
+        "0.weight  torch.nn.Linear  xavier_uniform_(gain=1.0)  is a torch.nn.Linear\n"
+        "0.bias    torch.nn.Linear  zeros_()                   is a torch.nn.Linear\n"
         "\n"
         "1 layer left alone\n"
         "name  class           why\n"

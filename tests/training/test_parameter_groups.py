@@ -7,7 +7,7 @@ import torch
 from torch.nn.utils import parametrizations
 
 import normreg
-from normreg.training.parameter_groups import NORM_NAME
+from normreg.training.kinds import NORM_NAME
 
 NORMS = {
     **{
