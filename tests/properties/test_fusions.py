@@ -180,4 +180,4 @@ def test_dropout_add_norms(device, name, data):
     call, dy = data.draw(branches("input", "p", None, names))
     function = getattr(functional, name)
     theirs = norm_of_a_sum(norm, mask_of(function, call, device))
-    assert_agree(seeded(function, device), theirs, call, dy, device, same_strides=False)
+    assert_agree(seeded(function, device), theirs, call, dy, device, same_strides=False, luck=1.5)
