@@ -32,9 +32,17 @@ class Block(nn.Module):
 
 def images():
     return nn.Sequential(
-        nn.Conv2d(3, 8, 3, padding=1), nn.GroupNorm(2, 8), nn.ReLU(), nn.InstanceNorm2d(8, affine=True),
-        nn.Flatten(), nn.Linear(128, 10), nn.LayerNorm(10), nn.RMSNorm(10), nn.Dropout(0.0), nn.Linear(10, 4),
-    )  # fmt: skip
+        nn.Conv2d(3, 8, 3, padding=1),
+        nn.GroupNorm(2, 8),
+        nn.ReLU(),
+        nn.InstanceNorm2d(8, affine=True),
+        nn.Flatten(),
+        nn.Linear(128, 10),
+        nn.LayerNorm(10),
+        nn.RMSNorm(10),
+        nn.Dropout(0.0),
+        nn.Linear(10, 4),
+    )
 
 
 def of_both(make, device):

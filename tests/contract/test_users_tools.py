@@ -17,9 +17,17 @@ import normreg
 def network():
     torch.manual_seed(0)
     model = nn.Sequential(
-        nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.GroupNorm(2, 8), nn.Flatten(),
-        nn.Linear(128, 10), nn.LayerNorm(10), nn.RMSNorm(10), nn.Dropout(0.0), nn.Linear(10, 4),
-    )  # fmt: skip
+        nn.Conv2d(3, 8, 3, padding=1),
+        nn.BatchNorm2d(8),
+        nn.ReLU(),
+        nn.GroupNorm(2, 8),
+        nn.Flatten(),
+        nn.Linear(128, 10),
+        nn.LayerNorm(10),
+        nn.RMSNorm(10),
+        nn.Dropout(0.0),
+        nn.Linear(10, 4),
+    )
     leave_initial_values(model)
     return model
 
@@ -83,9 +91,14 @@ def parametrization_removed(model):
 
 
 TOOLS = [
-    parametrized_weight_norm, parametrized_spectral_norm, old_weight_norm, old_spectral_norm,
-    pruned_globally, pruned_for_good, parametrization_removed,
-]  # fmt: skip
+    parametrized_weight_norm,
+    parametrized_spectral_norm,
+    old_weight_norm,
+    old_spectral_norm,
+    pruned_globally,
+    pruned_for_good,
+    parametrization_removed,
+]
 
 
 @pytest.mark.filterwarnings("ignore:`torch.nn.utils.weight_norm` is deprecated:FutureWarning")
@@ -179,9 +192,14 @@ def emptied_and_assigned(model):
 
 
 COPIES = [
-    copy.copy, under_no_grad, with_a_default_device, saved_whole,
-    saved_by_the_names_of_its_classes, packaged, emptied_and_assigned,
-]  # fmt: skip
+    copy.copy,
+    under_no_grad,
+    with_a_default_device,
+    saved_whole,
+    saved_by_the_names_of_its_classes,
+    packaged,
+    emptied_and_assigned,
+]
 
 
 @pytest.mark.filterwarnings("ignore:.*TypedStorage is deprecated:UserWarning")

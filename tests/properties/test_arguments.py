@@ -17,12 +17,28 @@ X = torch.randn(2, 4, 3, generator=torch.Generator().manual_seed(0))
 CHANNELS, ROW = torch.ones(4), torch.ones(3)
 # values that fit the parameters of these names
 FITTING = {
-    "input": X, "x": X, "num_groups": 2, "eps": 0.1, "momentum": 0.2, "training": True, "p": 0.0,
-    "inplace": False, "use_input_stats": True, "running_mean": CHANNELS, "running_var": CHANNELS,
-    "num_features": 4, "num_channels": 4, "normalized_shape": (3,), "affine": True,
-    "track_running_stats": True, "elementwise_affine": True, "bias": True, "device": None, "dtype": None,
+    "input": X,
+    "x": X,
+    "num_groups": 2,
+    "eps": 0.1,
+    "momentum": 0.2,
+    "training": True,
+    "p": 0.0,
+    "inplace": False,
+    "use_input_stats": True,
+    "running_mean": CHANNELS,
+    "running_var": CHANNELS,
+    "num_features": 4,
+    "num_channels": 4,
+    "normalized_shape": (3,),
+    "affine": True,
+    "track_running_stats": True,
+    "elementwise_affine": True,
+    "bias": True,
+    "device": None,
+    "dtype": None,
     "process_group": None,
-}  # fmt: skip
+}
 FUNCTIONS = sorted(name for name in functional.__all__ if hasattr(F, name))
 LAYERS = sorted(
     name

@@ -66,7 +66,7 @@ def test_rms_norm(device, drawn_call):
 
 @st.composite
 def calls_over_channels(draw, flag=None):
-    """Of group_norm, or of what has running statistics and a flag that says whether these are used."""
+    """Calls of group_norm, or of what has running statistics and a flag that says whether they are used."""
     odd = draw(oddities("shape", "dtype", "parameter", "eps", "momentum", "flag"))
     shape = draw(shapes(2, odd=odd))
     channels = shape[1:2]
