@@ -107,8 +107,7 @@ def test_what_torch_lacks_is_keyword_only(name):
     assert all(ours[extra].kind is inspect.Parameter.KEYWORD_ONLY for extra in [*ours][len(theirs) :])
 
 
-@pytest.mark.parametrize("name", LAYERS)
-@given(data=st.data())
+@given(name=st.sampled_from(LAYERS), data=st.data())
 def test_layers(name, data):
     bound = data.draw(bindings(torchs_parameters(getattr(torch.nn, name))))
     theirs, ours = outcomes_of(name, (torch.nn, normreg), *bound)
