@@ -53,7 +53,7 @@ def batch_norm_split_tile(samples: int, channels: int, spatial: int, channels_la
         fewest = max(min(masked.values()), spatial // 16)
         length = next(length for length in lengths if masked[length] <= fewest)
         side_by_side = min(elements // length, MOST_SAMPLES, 1 << (samples.bit_length() - 1))
-        while side_by_side * channels * spatial >= 2**31:
+        while side_by_side > 1 and side_by_side * channels * spatial >= 2**31:
             side_by_side //= 2
         width = min(width, elements // (length * side_by_side))
     partials = max(1, min(hardware.MAX_SPLITS, 512 // width))

@@ -185,7 +185,7 @@ def test_64_channels_fill_a_gpu(device, monkeypatch, channels_last, fewest):
 
 
 @pytest.mark.parametrize("channels_last", [True, False])
-@pytest.mark.parametrize("spatial", [1, 49, 3136, 10**6])
+@pytest.mark.parametrize("spatial", [1, 49, 3136, 10**6, 2**31])
 @pytest.mark.parametrize("channels", [1, 3, 64, 1000])
 def test_channel_tiles_have_their_size(channels, spatial, channels_last):
     samples = 1 if channels_last else 16
@@ -227,7 +227,7 @@ def test_tiles_of_channels_hold_them_or_are_none(samples, channels, spatial, cha
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("groups", [1, 3, 32, 1000])
 @pytest.mark.parametrize("channels", [1, 3, 64, 5000])
-@pytest.mark.parametrize("spatial", [1, 49, 3136, 10**6])
+@pytest.mark.parametrize("spatial", [1, 49, 3136, 10**6, 2**31])
 def test_tiles_of_groups_hold_them_or_are_none(channels, spatial, groups, dtype):
     words = dtype.itemsize // 4
     for direction, held, per_thread in (
