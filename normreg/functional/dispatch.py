@@ -81,7 +81,7 @@ def tensor_reason(x: Any, others: Iterable[Any], may_be_empty: bool = False) -> 
     elif is_wrapped(x):
         return "the input has escaped from a transform of torch.func"
     if not (x.is_cuda or (cpu.KERNELS and x.is_cpu)) or ABSENT:
-        if x.is_cpu and not compiling:
+        if not compiling and x.is_cpu:
             cpu.warn_at_the_first_tensor()
         return ABSENT or f"there is no kernel for {x.device.type} tensors"
     if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
