@@ -31,7 +31,8 @@ def _interrupt(*_):
 
 
 def _report(kind, error, traceback):
-    if not issubclass(kind, KeyboardInterrupt):
+    # what a library's import makes of it is another error
+    if not issubclass(kind, KeyboardInterrupt) and time.monotonic() - _last > ALIKE_S:
         sys.__excepthook__(kind, error, traceback)
         return
     for process in multiprocessing.active_children():

@@ -1,5 +1,6 @@
 """Ctrl-C ends every command with one line and status 130; what is finished is kept, and no process stays."""
 
+import contextlib
 import json
 import os
 import signal
@@ -146,6 +147,18 @@ def test_a_second_one_within_moments_does_not_count(monkeypatch):
         except KeyboardInterrupt:
             counts.append(True)
     assert counts == [True, False, True]
+
+
+def test_an_error_that_it_becomes_is_no_other(monkeypatch, capsys):
+    monkeypatch.setattr(interrupts, "KEPT", [])
+    for last, message in (
+        (time.monotonic(), "interrupted; nothing was written\n"),
+        (-10.0, "ImportError: torch\n"),
+    ):
+        monkeypatch.setattr(interrupts, "_last", last)
+        with pytest.raises(SystemExit, match="130") if last > 0 else contextlib.nullcontext():
+            interrupts._report(ImportError, ImportError("torch"), None)
+        assert capsys.readouterr().err == message
 
 
 def test_processes_that_measure_do_not_hear_of_it():
