@@ -11,6 +11,11 @@ demo        the main job: two networks trained on torch.nn's layers and on normr
 study       experiments on normalisation and regularisation
 """
 
+import sys
 from pathlib import Path
 
+from bench.harness import interrupts
+
 ROOT = Path(__file__).parents[1]  # the checkout
+if sys.argv[0] == "-m":  # a command begins, with imports that take seconds
+    interrupts.install()

@@ -8,11 +8,11 @@ import argparse
 import importlib
 import json
 import os
-import subprocess
 import sys
 import time
 from pathlib import Path
 
+from bench.harness import interrupts
 from bench.harness.requirements import imports_of
 
 PARTS = {  # the quick ones first
@@ -95,6 +95,10 @@ def run_part(arguments):
             records.append(record)
             if arguments.json:
                 print(json.dumps(record), flush=True)
+    except KeyboardInterrupt:
+        if records and not arguments.json:
+            print(module.table(records))
+        raise
     finally:  # a crash does not cost the results before it
         if arguments.out:
             environment = result_files.environment(arguments.commit)
@@ -127,7 +131,7 @@ def run_all(arguments):
         command += ["--json"] * arguments.json
         if arguments.operations:
             command += ["--operations", *arguments.operations]
-        if status := subprocess.run(command).returncode:
+        if status := interrupts.run(command):
             return status
     if not gpu:
         print(

@@ -22,6 +22,7 @@ from pathlib import Path
 
 from bench import ROOT
 from bench.gpu_pass.steps import Step, full_steps, json_lines, last_lines, short_steps
+from bench.harness import interrupts
 
 WHEELS = ROOT / "wheels"  # packages of peers, brought along to a machine without a network
 GRACE_S = 4  # from the request to stop until the kill: time to write a JUnit file
@@ -111,6 +112,7 @@ def pack(folder, environment, out):
             if file.is_file() and file.stat().st_size:
                 archive.add(file, f"{top}/{file.relative_to(folder)}")
     unfinished.replace(path)
+    interrupts.KEPT.append(path)
     return path
 
 

@@ -6,6 +6,7 @@ import time
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 
+from bench.harness import interrupts
 from bench.harness.progress import progress
 
 
@@ -54,9 +55,14 @@ def in_processes(budget, tasks, function, *arguments, processes=None, describe=s
         return
     processes = processes or len(os.sched_getaffinity(0))
     with ProcessPoolExecutor(processes, get_context("spawn")) as pool:
-        pending = [(task, pool.submit(function, task, *arguments)) for task in tasks]
         try:
+            with interrupts.shielded():
+                pending = [(task, pool.submit(function, task, *arguments)) for task in tasks]
             for _, future in budget.within(pending, lambda item: describe(item[0])):
                 yield future.result()
+        except BaseException:  # nobody waits for the tasks that are being done
+            for process in [*(pool._processes or {}).values()]:
+                process.kill()
+            raise
         finally:
             pool.shutdown(cancel_futures=True)

@@ -9,6 +9,7 @@ import torch
 import triton
 
 from bench import ROOT
+from bench.harness import interrupts
 
 
 def _output(*command):
@@ -49,7 +50,10 @@ def environment(commit=None):
 
 def write_json(path, value, indent=None):
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(value, indent=indent) + "\n")
+    unfinished = path.with_suffix(".part")
+    unfinished.write_text(json.dumps(value, indent=indent) + "\n")
+    unfinished.replace(path)
+    interrupts.KEPT.append(path)
 
 
 def runs_in(path):

@@ -74,14 +74,21 @@ def together(make, calls, processes, seconds):
 
     Calls that fail or are late are skipped.
     """
-    waiting, end = collections.deque(calls), time.monotonic() + seconds
+    waiting, end, workers = collections.deque(calls), time.monotonic() + seconds, []
 
     def serve():
         with Worker(make) as worker:
+            workers.append(worker)
             while waiting and (left := end - time.monotonic()) > 0:
                 with contextlib.suppress(Failed, IndexError):  # another thread may have taken the last call
                     collections.deque(worker.call(*waiting.popleft(), limit=left), maxlen=0)
 
     with ThreadPoolExecutor(processes) as threads:
-        for served in [threads.submit(serve) for _ in range(processes)]:
-            served.result()
+        try:
+            for served in [threads.submit(serve) for _ in range(processes)]:
+                served.result()
+        except BaseException:  # nobody waits for the calls that are being made
+            waiting.clear()
+            for worker in workers:
+                worker.kill()
+            raise

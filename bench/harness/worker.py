@@ -11,6 +11,8 @@ import os
 import signal
 import threading
 
+from bench.harness import interrupts
+
 PROCESSES = multiprocessing.get_context("spawn")  # CUDA does not survive a fork
 SECONDS_TO_END = 10
 
@@ -47,7 +49,8 @@ class Worker:
         if self.process is None:
             self.connection, theirs = PROCESSES.Pipe()
             self.process = PROCESSES.Process(target=_serve, args=(theirs, self.make))
-            self.process.start()
+            with interrupts.shielded():
+                self.process.start()
             theirs.close()
 
     def stop(self, at_once=False):

@@ -34,13 +34,15 @@ def path_taken():
 
 
 def run_all(names, seeds, quick, workers):
-    """Runs all tasks; returns {experiment: {seed: results}} and {experiment: {seed: seconds}}."""
+    """Runs all tasks; yields (experiment, {seed: results}, {seed: seconds}) as experiments are done."""
     given = [(name, seed, quick) for name in names for seed in seeds]
-    results, seconds = ({name: {} for name in names} for _ in range(2))
     done = in_processes(Budget(), given, run_task, processes=workers, describe=described)
+    results, seconds = {}, {}
     for (name, seed, _), (found, taken) in zip(given, done, strict=True):
-        results[name][str(seed)], seconds[name][str(seed)] = found, round(taken, 1)
-    return results, seconds
+        results[str(seed)], seconds[str(seed)] = found, round(taken, 1)
+        if seed == seeds[-1]:
+            yield name, results, seconds
+            results, seconds = {}, {}
 
 
 def described(task):
@@ -84,10 +86,10 @@ def main(arguments=None):
         environment, taken = result_files.environment(), path_taken()
         print(f"{len(arguments.only)} experiments, {arguments.seeds} seeds; normreg's layers: {taken}.")
         seeds = range(FIRST_SEED, FIRST_SEED + arguments.seeds)
-        results, seconds = run_all(arguments.only, seeds, arguments.quick, arguments.workers)
-        for name in arguments.only:
+        done = run_all(arguments.only, seeds, arguments.quick, arguments.workers)
+        for name, results, seconds in done:
             found = dict(environment=environment, path=taken, quick=arguments.quick)
-            found |= dict(seconds=seconds[name], results=results[name])
+            found |= dict(seconds=seconds, results=results)
             result_files.write_json(arguments.out / f"{name}.json", found)
         print(f"{time.monotonic() - begin:.0f} seconds.")
     for name, found in page.verdicts(page.load(arguments.out)).items():

@@ -87,10 +87,11 @@ def diagnose(
 
     Of the output y of every layer and of its gradient dy = d loss / d y, over all n elements:
     mean = sum(y) / n, variance = sum((y - mean)^2) / n, norm = sqrt(sum(y^2)), in float64, in the units of y
-    and of loss / y. A layer is a call of a module inside which no other module ran, with or without
-    parameters; a module that is called twice is listed twice, and one that returns several tensors once for
-    each. Of a normreg BatchNorm in training whose kernel ran, y's are computed from the statistics that the
-    kernel kept, without reading y: the mean of a channel is bias, its variance weight^2 var / (var + eps).
+    and of loss / y. A layer is a call of a module inside which no other module ran, but for those that
+    parametrize its weights, with or without parameters; a module that is called twice is listed twice, and
+    one that returns several tensors once for each. Of a normreg BatchNorm in training whose kernel ran, y's
+    are computed from the statistics that the kernel kept, without reading y: the mean of a channel is bias,
+    its variance weight^2 var / (var + eps).
 
     Flags, by the root mean square rms = norm / sqrt(n):
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch.nn.utils.parametrize import ParametrizationList
 from torch.utils._pytree import keystr, tree_flatten_with_path
 from torch.utils.hooks import RemovableHandle
 
@@ -122,6 +123,8 @@ class Measurements(Observer):
             handle.remove()
 
     def returned(self, module: torch.nn.Module, inputs: Sequence[Any], output: Any) -> None:
+        if any(isinstance(around, ParametrizationList) for around in (module, *(m for m, _ in self.running))):
+            return  # it computes a weight; the layer that has the weight is the layer
         self.calls[module] += 1
         name = self.name_of(module)
         if self.calls[module] > 1:

@@ -5,7 +5,6 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import forked
 import programs
@@ -84,9 +83,9 @@ def commands(monkeypatch):
 
     def run(command):
         begun.append(command)
-        return SimpleNamespace(returncode=statuses.get(command[3], 0))
+        return statuses.get(command[3], 0)
 
-    monkeypatch.setattr(__main__.subprocess, "run", run)
+    monkeypatch.setattr(__main__.interrupts, "run", run)
     return begun, statuses
 
 

@@ -1,11 +1,9 @@
 """Which kernels run on tensors of the CPU: what NORMREG_CPU_KERNELS may say, and what follows it."""
 
-import os
 import runpy
-import subprocess
-import sys
 from pathlib import Path
 
+import programs
 import pytest
 import torch
 import triton
@@ -43,22 +41,14 @@ def test_tritons_own_variable_is_followed(chosen, kernels):
     assert chosen(kernels, interpret="1") == "interpreter"
 
 
-def python(source, **environment):
-    """The completed process of `source`, for which neither variable is set unless `environment` says so."""
-    variables = "TRITON_INTERPRET", "NORMREG_CPU_KERNELS"
-    inherited = {name: value for name, value in os.environ.items() if name not in variables}
-    command = [sys.executable, "-c", source]
-    return subprocess.run(command, cwd=ROOT, env=inherited | environment, capture_output=True, text=True)
-
-
 def error_of(source, **environment):
     """The last line that a process writes to stderr."""
-    return python(source, **environment).stderr.splitlines()[-1]
+    return programs.python(source, **environment).stderr.splitlines()[-1]
 
 
 def test_the_interpreter_by_this_variable_alone():
     source = "import normreg, torch; print(normreg.explain(normreg.LayerNorm(8), torch.randn(3, 8)))"
-    done = python(source, NORMREG_CPU_KERNELS="interpreter")
+    done = programs.python(source, NORMREG_CPU_KERNELS="interpreter")
     assert "1 call: 1 kernel (100 %)" in done.stdout, done.stderr
 
 
@@ -122,7 +112,7 @@ def test_what_asks_for_nothing_may_be_set(without_kernels, monkeypatch, setting,
 
 def test_what_a_notebook_sets_late():
     setting = "os.environ['TRITON_INTERPRET'] = '1'"
-    done = python(f"import os, torch, normreg; {setting}; normreg.Dropout()(torch.ones(3))")
+    done = programs.python(f"import os, torch, normreg; {setting}; normreg.Dropout()(torch.ones(3))")
     assert (done.returncode, LATE.format("TRITON_INTERPRET=1") in done.stderr) == (0, True), done.stderr
 
 

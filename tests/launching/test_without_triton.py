@@ -5,7 +5,6 @@ import os
 
 import programs
 import pytest
-from test_cpu_kernels import python
 
 BROKEN = "from . import part\nraise ImportError('libcuda.so.1: cannot open shared object file')\n"
 
@@ -35,7 +34,7 @@ def test_with_a_broken_triton(broken):
 )
 def test_kernels_that_are_asked_for_need_it(broken, setting):
     name, _, value = setting.partition("=")
-    error = python("import normreg", PYTHONPATH=broken, **{name: value}).stderr.splitlines()[-1]
+    error = programs.python("import normreg", PYTHONPATH=broken, **{name: value}).stderr.splitlines()[-1]
     assert error == (
         f"ImportError: {setting}: expected Triton to be installed, got: its import fails with libcuda.so.1: "
         f"cannot open shared object file: pip install triton, which there is for Linux, or unset {name}: "

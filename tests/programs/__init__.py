@@ -54,3 +54,11 @@ def compiling(name, *arguments, **environment):
     done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return done
+
+
+def python(source, **environment):
+    """The completed process of `source`, for which neither variable is set unless `environment` says so."""
+    variables = "TRITON_INTERPRET", "NORMREG_CPU_KERNELS"
+    inherited = {name: value for name, value in os.environ.items() if name not in variables}
+    command = [sys.executable, "-c", source]
+    return subprocess.run(command, cwd=ROOT, env=inherited | environment, capture_output=True, text=True)
