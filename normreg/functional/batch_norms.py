@@ -5,7 +5,7 @@ from typing import Any
 from torch import Tensor
 
 from normreg.functional import dispatch
-from normreg.functional.residual import check_can_be_added, residual_reason
+from normreg.functional.residual import check_broadcasts, check_can_be_added, residual_reason
 from normreg.ops import batch_norm as _batch_norm
 from normreg.ops import batch_norm_act as _batch_norm_act
 from normreg.ops.activations import activation_in_torch, check_activation
@@ -105,9 +105,10 @@ def batch_norm_act(
         negative_slope: slope of leaky_relu below 0.
 
     Returns a tensor of input's shape and dtype, channels-last where input is, else contiguous. Raises
-    ValueError for another act and for a residual that is no tensor of a floating-point dtype, and what
-    `batch_norm` and torch's sum raise. Where the kernel does not apply (`normreg.functional.dispatch`), as
-    for a residual of another shape or another such dtype, this is the equivalent below.
+    ValueError for another act and for a residual that is no tensor of a floating-point dtype or cannot be
+    added, TypeError for a negative_slope that is no number, and what `batch_norm` raises. Where the kernel
+    does not apply (`normreg.functional.dispatch`), as for a residual that is broadcast or has another such
+    dtype, this is the equivalent below.
 
     Equivalent::
 
@@ -117,7 +118,7 @@ def batch_norm_act(
     Sources: He et al., "Deep Residual Learning" (2015), arXiv 1512.03385;
     https://docs.pytorch.org/docs/stable/nn.functional.html
     """
-    check_activation(act)
+    check_activation(act, negative_slope)
     tracked = num_batches_tracked if training else None
     statistics, options = (running_mean, running_var), (training, momentum, eps)
     arguments = *statistics, weight, bias, *options, tracked
@@ -127,5 +128,6 @@ def batch_norm_act(
         )
     if residual is not None:
         check_can_be_added(residual)
+        check_broadcasts(input, residual)
     y = _batch_norm.in_torch(input, *arguments)
     return activation_in_torch(y if residual is None else y + residual, act, negative_slope)

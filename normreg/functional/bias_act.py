@@ -64,7 +64,7 @@ def bias_act_dropout(
 
     Source: Shoeybi et al., "Megatron-LM" (2019), arXiv 1909.08053, which fuses the same operations
     """
-    check_activation(act)
+    check_activation(act, negative_slope)
     if bias is not None and bias.shape != input.shape[-1:]:
         raise ValueError(
             f"expected a bias of shape {tuple(input.shape[-1:])}, got {tuple(bias.shape)}: it has one value "

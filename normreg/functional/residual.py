@@ -188,6 +188,24 @@ def check_can_be_added(residual: Any) -> None:
         )
 
 
+def check_broadcasts(x: Any, residual: Any) -> None:
+    """Refuses what torch would refuse to add, before anything has been computed."""
+    if not (type(x) in PLAIN and type(residual) in PLAIN) or x.is_nested or residual.is_nested:
+        return
+    if residual.device != x.device and residual.dim():
+        raise ValueError(
+            f"expected a residual on the input's device, {x.device}, got one on {residual.device}: move it "
+            f"by .to({str(x.device)!r})"
+        )
+    try:
+        torch.broadcast_shapes(x.shape, residual.shape)
+    except RuntimeError:
+        raise ValueError(
+            f"expected a residual of the input's shape {list(x.shape)}, or one that is broadcast to it, got "
+            f"{list(residual.shape)}: expand it first"
+        ) from None
+
+
 def check_scales(branch: Branch, scaled_shape: Sequence[int]) -> None:
     """Refuses scales that torch would broadcast in silence."""
     x, _, _, row_scale, layer_scale, _, _ = branch

@@ -76,7 +76,7 @@ def sync_batch_norm(
     Sources: Chan, Golub and LeVeque (1979); Peng et al., "MegDet" (2017), arXiv 1711.07240;
     https://docs.pytorch.org/docs/stable/generated/torch.nn.SyncBatchNorm.html
     """
-    check_activation(act)
+    check_activation(act, negative_slope)
     group = group_of(process_group)
     _check_tensors(input, residual, running_mean, running_var, weight, bias)
     if not torch.compiler.is_compiling():

@@ -56,7 +56,7 @@ class _BatchNormAct(_BatchNormForward):
         negative_slope: float = 0.01,
         bias: bool = True,
     ) -> None:
-        check_activation(act)
+        check_activation(act, negative_slope)
         if not isinstance(eps, (numbers.Real, Tensor)):
             raise TypeError(
                 f"expected eps, the second argument, to be a number, got {eps!r}: pass an activation "

@@ -88,7 +88,7 @@ class BiasActDropout(torch.nn.Module):
         device: Device = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        check_activation(act)
+        check_activation(act, negative_slope)
         super().__init__()
         self.num_features, self.act, self.negative_slope = num_features, act, negative_slope
         self.p = probability("p", p)

@@ -1,5 +1,7 @@
 """Activations and their derivatives in torch's operators, named in `normreg.kernels.device.activations`."""
 
+import numbers
+
 import torch
 import torch.nn.functional as F
 
@@ -29,11 +31,16 @@ DZ = {
 }
 
 
-def check_activation(act):
+def check_activation(act, negative_slope=0.01):
     if act not in TORCHS:
         raise ValueError(
             f"expected act to be None or one of {', '.join(NAMES)}, got {act!r}: "
             "use act=None and call the activation yourself"
+        )
+    if not isinstance(negative_slope, (numbers.Real, torch.Tensor)):
+        raise TypeError(
+            f"expected negative_slope to be a number, got {negative_slope!r}: it is leaky_relu's slope below "
+            f"0, such as 0.01"
         )
 
 

@@ -134,6 +134,13 @@ CALLS = {
     "dropout_add_rms_norm": lambda x, r: functional.dropout_add_rms_norm(x, r, (4,)),
 }
 LAST = {}
+CANNOT_BE_ADDED = {
+    "another shape": (lambda x: x[:, :3], r"shape \[6, 4\], or one that is broadcast to it, got \[6, 3\]"),
+    "another device": (
+        lambda x: torch.randn(6, 4, device="meta"),
+        "device, (cpu|cuda:0), got one on meta: move it",
+    ),
+}
 
 
 def running(x):
@@ -150,3 +157,22 @@ def test_bad_residuals(device, call, make, message):
         call(x, make(x))
     for mean_or_var, value in zip(LAST.get("running", ()), (0, 1)):
         assert (mean_or_var == value).all()
+
+
+@pytest.mark.parametrize(("make", "message"), CANNOT_BE_ADDED.values(), ids=CANNOT_BE_ADDED)
+@pytest.mark.parametrize("training", [True, False])
+def test_what_cannot_be_added_moves_no_statistics(device, training, make, message):
+    x = torch.randn(6, 4, device=device)
+    with pytest.raises(ValueError, match=message):
+        functional.batch_norm_act(x, **running(x), training=training, residual=make(x))
+    assert not LAST["running"][0].any()
+
+
+def test_a_slope_that_is_no_number_moves_no_statistics(device):
+    x = torch.randn(6, 4, device=device)
+    with pytest.raises(TypeError, match="expected negative_slope to be a number, got 'a'"):
+        functional.batch_norm_act(x, **running(x), training=True, act="leaky_relu", negative_slope="a")
+    assert not LAST["running"][0].any()
+    for layer in (normreg.BatchNormAct1d, normreg.BiasActDropout, normreg.SyncBatchNormAct):
+        with pytest.raises(TypeError, match="expected negative_slope to be a number, got None"):
+            layer(4, act="leaky_relu", negative_slope=None)
