@@ -67,8 +67,8 @@ def bias_act_dropout(
     check_activation(act, negative_slope)
     if bias is not None and bias.shape != input.shape[-1:]:
         raise ValueError(
-            f"expected a bias of shape {tuple(input.shape[-1:])}, got {tuple(bias.shape)}: it has one value "
-            "for each of the input's last dimension"
+            f"expected a bias of shape {tuple(input.shape[-1:])}, got {tuple(bias.shape)}: pass one "
+            f"with as many elements as the input's last dimension has"
         )
     if generator is not None:
         check_generator(input, generator)

@@ -21,7 +21,8 @@ def check_generator(input: Any, generator: Any) -> None:
         )
     if not isinstance(input, Tensor):
         raise TypeError(
-            f"expected a torch.Tensor to draw a mask for, got {type(input).__name__}: leave generator out"
+            f"expected a torch.Tensor to draw a mask for, got {type(input).__name__}: pass a tensor, as by "
+            f"torch.as_tensor(input)"
         )
     # a tensor on meta has no mask
     if input.device.type != "meta" and generator.device != input.device:
@@ -35,7 +36,7 @@ def check_drop_prob(drop_prob: Any) -> None:
     """Raises ValueError for a number outside [0, 1], which torch would name by 1 minus it."""
     if isinstance(drop_prob, (int, float)) and not 0 <= drop_prob <= 1:
         raise ValueError(
-            f"expected drop_prob to be between 0 and 1, got {drop_prob}: it is how probable a zero is, as 0.1"
+            f"expected drop_prob to be between 0 and 1, got {drop_prob}: it is a probability, such as 0.1"
         )
 
 

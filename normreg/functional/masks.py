@@ -63,7 +63,8 @@ def dropout_mask(function: Callable[..., Any], input: Tensor, *arguments: Any, *
     if function not in FUNCTIONS:
         raise ValueError(
             f"expected one of normreg.functional's {', '.join(f.__name__ for f in FUNCTIONS)}, got "
-            f"{function!r}: a layer's mask is that of the function that it calls"
+            f"{function!r}: pass the function itself, such as normreg.functional.dropout; a layer's mask is "
+            f"that of the function that it calls"
         )
     bound = inspect.signature(function).bind(input, *arguments, **options)
     bound.apply_defaults()

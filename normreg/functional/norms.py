@@ -16,6 +16,7 @@ from normreg.ops.group_norm import group_norm as _group_norm
 from normreg.ops.instance_norm import instance_norm as _instance_norm
 from normreg.ops.layer_norm import layer_norm as _layer_norm
 from normreg.ops.layer_norm_channels import layer_norm_channels as _layer_norm_channels
+from normreg.ops.operation import PLAIN
 from normreg.ops.rms_norm import rms_norm as _rms_norm
 
 
@@ -88,6 +89,8 @@ def layer_norm_channels(
     https://github.com/huggingface/pytorch-image-models/blob/main/timm/layers/norm.py
     """
     reason = dispatch.layer_norm_channels(input, weight, bias, eps)
+    if reason:
+        _check_channels(input, weight, bias)
     rows = input.movedim(1, -1)
     if reason:
         return layer_norm(rows, rows.shape[-1:], weight, bias, eps).movedim(-1, 1)
@@ -95,6 +98,24 @@ def layer_norm_channels(
     if rows.is_contiguous():
         return _layer_norm(rows, weight, bias, tuple(rows.shape[-1:]), eps, out_dtype).movedim(-1, 1)
     return _layer_norm_channels(input, weight, bias, eps, out_dtype)
+
+
+def _check_channels(input: Any, *parameters: Any) -> None:
+    """Says of channels what torch would say of rows."""
+    if isinstance(input, Tensor) and input.dim() < 2:
+        raise ValueError(
+            f"expected an (N, C, *) input, got {input.dim()} dimensions: add those that are missing, as by "
+            f"input.unsqueeze(0)"
+        )
+    if type(input) not in PLAIN or input.is_nested:
+        return
+    channels = input.shape[1]
+    for name, parameter in zip(("weight", "bias"), parameters):
+        if type(parameter) in PLAIN and parameter.shape != (channels,):
+            raise ValueError(
+                f"expected a {name} of shape ({channels},), one value for each channel of the input, got "
+                f"{tuple(parameter.shape)}: make the layer with num_channels={channels}"
+            )
 
 
 def rms_norm(

@@ -16,6 +16,10 @@ from normreg.ops import dropout as _dropout
 from normreg.ops import dropout_add as _dropout_add
 from normreg.ops.operation import PLAIN
 
+NO_TENSOR = (
+    "expected a residual that is a tensor, got {!r}: pass a tensor, such as torch.full_like(input, 3.0)"
+)
+
 
 class Branch(NamedTuple):
     """The end of a residual branch: z = residual + dropout(x) * row_scale * layer_scale."""
@@ -169,10 +173,12 @@ def residual_reason(x: Tensor, residual: Any) -> str | None:
 
 def check_residual(x: Tensor, residual: Any) -> None:
     """Refuses a residual that torch would broadcast in silence."""
-    if not isinstance(residual, Tensor) or residual.shape != x.shape:
-        got = list(residual.shape) if isinstance(residual, Tensor) else type(residual).__name__
+    if not isinstance(residual, Tensor):
+        raise ValueError(NO_TENSOR.format(residual))
+    if residual.shape != x.shape:
         raise ValueError(
-            f"expected a residual of the input's shape {list(x.shape)}, got {got}: expand it first"
+            f"expected a residual of the input's shape {list(x.shape)}, got {list(residual.shape)}: expand "
+            f"it first, as by residual.expand_as(input)"
         )
 
 
@@ -181,7 +187,7 @@ def check_can_be_added(residual: Any) -> None:
     if isinstance(residual, torch.fx.Proxy):
         return
     if not isinstance(residual, Tensor):
-        raise ValueError(f"expected a residual that is a tensor, got {residual!r}: add what is none yourself")
+        raise ValueError(NO_TENSOR.format(residual))
     if not residual.dtype.is_floating_point:
         raise ValueError(
             f"expected a residual of a floating-point dtype, got {residual.dtype}: convert it by .float()"
@@ -202,7 +208,7 @@ def check_broadcasts(x: Any, residual: Any) -> None:
     except RuntimeError:
         raise ValueError(
             f"expected a residual of the input's shape {list(x.shape)}, or one that is broadcast to it, got "
-            f"{list(residual.shape)}: expand it first"
+            f"{list(residual.shape)}: pass the output of a branch with as many channels and positions"
         ) from None
 
 
@@ -212,7 +218,7 @@ def check_scales(branch: Branch, scaled_shape: Sequence[int]) -> None:
     if layer_scale is not None and layer_scale.shape != scaled_shape:
         raise ValueError(
             f"expected layer_scale of shape {tuple(scaled_shape)}, got {tuple(layer_scale.shape)}: it "
-            "has one value for each element of a row"
+            "has one value for each element of a row; make it anew, as by torch.ones(input.shape[-1])"
         )
     if row_scale is None:
         return
@@ -220,7 +226,7 @@ def check_scales(branch: Branch, scaled_shape: Sequence[int]) -> None:
     if row_scale.dim() == 0 or row_scale.shape != leading[: row_scale.dim()]:
         raise ValueError(
             f"expected row_scale's shape to be {tuple(leading)} or the beginning of it, got "
-            f"{tuple(row_scale.shape)}: it has one value for each row or sample"
+            f"{tuple(row_scale.shape)}: pass one value for each row or sample"
         )
 
 

@@ -1,6 +1,7 @@
 """Checks of constructors that torch.nn does not have: each error says what to pass."""
 
 import functools
+import inspect
 import numbers
 from collections.abc import Callable
 from typing import Any, TypeVar, cast
@@ -17,8 +18,17 @@ def instead(**hints: str) -> Callable[[Constructor], Constructor]:
     """
 
     def decorate(constructor: Constructor) -> Constructor:
+        kinds = {name: p.kind for name, p in inspect.signature(constructor).parameters.items()}
+        by_position = sum(kind is inspect.Parameter.POSITIONAL_OR_KEYWORD for kind in kinds.values()) - 1
+        by_name = [name for name, kind in kinds.items() if kind is inspect.Parameter.KEYWORD_ONLY]
+
         @functools.wraps(constructor)
         def checked(self: Any, *arguments: Any, **options: Any) -> None:
+            if len(arguments) > by_position and by_name:
+                raise TypeError(
+                    f"{type(self).__name__} expected {by_position} of its arguments by position, got "
+                    f"{', '.join(map(repr, arguments))}: pass {', '.join(by_name)} by name"
+                )
             for name in options.keys() & hints.keys():
                 raise TypeError(
                     f"{type(self).__name__} expected arguments of its own, got {name}={options[name]!r}: "
@@ -36,6 +46,6 @@ def probability(name: str, p: Any) -> Any:
     is_number = isinstance(p, numbers.Real) or (isinstance(p, Tensor) and p.numel() == 1)
     if not is_number or not 0 <= p <= 1:  # NaN, too
         raise ValueError(
-            f"expected {name} to be a number between 0 and 1, got {p!r}: it is how probable a zero is, as 0.1"
+            f"expected {name} to be a number between 0 and 1, got {p!r}: it is a probability, such as 0.1"
         )
     return p

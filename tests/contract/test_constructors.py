@@ -26,7 +26,7 @@ every_probability = pytest.mark.parametrize(("make", "name"), PROBABILITIES.valu
 )
 def test_bad_probabilities_are_refused_at_construction(make, name, p):
     with pytest.raises(
-        ValueError, match=rf"expected {name} to be a number between 0 and 1, got .*: it is how"
+        ValueError, match=rf"expected {name} to be a number between 0 and 1, got .*: it is a probability"
     ):
         make(p)
 

@@ -42,7 +42,9 @@ def test_a_layer_of_normregs_is_left_alone_by_itself():
 
 
 @pytest.mark.parametrize(
-    "duplicate", [copy.deepcopy, copy.copy, lambda m: pickle.loads(pickle.dumps(m))], ids=str
+    "duplicate",
+    [copy.deepcopy, copy.copy, lambda m: pickle.loads(pickle.dumps(m))],
+    ids=["deepcopy", "copy", "pickle"],
 )
 def test_copies_know_what_was_replaced(duplicate):
     model = nn.Sequential(nn.LayerNorm(4), normreg.LayerNorm(4))
@@ -59,7 +61,7 @@ def test_copies_know_what_was_replaced(duplicate):
         (dict(exclude=["stem.*", lambda name, module: name.startswith("groups")]), None),
         (dict(include=lambda name, module: False), set()),
     ],
-    ids=str,
+    ids=["a pattern", "a class", "both", "several", "nothing"],
 )
 def test_include_and_exclude(device, options, restored):
     if restored is None:

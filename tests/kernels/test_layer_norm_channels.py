@@ -176,8 +176,13 @@ def test_where_the_kernel_does_not_apply(device, launches):
     x = torch.randn(2, 4, 3, device=device)
     empty = normreg.functional.layer_norm_channels(x[:0])
     assert empty.shape == (0, 4, 3)
-    with pytest.raises(RuntimeError, match="weight"):
+    message = (
+        r"a weight of shape \(4,\), one value for each channel of the input, got \(5,\): make the layer with"
+    )
+    with pytest.raises(ValueError, match=message):
         normreg.functional.layer_norm_channels(x, x.new_ones(5))
+    with pytest.raises(ValueError, match=r"expected an \(N, C, \*\) input, got 1 dimensions"):
+        normreg.functional.layer_norm_channels(x[0, 0])
     assert launches == []
 
 
