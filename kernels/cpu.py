@@ -23,7 +23,10 @@ def _chosen() -> tuple[str | None, str | None]:
     """What runs kernels on tensors of the CPU, and why Triton cannot be imported."""
     chosen = os.environ.get(VARIABLE) or "none"
     if chosen not in CHOICES:
-        raise ValueError(f"{VARIABLE}: expected one of {', '.join(CHOICES)}, got {chosen!r}")
+        raise ValueError(
+            f"{VARIABLE}: expected one of {', '.join(CHOICES)}, got {chosen!r}: set one of "
+            f"these, or unset it for none"
+        )
     if chosen == "interpreter":
         os.environ["TRITON_INTERPRET"] = "1"  # read where kernels are defined, Triton's own at its import
     try:

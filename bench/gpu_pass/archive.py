@@ -19,7 +19,9 @@ def unpack(archive, results):
             with tarfile.open(archive) as packed:
                 packed.extractall(folder, filter="data")
         except (OSError, tarfile.TarError) as error:
-            sys.exit(f"{archive}: expected the results.tgz of a machine; {type(error).__name__}: {error}")
+            sys.exit(
+                f"{archive}: expected a results.tgz as `make gpu` writes; {type(error).__name__}: {error}"
+            )
         files = sorted(path for path in Path(folder).rglob("*") if path.is_file())
         relative = [path.relative_to(folder) for path in files]
         strays = [str(path) for path in relative if len(path.parts) == 1]

@@ -20,6 +20,11 @@ def group_of(process_group: Any) -> Any:
         raise ValueError(
             "expected a process group of this rank, got one it is not in: pass each rank its own group"
         )
+    if not isinstance(process_group, dist.ProcessGroup):
+        raise TypeError(
+            f"expected a torch.distributed.ProcessGroup or None for all ranks, got {process_group!r}: make "
+            f"one by torch.distributed.new_group(ranks)"
+        )
     return process_group
 
 

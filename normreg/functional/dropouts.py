@@ -36,7 +36,7 @@ def check_drop_prob(drop_prob: Any) -> None:
     """Raises ValueError for a number outside [0, 1], which torch would name by 1 minus it."""
     if isinstance(drop_prob, (int, float)) and not 0 <= drop_prob <= 1:
         raise ValueError(
-            f"expected drop_prob to be between 0 and 1, got {drop_prob}: it is a probability, such as 0.1"
+            f"expected drop_prob to be between 0 and 1, got {drop_prob}: pass a probability, such as 0.1"
         )
 
 

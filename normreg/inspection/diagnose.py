@@ -19,8 +19,9 @@ def _projection(output: Any, without: str) -> torch.Tensor:
     if not found:
         raise ValueError(
             f"expected the model to return a floating-point tensor that requires a gradient, or several, got "
-            f"{type(output).__name__}{without and f' ({without}, ran without gradients)'}: pass loss=, a "
-            f"function of the output, and parameters or inputs that require a gradient"
+            f"{type(output).__name__} without one{without and f' ({without}, ran without gradients)'}: "
+            f"unfreeze parameters by requires_grad_(True) or give an input that requires a gradient; of an "
+            f"output that holds its tensors out of sight, pass loss="
         )
     generator = torch.Generator("cpu").manual_seed(0)
     like: Any = dict(dtype=torch.float32, device="cpu", generator=generator)
@@ -69,8 +70,8 @@ def _check(loss: Any, vanishing: Any, exploding: Any, dead: Any) -> None:
     for name, (number, least, most) in ranges.items():
         if not isinstance(number, (int, float)) or not least < number <= most:
             raise ValueError(
-                f"expected {name} to be a number above {least} and at most {most}, got {number!r}: leave it "
-                f"out for the usual limit"
+                f"expected {name} to be a number above {least} and at most {most}, got {number!r}: it is the "
+                f"limit from which a layer is flagged; leave it out for the usual one"
             )
 
 

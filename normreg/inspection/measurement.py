@@ -134,9 +134,9 @@ class Measurements(Observer):
                 continue
             if y.is_meta:
                 raise ValueError(
-                    f"expected tensors with values, got one on the meta device from {name}, a "
-                    f"{class_name(type(module))}: move the model to a device with model.to_empty, initialise "
-                    "it, and give it inputs there"
+                    f"expected tensors with values, got one on the meta device from layer {name!r}, a "
+                    f"{class_name(type(module))}: move the model to a device by model.to_empty(...), "
+                    f"initialise it, and give it inputs there"
                 )
             moments = Moments.of_batch_norm(module, y) if _knows_its_output(module, y) else Moments.of(y)
             row = Row(name + keystr(path), class_name(type(module)), y, moments)

@@ -106,7 +106,15 @@ def _of_thawed(cls: type, find: Callable[[type], type | None]) -> type | None:
 
 
 def as_before(module: torch.nn.Module, *inputs: Any, **options: Any) -> Any:
-    """Calls the forward of the class that `replace` found."""
+    """Calls the forward of the class that `replace` found.
+
+    Raises TypeError for a layer whose forward `replace` did not change by a registered function.
+    """
+    if not isinstance(module, Foreign):
+        raise TypeError(
+            f"expected a layer of another library that normreg.replace has changed, got a "
+            f"{class_name(type(module))}: call as_before in functions that register_layer decorates"
+        )
     return type(module).original.forward(module, *inputs, **options)  # type: ignore[attr-defined]
 
 
@@ -143,7 +151,10 @@ def register_layer(*classes: type | str) -> Callable[[Forward], Forward]:
 
     def register(forward: Forward) -> Forward:
         if not callable(forward):
-            raise TypeError(f"expected a function (module, *inputs), got {forward!r}: decorate a function")
+            raise TypeError(
+                f"expected a function (module, *inputs) that computes the layer, got {forward!r}: write "
+                f"@register_layer(...) above its def"
+            )
         FORWARDS.update(dict.fromkeys(paths, forward))
         return forward
 

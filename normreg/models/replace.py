@@ -69,7 +69,7 @@ def replace(
     """
     layers = [(name, module) for name, module in named_modules(model) if is_known(module)]
     cpu.warn_of_late_variables()
-    patterns = checked(None if isinstance(fuse, bool) else fuse)
+    patterns = checked(None if isinstance(fuse, bool) else fuse, "fuse=True for all")
     unwanted = why_not_chosen(layers, include, exclude)
 
     def why_left(name: str, module: nn.Module) -> str | None:

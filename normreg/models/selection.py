@@ -2,6 +2,7 @@
 
 import difflib
 import fnmatch
+import inspect
 import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from normreg.models.naming import counted, path_of, summary_of
+from normreg.models.naming import counted, summary_of
 from normreg.models.registry import COUNTERPARTS, OURS, class_name, counterpart, original
 from normreg.nn.frozen import thawed
 
@@ -48,19 +49,19 @@ def _check(argument: str, selector: Any, layers: Sequence[Named], known: str) ->
     if not isinstance(selector, str | type) and not callable(selector):
         raise TypeError(
             f"expected {argument} to be a pattern of names, a class, a function (name, module) -> bool, or a "
-            f"list of these, got {selector!r}: pass such as 'encoder.*', torch.nn.LayerNorm or "
-            f"lambda name, module: True"
+            f"list of these, got {selector!r}: pass for example 'encoder.*' or torch.nn.LayerNorm"
         )
     if callable(selector) and not isinstance(selector, type):
+        _check_binds(argument, selector)
         return  # may say no to everything
     if any(_chooses(selector, name, module) for name, module in layers):
         return
     names, classes = [name for name, _ in layers], [*dict.fromkeys(type(module) for _, module in layers)]
     if not layers:
-        got, remedy = f"and the model has no layer {known}", f"leave {argument} out"
+        got, remedy = f"and the model has no layer {known}", "see that it is the model that you mean"
     elif isinstance(selector, type):
-        got = f"and there is none of {path_of(selector)} among the {counted(layers)} {known}"
-        remedy = f"they are {summary_of(map(class_name, classes))}"
+        got = f"and there is no {class_name(selector)} among the {counted(layers)} {known}"
+        remedy = f"choose among {summary_of(map(class_name, classes))}"
     elif named := [cls for cls in classes if fnmatch.fnmatchcase(cls.__name__, selector)]:
         got = f"and {selector!r} is the name of a class; strings are patterns of the names of modules"
         remedy = f"pass the class, {argument}={class_name(named[0])}, or names such as {names[0]!r}"
@@ -68,9 +69,22 @@ def _check(argument: str, selector: Any, layers: Sequence[Named], known: str) ->
         got = f"and {selector!r} matches none of the names of the {counted(layers)} {known}"
         inside = any(name.startswith(f"{selector}.") for name in names)
         near = difflib.get_close_matches(selector, names, n=3)
-        those = f"{'the nearest are' if near else 'try such as'} {', '.join(map(repr, near or names[:3]))}"
+        which = "the nearest are" if near else "there are for example"
+        those = f"{which} {', '.join(map(repr, near or names[:3]))}"
         remedy = f"{selector}.* has those inside it" if inside else those
     raise ValueError(f"expected {argument} to choose some layer {known}, {got}: {remedy}")
+
+
+def _check_binds(argument: str, function: Callable[..., Any]) -> None:
+    try:
+        inspect.signature(function).bind("name", torch.nn.Identity())
+    except TypeError as wrong:
+        raise TypeError(
+            f"expected {argument} to be a function of a name and a module, got one that is not ({wrong}): "
+            f"write lambda name, module: ..."
+        ) from None
+    except ValueError:  # it has no signature
+        pass
 
 
 def _select(argument: str, given: Selection, layers: Sequence[Named], known: str) -> set[str]:

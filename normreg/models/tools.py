@@ -33,8 +33,8 @@ def register_with(tool: str) -> int:
     """
     if tool not in TOOLS:
         raise ValueError(
-            f"expected a tool that takes rules for further classes, {' or '.join(map(repr, TOOLS))}, got "
-            f"{tool!r}: call other tools in `with normreg.restored(model):`"
+            f"expected {' or '.join(map(repr, TOOLS))}, got {tool!r}: call any other tool in `with "
+            f"normreg.restored(model):`, where the model has torch.nn's layers"
         )
     try:
         extend = TOOLS[tool]

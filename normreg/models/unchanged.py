@@ -106,8 +106,8 @@ def check_runs(model: Any, inputs: Sequence[Any], options: Mapping[str, Any], ca
         lazy: Any = module
         if isinstance(module, LazyModuleMixin) and lazy.has_uninitialized_params():
             raise ValueError(
-                f"expected a model whose parameters exist, got {name or ROOT}, a {class_name(type(module))}, "
-                f"which its first call completes: call the model once before {call}"
+                f"expected a model whose parameters exist, and those of {name or ROOT}, a "
+                f"{class_name(type(module))}, are made by its first call: call model(x) once before {call}"
             )
     try:
         signature = inspect.signature(model.forward)
@@ -117,8 +117,8 @@ def check_runs(model: Any, inputs: Sequence[Any], options: Mapping[str, Any], ca
         signature.bind(*inputs, **options)
     except TypeError as wrong:
         raise TypeError(
-            f"expected the inputs that {class_name(type(model))} is called with, got others ({wrong}): "
-            f"give all of them, as in {call}"
+            f"expected the inputs that {class_name(type(model))} is called with, and these are not "
+            f"({wrong}): give what model(...) is given, as in {call}"
         ) from None
 
 

@@ -31,7 +31,7 @@ def instead(**hints: str) -> Callable[[Constructor], Constructor]:
                 )
             for name in options.keys() & hints.keys():
                 raise TypeError(
-                    f"{type(self).__name__} expected arguments of its own, got {name}={options[name]!r}: "
+                    f"{type(self).__name__} has no argument {name}, got {name}={options[name]!r}: "
                     f"{hints[name].format(repr(options[name]))}"
                 )
             constructor(self, *arguments, **options)
@@ -46,6 +46,6 @@ def probability(name: str, p: Any) -> Any:
     is_number = isinstance(p, numbers.Real) or (isinstance(p, Tensor) and p.numel() == 1)
     if not is_number or not 0 <= p <= 1:  # NaN, too
         raise ValueError(
-            f"expected {name} to be a number between 0 and 1, got {p!r}: it is a probability, such as 0.1"
+            f"expected {name} to be a number between 0 and 1, got {p!r}: pass a probability, such as 0.1"
         )
     return p

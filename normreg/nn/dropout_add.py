@@ -72,7 +72,7 @@ class BiasActDropout(torch.nn.Module):
     """
 
     @instead(
-        bias="leave it out, the layer has one of num_features elements: load it with load_state_dict",
+        bias="leave it out; the layer always has a bias, which load_state_dict sets",
         dropout="pass p={}",
         drop_prob="pass p={}",
         activation="pass act=, the name of the activation",

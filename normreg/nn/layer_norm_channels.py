@@ -38,9 +38,11 @@ class _LayerNormChannels(torch.nn.LayerNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         if x.dim() != self.dimensions:
+            no_batch = x.dim() == self.dimensions - 1
+            remedy = "add the batch with x.unsqueeze(0)" if no_batch else "of (N, C), take LayerNorm"
             raise ValueError(
-                f"{type(self).__name__} expected an (N, C, *) input of {self.dimensions} dimensions, got "
-                f"{x.dim()}: use the layer for that many, or add the batch with x.unsqueeze(0)"
+                f"{type(self).__name__} expected an input of {self.dimensions} dimensions, (N, C, *), got "
+                f"shape {list(x.shape)}: {remedy}"
             )
         return functional.layer_norm_channels(x, self.weight, self.bias, self.eps)
 

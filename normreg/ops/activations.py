@@ -35,7 +35,7 @@ def check_activation(act, negative_slope=0.01):
     if act not in TORCHS:
         raise ValueError(
             f"expected act to be None or one of {', '.join(NAMES)}, got {act!r}: "
-            "use act=None and call the activation yourself"
+            f"use {'silu, which is swish' if act == 'swish' else 'act=None and call the activation yourself'}"
         )
     if not isinstance(negative_slope, (numbers.Real, torch.Tensor)):
         raise TypeError(

@@ -21,6 +21,11 @@ def call(model: torch.nn.Module, batch: Any) -> None:
                 f"{type(batch).__name__}: pass forward=, a function (model, batch)"
             )
         batch = batch[0]
+    if isinstance(batch, (str, bytes)):
+        raise TypeError(
+            f"expected batches of tensors, got {batch!r}: let the loader make these, or pass forward=, a "
+            f"function (model, batch)"
+        )
     named = isinstance(batch, Mapping)
     inputs, options = ((), dict(batch)) if named else ((batch,), {})
     try:
@@ -28,10 +33,11 @@ def call(model: torch.nn.Module, batch: Any) -> None:
     except ValueError:  # it has no signature
         pass
     except TypeError as wrong:
-        got = f"a mapping of {', '.join(map(str, options))}" if named else f"one {type(batch).__name__}"
+        got = f"mappings with the keys {[*options]}" if named else type(batch).__name__
+        key = repr(next(iter(options), "x")) if named else "0"
         raise TypeError(
             f"expected batches that {class_name(type(model))} can be called with, got {got} ({wrong}): pass "
-            f"forward=, a function (model, batch)"
+            f"for example forward=lambda model, batch: model(batch[{key}])"
         ) from None
     model(*inputs, **options)
 

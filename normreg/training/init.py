@@ -285,6 +285,6 @@ def zero_residual_(
     if not (rules.changed or rules.skipped):
         raise ValueError(
             f"expected residual blocks of {', '.join(map(class_name, classes))}, the model has none: "
-            f"pass the class of its blocks"
+            f"pass the class of its blocks, which print(model) shows"
         )
     return rules.report()

@@ -61,7 +61,9 @@ def register_no_decay(cls: ModuleClass) -> ModuleClass:
     Raises TypeError where `cls` is not a subclass of torch.nn.Module.
     """
     if not is_module_class(cls):
-        raise TypeError(f"expected a subclass of torch.nn.Module, got {cls!r}: register a class, not a layer")
+        raise TypeError(
+            f"expected a subclass of torch.nn.Module, got {cls!r}: pass the class, as in type(layer)"
+        )
     _registered.add(cls)
     return cls
 

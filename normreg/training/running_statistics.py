@@ -15,7 +15,7 @@ import torch
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.lazy import LazyModuleMixin
 
-from normreg.models.checks import check_is_module
+from normreg.models.checks import check_is_module, named_modules
 from normreg.nn.frozen import freeze, is_frozen, training_flag, unfreeze
 from normreg.training.batches import call, moved
 
@@ -184,6 +184,7 @@ def recalibrate_batch_norm(
             f"expected loader to be an iterable of batches, got {type(loader).__name__}: pass a "
             f"DataLoader, or a list of batches"
         )
+    names = {module: name for name, module in named_modules(model)}
     moving = [layer for layer in layers if layer.track_running_stats and not is_frozen(layer)]
     flags = [(module, training_flag(module)) for module in model.modules()]
     momenta = [(layer, layer.momentum) for layer in moving]
@@ -207,7 +208,7 @@ def recalibrate_batch_norm(
             statistics: list[Any] = [layer.running_mean, layer.running_var]
             if not all(statistic.isfinite().all() for statistic in statistics):
                 raise ValueError(
-                    f"expected batches that give finite statistics, got others for {layer}: "
+                    f"expected batches that give finite statistics, got nan or inf for {names[layer]}: "
                     "look for nan, inf or a single value per channel in the loader"
                 )
     except BaseException:

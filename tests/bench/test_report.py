@@ -273,7 +273,7 @@ def test_archives_of_something_else_are_refused(tmp_path, pack, files, why):
 
 def test_what_is_no_archive_is_refused(tmp_path):
     (tmp_path / "results.tgz").write_text("not one")
-    with pytest.raises(SystemExit, match=r"expected the results.tgz of a machine; ReadError"):
+    with pytest.raises(SystemExit, match=r"expected a results.tgz as `make gpu` writes; ReadError"):
         archive.unpack(tmp_path / "results.tgz", tmp_path)
     with pytest.raises(SystemExit, match="FileNotFoundError"):
         archive.unpack(tmp_path / "none.tgz", tmp_path)

@@ -26,7 +26,7 @@ every_probability = pytest.mark.parametrize(("make", "name"), PROBABILITIES.valu
 )
 def test_bad_probabilities_are_refused_at_construction(make, name, p):
     with pytest.raises(
-        ValueError, match=rf"expected {name} to be a number between 0 and 1, got .*: it is a probability"
+        ValueError, match=rf"expected {name} to be a number between 0 and 1, got .*: pass a probability"
     ):
         make(p)
 
@@ -74,7 +74,7 @@ OTHER_NAMES = {
     "DropoutAddLayerNorm(7, affine=False)": "pass elementwise_affine=False",
     "DropoutAddRMSNorm(7, dropout_p=0.1)": r"pass p=0\.1",
     "DropoutAddRMSNorm(7, bias=False)": "an RMSNorm has none",
-    "BiasActDropout(7, bias=True)": "leave it out, the layer has one",
+    "BiasActDropout(7, bias=True)": "leave it out; the layer always has a bias",
     "BiasActDropout(7, dropout=0.1)": r"pass p=0\.1",
 }
 
@@ -82,7 +82,7 @@ OTHER_NAMES = {
 @pytest.mark.parametrize(("call", "message"), OTHER_NAMES.items(), ids=OTHER_NAMES)
 def test_names_of_other_layers(call, message):
     name = call.partition("(")[0]
-    with pytest.raises(TypeError, match=rf"^{name} expected arguments of its own, got .*{message}"):
+    with pytest.raises(TypeError, match=rf"^{name} has no argument .*{message}"):
         eval(f"normreg.{call}")
 
 

@@ -213,14 +213,12 @@ def test_reentrant_checkpointing_is_named(device):
 def test_a_checkpoint_without_gradients_is_named(device):
     model, x = Checkpointed(use_reentrant=True).to(device), torch.randn(5, 6, device=device)
     model.first = nn.Identity()
-    message = r"that requires a gradient, or several, got Tensor \(inner, a torch.nn.Sequential, ran without"
+    message = r"a gradient, or several, got Tensor without one \(inner, a torch.nn.Sequential, ran without"
     with pytest.raises(ValueError, match=message):
         normreg.diagnose(model, x)
 
 
 def test_a_model_without_values_is_named():
-    message = (
-        "expected tensors with values, got one on the meta device from 0, a torch.nn.Linear: move the model"
-    )
+    message = "expected tensors with values, got one on the meta device from layer '0', a torch.nn.Linear"
     with torch.device("meta"), pytest.raises(ValueError, match=f"^{message}"):
         normreg.diagnose(network(), torch.ones(3, 6))

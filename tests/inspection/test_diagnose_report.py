@@ -135,7 +135,12 @@ W = torch.ones(1)
 @pytest.mark.parametrize(
     ("inputs", "options", "error", "message"),
     [
-        ((), {}, TypeError, r"inputs that torch.nn.Linear is called with, got others .*diagnose\(model, x\)"),
+        (
+            (),
+            {},
+            TypeError,
+            r"inputs that torch.nn.Linear is called with, and these are not .*diagnose\(model, x\)",
+        ),
         ((2,), dict(loss=W), TypeError, "loss to be a function of the model's output, got Tensor: pass"),
         (
             (2,),
@@ -145,7 +150,12 @@ W = torch.ones(1)
         ),
         ((2,), dict(loss=lambda y: 1.0), ValueError, "requires a gradient, got float: pass such as loss="),
         ((2,), dict(loss=lambda y: y.sum().detach()), ValueError, r"shape \[\] without a gradient: pass"),
-        ((2,), dict(vanishing=2), ValueError, "vanishing to be a number above 0 and at most 1, got 2: leave"),
+        (
+            (2,),
+            dict(vanishing=2),
+            ValueError,
+            "vanishing to be a number above 0 and at most 1, got 2: it is the limit",
+        ),
         ((2,), dict(exploding=math.nan), ValueError, "exploding to be a number above 1 .*got nan"),
         ((2,), dict(dead="all"), ValueError, "dead to be a number above 0 and at most 1, got 'all'"),
     ],
@@ -158,5 +168,5 @@ def test_errors(inputs, options, error, message):
 def test_errors_of_models():
     with pytest.raises(TypeError, match=r"expected a torch\.nn\.Module, got Tensor"):
         normreg.diagnose(torch.ones(2))
-    with pytest.raises(ValueError, match="call the model once before diagnose"):
+    with pytest.raises(ValueError, match=r"call model\(x\) once before diagnose"):
         normreg.diagnose(nn.LazyLinear(3), torch.ones(2, 2))

@@ -175,8 +175,8 @@ def test_wrong_arguments(device):
         with pytest.raises(TypeError, match=message(text.format(got))):
             normreg.explain(wrong, x)
     text = (
-        "expected the inputs that normreg.LayerNorm is called with, got others ({}): give all of them, as "
-        "in explain(model, x)"
+        "expected the inputs that normreg.LayerNorm is called with, and these are not ({}): give what "
+        "model(...) is given, as in explain(model, x)"
     )
     for inputs, options, what in (
         ((), {}, "missing a required argument: 'input'"),
@@ -186,8 +186,8 @@ def test_wrong_arguments(device):
         with pytest.raises(TypeError, match=message(text.format(what))):
             normreg.explain(normreg.LayerNorm(4), *inputs, **options)
     text = (
-        "expected a model whose parameters exist, got 0, a torch.nn.LazyBatchNorm1d, which its first call "
-        "completes: call the model once before explain(model, x)"
+        "expected a model whose parameters exist, and those of 0, a torch.nn.LazyBatchNorm1d, are made by "
+        "its first call: call model(x) once before explain(model, x)"
     )
     with pytest.raises(ValueError, match=message(text)):
         normreg.explain(nn.Sequential(nn.LazyBatchNorm1d()), x)

@@ -161,7 +161,7 @@ def test_layers(device, dimensions):
     torch.testing.assert_close(plain(x), F.layer_norm(x.movedim(1, -1), (6,), eps=1e-3).movedim(-1, 1))
     assert torch.equal(copy.deepcopy(layer)(x), layer(x))
     with pytest.raises(
-        ValueError, match=rf"expected an \(N, C, \*\) input of {dimensions} dimensions, got 2"
+        ValueError, match=rf"expected an input of {dimensions} dimensions, \(N, C, \*\), got shape \[2, "
     ):
         layer(x.flatten(1))
 

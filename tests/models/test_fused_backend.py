@@ -113,7 +113,8 @@ def test_an_unknown_pattern_is_refused(device, given):
     model = PostNorm().to(device)
     for function in (lambda: normreg.fused(patterns=given), lambda: normreg.replace(model, fuse=given)):
         with pytest.raises(
-            ValueError, match=r"expected patterns among batch_norm_act, .* got '(layer_norm|relu|batch)"
+            ValueError,
+            match=r"expected names of what can be fused, batch_norm_act, .* got '(layer_norm|relu|batch)",
         ):
             function()
     assert type(model.norm1) is nn.LayerNorm

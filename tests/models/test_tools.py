@@ -143,7 +143,7 @@ def test_a_rule_of_the_users_own_stays(opacus):
 
 def test_tools_that_cannot_be_told(opacus, monkeypatch):
     with pytest.raises(
-        ValueError, match=r"'opacus' or 'torch.ao', got 'onnx': call other tools in `with norm"
+        ValueError, match=r"'opacus' or 'torch.ao', got 'onnx': call any other tool in `with norm"
     ):
         normreg.register_with("onnx")
     monkeypatch.delattr(Validator, "FIXERS")

@@ -92,10 +92,18 @@ BAD = {
     "another name": (
         {"x": torch.ones(5, 3, 2, 2)},
         TypeError,
-        r"test_batches\.Model .* a mapping of x \(.*forward=",
+        r"test_batches\.Model .* mappings with the keys \['x'\] \(.*forward=",
     ),
-    "no name": ({3: torch.ones(5, 3, 2, 2)}, TypeError, r"a mapping of 3 \(.*forward=, a function"),
-    "an empty mapping": ({}, TypeError, r"missing a required argument: 'pixel_values'\): pass forward="),
+    "no name": (
+        {3: torch.ones(5, 3, 2, 2)},
+        TypeError,
+        r"mappings with the keys \[3\] \(.*forward=lambda model, batch: model\(batch\[3\]\)",
+    ),
+    "an empty mapping": (
+        {},
+        TypeError,
+        r"missing a required argument: 'pixel_values'\): pass for example forward=",
+    ),
     "an empty list": ([], ValueError, r"got an empty list: pass forward="),
 }
 

@@ -116,7 +116,9 @@ def test_registered_classes(monkeypatch):
         pass
 
     assert split(torch.nn.Sequential(Registered(), Owner())) == (["1.weight"], ["0.weight"])
-    with pytest.raises(TypeError, match=r"expected a subclass of torch\.nn\.Module, got Owner.*not a layer"):
+    with pytest.raises(
+        TypeError, match=r"expected a subclass of torch\.nn\.Module, got Owner.*as in type\(layer\)"
+    ):
         normreg.register_no_decay(Owner())
 
 

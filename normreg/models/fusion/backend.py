@@ -107,14 +107,17 @@ def backend_of(
     return backend
 
 
-def checked(patterns: str | Sequence[str] | None) -> tuple[str, ...]:
-    """The names of patterns, all for None; raises ValueError for an unknown one."""
+def checked(patterns: str | Sequence[str] | None, for_all: str) -> tuple[str, ...]:
+    """The names of patterns, all for None; raises ValueError for an unknown one.
+
+    for_all: what the caller is to give for all of them, for the error.
+    """
     names = PATTERNS if patterns is None else (patterns,) if isinstance(patterns, str) else tuple(patterns)
     for name in names:
         if name not in PATTERNS:
             raise ValueError(
-                f"expected patterns among {', '.join(PATTERNS)}, got {name!r}: name the functions of "
-                "normreg.functional that are to be called, or leave patterns out (fuse=True) for all"
+                f"expected names of what can be fused, {', '.join(PATTERNS)}, got {name!r}: give some of "
+                f"these, or {for_all}"
             )
     return names
 
@@ -141,7 +144,7 @@ def fused(backend: Any = None, patterns: str | Sequence[str] | None = None) -> B
         model = torch.compile(model, backend="normreg")     # where normreg is installed: normreg.fused()
     """
     _check_backend(backend)
-    return backend_of(backend, checked(patterns), True, frozenset())
+    return backend_of(backend, checked(patterns, "leave patterns out for all"), True, frozenset())
 
 
 def _check_backend(backend: Any) -> None:
