@@ -176,9 +176,11 @@ def check_residual(x: Tensor, residual: Any) -> None:
     if not isinstance(residual, Tensor):
         raise ValueError(NO_TENSOR.format(residual))
     if residual.shape != x.shape:
+        sizes = zip(residual.shape[::-1], x.shape[::-1])
+        expands = residual.dim() <= x.dim() and all(own in (1, size) for own, size in sizes)
+        remedy = "expand it first, by residual.expand_as(input)" if expands else "pass one of that shape"
         raise ValueError(
-            f"expected a residual of the input's shape {list(x.shape)}, got {list(residual.shape)}: expand "
-            f"it first, as by residual.expand_as(input)"
+            f"expected a residual of the input's shape {list(x.shape)}, got {list(residual.shape)}: {remedy}"
         )
 
 

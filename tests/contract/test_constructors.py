@@ -176,3 +176,12 @@ def test_a_slope_that_is_no_number_moves_no_statistics(device):
     for layer in (normreg.BatchNormAct1d, normreg.BiasActDropout, normreg.SyncBatchNormAct):
         with pytest.raises(TypeError, match="expected negative_slope to be a number, got None"):
             layer(4, act="leaky_relu", negative_slope=None)
+
+
+@pytest.mark.parametrize(
+    ("shape", "remedy"),
+    [((4,), "expand it first"), ((6, 1), "expand it first"), ((2, 4), "pass one of that")],
+)
+def test_only_what_expands_is_to_be_expanded(device, shape, remedy):
+    with pytest.raises(ValueError, match=remedy):
+        functional.dropout_add(torch.ones(6, 4, device=device), torch.ones(shape, device=device))

@@ -175,7 +175,7 @@ def test_errors(device, norm):
     fused = NORMS[norm][0]
     x = torch.randn(2, 4, 8, device=device)
     with pytest.raises(
-        ValueError, match=r"expected a residual of the input's shape \[2, 4, 8\], got \[8\]: expand"
+        ValueError, match=r"expected a residual of the input's shape \[2, 4, 8\], got \[8\]: expand it"
     ):
         fused(x, x[0, 0], (8,))
     with pytest.raises(ValueError, match=r"expected layer_scale of shape \(8,\), got \(1,\)"):
