@@ -112,7 +112,7 @@ def _with_fusions(report: Report, model: nn.Module, backend: Backend, example_in
     if example_inputs is None:
         return _with_note(report)
     inputs, options = _arguments(example_inputs)
-    check_runs(model, inputs, options, "replace(model, fuse=True, example_inputs=(x, mask))")
+    check_runs(model, inputs, options, "replace(model, fuse=True, example_inputs=(x,))")
     fused, not_fused = calls.patterns_of(model, inputs, options)
     notes = report.notes if fused else ("nothing is fused in a call with these inputs", *report.notes)
     return dataclasses.replace(report, fused=fused, not_fused=not_fused, notes=notes)

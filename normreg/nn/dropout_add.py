@@ -72,7 +72,7 @@ class BiasActDropout(torch.nn.Module):
     """
 
     @instead(
-        bias="leave it out; the layer always has a bias, which load_state_dict sets",
+        bias="leave it out, or call normreg.functional.bias_act_dropout, which takes None for no bias",
         dropout="pass p={}",
         drop_prob="pass p={}",
         activation="pass act=, the name of the activation",

@@ -103,8 +103,8 @@ class SyncBatchNorm(_BatchNormForward, _BatchNorm):
             if isinstance(layer, _BatchNorm) and _synchronized(layer) is None:
                 raise TypeError(
                     f"expected layers that are nothing but torch.nn's or normreg's BatchNorm, got "
-                    f"{type(layer).__name__} at {name or '(the model itself)'!r}: convert it yourself "
-                    f"before, or leave it out"
+                    f"{type(layer).__name__} at {name or '(the model itself)'!r}: put a "
+                    f"normreg.SyncBatchNorm in its place before, or call this on the parts without it"
                 )
         return _converted(module, process_group, {})
 

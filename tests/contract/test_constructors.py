@@ -74,7 +74,7 @@ OTHER_NAMES = {
     "DropoutAddLayerNorm(7, affine=False)": "pass elementwise_affine=False",
     "DropoutAddRMSNorm(7, dropout_p=0.1)": r"pass p=0\.1",
     "DropoutAddRMSNorm(7, bias=False)": "an RMSNorm has none",
-    "BiasActDropout(7, bias=True)": "leave it out; the layer always has a bias",
+    "BiasActDropout(7, bias=True)": "leave it out, or call normreg.functional",
     "BiasActDropout(7, dropout=0.1)": r"pass p=0\.1",
 }
 

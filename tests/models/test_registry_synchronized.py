@@ -81,6 +81,6 @@ class Derived(TimmBatchNormAct2d):
 
 def test_others_are_refused_by_name():
     model = nn.Sequential(TimmBatchNormAct2d(8), Derived(8))
-    with pytest.raises(TypeError, match="got Derived at '1': convert it yourself before, or leave it out"):
+    with pytest.raises(TypeError, match=r"got Derived at '1': put a normreg.SyncBatchNorm in its place"):
         normreg.convert_sync_batchnorm(model)
     assert type(model[0]) is TimmBatchNormAct2d
