@@ -42,6 +42,9 @@ class Foreign:
 
     original: type
 
+    def __init_subclass__(cls, **options: Any) -> None:
+        """Hides from the library's class, which may keep a list of those derived from it, that it has one."""
+
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
         # a derived class has no import path of its own to be found by
         reduced: Any = super().__reduce_ex__(max(protocol, 2))

@@ -62,6 +62,20 @@ def test_copies(device, launches, scale_norm, how):
         assert len(launches) == 2
 
 
+def test_a_list_of_subclasses_hears_of_none(monkeypatch):
+    known = []
+
+    class Listed(ScaleNorm):
+        def __init_subclass__(cls, **options):
+            known.append(cls)
+
+    monkeypatch.setattr(registry, "FORWARDS", dict(registry.FORWARDS))
+    normreg.register_layer(Listed)(lambda module, x: x)
+    model = nn.Sequential(Listed())
+    assert len(normreg.replace(model).changed) == 1
+    assert known == []
+
+
 def test_a_copy_where_the_class_is_not_registered(scale_norm):
     model = ScaleNorm()
     normreg.replace(model)
