@@ -284,7 +284,7 @@ def zero_residual_(
             rules.skip(path, block, "its branch has no normalisation layer with a weight")
     if not (rules.changed or rules.skipped):
         raise ValueError(
-            f"expected residual blocks of {', '.join(map(class_name, classes))}, the model has none: "
+            f"expected residual blocks of {', '.join(map(class_name, classes))}, and the model has none: "
             f"pass the class of its blocks, which print(model) shows"
         )
     return rules.report()

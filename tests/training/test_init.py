@@ -189,5 +189,5 @@ def test_errors():
         TypeError, match="expected blocks to be a class of residual blocks, or several, got Block"
     ):
         init.zero_residual_(Block(), Block())
-    with pytest.raises(ValueError, match=r"residual blocks of test_init\.Block, the model has none"):
+    with pytest.raises(ValueError, match=r"residual blocks of test_init\.Block, and the model has none"):
         init.zero_residual_(torch.nn.Linear(2, 2), Block)
