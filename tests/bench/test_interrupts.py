@@ -23,6 +23,12 @@ LIMIT_S = 60
 everybody = pytest.mark.parametrize("everybody", [True, False], ids=["Ctrl-C", "kill -INT"])
 
 
+# undoes what a shell does to its background jobs, of which the tests may be one
+HEARING = """import os, signal, sys
+signal.signal(signal.SIGINT, signal.SIG_DFL)
+os.execv(sys.executable, [sys.executable, *sys.argv[1:]])"""
+
+
 @pytest.fixture
 def begun():
     """Starts Python in a process group of its own, as a shell does, and ends what is left of it."""
@@ -32,7 +38,7 @@ def begun():
         environment = os.environ | dict(PYTHONPATH=str(ROOT), RANK="0", WORLD_SIZE="1")
         environment |= dict(MASTER_ADDR="localhost", MASTER_PORT="29519")
         options = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
-        command = [sys.executable, *map(str, arguments)]
+        command = [sys.executable, "-c", HEARING, *map(str, arguments)]
         processes.append(subprocess.Popen(command, cwd=ROOT, env=environment, **options))
         return processes[-1]
 
