@@ -184,7 +184,6 @@ def recalibrate_batch_norm(
             f"expected loader to be an iterable of batches, got {type(loader).__name__}: pass a "
             f"DataLoader, or a list of batches"
         )
-    names = {module: name for name, module in named_modules(model)}
     moving = [layer for layer in layers if layer.track_running_stats and not is_frozen(layer)]
     flags = [(module, training_flag(module)) for module in model.modules()]
     momenta = [(layer, layer.momentum) for layer in moving]
@@ -207,8 +206,9 @@ def recalibrate_batch_norm(
         for layer in moving:
             statistics: list[Any] = [layer.running_mean, layer.running_var]
             if not all(statistic.isfinite().all() for statistic in statistics):
+                name = next(name for name, module in named_modules(model) if module is layer)
                 raise ValueError(
-                    f"expected batches that give finite statistics, got nan or inf for {names[layer]}: "
+                    f"expected batches that give finite statistics, got nan or inf for {name}: "
                     "look for nan, inf or a single value per channel in the loader"
                 )
     except BaseException:

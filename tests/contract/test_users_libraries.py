@@ -6,6 +6,7 @@ import importlib.util
 import pytest
 import torch
 import torch.nn as nn
+from networks import of_images
 from support import hugging_face
 from torch.utils.checkpoint import checkpoint
 
@@ -31,18 +32,7 @@ class Block(nn.Module):
 
 
 def images():
-    return nn.Sequential(
-        nn.Conv2d(3, 8, 3, padding=1),
-        nn.GroupNorm(2, 8),
-        nn.ReLU(),
-        nn.InstanceNorm2d(8, affine=True),
-        nn.Flatten(),
-        nn.Linear(128, 10),
-        nn.LayerNorm(10),
-        nn.RMSNorm(10),
-        nn.Dropout(0.0),
-        nn.Linear(10, 4),
-    )
+    return of_images(nn.GroupNorm(2, 8), nn.ReLU(), nn.InstanceNorm2d(8, affine=True))
 
 
 def of_both(make, device):

@@ -8,6 +8,7 @@ import sys
 import pytest
 import torch
 import torch.nn as nn
+from networks import of_images
 from support.reference import leave_initial_values, outcome
 from torch.nn.utils import parametrizations, parametrize, prune
 
@@ -16,18 +17,7 @@ import normreg
 
 def network():
     torch.manual_seed(0)
-    model = nn.Sequential(
-        nn.Conv2d(3, 8, 3, padding=1),
-        nn.BatchNorm2d(8),
-        nn.ReLU(),
-        nn.GroupNorm(2, 8),
-        nn.Flatten(),
-        nn.Linear(128, 10),
-        nn.LayerNorm(10),
-        nn.RMSNorm(10),
-        nn.Dropout(0.0),
-        nn.Linear(10, 4),
-    )
+    model = of_images(nn.BatchNorm2d(8), nn.ReLU(), nn.GroupNorm(2, 8))
     leave_initial_values(model)
     return model
 

@@ -6,7 +6,7 @@ import threading
 import pytest
 import torch
 from explained import rows
-from support.elsewhere import at
+from support.elsewhere import TimmBatchNormAct2d
 from torch import nn
 from torch.nn.modules import module as calls
 
@@ -105,16 +105,6 @@ def test_what_hooks_of_all_modules_return_is_measured(device):
         assert normreg.diagnose(model, x).layers[0].activation.norm == pytest.approx(3 * plain)
     finally:
         handle.remove()
-
-
-@at("timm.layers.norm_act.BatchNormAct2d")
-class TimmBatchNormAct2d(nn.BatchNorm2d):
-    def __init__(self, channels):
-        super().__init__(channels)
-        self.drop, self.act = nn.Identity(), nn.SiLU()
-
-    def forward(self, x):
-        return self.act(self.drop(super().forward(x)))
 
 
 def test_a_fused_call_is_explained_as_it_is(device):

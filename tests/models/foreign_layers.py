@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from support.elsewhere import at
+from support.elsewhere import TimmBatchNormAct2d, at
 from torch import nn
 
 
@@ -106,16 +106,6 @@ class TimmRmsNorm(nn.Module):
 
     def forward(self, x):
         return x * root_mean_square(x, self.eps) * self.weight
-
-
-@at("timm.layers.norm_act.BatchNormAct2d")
-class TimmBatchNormAct2d(nn.BatchNorm2d):
-    def __init__(self, channels):
-        super().__init__(channels)
-        self.drop, self.act = nn.Identity(), nn.SiLU()
-
-    def forward(self, x):
-        return self.act(self.drop(super().forward(x)))
 
 
 @at("torchvision.ops.misc.FrozenBatchNorm2d")

@@ -2,6 +2,8 @@
 
 import types
 
+from torch import nn
+
 
 def at(path):
     """A class decorator that puts the class, and the code of its forward, at that import path."""
@@ -15,3 +17,13 @@ def at(path):
         return cls
 
     return place
+
+
+@at("timm.layers.norm_act.BatchNormAct2d")
+class TimmBatchNormAct2d(nn.BatchNorm2d):
+    def __init__(self, channels):
+        super().__init__(channels)
+        self.drop, self.act = nn.Identity(), nn.SiLU()
+
+    def forward(self, x):
+        return self.act(self.drop(super().forward(x)))
