@@ -1,4 +1,4 @@
-"""How tensors (N, C, *) lie in memory, contiguous or channels-last, and tensors made to match them."""
+"""How tensors lie in memory, in rows, contiguous or channels-last, and tensors made to match them."""
 
 from typing import NamedTuple
 
@@ -27,6 +27,12 @@ def layout(shape: torch.Size, contiguous: bool) -> Layout:
 def contiguous(*tensors: torch.Tensor | None) -> list[torch.Tensor | None]:
     """The tensors, None kept, with their elements in logical order."""
     return [None if tensor is None else tensor.contiguous() for tensor in tensors]
+
+
+def in_rows(x: torch.Tensor, cols: int) -> torch.Tensor:
+    """x as [rows, cols], each row in one piece: a view where rows are equally far apart, else a copy."""
+    rows = x.reshape(-1, cols)
+    return rows if cols == 1 or rows.stride(1) == 1 else rows.contiguous()
 
 
 CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}  # by dimensions
