@@ -4,6 +4,7 @@ import sys as _sys
 
 from normreg import functional, nn
 from normreg.functional.masks import dropout_mask
+from normreg.functional.output_dtype import autocast_output
 from normreg.inspection.diagnose import diagnose
 from normreg.inspection.diagnosis import Diagnosis
 from normreg.inspection.explain import Explanation, explain
@@ -32,6 +33,7 @@ __all__ = [
     "Explanation",
     "Report",
     "as_before",
+    "autocast_output",
     "convert_sync_batchnorm",
     "diagnose",
     "dropout_mask",

@@ -34,6 +34,8 @@ GPU_GROUP_NORM_KEEPS_CHANNELS_LAST = torch.torch_version.TorchVersion(torch.__ve
 # torch 2.12 put it on CUDA's list of operations in float32; before, its result has the input's dtype
 AUTOCAST_RUNS_RMS_NORM = torch._C._dispatch_has_kernel_for_dispatch_key("aten::rms_norm", "AutocastCUDA")
 
+AUTOCAST_OUTPUT = "torch"  # whose dtype a result of 16 bits has, its norms' or "input"'s: `output_dtype`
+
 Told = Callable[[str, Any, str | None], None]
 Decision = TypeVar("Decision", bound=Callable[..., str | None])
 LISTENERS: list[Told] = []  # whom `watched` lets hear every decision
@@ -287,11 +289,11 @@ def dropout(x: Any, p: Any, inplace: bool, leading: int | None = None) -> str | 
     return None
 
 
-def layer_norm_dtype(x: Tensor) -> torch.dtype:
-    """dtype of layer_norm's and group_norm's result, which CUDA's autocast computes in float32."""
-    autocast = x.is_cuda and x.dtype in HALF and torch.is_autocast_enabled("cuda")
-    return torch.float32 if autocast else x.dtype
+def layer_norm_dtype(x: Tensor, asked: torch.dtype | None = None) -> torch.dtype:
+    """dtype of layer_norm's and group_norm's result: the one asked for, else torch's, float32 by autocast."""
+    as_torch = AUTOCAST_OUTPUT == "torch" and x.is_cuda and x.dtype in HALF
+    return asked or (torch.float32 if as_torch and torch.is_autocast_enabled("cuda") else x.dtype)
 
 
-def rms_norm_dtype(x: Tensor) -> torch.dtype:
-    return layer_norm_dtype(x) if AUTOCAST_RUNS_RMS_NORM else x.dtype
+def rms_norm_dtype(x: Tensor, asked: torch.dtype | None = None) -> torch.dtype:
+    return asked or (layer_norm_dtype(x) if AUTOCAST_RUNS_RMS_NORM else x.dtype)

@@ -1,5 +1,6 @@
 """`layer_norm`, `layer_norm_channels`, `rms_norm`, `group_norm` and `instance_norm`."""
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,6 +10,7 @@ from torch import Tensor
 
 from normreg.distributed import sharding
 from normreg.functional import dispatch
+from normreg.functional.output_dtype import asked_dtype, check_out_dtype, rounded_to
 from normreg.functional.residual_norms import dropout_add_layer_norm, dropout_add_rms_norm
 from normreg.kernels.dtypes import compute_dtype
 from normreg.ops import batch_norm as _batch_norm
@@ -29,6 +31,7 @@ def layer_norm(
     *,
     residual: Tensor | None = None,
     prenorm: bool = False,
+    out_dtype: torch.dtype | None = None,
 ) -> Tensor | Any:
     r"""Layer normalisation over the trailing dimensions `normalized_shape`.
 
@@ -41,8 +44,11 @@ def layer_norm(
         eps: added to the variance.
         residual: added to input in the same launch, as `dropout_add_layer_norm` does: x = input + residual.
         prenorm: return the sum as well, (y, x).
+        out_dtype: the result's dtype, a floating-point one, of any input: rounded once, and no launch for it.
+            None for torch's: input's, and float32 of 16 bits where CUDA's autocast is on, unless
+            `normreg.autocast_output("input")` says otherwise.
 
-    Returns a contiguous tensor of input's shape and dtype (float32 where CUDA's autocast is on).
+    Returns a contiguous tensor of input's shape. Raises ValueError for another out_dtype.
     Statistics are computed and kept in float32, float64 for float64. Where the kernel does not apply
     (`normreg.functional.dispatch`), and for input that torch rejects, this is
     `torch.nn.functional.layer_norm`.
@@ -58,14 +64,25 @@ def layer_norm(
     """
     if residual is not None or prenorm:
         arguments = input, residual, normalized_shape, weight, bias
-        return dropout_add_layer_norm(*arguments, p=0.0, training=False, eps=eps, prenorm=prenorm)
+        options = dict(p=0.0, training=False, eps=eps, prenorm=prenorm, out_dtype=out_dtype)
+        return dropout_add_layer_norm(*arguments, **options)
+    if out_dtype is not None:
+        check_out_dtype(out_dtype)
     if dispatch.layer_norm(input, normalized_shape, weight, bias, eps):
-        return sharding.over_rows(layer_norm, F.layer_norm, input)(input, normalized_shape, weight, bias, eps)
-    return _layer_norm(input, weight, bias, tuple(normalized_shape), eps, dispatch.layer_norm_dtype(input))
+        in_torch = rounded_to(F.layer_norm, asked_dtype(input, out_dtype))
+        ours = functools.partial(layer_norm, out_dtype=out_dtype)
+        return sharding.over_rows(ours, in_torch, input)(input, normalized_shape, weight, bias, eps)
+    out_dtype = dispatch.layer_norm_dtype(input, out_dtype)
+    return _layer_norm(input, weight, bias, tuple(normalized_shape), eps, out_dtype)
 
 
 def layer_norm_channels(
-    input: Tensor, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-6
+    input: Tensor,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-6,
+    *,
+    out_dtype: torch.dtype | None = None,
 ) -> Tensor:
     r"""Layer normalisation over the channels of each position of an (N, C, *) input, as timm's LayerNorm2d.
 
@@ -76,10 +93,11 @@ def layer_norm_channels(
             input as it is, and a copy of input with other strides.
         weight, bias: (C,) or None; of input's dtype, or float32 beside 16 bits.
         eps: added to the variance.
+        out_dtype: that of `layer_norm`.
 
-    Returns a tensor of input's shape and dtype (float32 where CUDA's autocast is on), channels-last where
-    input is, else contiguous. Where the kernel does not apply (`normreg.functional.dispatch`), and for input
-    that torch rejects, this is the equivalent, whose result is channels-last.
+    Returns a tensor of input's shape, channels-last where input is, else contiguous. Where the kernel does
+    not apply (`normreg.functional.dispatch`), and for input that torch rejects, this is the equivalent, whose
+    result is channels-last.
 
     Equivalent::
 
@@ -88,13 +106,15 @@ def layer_norm_channels(
     Source: Liu et al., "A ConvNet for the 2020s" (2022), arXiv 2201.03545;
     https://github.com/huggingface/pytorch-image-models/blob/main/timm/layers/norm.py
     """
+    if out_dtype is not None:
+        check_out_dtype(out_dtype)
     reason = dispatch.layer_norm_channels(input, weight, bias, eps)
     if reason:
         _check_channels(input, weight, bias)
     rows = input.movedim(1, -1)
     if reason:
-        return layer_norm(rows, rows.shape[-1:], weight, bias, eps).movedim(-1, 1)
-    out_dtype = dispatch.layer_norm_dtype(input)
+        return layer_norm(rows, rows.shape[-1:], weight, bias, eps, out_dtype=out_dtype).movedim(-1, 1)
+    out_dtype = dispatch.layer_norm_dtype(input, out_dtype)
     if rows.is_contiguous():
         return _layer_norm(rows, weight, bias, tuple(rows.shape[-1:]), eps, out_dtype).movedim(-1, 1)
     return _layer_norm_channels(input, weight, bias, eps, out_dtype)
@@ -126,6 +146,7 @@ def rms_norm(
     *,
     residual: Tensor | None = None,
     prenorm: bool = False,
+    out_dtype: torch.dtype | None = None,
 ) -> Tensor | Any:
     r"""Normalisation by the root mean square over the trailing dimensions `normalized_shape`.
 
@@ -137,12 +158,12 @@ def rms_norm(
         weight: of shape normalized_shape, or None; of input's dtype, or float32 beside 16 bits.
         eps: added to the mean square; None for the machine epsilon of the dtype computed in, which is
             float32 for 16-bit input.
-        residual, prenorm: those of `layer_norm`.
+        residual, prenorm, out_dtype: those of `layer_norm`. Before torch 2.12 autocast does not change the
+            result's dtype.
 
-    Returns a contiguous tensor of input's shape and dtype (float32 where CUDA's autocast is on and torch
-    2.12 or newer). The mean square is computed, and its inverse root kept, in float32, float64 for float64.
-    Where the kernel does not apply (`normreg.functional.dispatch`), and for input that torch rejects, this is
-    `torch.nn.functional.rms_norm`.
+    Returns a contiguous tensor of input's shape. The mean square is computed, and its inverse root kept, in
+    float32, float64 for float64. Where the kernel does not apply (`normreg.functional.dispatch`), and for
+    input that torch rejects, this is `torch.nn.functional.rms_norm`.
 
     Equivalent::
 
@@ -154,12 +175,18 @@ def rms_norm(
     """
     if residual is not None or prenorm:
         arguments = input, residual, normalized_shape, weight
-        return dropout_add_rms_norm(*arguments, p=0.0, training=False, eps=eps, prenorm=prenorm)
+        options = dict(p=0.0, training=False, eps=eps, prenorm=prenorm, out_dtype=out_dtype)
+        return dropout_add_rms_norm(*arguments, **options)
+    if out_dtype is not None:
+        check_out_dtype(out_dtype)
     if dispatch.rms_norm(input, normalized_shape, weight, eps):
-        return sharding.over_rows(rms_norm, F.rms_norm, input)(input, normalized_shape, weight, eps)
+        in_torch = rounded_to(F.rms_norm, asked_dtype(input, out_dtype))
+        ours = functools.partial(rms_norm, out_dtype=out_dtype)
+        return sharding.over_rows(ours, in_torch, input)(input, normalized_shape, weight, eps)
     if eps is None:
         eps = torch.finfo(compute_dtype(input.dtype)).eps
-    return _rms_norm(input, weight, tuple(normalized_shape), eps, dispatch.rms_norm_dtype(input))
+    out_dtype = dispatch.rms_norm_dtype(input, out_dtype)
+    return _rms_norm(input, weight, tuple(normalized_shape), eps, out_dtype)
 
 
 def group_norm(
@@ -168,6 +195,8 @@ def group_norm(
     weight: Tensor | None = None,
     bias: Tensor | None = None,
     eps: float = 1e-5,
+    *,
+    out_dtype: torch.dtype | None = None,
 ) -> Tensor:
     r"""Normalisation of each sample's groups of C / num_groups adjacent channels of an (N, C, *) input.
 
@@ -178,13 +207,13 @@ def group_norm(
         num_groups: divides C.
         weight, bias: (C,) or None; of input's dtype, or float32 beside 16 bits.
         eps: added to the variance.
+        out_dtype: that of `layer_norm`.
 
-    Returns a contiguous tensor of input's shape and dtype (float32 where CUDA's autocast is on). Where
-    torch's result of channels_last input is channels_last, on a CPU, and on a GPU since torch 2.15, such
-    input goes to torch's operator. Raises what `torch.nn.functional.group_norm` raises: RuntimeError for
-    channel counts, devices and dtypes, ValueError for a single value. Statistics are computed and kept in
-    float32, float64 for float64. Where the kernel does not apply (`normreg.functional.dispatch`) this is
-    torch's operator.
+    Returns a contiguous tensor of input's shape. Where torch's result of channels_last input is
+    channels_last, on a CPU, and on a GPU since torch 2.15, such input goes to torch's operator. Raises what
+    `torch.nn.functional.group_norm` raises: RuntimeError for channel counts, devices and dtypes, ValueError
+    for a single value. Statistics are computed and kept in float32, float64 for float64. Where the kernel
+    does not apply (`normreg.functional.dispatch`) this is torch's operator.
 
     Equivalent::
 
@@ -196,9 +225,13 @@ def group_norm(
     Source: Wu and He, "Group Normalization" (2018), arXiv 1803.08494;
     https://docs.pytorch.org/docs/stable/generated/torch.nn.functional.group_norm.html
     """
+    if out_dtype is not None:
+        check_out_dtype(out_dtype)
     if dispatch.group_norm(input, num_groups, weight, bias, eps):
-        return F.group_norm(input, num_groups, weight, bias, eps)
-    return _group_norm(input, weight, bias, num_groups, eps, dispatch.layer_norm_dtype(input))
+        in_torch = rounded_to(F.group_norm, asked_dtype(input, out_dtype))
+        return in_torch(input, num_groups, weight, bias, eps)
+    out_dtype = dispatch.layer_norm_dtype(input, out_dtype)
+    return _group_norm(input, weight, bias, num_groups, eps, out_dtype)
 
 
 def instance_norm(

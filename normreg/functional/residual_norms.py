@@ -9,6 +9,7 @@ from torch import Tensor
 
 from normreg.functional import dispatch
 from normreg.functional.dropouts import check_generator
+from normreg.functional.output_dtype import asked_dtype, check_out_dtype, rounded_to
 from normreg.functional.residual import (
     Branch,
     branch_in_torch,
@@ -49,6 +50,7 @@ def dropout_add_layer_norm(
     row_scale: Tensor | None = None,
     layer_scale: Tensor | None = None,
     generator: torch.Generator | None = None,
+    out_dtype: torch.dtype | None = None,
 ) -> Tensor | Any:
     r"""Dropout, the sum with a residual and LayerNorm in the launches of LayerNorm.
 
@@ -66,12 +68,12 @@ def dropout_add_layer_norm(
         row_scale: a factor for each row or sample, as stochastic depth has it. Its shape is the beginning of
             the leading dimensions, such as (N,). A row_scale that requires a gradient takes torch's path.
         layer_scale: of shape normalized_shape, of input's dtype, or float32 beside 16 bits.
+        out_dtype: y's, as in `layer_norm`; None for input's or, where z has input's, that of `layer_norm`.
 
-    Returns y, in input's dtype (float32 where CUDA's autocast is on and z has input's dtype), or with prenorm
-    (y, z). z has the dtype that input and residual are promoted to, and is rounded to it before it is
-    normalised. Where the kernel does not apply (`normreg.functional.dispatch`), this is the equivalent
-    below. Raises ValueError for p outside [0, 1], another shape of residual, row_scale or layer_scale and
-    another dtype of residual, and what `dropout` and `layer_norm` raise.
+    Returns y, or with prenorm (y, z). z has the dtype that input and residual are promoted to, and is rounded
+    to it before it is normalised. Where the kernel does not apply (`normreg.functional.dispatch`), this is
+    the equivalent below. Raises ValueError for p outside [0, 1], another shape of residual, row_scale
+    or layer_scale and another dtype of residual, and what `dropout` and `layer_norm` raise.
 
     Equivalent::
 
@@ -83,13 +85,15 @@ def dropout_add_layer_norm(
     """
     branch = Branch(input, residual, p if training else 0.0, row_scale, layer_scale, generator)
     _check(branch, normalized_shape)
+    check_out_dtype(out_dtype)
     z_dtype = _sum_dtype(branch, residual_in_fp32)
     if dropout_add_layer_norm_reason(input, branch, normalized_shape, weight, bias, eps):
         z = _sum_in_torch(branch, z_dtype)
-        y = _norm_in_torch(F.layer_norm, z, input.dtype, normalized_shape, weight, bias, eps)
+        y = _norm_in_torch(F.layer_norm, z, input, out_dtype)(z, normalized_shape, weight, bias, eps)
         return (y, z) if prenorm else y
     shape = tuple(normalized_shape)
-    out_dtype = dispatch.layer_norm_dtype(input) if z_dtype == input.dtype else input.dtype
+    if out_dtype is None:
+        out_dtype = dispatch.layer_norm_dtype(input) if z_dtype == input.dtype else input.dtype
     if _sum_is_the_input(branch, z_dtype):
         y, z = _layer_norm(input, weight, bias, shape, eps, out_dtype), input
     else:
@@ -120,6 +124,7 @@ def dropout_add_rms_norm(
     row_scale: Tensor | None = None,
     layer_scale: Tensor | None = None,
     generator: torch.Generator | None = None,
+    out_dtype: torch.dtype | None = None,
 ) -> Tensor | Any:
     r"""Dropout, the sum with a residual and RMSNorm in the launches of RMSNorm.
 
@@ -135,14 +140,16 @@ def dropout_add_rms_norm(
     """
     branch = Branch(input, residual, p if training else 0.0, row_scale, layer_scale, generator)
     _check(branch, normalized_shape)
+    check_out_dtype(out_dtype)
     z_dtype = _sum_dtype(branch, residual_in_fp32)
     if dropout_add_rms_norm_reason(input, branch, normalized_shape, weight, eps):
         z = _sum_in_torch(branch, z_dtype)
-        y = _norm_in_torch(F.rms_norm, z, input.dtype, normalized_shape, weight, eps)
+        y = _norm_in_torch(F.rms_norm, z, input, out_dtype)(z, normalized_shape, weight, eps)
         return (y, z) if prenorm else y
     shape = tuple(normalized_shape)
     eps = torch.finfo(compute_dtype(z_dtype)).eps if eps is None else eps
-    out_dtype = dispatch.rms_norm_dtype(input) if z_dtype == input.dtype else input.dtype
+    if out_dtype is None:
+        out_dtype = dispatch.rms_norm_dtype(input) if z_dtype == input.dtype else input.dtype
     if _sum_is_the_input(branch, z_dtype):
         y, z = _rms_norm(input, weight, shape, eps, out_dtype), input
     else:
@@ -211,15 +218,8 @@ def _sum_in_torch(branch: Branch, z_dtype: torch.dtype) -> Tensor:
 
 
 def _norm_in_torch(
-    norm: Callable[..., Tensor],
-    z: Tensor,
-    dtype: torch.dtype,
-    normalized_shape: Sequence[int],
-    *arguments: Any,
-) -> Tensor:
-    """norm(z, normalized_shape, *parameters, eps), of dtype `dtype` unless autocast chooses another."""
-    *parameters, eps = arguments
-    if z.dtype == dtype:
-        return norm(z, normalized_shape, *parameters, eps)
-    parameters = [None if parameter is None else parameter.to(z.dtype) for parameter in parameters]
-    return norm(z, normalized_shape, *parameters, eps).to(dtype)
+    norm: Callable[..., Tensor], z: Tensor, x: Tensor, out_dtype: torch.dtype | None
+) -> Callable[..., Tensor]:
+    """torch's norm of z with a result as x's would have, where no dtype is asked for."""
+    asked = asked_dtype(x, out_dtype)
+    return rounded_to(norm, x.dtype if asked is None and z.dtype != x.dtype else asked)

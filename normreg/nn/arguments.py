@@ -1,4 +1,4 @@
-"""Checks of constructors that torch.nn does not have: each error says what to pass."""
+"""What constructors share: arguments that torch.nn does not have, and what to pass in place of others'."""
 
 import functools
 import inspect
@@ -6,7 +6,10 @@ import numbers
 from collections.abc import Callable
 from typing import Any, TypeVar, cast
 
+import torch
 from torch import Tensor
+
+from normreg.functional.output_dtype import check_out_dtype
 
 Constructor = TypeVar("Constructor", bound=Callable[..., None])
 
@@ -49,3 +52,22 @@ def probability(name: str, p: Any) -> Any:
             f"expected {name} to be a number between 0 and 1, got {p!r}: pass a probability, such as 0.1"
         )
     return p
+
+
+def bias_option(bias: bool) -> dict[str, bool]:
+    """The option that only newer versions of torch's layers have, unless it has its default."""
+    return {} if bias else {"bias": False}
+
+
+class OutDtype:
+    """A base beside a norm of torch.nn: its result may have another dtype, `out_dtype`."""
+
+    out_dtype: torch.dtype | None = None  # the layer's own where it was given one
+
+    def _set_out_dtype(self, out_dtype: torch.dtype | None) -> None:
+        if out_dtype is not None:
+            self.out_dtype = check_out_dtype(out_dtype)
+
+    def extra_repr(self) -> str:
+        asked = f", out_dtype={self.out_dtype}" if self.out_dtype else ""
+        return super().extra_repr() + asked  # type: ignore[misc]  # the norm's

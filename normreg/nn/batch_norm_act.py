@@ -7,7 +7,7 @@ from torch.types import Device
 
 from normreg import functional
 from normreg.functional.tracing import leaf
-from normreg.nn.arguments import instead
+from normreg.nn.arguments import bias_option, instead
 from normreg.nn.batch_norm import _BatchNormForward
 from normreg.ops.activations import check_activation
 
@@ -73,11 +73,6 @@ class _BatchNormAct(_BatchNormForward):
     def extra_repr(self) -> str:
         slope = f", negative_slope={self.negative_slope}" if self.act == "leaky_relu" else ""
         return f"{super().extra_repr()}, act={self.act!r}{slope}"
-
-
-def bias_option(bias: bool) -> dict[str, bool]:
-    """The option that only newer versions of torch's BatchNorm have, unless it has its default."""
-    return {} if bias else {"bias": False}
 
 
 @leaf

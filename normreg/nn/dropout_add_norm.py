@@ -7,12 +7,12 @@ from torch.types import Device
 
 from normreg import functional
 from normreg.functional.tracing import leaf
-from normreg.nn.arguments import instead, probability
+from normreg.nn.arguments import OutDtype, instead, probability
 
 NAMES_OF_P = dict(dropout="pass p={}", drop_prob="pass p={}", dropout_p="pass p={}")
 
 
-class _DropoutAddNorm(torch.nn.Module):
+class _DropoutAddNorm(OutDtype, torch.nn.Module):
     """What dropout and the sum with a residual add to a norm of torch.nn: a base beside that norm."""
 
     normalized_shape: tuple[int, ...]
@@ -45,6 +45,7 @@ class _DropoutAddNorm(torch.nn.Module):
             residual_in_fp32=self.residual_in_fp32,
             row_scale=row_scale,
             layer_scale=self.layer_scale,
+            out_dtype=self.out_dtype,
         )
 
     def extra_repr(self) -> str:
@@ -66,6 +67,7 @@ class DropoutAddLayerNorm(_DropoutAddNorm, torch.nn.LayerNorm):
         prenorm: return the sum as well, the residual of the next block.
         residual_in_fp32: the sum is float32 beside 16 bits.
         layer_scale: the first value of a parameter that multiplies the branch; None for no such parameter.
+        out_dtype: that of y, as in `normreg.functional.layer_norm`.
 
     All but normalized_shape are passed by name: a second number could be meant as eps or as p, and raises
     TypeError.
@@ -92,10 +94,12 @@ class DropoutAddLayerNorm(_DropoutAddNorm, torch.nn.LayerNorm):
         bias: bool = True,
         device: Device = None,
         dtype: torch.dtype | None = None,
+        out_dtype: torch.dtype | None = None,
     ) -> None:
         shape: Any = normalized_shape  # torch says list, and takes any sequence
         torch.nn.LayerNorm.__init__(self, shape, eps, elementwise_affine, bias, device, dtype)
         self._add_dropout(p, prenorm, residual_in_fp32, layer_scale, device=device, dtype=dtype)
+        self._set_out_dtype(out_dtype)
 
     def forward(
         self, input: Tensor, residual: Tensor | None = None, row_scale: Tensor | None = None
@@ -112,7 +116,7 @@ class DropoutAddRMSNorm(_DropoutAddNorm, torch.nn.RMSNorm):
     Args:
         normalized_shape, eps, elementwise_affine, device, dtype: those of torch.nn.RMSNorm, whose state_dict
             this has as well.
-        p, prenorm, residual_in_fp32, layer_scale: those of `DropoutAddLayerNorm`; all are passed by name.
+        p, prenorm, residual_in_fp32, layer_scale, out_dtype: those of `DropoutAddLayerNorm`, passed by name.
 
     Equivalent::
 
@@ -137,10 +141,12 @@ class DropoutAddRMSNorm(_DropoutAddNorm, torch.nn.RMSNorm):
         elementwise_affine: bool = True,
         device: Device = None,
         dtype: torch.dtype | None = None,
+        out_dtype: torch.dtype | None = None,
     ) -> None:
         shape: Any = normalized_shape  # torch says list, and takes any sequence
         torch.nn.RMSNorm.__init__(self, shape, eps, elementwise_affine, device, dtype)
         self._add_dropout(p, prenorm, residual_in_fp32, layer_scale, device=device, dtype=dtype)
+        self._set_out_dtype(out_dtype)
 
     def forward(
         self, input: Tensor, residual: Tensor | None = None, row_scale: Tensor | None = None

@@ -4,10 +4,10 @@ from torch.types import Device
 
 from normreg import functional
 from normreg.functional.tracing import leaf
-from normreg.nn.arguments import instead
+from normreg.nn.arguments import OutDtype, instead
 
 
-class _LayerNormChannels(torch.nn.LayerNorm):
+class _LayerNormChannels(OutDtype, torch.nn.LayerNorm):
     """timm's LayerNorm2d: LayerNorm over the channels of (N, C, *), with timm's constructor and parameters.
 
     Args:
@@ -15,6 +15,7 @@ class _LayerNormChannels(torch.nn.LayerNorm):
         eps: added to the variance.
         affine: whether the layer has weight and bias.
         bias: whether it has a bias.
+        out_dtype: that of `normreg.functional.layer_norm_channels`.
     """
 
     dimensions: int
@@ -33,8 +34,10 @@ class _LayerNormChannels(torch.nn.LayerNorm):
         bias: bool = True,
         device: Device = None,
         dtype: torch.dtype | None = None,
+        out_dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(num_channels, eps, affine, bias, device, dtype)
+        self._set_out_dtype(out_dtype)
 
     def forward(self, x: Tensor) -> Tensor:
         if x.dim() != self.dimensions:
@@ -44,7 +47,7 @@ class _LayerNormChannels(torch.nn.LayerNorm):
                 f"{type(self).__name__} expected an input of {self.dimensions} dimensions, (N, C, *), got "
                 f"shape {list(x.shape)}: {remedy}"
             )
-        return functional.layer_norm_channels(x, self.weight, self.bias, self.eps)
+        return functional.layer_norm_channels(x, self.weight, self.bias, self.eps, out_dtype=self.out_dtype)
 
 
 @leaf

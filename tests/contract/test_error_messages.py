@@ -122,6 +122,10 @@ normreg.freeze_batch_norm(nn.LazyBatchNorm2d())
 normreg.as_before(nn.LayerNorm(3), x)
 normreg.fused("indctor")
 normreg.fused(patterns=["x"])
+functional.layer_norm(x, (8,), out_dtype=torch.int8)
+functional.rms_norm(x, (8,), residual=x, out_dtype=torch.int8)
+normreg.GroupNorm(2, 8, out_dtype="bfloat16")
+normreg.autocast_output("bfloat16")
 """.strip().splitlines()
 SAYS_ALL = re.compile(
     r"(expected .+(, got | and .+).*|has no argument .+, got .+): .+",  # the remedy behind a colon

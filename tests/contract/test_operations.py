@@ -14,6 +14,7 @@ TOOLS = {
     "Explanation",
     "Report",
     "as_before",
+    "autocast_output",
     "convert_sync_batchnorm",
     "diagnose",
     "dropout_mask",
