@@ -18,13 +18,15 @@ class Case:
     shape: tuple[int, ...]
     dtype: torch.dtype = torch.bfloat16
     channels_last: bool = False
+    sliced: bool = False  # whether the input is a part of the columns of a wider tensor
     training: bool = True
     layer: str = ""  # the class, where it is not the operation's usual one
     origin: str = ""  # where the shape occurs
 
     def __str__(self):
         words = [self.layer or self.operation, SHORT[self.dtype], "x".join(map(str, self.shape))]
-        words += ["channels_last"] * self.channels_last + ["evaluation"] * (not self.training)
+        words += ["channels_last"] * self.channels_last + ["sliced"] * self.sliced
+        words += ["evaluation"] * (not self.training)
         return " ".join(words)
 
     @property
@@ -33,7 +35,14 @@ class Case:
         return math.prod(self.shape) * self.dtype.itemsize
 
     def like_input(self, make, device, dtype=None):
-        """A tensor of the input's shape and memory format, by `make`: torch.empty, torch.randn, ..."""
+        """A tensor of the input's shape and strides, by `make`: torch.empty, torch.randn, ..."""
+        if not self.sliced:
+            return self.like_output(make, device, dtype)
+        *leading, cols = self.shape
+        return make((*leading, cols + 64), device=device, dtype=dtype or self.dtype)[..., 32:-32]
+
+    def like_output(self, make, device, dtype=None):
+        """A tensor of the input's shape and memory format, but dense."""
         tensor = make(self.shape, device=device, dtype=dtype or self.dtype)
         return tensor.to(memory_format=torch.channels_last) if self.channels_last else tensor
 
@@ -52,12 +61,13 @@ def cases_of(operation, text, origin=""):
 
 
 def _case(operation, words, origin):
-    flags = {flag: flag in words for flag in ("channels_last", "evaluation")}
+    flags = {flag: flag in words for flag in ("channels_last", "sliced", "evaluation")}
     (shape,) = (word for word in words if SHAPE.fullmatch(word))
     (dtype,) = [DTYPES[word] for word in words if word in DTYPES] or [torch.bfloat16]
     layer = " ".join(word for word in words if word not in {*flags, *DTYPES, shape})
     training = not flags["evaluation"]
-    return Case(operation, shape_of(shape), dtype, flags["channels_last"], training, layer, origin)
+    memory = flags["channels_last"], flags["sliced"]
+    return Case(operation, shape_of(shape), dtype, *memory, training, layer, origin)
 
 
 def each(text, *patterns):

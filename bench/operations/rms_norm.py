@@ -34,9 +34,9 @@ OPERATION = Operation(
     measured=replace(
         layer_norm.MEASURED,
         torch_layer=lambda case, **options: torch.nn.RMSNorm(case.shape[-1], **options),
-        ledger="2112x4096, 528x16384, 2112x24576, 132x65536, 264x4096, 16384x4096",
+        ledger="2112x4096, 528x16384, 2112x24576, 132x65536, 264x4096, 16384x4096, 16896x512 sliced",
         static="4096x4096, 4096x65536, 4096x64, 4096x16384, 4096x24576, 4096x49152",
-        instructions="1056x4096, 2112x1024, 66x16384, 264x24576, fp32 264x4096",
+        instructions="1056x4096, 2112x1024, 2112x512 sliced, 66x16384, 264x24576, fp32 264x4096",
         exactness=in_float_dtypes("128x768") + ", fp32 128x4096",
     ),
 )

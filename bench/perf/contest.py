@@ -56,11 +56,16 @@ class Contestant:
 def draw(case, count, device):
     """Draws pairs (x, dy) without zeros, so that a 0 in the result is a dropped element."""
 
-    def tensor():
-        drawn = case.like_input(torch.randn, device)
+    def without_zeros(drawn):
         return drawn.masked_fill_(drawn == 0, 1)
 
-    return [(tensor().requires_grad_(), tensor()) for _ in range(count)]
+    return [
+        (
+            without_zeros(case.like_input(torch.randn, device)).requires_grad_(),
+            without_zeros(case.like_output(torch.randn, device)),
+        )
+        for _ in range(count)
+    ]
 
 
 def draw_layer(case, device):

@@ -29,7 +29,7 @@ def contestants(case):
     for name, library in (("normreg", normreg), ("torch", torch.nn)):
         layer = operation.layer(library, case, dtype=case.dtype)
         x = case.like_input(torch.randn, "cpu").requires_grad_()
-        dy = case.like_input(torch.randn, "cpu")
+        dy = case.like_output(torch.randn, "cpu")
         wanted = (x, *layer.parameters())
         found["forward"][name] = found[WITHOUT_GRADIENT][name] = lambda layer=layer, x=x: layer(x)
         y = layer(x)

@@ -64,7 +64,7 @@ def measure(case, host):
     operation = OPERATIONS[case.operation]
     layer = operation.layer(normreg, case, dtype=case.dtype)
     x = case.like_input(torch.randn, "cpu").requires_grad_()
-    dy = case.like_input(torch.randn, "cpu")
+    dy = case.like_output(torch.randn, "cpu")
     wanted = (x, *layer.parameters())
     seed_arguments(0, x.device)  # allocates once for a device, which is not part of a call
     with counted(host) as forward:

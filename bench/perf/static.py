@@ -69,7 +69,7 @@ def calls(case):
         with noted_launches() as forward:
             y = layer(x)
         with noted_launches() as backward:
-            torch.autograd.grad(y, (x, *layer.parameters()), case.like_input(torch.empty, "cpu"))
+            torch.autograd.grad(y, (x, *layer.parameters()), case.like_output(torch.empty, "cpu"))
     return dict(forward=forward, backward=backward)
 
 

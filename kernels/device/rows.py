@@ -67,6 +67,25 @@ def row_tile(tile, rows, cols, stride_row, CHANNELS_FIRST: tl.constexpr, BLOCK_R
 
 
 @triton.jit
+def rows_apart(stride, first_row, row, col, base, offsets, VECTOR: tl.constexpr):
+    """base and offsets of a tile of rows that are `stride` vectors apart, or those given where it is None."""
+    if stride is None:
+        return base, offsets
+    else:
+        stride = stride.to(tl.int64) * VECTOR
+        return first_row * stride, row[:, None] * stride + col[None, :]
+
+
+@triton.jit
+def row_apart(stride, row, base, VECTOR: tl.constexpr):
+    """The offset of a row of those that are `stride` vectors apart, or the one given where it is None."""
+    if stride is None:
+        return base
+    else:
+        return row.to(tl.int64) * stride * VECTOR
+
+
+@triton.jit
 def elements_of_rows(row_block, col_block, rows, cols, BLOCK_ROWS: tl.constexpr, BLOCK_COLS: tl.constexpr):
     """row, int64, first col, col, and base, offsets and mask of a tile of some of the cols of some rows."""
     first_row = tl.full([], BLOCK_ROWS, tl.int64) * row_block

@@ -36,6 +36,7 @@ from normreg.kernels.layer_norm.held import layer_norm_backward_held_kernel
 from normreg.kernels.layer_norm.tile import layer_norm_backward_kernel, layer_norm_forward_kernel
 from normreg.kernels.layer_norm.tiles import layer_norm_backward_tiles_kernel, layer_norm_forward_tiles_kernel
 from normreg.kernels.layer_norm.wide import layer_norm_backward_wide_kernel
+from normreg.kernels.memory_format import in_rows
 from normreg.kernels.tiling.rows import Rows, RowTile
 
 
@@ -51,12 +52,13 @@ def forward_launch(
     shape: torch.Size,
     cols: int,
     dtype: torch.dtype,
+    stride: int | None,
     eps: float,
     centered: bool,
     channels_first: bool,
     device: torch.device,
 ) -> Forward:
-    rows = Rows.of(shape, cols, channels_first)
+    rows = Rows.of(shape, cols, channels_first, stride)
     tile = tiling.rows.layer_norm_forward_tile(rows, dtype)
     constants = dict(CENTERED=centered, **rows.constants(tile))
     if tile.tiles > 1:
@@ -64,13 +66,22 @@ def forward_launch(
     else:
         kernel = layer_norm_forward_kernel if tile.covers(rows) else layer_norm_forward_chunks_kernel
         constants["CHANNELS_FIRST"] = channels_first
-    main = launch.Launch(kernel, (rows.tiles(tile),), device, *rows.in_vectors(), eps, **constants)
+    numbers = *rows.in_vectors(), rows.stride_in_vectors(), eps
+    main = launch.Launch(kernel, (rows.tiles(tile),), device, *numbers, **constants)
     return Forward(main, rows.count, statistics_of(centered), dtypes.compute_dtype(dtype))
 
 
 def statistics_of(centered: bool) -> int:
     """How many numbers are saved of a row: both parts of its mean and rstd, or rstd alone."""
     return 3 if centered else 1
+
+
+def where_they_are(x: Tensor, cols: int, channels_first: bool) -> tuple[Tensor, int | None]:
+    """x or a copy whose rows can be read, and how many elements apart these are, None where it is cols."""
+    if channels_first or x.is_contiguous():
+        return x.contiguous(), None
+    x = in_rows(x, cols)
+    return x, None if x.is_contiguous() else x.stride(0)
 
 
 def layer_norm_forward(
@@ -89,14 +100,14 @@ def layer_norm_forward(
     A row is what `normalized_shape` says of the last dimensions or, of a channels-first (N, C, *) tensor, the
     channels of a position.
     """
-    x = x.contiguous()
     weight = None if weight is None else weight.contiguous()
     bias = None if bias is None else bias.contiguous()
     cols = math.prod(normalized_shape)
-    main, rows, numbers, compute_dtype = forward_launch(
-        x.shape, cols, x.dtype, eps, centered, channels_first, x.device
-    )
     y = torch.empty_like(x, dtype=out_dtype, memory_format=torch.contiguous_format)
+    x, stride = where_they_are(x, cols, channels_first)
+    main, rows, numbers, compute_dtype = forward_launch(
+        y.shape, cols, x.dtype, stride, eps, centered, channels_first, x.device
+    )
     statistics = x.new_empty(rows, numbers, dtype=compute_dtype) if save_statistics else None
     launch.launch(main, x, y, statistics, weight, bias)
     return y, statistics
@@ -114,14 +125,22 @@ def backward_launches(
     cols: int,
     x_dtype: torch.dtype,
     dy_dtype: torch.dtype,
+    stride: int | None,
     centered: bool,
     channels_first: bool,
     device: torch.device,
-) -> Backward:
-    rows, dtype = Rows.of(shape, cols, channels_first), max(x_dtype, dy_dtype, key=lambda d: d.itemsize)
+) -> Backward | None:
+    """None where rows are too wide to be read further apart than they are long.
+
+    They leave no register for another address: 16384 columns of 16 bits would spill 8 bytes on sm_100.
+    """
+    rows = Rows.of(shape, cols, channels_first, stride)
+    dtype = max(x_dtype, dy_dtype, key=lambda d: d.itemsize)
     if (tile := tiling.rows.layer_norm_backward_held_tile(rows, dtype)) is not None:
         return held_launch(rows, tile, centered, device)
     tile = tiling.rows.layer_norm_backward_tile(rows, dtype, centered)
+    if stride is not None and (tile.tiles > 1 or not tile.covers(rows)):
+        return None
     kernel, sums, col_blocks = layer_norm_backward_tiles_kernel, None, 1
     sizes, constants = rows.in_vectors(), dict(CENTERED=centered)
     if tile.tiles == 1:
@@ -132,7 +151,7 @@ def backward_launches(
             sums = sums_launch(rows, dtype, centered, device)
             tile = tiling.rows.layer_norm_backward_parameters_tile(rows, dtype)
             col_blocks = triton.cdiv(rows.cols, tile.cols)
-        sizes = (*sizes, rows.tiles(tile))
+        sizes = (*sizes, rows.stride_in_vectors(), rows.tiles(tile))
         constants.update(CHANNELS_FIRST=channels_first, IN_BLOCKS=col_blocks > 1)
     programs = tiling.partials.row_programs(tile, rows.tiles(tile), col_blocks, device)
     grid = (col_blocks, programs)
@@ -147,6 +166,7 @@ def held_launch(rows: Rows, tile: RowTile, centered: bool, device: torch.device)
         (1, programs),
         device,
         *rows.in_vectors(),
+        rows.stride_in_vectors(),
         rows_at_once,
         CENTERED=centered,
         **rows.constants(tile),
@@ -221,15 +241,19 @@ def layer_norm_backward(
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """The wanted ones of dx, dweight and dbias, None for the others."""
     want_dx, *want_parameters = wanted
-    dy, x = dy.contiguous(), x.contiguous()
+    dy = dy.contiguous()
     weight = None if weight is None else weight.contiguous()
     cols = math.prod(normalized_shape)
-    sums, main, programs = backward_launches(
-        x.shape, cols, x.dtype, dy.dtype, centered, channels_first, x.device
-    )
+    dx = torch.empty_like(x, memory_format=torch.contiguous_format) if want_dx else None
+    x, stride = where_they_are(x, cols, channels_first)
+    sizes, options = (dy.shape, cols, x.dtype, dy.dtype), (centered, channels_first, x.device)
+    launches = backward_launches(*sizes, stride, *options)
+    if launches is None:
+        x = x.contiguous()
+        launches = backward_launches(*sizes, None, *options)
+    sums, main, programs = launches
     if main.kernel is layer_norm_backward_held_kernel:
         dy, x = at_a_word(dy), at_a_word(x)
-    dx = torch.empty_like(x, memory_format=torch.contiguous_format) if want_dx else None
     c1, c2 = row_sums(sums if want_dx else None, dy, x, weight, statistics, centered)
     partials = [statistics.new_empty(programs, cols) if want else None for want in want_parameters]
     launch.launch(main, dy, x, dx, weight, statistics, c1, c2, *partials)

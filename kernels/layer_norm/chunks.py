@@ -18,6 +18,7 @@ from normreg.kernels.device.rows import (
     load_x_hat,
     row_strides,
     row_tile,
+    rows_apart,
     scale_and_shift,
     store,
     store_statistics,
@@ -32,13 +33,14 @@ from normreg.kernels.device.statistics import (
 )
 
 
-@triton.jit(do_not_specialize=["rows", "cols"])
+@triton.jit(do_not_specialize=["rows", "cols", "stride"])
 def layer_norm_forward_chunks_kernel(
     x_ptr,  # [samples, rows, cols], laid out as `rows` says
     results: Results,  # y like x
     parameters: Parameters,
     rows,
     cols,  # the contiguous one of rows and cols in vectors
+    stride,  # from a row of x to the next, in vectors; None where they lie like y's
     eps: tl.float64,
     CENTERED: tl.constexpr,
     CHANNELS_FIRST: tl.constexpr,
@@ -51,8 +53,10 @@ def layer_norm_forward_chunks_kernel(
     first_row, left, base = row_tile(tl.program_id(0), rows, cols, stride_row, CHANNELS_FIRST, BLOCK_ROWS)
     row = tl.arange(0, BLOCK_ROWS)
     row_mask = row < left
-    x_ptr += base + row[:, None] * stride_row
-    y_ptr = results.y + (base + row[:, None] * stride_row)
+    offsets = base + row[:, None] * stride_row
+    x_base, x_offsets = rows_apart(stride, first_row, row, tl.zeros([1], tl.int32), 0, offsets, TILE.vector)
+    x_ptr += x_base + x_offsets
+    y_ptr = results.y + offsets
 
     total = tl.zeros([BLOCK_ROWS, BLOCK_COLS], COMPUTE_DTYPE)
     squares = tl.zeros([BLOCK_ROWS, BLOCK_COLS], COMPUTE_DTYPE)

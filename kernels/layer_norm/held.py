@@ -30,12 +30,14 @@ def masked(mask, i: tl.constexpr, col, cols, TILE: tl.constexpr):
 
 
 @triton.jit
-def load_words(ptr, row, row_mask, i: tl.constexpr, cols, TILE: tl.constexpr):
+def load_words(ptr, stride, row, row_mask, i: tl.constexpr, cols, TILE: tl.constexpr):
     """Tile i of rows that are read once, 0 where masked."""
     cols = cols // 2
     col = columns(4, TILE) + i * (TILE.cols // 2)
     mask = masked(row_mask, i, col, cols, TILE)
-    return tl.load(words_at(ptr) + row * cols + col, mask=mask, other=0, eviction_policy="evict_first")
+    return tl.load(
+        words_at(ptr) + row * (stride // 2) + col, mask=mask, other=0, eviction_policy="evict_first"
+    )
 
 
 @triton.jit
@@ -90,7 +92,7 @@ def load_statistics(ptr, row, left, CENTERED: tl.constexpr):
     return statistics
 
 
-@triton.jit(do_not_specialize=["rows", "cols", "rows_at_once"])
+@triton.jit(do_not_specialize=["rows", "cols", "stride", "rows_at_once"])
 def layer_norm_backward_held_kernel(
     dy_ptr,  # [rows, cols] of 16 bits; so is x
     x_ptr,
@@ -100,6 +102,7 @@ def layer_norm_backward_held_kernel(
     partials: Parameters,  # [programs, cols] or None
     rows,
     cols,  # in vectors
+    stride,  # from a row of x to the next, in vectors; None where they lie like dy's
     rows_at_once,  # TILE's or fewer
     CENTERED: tl.constexpr,
     TILE: tl.constexpr,
@@ -128,26 +131,30 @@ def layer_norm_backward_held_kernel(
             weight += (load_weight(weight_ptr, i, cols, TILE),)
 
     of_cols = divide(tl.full([], 1.0, COMPUTE_DTYPE), cols)
-    stride = tl.num_programs(1) * rows_at_once
+    rows_of_step = tl.num_programs(1) * rows_at_once
     start = tl.program_id(1) * rows_at_once
     tl.assume(start < rows)  # or sums of no step would be moved to those of steps
-    step = stride * cols.to(tl.int64)
+    step = rows_of_step * cols.to(tl.int64)
+    x_stride = cols if stride is None else stride.to(tl.int64) * 8
+    x_step = rows_of_step * x_stride.to(tl.int64)
     dy_ptr += start * cols.to(tl.int64)
-    x_ptr += start * cols.to(tl.int64)
+    x_ptr += start * x_stride.to(tl.int64)
     if dx_ptr is not None:
         dx_ptr += start * cols.to(tl.int64)
     saved_ptr = statistics.saved + start.to(tl.int64) * SAVED
     of_rows = load_statistics(saved_ptr, row, tl.minimum(rows - start, rows_at_once), CENTERED)
-    for first_row in tl.range(start, rows, stride, num_stages=STAGES):
+    for first_row in tl.range(start, rows, rows_of_step, num_stages=STAGES):
         left = rows - first_row
         row_mask = rows_of_tile < tl.minimum(left, rows_at_once)
-        saved_ptr += stride * SAVED
-        next_of_rows = load_statistics(saved_ptr, row, tl.minimum(left - stride, rows_at_once), CENTERED)
+        saved_ptr += rows_of_step * SAVED
+        next_of_rows = load_statistics(
+            saved_ptr, row, tl.minimum(left - rows_of_step, rows_at_once), CENTERED
+        )
         x = ()
         dy = ()
         for i in tl.static_range(TILES):
-            x += (load_words(x_ptr, rows_of_tile, row_mask, i, cols, TILE),)
-            dy += (load_words(dy_ptr, rows_of_tile, row_mask, i, cols, TILE),)
+            x += (load_words(x_ptr, x_stride, rows_of_tile, row_mask, i, cols, TILE),)
+            dy += (load_words(dy_ptr, cols, rows_of_tile, row_mask, i, cols, TILE),)
 
         rstd = of_rows[0][:, None, None]
         x_hat = ()
@@ -193,7 +200,7 @@ def layer_norm_backward_held_kernel(
                 mask = masked(row_mask, i, col + i * BLOCK_COLS, cols, TILE)
                 tl.store(dx_ptr + place, dx.to(dx_ptr.dtype.element_ty), mask=mask)
             dx_ptr += step
-        x_ptr += step
+        x_ptr += x_step
         dy_ptr += step
         of_rows = next_of_rows
 

@@ -18,6 +18,7 @@ from normreg.kernels.device.rows import (
     load_x_hat,
     row_strides,
     row_tile,
+    rows_apart,
     store,
     store_normalized,
     store_partial,
@@ -25,13 +26,14 @@ from normreg.kernels.device.rows import (
 from normreg.kernels.device.statistics import compute_dtype
 
 
-@triton.jit(do_not_specialize=["rows", "cols"])
+@triton.jit(do_not_specialize=["rows", "cols", "stride"])
 def layer_norm_forward_kernel(
     x_ptr,  # [samples, rows, cols], laid out as `rows` says
     results: Results,  # y like x
     parameters: Parameters,
     rows,
     cols,  # the contiguous one of rows and cols in vectors
+    stride,  # from a row of x to the next, in vectors; None where they lie like y's
     eps: tl.float64,
     CENTERED: tl.constexpr,
     CHANNELS_FIRST: tl.constexpr,
@@ -47,13 +49,14 @@ def layer_norm_forward_kernel(
     row_mask = row < left
     mask = row_mask[:, None] & (col < cols)[None, :]
     offsets = row[:, None] * stride_row + col[None, :] * stride_col
-    x = load(x_ptr + base, offsets, mask, COMPUTE_DTYPE)
+    x_base, x_offsets = rows_apart(stride, first_row, row, col, base, offsets, TILE.vector)
+    x = load(x_ptr + x_base, x_offsets, mask, COMPUTE_DTYPE)
     store_normalized(
         x, results, parameters, base, offsets, mask, first_row + row, row_mask, col, cols, eps, CENTERED, TILE
     )
 
 
-@triton.jit(do_not_specialize=["rows", "cols", "tiles"])
+@triton.jit(do_not_specialize=["rows", "cols", "stride", "tiles"])
 def layer_norm_backward_kernel(
     dy_ptr,  # [samples, rows, cols], laid out as `rows` says; so are x and dx
     x_ptr,
@@ -63,6 +66,7 @@ def layer_norm_backward_kernel(
     partials: Parameters,  # [programs, cols] or None
     rows,
     cols,  # the contiguous one of rows and cols in vectors
+    stride,  # from a row of x to the next, in vectors; None where they lie like dy's
     tiles,
     CENTERED: tl.constexpr,
     CHANNELS_FIRST: tl.constexpr,
@@ -95,7 +99,8 @@ def layer_norm_backward_kernel(
         if CENTERED:
             mean = load_mean(statistics.saved, first_row + row, row_mask)
         rstd = load_spread(statistics.saved, first_row + row, row_mask, CENTERED)
-        x_hat = load_x_hat(x_ptr, offsets, mask, mean, rstd, COMPUTE_DTYPE, TILE.whole, STAGES)
+        x_base, x_offsets = rows_apart(stride, first_row, row, col, 0, offsets, TILE.vector)
+        x_hat = load_x_hat(x_ptr + x_base, x_offsets, mask, mean, rstd, COMPUTE_DTYPE, TILE.whole, STAGES)
         dy = load(dy_ptr, offsets, mask, COMPUTE_DTYPE, STAGES)
 
         dweight += dy * x_hat

@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from normreg.kernels.device.rows import Parameters, Results, Statistics, load_mean, load_spread
+from normreg.kernels.device.rows import Parameters, Results, Statistics, load_mean, load_spread, row_apart
 from normreg.kernels.device.statistics import compute_dtype
 from normreg.kernels.device.tiles import (
     converted,
@@ -15,13 +15,14 @@ from normreg.kernels.device.tiles import (
 )
 
 
-@triton.jit(do_not_specialize=["rows", "cols"])
+@triton.jit(do_not_specialize=["rows", "cols", "stride"])
 def layer_norm_forward_tiles_kernel(
     x_ptr,  # [rows, cols]
     results: Results,  # y like x
     parameters: Parameters,
     rows,
     cols,  # in vectors
+    stride,  # from a row of x to the next, in vectors; None where they lie like y's
     eps: tl.float64,
     CENTERED: tl.constexpr,
     TILE: tl.constexpr,
@@ -29,7 +30,7 @@ def layer_norm_forward_tiles_kernel(
     DTYPE: tl.constexpr = x_ptr.dtype.element_ty
     cols *= TILE.vector
     row = tl.program_id(0).to(tl.int64)
-    x = load_tiles(x_ptr + row * cols, cols, TILE)
+    x = load_tiles(x_ptr + row_apart(stride, row, row * cols, TILE.vector), cols, TILE)
     store_normalized_tiles(x, results, parameters, row, cols, eps, DTYPE, CENTERED, TILE)
 
 

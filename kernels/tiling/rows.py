@@ -1,5 +1,6 @@
 """Tiles of operations over rows: LayerNorm, RMSNorm, and dropout and a sum before them."""
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -16,13 +17,16 @@ class Rows(NamedTuple):
     rows: int
     cols: int
     channels_first: bool
+    stride: int | None = None  # of elements from a row of the input to the next; None where it is cols
 
     @classmethod
-    def of(cls, shape: torch.Size, cols: int, channels_first: bool = False) -> "Rows":
+    def of(
+        cls, shape: torch.Size, cols: int, channels_first: bool = False, stride: int | None = None
+    ) -> "Rows":
         """Rows of the last `cols` elements, or of the channels of positions of a channels-first tensor."""
         if channels_first:
             return cls(shape[0], shape[2:].numel(), cols, True)
-        return cls(1, shape.numel() // cols, cols, False)
+        return cls(1, shape.numel() // cols, cols, False, stride)
 
     @property
     def count(self) -> int:
@@ -30,13 +34,16 @@ class Rows(NamedTuple):
 
     @property
     def vector(self) -> int:
-        return hardware.vector(self.rows if self.channels_first else self.cols)
+        return hardware.vector(self.rows if self.channels_first else math.gcd(self.cols, self.stride or 0))
 
     def in_vectors(self) -> tuple[int, int]:
         """rows and cols as kernels take them: the contiguous one divided by `vector`."""
         if self.channels_first:
             return self.rows // self.vector, self.cols
         return self.rows, self.cols // self.vector
+
+    def stride_in_vectors(self) -> int | None:
+        return None if self.stride is None else self.stride // self.vector
 
     def tiles(self, tile: "RowTile") -> int:
         """How many tiles the rows are, each as wide as a row."""
@@ -102,7 +109,7 @@ def layer_norm_chunk_tile(rows: Rows, compute_dtype: torch.dtype) -> RowTile:
 
 def _at_16_bytes(rows: Rows, dtype: torch.dtype) -> bool:
     """Whether every row starts at a multiple of 16 bytes."""
-    return hardware.vector(rows.cols) * dtype.itemsize >= 16
+    return rows.vector * dtype.itemsize >= 16
 
 
 def _row_in_tiles(rows: Rows, num_warps: int, packed: bool) -> RowTile:

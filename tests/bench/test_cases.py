@@ -11,7 +11,7 @@ from stand_in_gpu import SMALL
 import normreg
 from bench.harness.budget import Budget
 from bench.operations import OPERATIONS, Case, cases
-from bench.operations.case import DTYPES
+from bench.operations.case import DTYPES, cases_of
 from bench.perf import contest
 
 RESULTS = Path(__file__).parents[2] / "bench/results/no-gpu"
@@ -62,6 +62,10 @@ def test_names_of_cases():
     assert str(case) == "batch_norm fp16 2x3x4x5 channels_last evaluation"
     assert case.like_input(torch.randn, "cpu").is_contiguous(memory_format=torch.channels_last)
     assert str(Case("dropout", (2, 3), layer="Dropout1d")) == "Dropout1d bf16 2x3"
+    (sliced,) = cases_of("layer_norm", "2x3x4 sliced")
+    assert str(sliced) == "layer_norm bf16 2x3x4 sliced"
+    assert sliced.like_input(torch.randn, "cpu").stride() == (3 * 68, 68, 1)
+    assert sliced.like_output(torch.randn, "cpu").is_contiguous()
     assert OPERATIONS["batch_norm"].least_bytes(case, "backward") == 3 * 2 * 120
 
 

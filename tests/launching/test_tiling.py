@@ -107,7 +107,7 @@ def test_tiles_that_the_backward_holds(dtype, cols, tile):
 def test_few_rows_are_shared_out(rows, cols, dtype, programs, device, monkeypatch):
     monkeypatch.setattr(tiling.hardware, "multiprocessors", lambda device: 132)
     shape = torch.Size((rows, cols))
-    launches = layer_norm.backward_launches(shape, cols, dtype, dtype, True, False, device)
+    launches = layer_norm.backward_launches(shape, cols, dtype, dtype, None, True, False, device)
     assert launches.programs == programs
 
 
@@ -124,7 +124,7 @@ def test_few_rows_are_shared_out(rows, cols, dtype, programs, device, monkeypatc
 )
 def test_stages_of_the_backward(dtype, cols, stages):
     shape, device = torch.Size((7, cols)), torch.device("cpu")
-    launches = layer_norm.backward_launches(shape, cols, dtype, dtype, True, False, device)
+    launches = layer_norm.backward_launches(shape, cols, dtype, dtype, None, True, False, device)
     assert launches.main.constants["TILE"].stages == stages
 
 
@@ -153,7 +153,8 @@ def test_partial_sums_stay_few(rows, cols, most, device, monkeypatch):
     """At most as many programs as a multiprocessor's registers have room for."""
     monkeypatch.setattr(tiling.hardware, "multiprocessors", lambda device: 132)
     shape = torch.Size((rows, cols))
-    launches = layer_norm.backward_launches(shape, cols, torch.bfloat16, torch.bfloat16, True, False, device)
+    dtypes = torch.bfloat16, torch.bfloat16
+    launches = layer_norm.backward_launches(shape, cols, *dtypes, None, True, False, device)
     col_blocks, programs = launches.main.grid
     assert 1 <= programs <= rows
     assert math.prod(launches.main.grid) <= most * 132 + col_blocks

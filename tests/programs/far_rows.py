@@ -15,6 +15,7 @@ HELD = dict(TILE=RowTile(4, COLS // 2, 4, 2, packed=True, vector=8, stages=3))
 TILES = dict(TILE=RowTile(1, COLS // 4, 4, tiles=4, packed=True, vector=8))
 HALVES = dict(TILE=RowTile(1, COLS // 4, 4, tiles=4, vector=8, whole=True))
 SIZES = ROWS, COLS // 8
+STRIDES = None, COLS // 8  # rows that lie like y's, and rows that are said to be as far apart
 LAST_ROW = (ROWS - 1, 0, 0), (ROWS, 1, 1)
 
 
@@ -32,7 +33,7 @@ def last_rows(centered):
         expected = F.rms_norm(last, (COLS,), weight.float(), 1e-5)
         bias = None
         statistics[-4:, 0] = last.square().mean(1).add(1e-5).rsqrt().detach()
-    forward = x, y, statistics, weight, bias, *SIZES, 1e-5
+    forward = x, y, statistics, weight, bias, *SIZES
     backward = x, y, weight, statistics
     return SimpleNamespace(y=y, last=last, expected=expected, forward=forward, backward=backward)
 
@@ -54,37 +55,47 @@ def gradients(case, rows=4):
 def forward(centered):
     case = last_rows(centered)
     programs = (LAST_TILE, 0, 0), (ROWS // 4, 1, 1)
-    run_program(layer_norm.layer_norm_forward_kernel, *programs, *case.forward, **TILE, CENTERED=centered)
-    check(case.y[-4:], case.expected)
+    kernel = layer_norm.layer_norm_forward_kernel
+    for stride in STRIDES:
+        case.y[-4:] = 0
+        run_program(kernel, *programs, *case.forward, stride, 1e-5, **TILE, CENTERED=centered)
+        check(case.y[-4:], case.expected)
 
 
 def forward_chunks(centered):
     case, kernel = last_rows(centered), layer_norm.layer_norm_forward_chunks_kernel
-    run_program(kernel, *LAST_ROW, *case.forward, **CHUNKS, CENTERED=centered)
-    check(case.y[-1], case.expected[-1])
+    for stride in STRIDES:
+        case.y[-1] = 0
+        run_program(kernel, *LAST_ROW, *case.forward, stride, 1e-5, **CHUNKS, CENTERED=centered)
+        check(case.y[-1], case.expected[-1])
 
 
 def forward_tiles(centered):
     case, kernel = last_rows(centered), layer_norm.layer_norm_forward_tiles_kernel
-    run_program(kernel, *LAST_ROW, *case.forward, **TILES, CENTERED=centered)
-    check(case.y[-1], case.expected[-1])
+    for stride in STRIDES:
+        case.y[-1] = 0
+        run_program(kernel, *LAST_ROW, *case.forward, stride, 1e-5, **TILES, CENTERED=centered)
+        check(case.y[-1], case.expected[-1])
 
 
 def backward(centered):
     case = last_rows(centered)
     dy, dx = gradients(case)
-    run_program(
-        layer_norm.layer_norm_backward_kernel,
-        (0, LAST_TILE, 0),
-        (1, ROWS // 4, 1),
-        *(dy, *case.backward, None, None, None, None),
-        *SIZES,
-        ROWS // 4,
-        **TILE,
-        CENTERED=centered,
-        IN_BLOCKS=False,
-    )
-    check(case.y[-4:], dx)
+    for stride in STRIDES:
+        case.y[-4:] = 0
+        run_program(
+            layer_norm.layer_norm_backward_kernel,
+            (0, LAST_TILE, 0),
+            (1, ROWS // 4, 1),
+            *(dy, *case.backward, None, None, None, None),
+            *SIZES,
+            stride,
+            ROWS // 4,
+            **TILE,
+            CENTERED=centered,
+            IN_BLOCKS=False,
+        )
+        check(case.y[-4:], dx)
 
 
 def backward_of_one_row(kernel, tile, centered):
@@ -112,17 +123,20 @@ def backward_wide(centered):
 def backward_held(centered):
     case = last_rows(centered)
     dy, dx = gradients(case)
-    run_program(
-        layer_norm.layer_norm_backward_held_kernel,
-        (0, LAST_TILE, 0),
-        (1, ROWS // 4, 1),
-        *(dy, *case.backward, None, None, None, None),
-        *SIZES,
-        4,
-        **HELD,
-        CENTERED=centered,
-    )
-    check(case.y[-4:], dx)
+    for stride in STRIDES:
+        case.y[-4:] = 0
+        run_program(
+            layer_norm.layer_norm_backward_held_kernel,
+            (0, LAST_TILE, 0),
+            (1, ROWS // 4, 1),
+            *(dy, *case.backward, None, None, None, None),
+            *SIZES,
+            stride,
+            4,
+            **HELD,
+            CENTERED=centered,
+        )
+        check(case.y[-4:], dx)
 
 
 def backward_of_wide_rows(centered):
@@ -146,6 +160,7 @@ def backward_of_wide_rows(centered):
         *on_y(*LAST_ROW),
         *(dy, x, y, weight, statistics, *sums, None, None),
         *SIZES,
+        None,
         ROWS,
         IN_BLOCKS=True,
         **CHUNKS,
@@ -193,6 +208,7 @@ def channels_forward():
             *c.last_program,
             *(c.x, c.y, c.statistics, c.weight, c.bias),
             *c.sizes,
+            None,
             1e-5,
             CENTERED=True,
             **CHANNELS_FIRST,
@@ -208,6 +224,7 @@ def channels_backward():
         *on_y(*c.last_program),
         *(c.dy, c.x, c.y, c.weight, c.statistics, None, None, None, None),
         *c.sizes,
+        None,
         c.samples,
         CENTERED=True,
         IN_BLOCKS=False,
@@ -229,6 +246,7 @@ def channels_backward():
         *on_y(*c.last_program),
         *(c.dy, c.x, c.y, c.weight, c.statistics, *sums, None, None),
         *c.sizes,
+        None,
         c.samples,
         CENTERED=True,
         IN_BLOCKS=True,

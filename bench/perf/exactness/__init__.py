@@ -74,7 +74,7 @@ def draw(operation, case, data, seed, device):
     """(torch's layer, x, dy), drawn on the CPU, so that they are the same everywhere."""
     torch.manual_seed(seed)
     layer = draw_layer(case, "cpu")
-    x, dy = data.draw(case, operation.together), case.like_input(torch.randn, "cpu")
+    x, dy = data.draw(case, operation.together), case.like_output(torch.randn, "cpu")
     return layer.to(device), x.to(device), dy.to(device)
 
 
