@@ -38,8 +38,8 @@ def layer_norm(
     y = (x - E[x]) / sqrt(Var[x] + eps) * weight + bias, with the biased variance, per leading index.
 
     Args:
-        input: (*, *normalized_shape), float16, bfloat16, float32 or float64, any strides. Rows that are equally
-            far apart, as in a slice of a projection, are read where they are.
+        input: (*, *normalized_shape), float16, bfloat16, float32 or float64, any strides. Rows that are
+            equally far apart, as in a slice of a projection, are read where they are.
         normalized_shape: the trailing dimensions, a sequence of ints.
         weight, bias: of shape normalized_shape, or None; of input's dtype, or float32 beside 16 bits.
         eps: added to the variance.

@@ -108,7 +108,7 @@ def test_a_report_of_recorded_results(results, tmp_path):
     readme = (tmp_path / "README.md").read_text()
     assert readme.startswith("# Title\n")
     assert readme.endswith(f"{classes.END}\nrest\n")
-    assert "old" not in readme
+    assert "\nold\n" not in readme
     (layer_norm,) = [line for line in readme.splitlines() if line.startswith("| SOME GPU | layer_norm")]
     cells = [cell.strip() for cell in layer_norm.strip("|").split("|")]
     assert cells == ["SOME GPU", "layer_norm", "forward", "2", "0.87", "0.50", "1.50", "31%"]

@@ -125,7 +125,7 @@ def test_nothing_but_the_forward_changes(device, cls):
     assert type(layer) is cls
 
 
-@pytest.mark.parametrize("cls", [LlamaRMSNorm, T5LayerNorm, TimmRmsNorm, FrozenBatchNorm2d])
+@pytest.mark.parametrize("cls", [TimmRmsNorm, FrozenBatchNorm2d])
 def test_a_result_that_is_promoted_stays_so(device, launches, cls):
     """float32 parameters make the original's result float32, which normreg's layer would not."""
     layer = built(cls, device)
@@ -135,6 +135,29 @@ def test_a_result_that_is_promoted_stays_so(device, launches, cls):
     y = layer(x)
     assert y.dtype == expected.dtype == torch.float32
     assert torch.equal(y, expected)
+    assert launches == []
+
+
+@pytest.mark.parametrize("cls", [LlamaRMSNorm, T5LayerNorm])
+def test_a_promoted_result_is_not_rounded(device, launches, cls):
+    """float32 weights make the original's result float32, and so does normreg's layer, by the kernel."""
+    layer = built(cls, device)
+    x = torch.randn(NORMS[cls][0], device=device).bfloat16()
+    expected, exact = layer(x), layer(x.float())
+    normreg.replace(layer)
+    y = layer(x)
+    assert y.dtype == expected.dtype == torch.float32
+    assert launches == ["layer_norm_forward_kernel"]
+    assert (y - exact).abs().max() <= 2**-20 * exact.abs().max()
+
+
+@pytest.mark.parametrize("cls", [LlamaRMSNorm, T5LayerNorm])
+def test_weights_of_fewer_bits_are_left_to_the_original(device, launches, cls):
+    layer = built(cls, device, torch.bfloat16)
+    x = torch.randn(NORMS[cls][0], device=device)
+    expected = layer(x)
+    normreg.replace(layer)
+    assert torch.equal(layer(x), expected)
     assert launches == []
 
 
@@ -174,6 +197,7 @@ def test_import_paths_are_well_formed_and_counted_in_readme():
     readme = " ".join((Path(__file__).parents[2] / "README.md").read_text().split())
     assert (
         f"{libraries.pop('transformers')} classes of transformers (as of its release 5.23), "
+        f"{libraries.pop('diffusers')} of diffusers (0.42), "
         f"{libraries.pop('timm')} of timm and {libraries.pop('torchvision')} of torchvision"
     ) in readme
     assert not libraries

@@ -204,12 +204,12 @@ MODELS = {
 
 
 @contextlib.contextmanager
-def imported():
-    """The package, where it is installed."""
+def imported(package="transformers"):
+    """A package of Hugging Face's, where it is installed."""
     before = sys.modules.get("kernels")
     sys.modules["kernels"] = None  # a package of this name that it would use; here, that is our folder
     try:
-        yield importlib.import_module("transformers")
+        yield importlib.import_module(package)
     finally:
         del sys.modules["kernels"]
         if before is not None:
