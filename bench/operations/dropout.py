@@ -41,14 +41,18 @@ MEASURED = Measured(
     passes={"forward": 2, "backward": 2, "forward+backward": 4},  # x, y; dy, dx; both
     masked_error=error,
     small="fp32 64x128",
-    ledger="8448x1024, fp32 8448x1024, Dropout2d 32x64x56x56, Dropout2d 32x64x56x56 channels_last",
-    static="1024x1024, " + each("32x64x56x56, 32x64x56x56 channels_last, 32x512x2x4", "Dropout2d {}"),
-    instructions="256x4096, fp32 256x4096, " + each("4x64x56x56, 4x64x56x56 channels_last", "Dropout2d {}"),
+    ledger="8448x1024, fp32 8448x1024, 32x64x56x56 channels_last, "
+    + each("32x64x56x56, 32x64x56x56 channels_last", "Dropout2d {}"),
+    static="1024x1024, 32x64x56x56 channels_last, "
+    + each("32x64x56x56, 32x64x56x56 channels_last, 32x512x2x4", "Dropout2d {}"),
+    instructions="256x4096, fp32 256x4096, 4x64x56x56 channels_last, "
+    + each("4x64x56x56, 4x64x56x56 channels_last", "Dropout2d {}"),
     host="8x768",
     speed={
         "language": LANGUAGE,
         "attention": "16x16x1024x1024",
-        "vision": "64x256x56x56, " + each("64x256x56x56", "Dropout2d {}", "Dropout2d {} channels_last"),
+        "vision": "64x256x56x56, 64x256x56x56 channels_last, "
+        + each("64x256x56x56", "Dropout2d {}", "Dropout2d {} channels_last"),
         "small or awkward": "8x768, 1x4096, 4097x1001",
         "float32": "fp32 16384x4096, fp32 16384x768",
         "float16": "fp16 16384x4096, fp16 16384x768",
@@ -98,6 +102,7 @@ OPERATION = Operation(
         Smoke("bf16", "33x129"),
         Smoke("bf16 fp32", "8x40x7x7", "dropout2d"),
         Smoke("bf16", "8x40x8x8", "dropout2d", channels_last=True),
+        Smoke("bf16 fp32", "8x40x8x8", channels_last=True),
         Smoke("bf16", "64x100", "drop_path"),
         Smoke("bf16 fp64", "100x1000", "alpha_dropout"),
     ),

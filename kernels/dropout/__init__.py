@@ -21,6 +21,7 @@ from torch import Tensor
 
 from normreg.kernels import launch, tiling
 from normreg.kernels.device.random import GROUP_BITS
+from normreg.kernels.dropout.channels_last import dropout_channels_last_kernel
 from normreg.kernels.dropout.drop import (
     ALPHA,
     Constants,
@@ -57,6 +58,34 @@ def elements_launch(
         BITS=bits,
         CALLS=calls,
         num_warps=tiling.elements.DROPOUT_NUM_WARPS,
+    )
+
+
+@launch.kept
+def channels_last_launch(
+    shape: torch.Size,
+    dtype: torch.dtype,
+    p: float,
+    constants: Constants,
+    linear: bool,
+    device: torch.device,
+) -> launch.Launch | None:
+    """None where a Philox call would decide of positions of two channels."""
+    samples, channels, positions = shape[0], shape[1], shape[2:].numel()
+    bits = tiling.elements.dropout_bits(dtype, p)
+    if positions % (128 // bits):
+        return None
+    tile = tiling.elements.dropout_channels_last_tile(channels, positions)
+    return launch.Launch(
+        dropout_channels_last_kernel,
+        (samples * triton.cdiv(channels, tile.rows) * triton.cdiv(positions, tile.cols),),
+        device,
+        channels // tile.vector,
+        positions // (128 // bits),
+        *layer_constants(p, bits, constants, linear),
+        BITS=bits,
+        TILE=tile,
+        num_warps=tile.num_warps,
     )
 
 
@@ -98,17 +127,22 @@ def dropout(
     """Dropout of x into `out`, or into a new tensor like it. `seed` is an int or an int64 tensor.
 
     leading: elements whose indices in the first `leading` dimensions are the same share a decision; None
-        where each has its own. x is contiguous or, where decisions are shared, channels-last.
+        where each has its own. x and out are contiguous or channels-last.
     constants: `scaled`, `unscaled` or `alpha`. linear: without shift and dropped, as dx is.
     """
     y = torch.empty_like(x) if out is None else out
-    seed_ptr, seed = seed_arguments(seed, x.device)
     positions = 1 if leading is None else x.shape[leading:].numel()
-    if positions == 1:
+    call: launch.Launch | None
+    if leading is None and not x.is_contiguous():
+        call = channels_last_launch(x.shape, x.dtype, p, constants, linear, x.device)
+        if call is None:
+            return y.copy_(dropout(x.contiguous(), p, seed, None, leading, constants, linear))
+    elif positions == 1:
         call = elements_launch(x.numel(), x.dtype, p, constants, linear, x.device)
     else:
         groups_last = leading == 2 and not x.is_contiguous()
         samples, groups = (x.shape[0], x.shape[1]) if groups_last else (1, x.shape[:leading].numel())
         call = groups_launch(samples, groups, positions, groups_last, p, constants, linear, x.device)
+    seed_ptr, seed = seed_arguments(seed, x.device)
     launch.launch(call, x, y, seed_ptr, numbers=(seed,))
     return y

@@ -63,6 +63,13 @@ def dropout_grouped_tile(groups: int, positions: int, groups_last: bool) -> RowT
     return RowTile(elements // length, length, DROPOUT_NUM_WARPS)
 
 
+def dropout_channels_last_tile(channels: int, positions: int) -> RowTile:
+    """Channels, which are contiguous, and positions, whose decisions are drawn 4 or 8 at a time."""
+    width = min(triton.next_power_of_2(channels), hardware.CHANNEL_TILE_WIDTH)
+    length = min(triton.next_power_of_2(positions), 2 * DROPOUT_TILE * hardware.tile_scale() // width)
+    return RowTile(width, length, DROPOUT_NUM_WARPS, vector=hardware.vector(channels))
+
+
 def dropout_bits(dtype: torch.dtype, p: float) -> int:
     """Random bits an element: 16 for 16-bit types, 32 for wider ones.
 

@@ -85,7 +85,8 @@ def dropout(
     inf and nan.
 
     Args:
-        input: any shape, float16, bfloat16, float32 or float64.
+        input: any shape, float16, bfloat16, float32 or float64. Contiguous input is read as it is, and so is
+            channels-last input whose positions are a multiple of 8 (4 of 32 bits); others are copied.
         p: probability of zero, in [0, 1]. It is rounded to a multiple of 2^-32 (2^-16 for 16-bit types and p
             in [2^-8, 1 - 2^-8], where each element has an outcome of its own); the scale is that of the
             rounded p.

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from normreg.kernels import dropout as kernels
+from normreg.kernels.memory_format import CHANNELS_LAST
 from normreg.ops import seed
 from normreg.ops.operation import Operation, Seed, is_batched, wants_gradient
 
@@ -21,13 +22,12 @@ class Rule(NamedTuple):
     constants: str = "scaled"  # of CONSTANTS
 
 
-def _lies_as_needed(x, leading):
-    """Whether the kernel takes x without a copy: channels-last, too, where decisions are shared."""
+def _lies_as_needed(x):
+    """Whether the kernel takes x without a copy."""
     if x.is_contiguous():
         return True
-    if leading is None or x.dim() not in (4, 5):
-        return False
-    return x.is_contiguous(memory_format=torch.channels_last if x.dim() == 4 else torch.channels_last_3d)
+    last = CHANNELS_LAST.get(x.dim())
+    return last is not None and x.is_contiguous(memory_format=last)
 
 
 def run(
@@ -35,7 +35,7 @@ def run(
 ) -> Tensor:
     """The mask belongs to logical positions, so in other layouts the kernel sees a copy of x."""
     given = leading, CONSTANTS[constants], linear
-    if _lies_as_needed(x, leading):
+    if _lies_as_needed(x):
         return kernels.dropout(x, p, seed, x if inplace else None, *given)
     y = x if inplace else torch.empty_like(x)
     return y.copy_(kernels.dropout(x.contiguous(), p, seed, None, *given))

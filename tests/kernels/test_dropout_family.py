@@ -9,6 +9,7 @@ from dropout_forms import FORMS, assert_result, every_form, generator_of, layout
 from operations import OURS
 from support.reference import DTYPES, RAGGED, gradient_layouts
 
+from normreg import functional
 from normreg.kernels import dropout as kernels
 from normreg.kernels import launch, tiling
 
@@ -79,6 +80,47 @@ def test_channels_last(device, guarded_memory, launches, channels, spatial, dtyp
         patch.setattr(torch.Tensor, "contiguous", None)
         form(OURS, x)
     assert set(launches) == {"dropout_grouped_kernel", "dropout_kernel"}  # the latter for the reference
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("name", ["dropout", "alpha_dropout"])
+@pytest.mark.parametrize(
+    ("channels", "spatial"),
+    [(2, (2, 4)), (3, (17, 24)), (17, (8, 8)), (72, (16, 16)), (136, (4, 4)), (20, (2, 3, 4))],
+    ids=str,
+)
+def test_channels_last_elements(device, guarded_memory, launches, name, channels, spatial, dtype):
+    """Decisions of a channels_last tensor are those of the contiguous one, without a copy."""
+    last = torch.channels_last if len(spatial) == 2 else torch.channels_last_3d
+    shape = (3, channels, *spatial)
+    x, dy = (
+        guarded_memory.place(torch.randn(shape, device=device).to(dtype, memory_format=last))
+        for _ in range(2)
+    )
+    form = FORMS[name]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.Tensor, "contiguous", None)
+        leaf = x.detach().requires_grad_()
+        y = form(OURS, leaf, generator=generator_of(device))
+        (dx,) = torch.autograd.grad(y, leaf, dy)
+    assert launches == ["dropout_channels_last_kernel"] * 2
+    assert y.stride() == dx.stride() == x.stride()
+    leaf = x.detach().contiguous().requires_grad_()
+    expected = form(OURS, leaf, generator=generator_of(device))
+    assert torch.equal(y, expected)
+    assert torch.equal(dx, torch.autograd.grad(expected, leaf, dy.contiguous())[0])
+
+
+@pytest.mark.parametrize("inplace", [False, True])
+@pytest.mark.parametrize("spatial", [(7, 7), (2, 8)], ids=str)
+def test_channels_last_elements_as_they_come(device, spatial, inplace):
+    """7x7 positions, of which a Philox call would reach into the next channel, are copied; y lies like x."""
+    x = torch.randn(3, 8, *spatial, device=device).bfloat16().to(memory_format=torch.channels_last)
+    given, strides = x.clone(), x.stride()
+    y = functional.dropout(x, 0.4, True, inplace, generator=generator_of(device))
+    assert (y is x) == inplace
+    assert y.stride() == strides
+    assert torch.equal(y, functional.dropout(given.contiguous(), 0.4, generator=generator_of(device)))
 
 
 def strides(tensor):

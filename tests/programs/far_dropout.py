@@ -48,6 +48,23 @@ def of_channels_last():
     assert (y[-1] == y[-1, :1]).all()
 
 
+def of_elements_channels_last():
+    samples, channels, positions = 2**21 + 1, 64, 16
+    x, y = reserved(samples, positions, channels), reserved(samples, positions, channels)
+    x[-1] = 1
+    run_program(
+        dropout.dropout_channels_last_kernel,
+        (samples - 1, 0, 0),
+        (samples, 1, 1),
+        *(x, y, None),
+        *(5, channels // 8, positions // 8, 2**15, 2.0, 0.0, 0.0),
+        BITS=16,
+        TILE=RowTile(64, 16, 4, vector=8),
+    )
+    assert set(y[-1].unique().tolist()) == {0.0, 2.0}
+    assert 400 < (y[-1] == 0).sum() < 600
+
+
 def of_samples():
     groups, positions = 2, 2**31 + 2048
     x, y = reserved(groups, positions), reserved(groups, positions)
@@ -202,6 +219,7 @@ def behind_bias_and_act():
 CASES = {
     "dropout of channels": (of_channels,),
     "dropout of channels_last": (of_channels_last,),
+    "dropout of channels_last elements": (of_elements_channels_last,),
     "dropout of samples": (of_samples,),
     "dropout": (of_elements,),
     "dropout_add_norm": (and_sum_and_norm,),
