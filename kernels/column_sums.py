@@ -21,16 +21,23 @@ class Pair(NamedTuple):
 
 
 @triton.jit
+def column_sum(partials_ptr, programs, col, cols, TILE: tl.constexpr):
+    """The sums [col] over all rows."""
+    ROWS: tl.constexpr = TILE.rows
+    total = tl.zeros([ROWS, col.shape[0]], partials_ptr.dtype.element_ty)
+    for start in range(0, programs, ROWS):
+        row = start + tl.arange(0, ROWS).to(tl.int64)
+        mask = (row < programs)[:, None] & (col < cols)[None, :]
+        total += tl.load(partials_ptr + row[:, None] * cols + col[None, :], mask=mask, other=0.0)
+    return tl.sum(total, 0)
+
+
+@triton.jit
 def store_column_sums(partials_ptr, sums_ptr, programs, col, cols, TILE: tl.constexpr):
     """Nothing where a tensor is absent."""
-    ROWS: tl.constexpr = TILE.rows
     if sums_ptr is not None:
-        total = tl.zeros([ROWS, col.shape[0]], partials_ptr.dtype.element_ty)
-        for start in range(0, programs, ROWS):
-            row = start + tl.arange(0, ROWS).to(tl.int64)
-            mask = (row < programs)[:, None] & (col < cols)[None, :]
-            total += tl.load(partials_ptr + row[:, None] * cols + col[None, :], mask=mask, other=0.0)
-        tl.store(sums_ptr + col, tl.sum(total, 0).to(sums_ptr.dtype.element_ty), mask=col < cols)
+        total = column_sum(partials_ptr, programs, col, cols, TILE)
+        tl.store(sums_ptr + col, total.to(sums_ptr.dtype.element_ty), mask=col < cols)
 
 
 @triton.jit(do_not_specialize=["programs", "cols"])

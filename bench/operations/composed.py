@@ -29,6 +29,19 @@ class Residual(torch.nn.Module):
         return result if isinstance(result, torch.Tensor) else torch.cat(result)
 
 
+class Modulated(torch.nn.Module):
+    """An adaptive norm behind a gated sum, of which `replace` sees the layer; x has the modulations, too."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x):
+        scale, shift, gate = x.unbind(1)
+        result = self.layer(x * 2, scale, shift, residual=x, gate=gate)
+        return result if isinstance(result, torch.Tensor) else torch.cat(result)
+
+
 class Composed(torch.nn.Module):
     """A formula as a layer whose parameters are its tensors beside x; `fuse` makes it normreg's."""
 

@@ -46,6 +46,9 @@ class Function:
     def shapes_for(self, shape, over):
         """The shapes of all inputs for this one of x: a residual has x's, parameters a row's or channels'."""
         first = self.shapes[0]
+        if over == "samples":
+            sizes = {1: 1} | dict(zip(first, shape, strict=True))
+            return [tuple(sizes[size] for size in s) for s in self.shapes]
         of_parameters = shape[1:2] if over == "channels" else shape
         return [shape if s == first else of_parameters[len(of_parameters) - len(s) :] for s in self.shapes]
 
@@ -139,7 +142,9 @@ class Operation:
     layers: dict[str, Layer] = field(default_factory=dict)
     smoke: tuple[Smoke, ...] = ()
     measured: Measured | None = None
-    over: str = ""  # "rows" or "channels": where the mean is taken, and what parameters have a value for
+    # "rows" or "channels": where the mean is taken, and what parameters have a value for; of "samples", they
+    # have dimensions of x's sizes in an example, which are all different there
+    over: str = ""
     formulas: dict[str, Callable] = field(default_factory=dict)  # what torch has no function for
     kept: Callable | None = None  # (x, training) -> bytes of statistics that a backward needs
     random: bool = False  # its functions draw, and take a generator and p

@@ -46,6 +46,10 @@ SIZES = {
     "dropout_add": {
         ROWS: "scaled dropout+add {}x768, scaled dropout+add {}x4096, scaled dropout+add {}x1000"
     },
+    "ada_norm": {
+        SAMPLES: "gate+add+adaLN {}x1024x1152, adaLN {}x4096x3072",
+        ROWS: "gate+add+adaLN 1x{}x1152, adaLN 1x{}x3072, gate+add+adaLN 1x{}x5120",
+    },
     "dropout_add_norm": {
         ROWS: "prenorm dropout+add+LayerNorm {}x1024, prenorm dropout+add+LayerNorm {}x4096, "
         "prenorm dropout+add+LayerNorm {}x65536, dropout+add+RMSNorm {}x1024, dropout+add+RMSNorm {}x4096"

@@ -135,6 +135,21 @@ def within(x, mask, WHOLE: tl.constexpr):
 
 
 @triton.jit
+def normalized(x, statistics_ptr, mask, row, row_mask, cols, eps, CENTERED: tl.constexpr, TILE: tl.constexpr):
+    """x_hat of x [rows, cols], both 0 where masked; stores the statistics."""
+    mean = None
+    if CENTERED:
+        high = rounded_mean(x, cols, 1)
+        x = within(x - high[:, None], mask, TILE.whole)
+        low = divide(tl.sum(x, 1), cols)
+        x = within(x - low[:, None], mask, TILE.whole)
+        mean = Mean(high, low)
+    rstd = rstd_of(divide(tl.sum(x * x, 1), cols), eps)
+    store_statistics(statistics_ptr, mean, rstd, row, row_mask)
+    return x * rstd[:, None]
+
+
+@triton.jit
 def store_normalized(
     x,
     results,
@@ -151,17 +166,8 @@ def store_normalized(
     TILE: tl.constexpr,
 ):
     """Normalises x [rows, cols], 0 where masked, and stores y and the statistics."""
-    mean = None
-    if CENTERED:
-        high = rounded_mean(x, cols, 1)
-        x = within(x - high[:, None], mask, TILE.whole)
-        low = divide(tl.sum(x, 1), cols)
-        x = within(x - low[:, None], mask, TILE.whole)
-        mean = Mean(high, low)
-    rstd = rstd_of(divide(tl.sum(x * x, 1), cols), eps)
-    y = scale_and_shift(x * rstd[:, None], parameters, col, cols)
-    store(results.y + base, offsets, y, mask)
-    store_statistics(results.statistics, mean, rstd, row, row_mask)
+    x_hat = normalized(x, results.statistics, mask, row, row_mask, cols, eps, CENTERED, TILE)
+    store(results.y + base, offsets, scale_and_shift(x_hat, parameters, col, cols), mask)
 
 
 @triton.jit

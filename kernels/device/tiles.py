@@ -95,8 +95,13 @@ def store_normalized_tiles(
     DTYPE: tl.constexpr,
     CENTERED: tl.constexpr,
     TILE: tl.constexpr,
+    scale_ptr=None,
+    shift_ptr=None,
 ):
-    """Normalises a row, the tiles x, 0 beyond the row, and stores y and the statistics."""
+    """Normalises a row, the tiles x, 0 beyond the row, and stores y and the statistics.
+
+    scale_ptr, shift_ptr: modulations of the row, if any.
+    """
     COMPUTE_DTYPE: tl.constexpr = compute_dtype(DTYPE)
     TILES: tl.constexpr = TILE.tiles
     SHARE: tl.constexpr = 1.0 / triton.next_power_of_2(TILES)
@@ -126,4 +131,8 @@ def store_normalized_tiles(
             y *= load_widened(parameters.weight, i, cols, COMPUTE_DTYPE, TILE)
         if parameters.bias is not None:
             y += load_widened(parameters.bias, i, cols, COMPUTE_DTYPE, TILE)
+        if scale_ptr is not None:
+            y *= 1.0 + load_widened(scale_ptr, i, cols, COMPUTE_DTYPE, TILE)
+        if shift_ptr is not None:
+            y += load_widened(shift_ptr, i, cols, COMPUTE_DTYPE, TILE)
         store_tile(results.y + row * cols, y, i, cols, TILE)

@@ -42,6 +42,12 @@ def row_programs(tile: RowTile, tiles: int, col_blocks: int, device: torch.devic
     return programs(tiles, col_blocks, min(4, max(1, warps // tile.num_warps)), 8, device)
 
 
+def sample_programs(tile: RowTile, tiles: int, samples: int, device: torch.device) -> int:
+    """Programs that add up the tiles of one of some samples, of those that run at a time: 8 warps."""
+    most = programs(tiles * samples, 1, min(4, max(1, 8 // tile.num_warps)), 8, device)
+    return max(1, min(tiles, most // samples))
+
+
 def held_rows(rows: int, tile: RowTile, device: torch.device) -> tuple[int, int]:
     """Rows that a program takes at once, at most a tile's, and programs: one a multiprocessor.
 

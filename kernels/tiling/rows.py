@@ -49,10 +49,10 @@ class Rows(NamedTuple):
         """How many tiles the rows are, each as wide as a row."""
         return self.samples * triton.cdiv(self.rows, tile.rows)
 
-    def constants(self, tile: "RowTile") -> dict[str, object]:
-        """The tile as kernels take it, and its warps."""
+    def constants(self, tile: "RowTile", vector: int | None = None) -> dict[str, object]:
+        """The tile as kernels take it, and its warps. vector: of strides as well, where there are others."""
         whole = self.cols % (tile.tiles * tile.cols) == 0
-        return dict(TILE=tile._replace(vector=self.vector, whole=whole), num_warps=tile.num_warps)
+        return dict(TILE=tile._replace(vector=vector or self.vector, whole=whole), num_warps=tile.num_warps)
 
 
 class RowTile(NamedTuple):
@@ -86,6 +86,7 @@ TILES_WARPS_BACKWARD = 8
 WIDE_WARPS = {False: 16, True: 8}  # by whether rows are centred
 WIDE_TILES = {(False, 2): 6, (False, 4): 3, (True, 2): 6, (True, 4): 6}  # and by bytes of an element
 WIDE_TILES_WHOLE = 8
+COPIED_BYTES = 81920  # of 99 KiB, beside what warps exchange: the least shared memory since sm_80
 MOST_POSITIONS = 64  # of a channels-first tile: 128 bytes in 16 bits
 FEWEST_POSITIONS = 8  # 16 bytes in 16 bits: an access of one thread
 
@@ -232,6 +233,29 @@ def dropout_add_norm_backward_tile(rows: Rows, compute_dtype: torch.dtype) -> Ro
 
 def dropout_add_norm_backward_parameters_tile() -> RowTile:
     return RowTile(16, 128, 8)  # 8 elements a thread: a third sum and a mask beside layer_norm's
+
+
+def ada_norm_forward_tile(rows: Rows, dtype: torch.dtype, vector: int) -> RowTile:
+    """vector: what the strides of modulations are a multiple of as well."""
+    # up to six tensors are loaded: half the words a thread of layer_norm, or float32 would spill
+    tile = _row_tile(rows, dtypes.compute_dtype(dtype), hardware.TILE_WORDS_FORWARD, 16)
+    if vector != rows.vector:
+        return tile
+    tile = _forward_in_tiles(tile, rows, dtype)
+    if tile.tiles > 1 and dtype == torch.float32:
+        tile = _row_in_tiles(rows, 2 * tile.num_warps, packed=False)
+    return tile
+
+
+def ada_norm_backward_tile(rows: Rows, dtype: torch.dtype, loaded: int) -> RowTile:
+    """loaded: bytes of an element of all that is loaded for each row."""
+    # three sums beside x_hat and dy: 8192 words spill at 16 warps, and take 255 registers at 8
+    held_as = dtypes.compute_dtype(dtype)
+    words = hardware.words_of(held_as)
+    words_per_thread = 32 if rows.cols * words > 4096 else 16
+    tile = _row_tile(rows, held_as, hardware.TILE_WORDS_BACKWARD // words, words_per_thread)
+    copied = 2 * loaded * tile.rows * tile.cols  # two stages of three
+    return tile._replace(stages=_backward_stages(rows, dtype) if copied <= COPIED_BYTES else 1)
 
 
 def _at_least_a_call(tile: RowTile) -> RowTile:

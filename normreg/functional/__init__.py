@@ -14,6 +14,7 @@ number of others, in tensors that are aligned alike. Gradients of parameters, an
 up over the batch.
 """
 
+from normreg.functional.ada_norms import ada_layer_norm, ada_rms_norm
 from normreg.functional.batch_norms import batch_norm, batch_norm_act
 from normreg.functional.bias_act import bias_act_dropout
 from normreg.functional.dropouts import (
@@ -31,6 +32,8 @@ from normreg.functional.residual_norms import dropout_add_layer_norm, dropout_ad
 from normreg.functional.synchronized import sync_batch_norm
 
 __all__ = [
+    "ada_layer_norm",
+    "ada_rms_norm",
     "alpha_dropout",
     "batch_norm",
     "batch_norm_act",

@@ -3,6 +3,7 @@
 A module without a counterpart in torch fuses several of torch's layers.
 """
 
+from normreg.nn.ada_norm import AdaLayerNorm, AdaRMSNorm
 from normreg.nn.batch_norm import BatchNorm1d, BatchNorm2d, BatchNorm3d
 from normreg.nn.batch_norm_act import BatchNormAct1d, BatchNormAct2d, BatchNormAct3d
 from normreg.nn.dropout import (
@@ -24,6 +25,8 @@ from normreg.nn.rms_norm import RMSNorm
 from normreg.nn.sync_batch_norm import SyncBatchNorm, SyncBatchNormAct
 
 __all__ = [
+    "AdaLayerNorm",
+    "AdaRMSNorm",
     "AlphaDropout",
     "BatchNorm1d",
     "BatchNorm2d",

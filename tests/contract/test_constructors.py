@@ -99,18 +99,24 @@ def test_the_layers_with_a_device():
     }
 
 
-def of(name, **options):
-    arguments = {**dict.fromkeys(LAYERS, (4,)), **ARGUMENTS}.get(name, ())
+def parameters_of(name):
+    """The option by which a layer has parameters that has none by default."""
     if "InstanceNorm" in name:
-        options["affine"] = True
+        return {"affine": True}
+    return {"elementwise_affine": True} if name.startswith("Ada") else {}
+
+
+def of(name, **options):
+    options |= parameters_of(name)
+    arguments = {**dict.fromkeys(LAYERS, (4,)), **ARGUMENTS}.get(name, ())
     return getattr(normreg, name)(*arguments, **options)
 
 
 @pytest.mark.parametrize("name", LAYERS)
 def test_initialisation_is_skipped(name):
     """By torch's tool, which makes the layer on meta and gives it memory elsewhere."""
-    cls, options = getattr(normreg, name), {"affine": True} if "InstanceNorm" in name else {}
-    layer = torch.nn.utils.skip_init(cls, *ARGUMENTS.get(name, (4,)), **options)
+    cls = getattr(normreg, name)
+    layer = torch.nn.utils.skip_init(cls, *ARGUMENTS.get(name, (4,)), **parameters_of(name))
     assert {t.device.type for t in (*layer.parameters(), *layer.buffers())} == {"cpu"}
     assert [*layer.state_dict()] == [*of(name).state_dict()]
     assert {t.device.type for t in of(name, device="meta").parameters()} == {"meta"}

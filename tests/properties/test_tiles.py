@@ -56,6 +56,10 @@ ROW_TILES = {
     "dropout_add_norm backward": lambda rows, dtype: tiling.rows.dropout_add_norm_backward_tile(
         rows, kernel_dtypes.compute_dtype(dtype)
     ),
+    "ada_norm forward": lambda rows, dtype: tiling.rows.ada_norm_forward_tile(rows, dtype, rows.vector),
+    "ada_norm backward": lambda rows, dtype: tiling.rows.ada_norm_backward_tile(
+        rows, dtype, 4 * dtype.itemsize
+    ),
     "held": tiling.rows.layer_norm_backward_held_tile,
     "wide": lambda rows, dtype: tiling.rows.layer_norm_backward_wide_tile(rows, dtype, True),
     "wide, not centred": lambda rows, dtype: tiling.rows.layer_norm_backward_wide_tile(rows, dtype, False),
