@@ -1,11 +1,15 @@
 """How tensors lie in memory, in rows, contiguous or channels-last, and tensors made to match them."""
 
+import functools
+import itertools
+import math
 from typing import NamedTuple
 
 import torch
 from torch._prims_common import suggest_memory_format
 
 from normreg.kernels.dtypes import compute_dtype
+from normreg.kernels.tiling.heads import Heads
 
 
 class Layout(NamedTuple):
@@ -33,6 +37,52 @@ def in_rows(x: torch.Tensor, cols: int) -> torch.Tensor:
     """x as [rows, cols], each row in one piece: a view where rows are equally far apart, else a copy."""
     rows = x.reshape(-1, cols)
     return rows if cols == 1 or rows.stride(1) == 1 else rows.contiguous()
+
+
+def dense_heads_like(x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """An empty tensor without gaps, in x's order of dimensions where the last one is the innermost."""
+    y = torch.empty_like(x, dtype=dtype)
+    return y if y.stride(-1) == 1 else y.new_empty(x.shape)
+
+
+@functools.lru_cache(4096)
+def heads_in(shape: torch.Size, strides: tuple[int, ...], order: tuple[int, ...]) -> Heads | None:
+    """Where the rows of the last dimension lie, None where they have more strides than two.
+
+    order: strides by which dimensions are ordered, those of a tensor without gaps.
+    """
+    if strides[-1] != 1 and shape[-1] != 1:
+        return None
+    dims = sorted((d for d, size in enumerate(shape[:-1]) if size != 1), key=lambda d: -order[d])
+    if not dims:
+        return Heads(1, 1, shape[-1], shape[-1])
+    gaps = [
+        inner for outer, inner in itertools.pairwise(dims) if strides[outer] != shape[inner] * strides[inner]
+    ]
+    if len(gaps) > 1:
+        return None
+    first = dims.index(gaps[0] if gaps else dims[-1])
+    heads, stride_head = math.prod(shape[d] for d in dims[first:]), strides[dims[-1]]
+    stride_token = strides[dims[first - 1]] if first else heads * stride_head
+    return Heads(shape[:-1].numel(), heads, stride_token, stride_head)
+
+
+def heads_of(x: torch.Tensor, like: torch.Tensor) -> tuple[torch.Tensor, Heads]:
+    """x, or a copy of it with the strides of `like`, and where its rows lie in the order of `like`."""
+    heads = heads_in(x.shape, x.stride(), like.stride())
+    if heads is None:
+        x = torch.empty_like(like, dtype=x.dtype).copy_(x)
+        heads = heads_in(x.shape, x.stride(), like.stride())
+        assert heads is not None
+    return x, heads
+
+
+def without_gaps(t: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """t, or a copy of it, whose rows lie one after another in the order of `like`."""
+    heads = heads_in(t.shape, t.stride(), like.stride())
+    if heads and heads.stride_head == t.shape[-1] and heads.stride_token == heads.heads * heads.stride_head:
+        return t
+    return torch.empty_like(like, dtype=t.dtype).copy_(t)
 
 
 CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}  # by dimensions

@@ -1,0 +1,108 @@
+"""Norms of the heads of queries and keys: attention layers of language and diffusion models."""
+
+import torch
+import torch.nn.functional as F
+
+from normreg import functional
+
+from .case import each, in_float_dtypes
+from .composed import Both, Composed
+from .operation import Function, Layer, Measured, Operation, Smoke
+
+OTHER_DTYPES = "2x4096x32x128, 8x1024x24x64"
+
+
+def formula(q, k, q_weight=None, k_weight=None, eps=None, q_bias=None, k_bias=None, norm="rms_norm"):
+    found = []
+    for x, weight, bias in ((q, q_weight, q_bias), (k, k_weight, k_bias)):
+        if norm == "rms_norm":
+            found.append(F.rms_norm(x, x.shape[-1:], weight, eps))
+        else:
+            found.append(F.layer_norm(x, x.shape[-1:], weight, bias, 1e-5 if eps is None else eps))
+    return tuple(found)
+
+
+def both(function):
+    """A function of queries x and as many keys that returns the former, and gives both a gradient."""
+    return lambda x, **tensors: Both.apply(*function(x, **tensors))
+
+
+def torch_layer(case, device=None, dtype=None):
+    """ "LayerNorm 2x4096x32x128" or RMSNorm: queries and as many keys."""
+    ones = torch.ones(case.shape[-1], device=device, dtype=dtype)
+    tensors = dict(k=case.like_input(torch.randn, device, dtype), q_weight=ones, k_weight=ones.clone())
+    norm = "layer_norm" if case.layer == "LayerNorm" else "rms_norm"
+    return Composed(both(formula), both(functional.qk_norm), tensors, norm=norm)
+
+
+def added(f, q, k, *parameters, **options):
+    """q + k * 2 of both results, so that one incoming gradient reaches both."""
+    q, k = f(q, k, *parameters, **options)
+    return q + k * 2
+
+
+def layer_norms(f, q, k, q_weight=None, k_weight=None, q_bias=None, k_bias=None):
+    biases = dict(q_bias=q_bias, k_bias=k_bias)
+    return added(f, q, k, q_weight, k_weight, norm="layer_norm", **biases)
+
+
+def of_keys(f, q, k, k_weight):
+    """Without a weight of queries, whose result is not used."""
+    return f(q, k, None, k_weight)[1] + q.mean()
+
+
+class OfOne(torch.nn.Module):
+    """Queries and keys are one tensor."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x):
+        both = self.layer(x, x)
+        return both[0] + both[1] * 2
+
+
+HEADS = (2, 3, 2, 4), (2, 3, 2, 4)
+OPERATION = Operation(
+    name="qk_norm",
+    kernels="qk_norm",
+    formulas={"qk_norm": formula},
+    # of queries and of keys
+    kept=lambda x, training: 2 * 4 * x.shape[:-1].numel(),
+    functions={
+        "qk_norm": Function(added, (*HEADS, (4,), (4,))),
+        "qk_norm without weights": Function(added, HEADS),
+        "qk_norm of keys": Function(of_keys, (*HEADS, (4,))),
+        "qk_norm by layer_norm": Function(layer_norms, (*HEADS, (4,), (4,), (4,), (4,))),
+    },
+    layers={
+        "QKNorm": Layer((4,), (3, 2, 4), module=OfOne),
+        "QKNorm of LayerNorms": Layer((4,), (2, 4), dict(norm="layer_norm", bias=True), OfOne),
+    },
+    smoke=(
+        Smoke("bf16 fp32 fp16 fp64", "2x33x5x128"),
+        Smoke("bf16", "2x33x5x100"),
+        Smoke("bf16 fp32", "2x33x5x64", "qk_norm by layer_norm"),
+    ),
+    measured=Measured(
+        torch_layer=torch_layer,
+        fuse=Composed.fuse,
+        # q, k and both results; their gradients, q, k and theirs; all; as the first
+        passes={"forward": 4, "backward": 6, "forward+backward": 10, "evaluation": 4},
+        small="fp32 2x5x3x40",
+        ledger="4x528x32x128, LayerNorm 4x528x64x64, 4x264x32x256",
+        static="2x4096x32x128, 2x4096x32x64, 2x4096x16x256, LayerNorm 2x4096x32x128, 2x4096x24x80",
+        instructions="2x132x32x128, 2x132x32x64, 2x66x32x256, LayerNorm 2x132x32x64, 2x132x32x80",
+        exactness=in_float_dtypes("2x64x8x128") + ", LayerNorm fp32 2x64x16x64",
+        together=lambda t, case: t.flatten(0, -2),
+        host="1x8x8x128",
+        speed={
+            # Qwen3, Gemma 3; Flux, SD 3.5, ViT-22B
+            "language": "4x4096x32x128, 1x32768x16x128, 2x4096x8x256",
+            "vision": "4x4608x24x128, 8x4250x24x64, LayerNorm 32x256x48x128",
+            "float32": each(OTHER_DTYPES, "fp32 {}"),
+            "float16": each(OTHER_DTYPES, "fp16 {}"),
+        },
+    ),
+)
