@@ -6,9 +6,10 @@ import torch.nn.functional as F
 from normreg import functional
 
 from .case import each, in_float_dtypes
-from .composed import Both, Composed
+from .composed import Both
 from .operation import Function, Layer, Measured, Operation, Smoke
 
+BY_LAYER_NORM = "QKNorm(layer_norm)"
 OTHER_DTYPES = "2x4096x32x128, 8x1024x24x64"
 
 
@@ -22,17 +23,33 @@ def formula(q, k, q_weight=None, k_weight=None, eps=None, q_bias=None, k_bias=No
     return tuple(found)
 
 
-def both(function):
-    """A function of queries x and as many keys that returns the former, and gives both a gradient."""
-    return lambda x, **tensors: Both.apply(*function(x, **tensors))
+class Heads(torch.nn.Module):
+    """What torch has to offer: queries x and as many keys, each with a norm; both have a gradient."""
+
+    def __init__(self, norm, keys, **options):
+        super().__init__()
+        self.q_norm, self.k_norm = (norm(keys.shape[-1], **options) for _ in "qk")
+        self.keys = torch.nn.ParameterDict(dict(x=keys))
+
+    def forward(self, x):
+        return Both.apply(self.q_norm(x), self.k_norm(self.keys["x"]))
+
+    def fuse(self):
+        self.__class__ = FusedHeads
+        return self
 
 
-def torch_layer(case, device=None, dtype=None):
-    """ "LayerNorm 2x4096x32x128" or RMSNorm: queries and as many keys."""
-    ones = torch.ones(case.shape[-1], device=device, dtype=dtype)
-    tensors = dict(k=case.like_input(torch.randn, device, dtype), q_weight=ones, k_weight=ones.clone())
-    norm = "layer_norm" if case.layer == "LayerNorm" else "rms_norm"
-    return Composed(both(formula), both(functional.qk_norm), tensors, norm=norm)
+class FusedHeads(Heads):
+    def forward(self, x):
+        (q_weight, *q_bias), (k_weight, *k_bias) = (n.parameters() for n in (self.q_norm, self.k_norm))
+        options = dict(q_bias=q_bias[0], k_bias=k_bias[0], norm="layer_norm") if q_bias else {}
+        keys, eps = self.keys["x"], self.q_norm.eps
+        return Both.apply(*functional.qk_norm(x, keys, q_weight, k_weight, eps, **options))
+
+
+def torch_layer(case, **options):
+    norm = torch.nn.LayerNorm if case.layer == BY_LAYER_NORM else torch.nn.RMSNorm
+    return Heads(norm, case.like_input(torch.randn, options.get("device"), options.get("dtype")), **options)
 
 
 def added(f, q, k, *parameters, **options):
@@ -87,20 +104,20 @@ OPERATION = Operation(
     ),
     measured=Measured(
         torch_layer=torch_layer,
-        fuse=Composed.fuse,
+        fuse=Heads.fuse,
         # q, k and both results; their gradients, q, k and theirs; all; as the first
         passes={"forward": 4, "backward": 6, "forward+backward": 10, "evaluation": 4},
         small="fp32 2x5x3x40",
-        ledger="4x528x32x128, LayerNorm 4x528x64x64, 4x264x32x256",
-        static="2x4096x32x128, 2x4096x32x64, 2x4096x16x256, LayerNorm 2x4096x32x128, 2x4096x24x80",
-        instructions="2x132x32x128, 2x132x32x64, 2x66x32x256, LayerNorm 2x132x32x64, 2x132x32x80",
-        exactness=in_float_dtypes("2x64x8x128") + ", LayerNorm fp32 2x64x16x64",
+        ledger=f"4x528x32x128, {BY_LAYER_NORM} 4x528x64x64, 4x264x32x256",
+        static=f"2x4096x32x128, 2x4096x32x64, 2x4096x16x256, {BY_LAYER_NORM} 2x4096x32x128, 2x4096x24x80",
+        instructions=f"2x132x32x128, 2x132x32x64, 2x66x32x256, {BY_LAYER_NORM} 2x132x32x64, 2x132x32x80",
+        exactness=in_float_dtypes(f"{BY_LAYER_NORM} 2x64x16x64") + ", fp32 2x64x8x128",
         together=lambda t, case: t.flatten(0, -2),
         host="1x8x8x128",
         speed={
             # Qwen3, Gemma 3; Flux, SD 3.5, ViT-22B
             "language": "4x4096x32x128, 1x32768x16x128, 2x4096x8x256",
-            "vision": "4x4608x24x128, 8x4250x24x64, LayerNorm 32x256x48x128",
+            "vision": f"4x4608x24x128, 8x4250x24x64, {BY_LAYER_NORM} 32x256x48x128",
             "float32": each(OTHER_DTYPES, "fp32 {}"),
             "float16": each(OTHER_DTYPES, "fp16 {}"),
         },
