@@ -116,6 +116,15 @@ def within(x, mask, WHOLE: tl.constexpr):
 
 
 @triton.jit
+def centred(x, mask, cols, TILE: tl.constexpr):
+    """x [rows, cols], 0 where masked, less the mean of each row, and that mean."""
+    high = rounded_mean(x, cols, 1)
+    x = within(x - high[:, None], mask, TILE.whole)
+    low = divide(tl.sum(x, 1), cols)
+    return within(x - low[:, None], mask, TILE.whole), Mean(high, low)
+
+
+@triton.jit
 def store_normalized(
     x,
     results,
@@ -134,11 +143,7 @@ def store_normalized(
     """Normalises x [rows, cols], 0 where masked, and stores y and the statistics."""
     mean = None
     if CENTERED:
-        high = rounded_mean(x, cols, 1)
-        x = within(x - high[:, None], mask, TILE.whole)
-        low = divide(tl.sum(x, 1), cols)
-        x = within(x - low[:, None], mask, TILE.whole)
-        mean = Mean(high, low)
+        x, mean = centred(x, mask, cols, TILE)
     rstd = rstd_of(divide(tl.sum(x * x, 1), cols), eps)
     y = scale_and_shift(x * rstd[:, None], parameters, col, cols)
     store(results.y + base, offsets, y, mask)

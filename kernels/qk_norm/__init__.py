@@ -2,6 +2,10 @@
 
     q_y = norm(q) q_weight + q_bias          k_y = norm(k) k_weight + k_bias
 
+and with rotary embedding, both turned by the angles of their positions:
+
+    y[i] cos[i] - y[i + cols / 2] sin[i]     y[i + cols / 2] cos[i + cols / 2] + y[i] sin[i + cols / 2]
+
 with the formulas of `layer_norm`, or of `layer_norm.rms_norm`, for each row: the `cols` elements of a head of
 a token. Queries and keys, of which there may be fewer, share both launches. In the forward a program has a
 tile of either; in the backward each adds up tiles of queries, then tiles of keys, so that there is one number
@@ -13,6 +17,7 @@ bits of each element of queries and keys: 4 forward, 6 backward.
 """
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 import triton
@@ -21,7 +26,7 @@ from torch import Tensor
 from normreg.kernels import dtypes, launch, tiling
 from normreg.kernels.column_sums import column_sums
 from normreg.kernels.layer_norm import statistics_of
-from normreg.kernels.memory_format import contiguous, dense_heads_like, heads_of, without_gaps
+from normreg.kernels.memory_format import contiguous, dense_heads_like, heads_of, repeats_in, without_gaps
 from normreg.kernels.qk_norm.tile import (
     Backward,
     Forward,
@@ -40,15 +45,25 @@ def constants(tile: RowTile, cols: int, vector: int) -> dict[str, object]:
 
 @launch.kept
 def forward_launch(
-    q: Heads, k: Heads, cols: int, dtype: torch.dtype, eps: float, centered: bool, device: torch.device
+    q: Heads,
+    k: Heads,
+    positions: int,
+    rotary: bool,
+    cols: int,
+    dtype: torch.dtype,
+    eps: float,
+    centered: bool,
+    device: torch.device,
 ) -> launch.Launch:
-    tile, vector = tiling.heads.qk_norm_forward_tile(cols, dtype), tiling.heads.vector(cols, q, k)
+    tile = tiling.heads.qk_norm_forward_tile(cols, dtype)
+    vector = tiling.heads.vector(cols // 2 if rotary else cols, q, k)
     return launch.Launch(
         qk_norm_forward_kernel,
         (triton.cdiv(q.rows, tile.rows) + triton.cdiv(k.rows, tile.rows),),
         device,
         *q.in_vectors(vector),
         *k.in_vectors(vector),
+        positions,
         cols // vector,
         eps,
         CENTERED=centered,
@@ -56,21 +71,46 @@ def forward_launch(
     )
 
 
+class Angles(NamedTuple):
+    """cos and sin of queries or of keys, [positions, cols] each, and how many heads share a position."""
+
+    cos: Tensor | None
+    sin: Tensor | None
+    group: int | None
+
+
+def angles_of(cos: Tensor | None, sin: Tensor | None, q: Tensor, k: Tensor) -> tuple[Angles, Angles, int]:
+    """The angles of q and of k, which are as `dense_heads_like` makes them, and how many positions there are.
+
+    Angles that no position of a token gives are laid out anew, for each row.
+    """
+    if cos is None or sin is None:
+        absent = Angles(None, None, None)
+        return absent, absent, 1
+    q_repeats, k_repeats = (repeats_in(x.shape, x.stride(), cos.shape) for x in (q, k))
+    if q_repeats and k_repeats and q_repeats[1] == k_repeats[1]:
+        both = cos.contiguous(), sin.contiguous()
+        return Angles(*both, q_repeats[0]), Angles(*both, k_repeats[0]), q_repeats[1]
+    of_rows = [Angles(*(dense_heads_like(x, t.dtype).copy_(t) for t in (cos, sin)), group=1) for x in (q, k)]
+    return *of_rows, max(q.shape[:-1].numel(), k.shape[:-1].numel())
+
+
 def of_forward(
     x: Tensor,
+    y: Tensor,
     weight: Tensor | None,
     bias: Tensor | None,
-    out_dtype: torch.dtype,
+    angles: Angles,
     centered: bool,
     save_statistics: bool,
 ) -> tuple[Forward, Heads]:
-    y = dense_heads_like(x, out_dtype)
-    x, heads = heads_of(x, y)
+    cos, sin, group = angles
+    x, heads = heads_of(x, y, group)
     statistics = None
     if save_statistics:
         dtype = dtypes.compute_dtype(x.dtype)
         statistics = x.new_empty(heads.rows, statistics_of(centered), dtype=dtype)
-    return Forward(x, y, statistics, *contiguous(weight, bias)), heads
+    return Forward(x, y, statistics, *contiguous(weight, bias), cos, sin), heads
 
 
 def qk_norm_forward(
@@ -80,26 +120,37 @@ def qk_norm_forward(
     k_weight: Tensor | None,
     q_bias: Tensor | None,
     k_bias: Tensor | None,
+    cos: Tensor | None,
+    sin: Tensor | None,
     eps: float,
     out_dtype: torch.dtype,
     centered: bool,
     save_statistics: bool,
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
     """Both results in `out_dtype`, and statistics of each row of both, None where not to be saved."""
-    options = out_dtype, centered, save_statistics
-    of_q, q_heads = of_forward(q, q_weight, q_bias, *options)
-    of_k, k_heads = of_forward(k, k_weight, k_bias, *options)
-    main = forward_launch(q_heads, k_heads, q.shape[-1], q.dtype, eps, centered, q.device)
-    launch.launch(main, *of_q, *of_k)
-    return of_q.y, of_k.y, of_q.statistics, of_k.statistics
+    q_y, k_y = dense_heads_like(q, out_dtype), dense_heads_like(k, out_dtype)
+    q_angles, k_angles, positions = angles_of(cos, sin, q_y, k_y)
+    of_q, q_heads = of_forward(q, q_y, q_weight, q_bias, q_angles, centered, save_statistics)
+    of_k, k_heads = of_forward(k, k_y, k_weight, k_bias, k_angles, centered, save_statistics)
+    sizes = q_heads, k_heads, positions, cos is not None, q.shape[-1]
+    launch.launch(forward_launch(*sizes, q.dtype, eps, centered, q.device), *of_q, *of_k)
+    return q_y, k_y, of_q.statistics, of_k.statistics
 
 
 @launch.kept
 def backward_launch(
-    q: Heads, k: Heads, cols: int, dtype: torch.dtype, centered: bool, device: torch.device
+    q: Heads,
+    k: Heads,
+    positions: int,
+    rotary: bool,
+    cols: int,
+    dtype: torch.dtype,
+    centered: bool,
+    device: torch.device,
 ) -> tuple[launch.Launch, int]:
     """And how many programs add up rows."""
-    tile, vector = tiling.heads.qk_norm_backward_tile(cols, dtype), tiling.heads.vector(cols, q, k)
+    tile = tiling.heads.qk_norm_backward_tile(cols, dtype)
+    vector = tiling.heads.vector(cols // 2 if rotary else cols, q, k)
     programs = tiling.heads.qk_norm_programs(tile, q, k, device)
     main = launch.Launch(
         qk_norm_backward_kernel,
@@ -107,6 +158,7 @@ def backward_launch(
         device,
         *q.in_vectors(vector),
         *k.in_vectors(vector),
+        positions,
         cols // vector,
         CENTERED=centered,
         **constants(tile, cols, vector),
@@ -120,6 +172,7 @@ def of_backward(
     dx: Tensor,
     weight: Tensor | None,
     statistics: Tensor,
+    angles: Angles,
     programs: int,
     wanted: Sequence[bool],
 ) -> Backward:
@@ -128,7 +181,7 @@ def of_backward(
     want_dx, *want_parameters = wanted
     partials = [statistics.new_empty(programs, x.shape[-1]) if want else None for want in want_parameters]
     dy, (weight,) = without_gaps(dy, dx), contiguous(weight)
-    return Backward(dy, x, dx if want_dx else None, weight, statistics, *partials)
+    return Backward(dy, x, dx if want_dx else None, weight, statistics, *partials, angles.cos, angles.sin)
 
 
 def qk_norm_backward(
@@ -138,6 +191,8 @@ def qk_norm_backward(
     k: Tensor,
     q_weight: Tensor | None,
     k_weight: Tensor | None,
+    cos: Tensor | None,
+    sin: Tensor | None,
     q_statistics: Tensor,
     k_statistics: Tensor,
     centered: bool,
@@ -150,10 +205,12 @@ def qk_norm_backward(
     """
     dtype = max(q.dtype, dq_y.dtype, key=lambda d: d.itemsize)
     dq, dk = dense_heads_like(q, q.dtype), dense_heads_like(k, k.dtype)
-    (q, q_heads), (k, k_heads) = heads_of(q, dq), heads_of(k, dk)
-    main, programs = backward_launch(q_heads, k_heads, q.shape[-1], dtype, centered, q.device)
-    of_q = of_backward(dq_y, q, dq, q_weight, q_statistics, programs, wanted[::2])
-    of_k = of_backward(dk_y, k, dk, k_weight, k_statistics, programs, wanted[1::2])
+    q_angles, k_angles, positions = angles_of(cos, sin, dq, dk)
+    (q, q_heads), (k, k_heads) = heads_of(q, dq, q_angles.group), heads_of(k, dk, k_angles.group)
+    sizes = q_heads, k_heads, positions, cos is not None, q.shape[-1]
+    main, programs = backward_launch(*sizes, dtype, centered, q.device)
+    of_q = of_backward(dq_y, q, dq, q_weight, q_statistics, q_angles, programs, wanted[::2])
+    of_k = of_backward(dk_y, k, dk, k_weight, k_statistics, k_angles, programs, wanted[1::2])
     launch.launch(main, *of_q, *of_k)
     sums: list[Tensor | None] = []
     for partials in ((of_q.dweight, of_k.dweight), (of_q.dbias, of_k.dbias)):

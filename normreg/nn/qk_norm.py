@@ -24,7 +24,8 @@ class QKNorm(torch.nn.Module):
         norm: "rms_norm" or "layer_norm".
         bias: whether they have biases, which only "layer_norm" can have.
 
-    `forward` takes q and k, (*, D), and returns both normalised.
+    `forward` takes q and k, (*, D), and rotary, (cos, sin) of rotary embedding, or None; it returns both
+    normalised.
     """
 
     @instead(
@@ -54,7 +55,9 @@ class QKNorm(torch.nn.Module):
 
         self.q_norm, self.k_norm = of_heads(), of_heads()
 
-    def forward(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, q: Tensor, k: Tensor, rotary: tuple[Tensor, Tensor] | None = None
+    ) -> tuple[Tensor, Tensor]:
         of_q, of_k = self.q_norm, self.k_norm
         return functional.qk_norm(
             q,
@@ -65,6 +68,7 @@ class QKNorm(torch.nn.Module):
             q_bias=getattr(of_q, "bias", None),
             k_bias=getattr(of_k, "bias", None),
             norm=self.norm,
+            rotary=rotary,
         )
 
     def extra_repr(self) -> str:

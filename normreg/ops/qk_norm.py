@@ -1,6 +1,9 @@
 """Norms of the heads of queries and keys. The formulas are in `normreg.kernels.qk_norm`."""
 
+import torch
+
 from normreg.kernels import qk_norm as kernels
+from normreg.kernels.dtypes import compute_dtype
 from normreg.kernels.memory_format import dense_heads_like
 from normreg.ops import layer_norm
 from normreg.ops.operation import Operation, Operator
@@ -26,11 +29,28 @@ def fake_backward(dk_y, q, k, parameter_dtype, wanted):
     return tuple(found)
 
 
-def formula(dq_y, dk_y, q, k, q_weight, k_weight, eps, centered, wanted):
+def rotate_half(x):
+    """(-b, a) of the halves (a, b) of each head."""
+    a, b = x.chunk(2, -1)
+    return torch.cat((-b, a), -1)
+
+
+def turned(x, cos, sin):
+    """x, turned by rotary embedding, of x's dtype."""
+    return x if cos is None else (x * cos + rotate_half(x) * sin).to(x.dtype)
+
+
+def turned_back(dy, cos, sin):
+    """The gradient of what `turned` is given."""
+    return dy if cos is None else dy * cos - rotate_half(dy * sin)
+
+
+def formula(dq_y, dk_y, q, k, q_weight, k_weight, cos, sin, eps, centered, wanted):
     gradients = [(None,) * 3, (None,) * 3]
     for number, (dy, x, weight) in enumerate(((dq_y, q, q_weight), (dk_y, k, k_weight))):
         if dy is not None:
             of_x = wanted[number::2]
+            dy = turned_back(dy.to(compute_dtype(x.dtype)), cos, sin)
             gradients[number] = layer_norm.formula(dy, x, weight, x.shape[-1:], eps, of_x, centered)
     return tuple(gradient for of_both in zip(*gradients) for gradient in of_both)
 

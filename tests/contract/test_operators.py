@@ -168,19 +168,21 @@ CASES = {
         rows(d), rows(d), values(d, 8), seed(d), 0.4, 32, "silu", 0.0, [True, True])),
     "bias_act_dropout_backward of bias": ("bias_act_dropout_backward", lambda d: (
         rows(d, HALF), rows(d, HALF), values(d, 8), seed(d), 0.4, 16, "relu", 0.0, [False, True])),
-    "qk_norm": ("qk_norm", lambda d: (
-        heads(d), heads(d, 1), values(d, 8), values(d, 8), None, None, 1e-5, FLOAT, False, True)),
+    "qk_norm with rotary": ("qk_norm", lambda d: (
+        heads(d), heads(d, 1), values(d, 8), values(d, 8), None, None, values(d, 3, 1, 8),
+        values(d, 3, 1, 8), 1e-5, FLOAT, False, True)),
     "qk_norm of transposed slices, centred, in float32": ("qk_norm", lambda d: (
         heads(d, 6, HALF)[:, :, :4].transpose(1, 2), heads(d, 6, HALF)[:, :, 4:].transpose(1, 2), None, None,
-        values(d, 8), None, 1e-5, FLOAT, True, True)),
-    "qk_norm without statistics": ("qk_norm", lambda d: (
-        heads(d), heads(d), None, None, None, None, 1e-5, FLOAT, False, False)),
+        values(d, 8), None, None, None, 1e-5, FLOAT, True, True)),
+    "qk_norm without statistics": (
+        "qk_norm", lambda d: (heads(d), heads(d), *[None] * 6, 1e-5, FLOAT, False, False)),
     "qk_norm_backward": ("qk_norm_backward", lambda d: (
-        heads(d), heads(d, 1), heads(d), heads(d, 1), values(d, 8), values(d, 8), statistics(d, 24),
-        statistics(d, 6), True, FLOAT, [True] * 6)),
+        heads(d), heads(d, 1), heads(d), heads(d, 1), values(d, 8), values(d, 8), None, None,
+        statistics(d, 24), statistics(d, 6), True, FLOAT, [True] * 6)),
     "qk_norm_backward of queries alone": ("qk_norm_backward", lambda d: (
         heads(d, 3, HALF), None, heads(d, 3, HALF).transpose(1, 2), heads(d, 3, HALF), None, None,
-        values(d, 18, 1), values(d, 18, 1), False, HALF, [True, True, False, True, False, False])),
+        values(d, 3, 1, 8), values(d, 3, 1, 8), values(d, 18, 1), values(d, 18, 1), False, HALF,
+        [True, True, False, True, False, False])),
     "alpha dropout's gradient": ("dropout", lambda d: (rows(d), seed(d), 0.4, None, "alpha", True)),
 }  # fmt: skip
 every_case = pytest.mark.parametrize(("name", "arguments"), CASES.values(), ids=CASES)
@@ -231,7 +233,7 @@ def test_saved_tensors(device, name, arguments):
         _, weight, _, layer_scale, row_scale, seed_ = others[:6]
         expected = [None if layer_scale is None else x, weight, layer_scale, row_scale, seed_, *result[1:]]
     elif name == "qk_norm":
-        expected = [x, *others[:3], *result[2:]]
+        expected = [x, *others[:3], *others[5:7], *result[2:]]
     elif name == "bias_act_dropout":
         expected = [x, *others[:2]]
     elif name.startswith("batch_norm_act"):

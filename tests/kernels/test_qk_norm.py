@@ -4,6 +4,7 @@ import itertools
 
 import pytest
 import torch
+from heads import VIEWS, G, H, joined, packed, parameters, split
 from operations import LIBRARIES
 from support.reference import DTYPES, assert_agrees, gradient_layouts
 
@@ -13,73 +14,8 @@ from normreg.functional import dispatch
 from normreg.kernels import tiling
 from normreg.kernels.memory_format import dense_heads_like, heads_of
 
-B, T, H, G = 2, 9, 4, 2  # heads of keys: G
 NORMS = pytest.mark.parametrize("norm", ["rms_norm", "layer_norm"])
-
-
-def packed(device, D, dtype):
-    """The projection of queries, keys and values that both are slices of."""
-    return torch.randn(B, T, (H + 2 * G) * D, device=device, dtype=dtype)
-
-
-def split(projection, D):
-    q, k, _ = projection.split((H * D, G * D, G * D), -1)
-    return q.view(B, T, H, D), k.view(B, T, G, D)
-
-
-def of_three(projection, D):
-    """(B, T, 4, G, D), of which values take two."""
-    q, k, *_ = projection.view(B, T, 4, G, D).unbind(2)
-    return q, k
-
-
-def interleaved(projection, D):
-    q, k, *_ = projection.view(B, T, G, 4, D).unbind(3)
-    return q, k
-
-
-def in_groups(projection, D):
-    """Queries of each group of heads beside their key."""
-    heads = projection.view(B, T, G, 4, D)
-    return heads[..., :2, :], heads[..., 2, :]
-
-
-def transposed(views):
-    return lambda projection, D: tuple(x.transpose(1, 2) for x in views(projection, D))
-
-
-def apart(projection, D):
-    """Queries without gaps, keys an odd stride apart."""
-    q, k = split(projection, D)
-    return q.contiguous(), torch.nn.functional.pad(k, (0, 1))[..., :-1]
-
-
-VIEWS = {
-    "split": split,
-    "of three": of_three,
-    "interleaved": interleaved,
-    "in groups": in_groups,
-    "split, transposed": transposed(split),
-    "of three, transposed": transposed(of_three),
-    "contiguous": lambda projection, D: [x.contiguous() for x in split(projection, D)],
-    "dense, transposed": lambda projection, D: [x.contiguous().transpose(1, 2) for x in split(projection, D)],
-    "elements apart": lambda projection, D: [x.mT.contiguous().mT for x in split(projection, D)],
-    "another vector": apart,
-    "repeated": lambda projection, D: [x[:, :, :1].expand(-1, -1, 3, -1) for x in split(projection, D)],
-    "without the first token": lambda projection, D: [x[:, 1:] for x in split(projection, D)],
-    "one token": lambda projection, D: [x[:1, :1] for x in split(projection, D)],
-}
 COPIED = {"elements apart", "without the first token"}  # which has three strides
-
-
-def parameters(device, D, dtype, norm):
-    names = ("q_weight", "k_weight", "q_bias", "k_bias")[: 4 if norm == "layer_norm" else 2]
-    return {name: torch.randn(D, device=device, dtype=dtype, requires_grad=True) for name in names}
-
-
-def joined(results):
-    """Both results in one row, so that one incoming gradient reaches both."""
-    return torch.cat([x.flatten() for x in results])
 
 
 def functions(views, D, norm, names):
@@ -254,6 +190,11 @@ def test_wrong_calls_are_refused(device, monkeypatch, launches, kernel):
         ((q, k, weight, weight), dict(norm="layer_norm", k_bias=weight[:1]), "a k_bias of shape"),
         ((q, k, weight, weight), dict(q_bias=weight), "no bias with norm="),
         ((q, k), dict(norm="rms"), "a norm of rms_norm, layer_norm, got 'rms'"),
+        ((q, k), dict(rotary=weight), r"rotary to be two tensors, \(cos, sin\)"),
+        ((q, k), dict(rotary=(weight, weight[:4])), r"cos and sin of one shape and dtype, got \(8,\)"),
+        ((q, k), dict(rotary=(weight[:4], weight[:4])), r"cos and sin that broadcast to q, .*got \(4,\)"),
+        ((q, k), dict(rotary=(q, q)), r"cos and sin that broadcast to k"),
+        ((q[..., :3], k[..., :3]), dict(rotary=(q, q)), "heads of an even size, got 3"),
         ((q, 3), {}, r"a k of shape \(\*, D\), got 3"),
         ((q[0, 0, 0], k), {}, r"a q of shape \(\*, D\), got shape \(\)"),
     ]:

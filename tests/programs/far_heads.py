@@ -13,7 +13,7 @@ assert (ROWS - 4) * COLS >= 2**31
 LAST_TILE = ROWS // 4 - 1  # of 4 rows
 CONSTANTS = dict(CENTERED=False, TILE=RowTile(4, COLS, 4, vector=8, whole=True, stages=3))
 OF_QUERIES = 4, 1, COLS // 8, COLS // 8
-SIZES = *OF_QUERIES, ROWS, HEADS, APART * COLS // 8, COLS // 8, COLS // 8
+SIZES = *OF_QUERIES, ROWS, HEADS, APART * COLS // 8, COLS // 8, 1, COLS // 8
 
 
 def last_heads():
@@ -27,7 +27,7 @@ def last_heads():
 def forward():
     x, weight, _, expected = last_heads()
     y, queries = reserved(ROWS, COLS), torch.randn(4, COLS).half()
-    of_q, of_k = (queries, queries.clone(), None, None, None), (x, y, None, weight, None)
+    of_q, of_k = (queries, queries.clone(), *[None] * 5), (x, y, None, weight, *[None] * 3)
     programs = (1 + LAST_TILE, 0, 0), (1 + ROWS // 4, 1, 1)
     run_program(kernels.qk_norm_forward_kernel, *programs, of_q, of_k, *SIZES, 1e-5, **CONSTANTS)
     check(y[-4:], expected)
@@ -38,9 +38,9 @@ def backward():
     dy, dx, statistics = reserved(ROWS, COLS), reserved(ROWS, COLS), reserved(ROWS, dtype=torch.float32)
     dy[-4:] = torch.randn(4, COLS)
     statistics[-4:] = last.square().mean(1).add(1e-5).rsqrt().detach()
-    of_k = dy, x, dx, weight, statistics, None, None
+    of_k = dy, x, dx, weight, statistics, *[None] * 4
     programs = on_y((0,), (ROWS // 4,))  # the first of so many, which has the last tile of keys
-    run_program(kernels.qk_norm_backward_kernel, *programs, (None,) * 7, of_k, *SIZES, **CONSTANTS)
+    run_program(kernels.qk_norm_backward_kernel, *programs, (None,) * 9, of_k, *SIZES, **CONSTANTS)
     check(dx[-4:], *torch.autograd.grad(y, last, dy[-4:].float()))
 
 
