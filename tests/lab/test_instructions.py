@@ -69,8 +69,8 @@ LIMITS = {
     "layer_norm_backward_wide": 31,
     "layer_norm_backward_wide wide": 40,
     # an element of queries and one of keys
-    "qk_norm_backward": 97,
-    "qk_norm_forward": 46,
+    "qk_norm_backward": 99,
+    "qk_norm_forward": 58,
 }
 # Sectors over bytes of launches that move more than 1 MiB, at most, where it is more than 1.05
 SECTORS = {
