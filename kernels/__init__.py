@@ -6,6 +6,7 @@ formulas, and its files are named by how the data are cut.
     family            computes                                  and, in files of these names
     layer_norm/       LayerNorm of rows                         rms_norm, channels (of each position)
     batch_norm/       BatchNorm, activation and residual        synchronized (over ranks)
+    qk_norm/          LayerNorm or RMSNorm of the heads of queries and keys
     group_norm/       GroupNorm                                 instance_norm
     ada_norm/         norms with a scale and shift of each sample
     dropout/          dropout of elements and of groups         add, add_norm, bias_act

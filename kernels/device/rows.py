@@ -135,15 +135,20 @@ def within(x, mask, WHOLE: tl.constexpr):
 
 
 @triton.jit
+def centred(x, mask, cols, TILE: tl.constexpr):
+    """x [rows, cols], 0 where masked, less the mean of each row, and that mean."""
+    high = rounded_mean(x, cols, 1)
+    x = within(x - high[:, None], mask, TILE.whole)
+    low = divide(tl.sum(x, 1), cols)
+    return within(x - low[:, None], mask, TILE.whole), Mean(high, low)
+
+
+@triton.jit
 def normalized(x, statistics_ptr, mask, row, row_mask, cols, eps, CENTERED: tl.constexpr, TILE: tl.constexpr):
     """x_hat of x [rows, cols], both 0 where masked; stores the statistics."""
     mean = None
     if CENTERED:
-        high = rounded_mean(x, cols, 1)
-        x = within(x - high[:, None], mask, TILE.whole)
-        low = divide(tl.sum(x, 1), cols)
-        x = within(x - low[:, None], mask, TILE.whole)
-        mean = Mean(high, low)
+        x, mean = centred(x, mask, cols, TILE)
     rstd = rstd_of(divide(tl.sum(x * x, 1), cols), eps)
     store_statistics(statistics_ptr, mean, rstd, row, row_mask)
     return x * rstd[:, None]

@@ -27,6 +27,7 @@ from normreg.functional.dropouts import (
     feature_alpha_dropout,
 )
 from normreg.functional.norms import group_norm, instance_norm, layer_norm, layer_norm_channels, rms_norm
+from normreg.functional.qk_norms import qk_norm
 from normreg.functional.residual import drop_path_add, dropout_add
 from normreg.functional.residual_norms import dropout_add_layer_norm, dropout_add_rms_norm
 from normreg.functional.synchronized import sync_batch_norm
@@ -52,6 +53,7 @@ __all__ = [
     "instance_norm",
     "layer_norm",
     "layer_norm_channels",
+    "qk_norm",
     "rms_norm",
     "sync_batch_norm",
 ]

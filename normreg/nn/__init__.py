@@ -21,6 +21,7 @@ from normreg.nn.group_norm import GroupNorm
 from normreg.nn.instance_norm import InstanceNorm1d, InstanceNorm2d, InstanceNorm3d
 from normreg.nn.layer_norm import LayerNorm
 from normreg.nn.layer_norm_channels import LayerNorm1d, LayerNorm2d, LayerNorm3d
+from normreg.nn.qk_norm import QKNorm
 from normreg.nn.rms_norm import RMSNorm
 from normreg.nn.sync_batch_norm import SyncBatchNorm, SyncBatchNormAct
 
@@ -53,6 +54,7 @@ __all__ = [
     "LayerNorm1d",
     "LayerNorm2d",
     "LayerNorm3d",
+    "QKNorm",
     "RMSNorm",
     "SyncBatchNorm",
     "SyncBatchNormAct",

@@ -19,6 +19,10 @@ def rows(device, dtype=torch.float32):
     return torch.randn(6, 8, device=device, dtype=dtype)
 
 
+def heads(device, number=4, dtype=torch.float32):
+    return torch.randn(2, 3, number, 8, device=device, dtype=dtype)
+
+
 def values(device, *shape, dtype=torch.float32):
     return torch.rand(shape, device=device, dtype=dtype) + 0.5
 
@@ -164,6 +168,21 @@ CASES = {
         rows(d), rows(d), values(d, 8), seed(d), 0.4, 32, "silu", 0.0, [True, True])),
     "bias_act_dropout_backward of bias": ("bias_act_dropout_backward", lambda d: (
         rows(d, HALF), rows(d, HALF), values(d, 8), seed(d), 0.4, 16, "relu", 0.0, [False, True])),
+    "qk_norm with rotary": ("qk_norm", lambda d: (
+        heads(d), heads(d, 1), values(d, 8), values(d, 8), None, None, values(d, 3, 1, 8),
+        values(d, 3, 1, 8), 1e-5, FLOAT, False, True)),
+    "qk_norm of transposed slices, centred, in float32": ("qk_norm", lambda d: (
+        heads(d, 6, HALF)[:, :, :4].transpose(1, 2), heads(d, 6, HALF)[:, :, 4:].transpose(1, 2), None, None,
+        values(d, 8), None, None, None, 1e-5, FLOAT, True, True)),
+    "qk_norm without statistics": (
+        "qk_norm", lambda d: (heads(d), heads(d), *[None] * 6, 1e-5, FLOAT, False, False)),
+    "qk_norm_backward": ("qk_norm_backward", lambda d: (
+        heads(d), heads(d, 1), heads(d), heads(d, 1), values(d, 8), values(d, 8), None, None,
+        statistics(d, 24), statistics(d, 6), True, FLOAT, [True] * 6)),
+    "qk_norm_backward of queries alone": ("qk_norm_backward", lambda d: (
+        heads(d, 3, HALF), None, heads(d, 3, HALF).transpose(1, 2), heads(d, 3, HALF), None, None,
+        values(d, 3, 1, 8), values(d, 3, 1, 8), values(d, 18, 1), values(d, 18, 1), False, HALF,
+        [True, True, False, True, False, False])),
     "alpha dropout's gradient": ("dropout", lambda d: (rows(d), seed(d), 0.4, None, "alpha", True)),
 }  # fmt: skip
 every_case = pytest.mark.parametrize(("name", "arguments"), CASES.values(), ids=CASES)
@@ -172,7 +191,7 @@ every_case = pytest.mark.parametrize(("name", "arguments"), CASES.values(), ids=
 # the first of their arguments can be differentiated; of another one, three if it saves what is needed
 DIFFERENTIABLE = {
     "dropout": 1, "dropout_add": 3, "bias_act_dropout": 2, "dropout_add_norm": 5, "batch_norm_act": 4,
-    "batch_norm_act_inference": 4,
+    "batch_norm_act_inference": 4, "qk_norm": 6,
 }  # fmt: skip
 KEEPS_NO_STATISTICS = ("dropout", "dropout_add", "bias_act_dropout")
 
@@ -213,6 +232,8 @@ def test_saved_tensors(device, name, arguments):
     elif name == "dropout_add_norm":
         _, weight, _, layer_scale, row_scale, seed_ = others[:6]
         expected = [None if layer_scale is None else x, weight, layer_scale, row_scale, seed_, *result[1:]]
+    elif name == "qk_norm":
+        expected = [x, *others[:3], *others[5:7], *result[2:]]
     elif name == "bias_act_dropout":
         expected = [x, *others[:2]]
     elif name.startswith("batch_norm_act"):

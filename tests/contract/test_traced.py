@@ -11,15 +11,16 @@ import normreg
 
 
 class Doubled(torch.nn.Module):
-    """The layer of an example within a model, with an operation before it and x as its residual."""
+    """The layer of an example within a model, with an operation before it and x as all else it needs."""
 
     def __init__(self, row):
         super().__init__()
         (self.layer,) = (module for module in row.make().modules() if type(module).__name__ == row.kind)
-        self.residuals = int("residual" in inspect.signature(self.layer.forward).parameters)
+        _, *others = inspect.signature(self.layer.forward).parameters.values()
+        self.others = sum(other.default is other.empty or other.name == "residual" for other in others)
 
     def forward(self, x):
-        return self.layer(2 * x, *self.residuals * [x])
+        return self.layer(2 * x, *self.others * [x])
 
 
 class Naming(torch.fx.Tracer):

@@ -68,6 +68,9 @@ LIMITS = {
     "layer_norm_backward_held": 48,
     "layer_norm_backward_wide": 31,
     "layer_norm_backward_wide wide": 40,
+    # an element of queries and one of keys
+    "qk_norm_backward": 99,
+    "qk_norm_forward": 58,
 }
 # Sectors over bytes of launches that move more than 1 MiB, at most, where it is more than 1.05
 SECTORS = {
@@ -85,6 +88,8 @@ SECTORS = {
     # groups of 16 elements, a sector, with statistics of their own
     "group_norm_forward": 1.23,
     "group_norm_backward": 1.18,
+    # heads of 64 elements, 4 sectors, whose statistics are 12 bytes apart
+    "qk_norm_forward": 1.2,
 }
 # Passes over shared memory a request, at most, where they are more than one: 16 bytes a lane take 4
 PASSES = {
@@ -112,6 +117,7 @@ PASSES = {
     "layer_norm_forward_chunks": 4.1,
     "layer_norm_backward_wide": 3.6,
     "layer_norm_backward_wide wide": 3.4,
+    "qk_norm_backward": 9.1,
 }
 
 
