@@ -1,5 +1,6 @@
 """How tensors lie in memory, in rows, contiguous or channels-last, and tensors made to match them."""
 
+import itertools
 from typing import NamedTuple
 
 import torch
@@ -29,10 +30,18 @@ def contiguous(*tensors: torch.Tensor | None) -> list[torch.Tensor | None]:
     return [None if tensor is None else tensor.contiguous() for tensor in tensors]
 
 
-def in_rows(x: torch.Tensor, cols: int) -> torch.Tensor:
-    """x as [rows, cols], each row in one piece: a view where rows are equally far apart, else a copy."""
-    rows = x.reshape(-1, cols)
-    return rows if cols == 1 or rows.stride(1) == 1 else rows.contiguous()
+def in_rows(x: torch.Tensor, *sizes: int) -> torch.Tensor:
+    """x as [rows, *sizes], the last in one piece: a view where rows are equally far apart, else a copy."""
+    rows = x.reshape(-1, *sizes)
+    return rows if sizes[-1] == 1 or rows.stride(-1) == 1 else rows.contiguous()
+
+
+def is_in_rows(x: torch.Tensor) -> bool:
+    """Whether rows of the last dimension are equally far apart."""
+    if x.is_contiguous():
+        return True
+    sizes = [(size, stride) for size, stride in zip(x.shape[:-1], x.stride()) if size > 1]
+    return all(outer == size * inner for (_, outer), (size, inner) in itertools.pairwise(sizes))
 
 
 CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}  # by dimensions

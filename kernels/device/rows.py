@@ -130,8 +130,13 @@ def store_normalized(
     eps,
     CENTERED: tl.constexpr,
     TILE: tl.constexpr,
+    first=0,
+    factor=None,
 ):
-    """Normalises x [rows, cols], 0 where masked, and stores y and the statistics."""
+    """Normalises x [rows, cols], 0 where masked, and stores y, times a factor if any, and the statistics.
+
+    first: the column of the parameters that is x's first.
+    """
     mean = None
     if CENTERED:
         high = rounded_mean(x, cols, 1)
@@ -140,7 +145,9 @@ def store_normalized(
         x = within(x - low[:, None], mask, TILE.whole)
         mean = Mean(high, low)
     rstd = rstd_of(divide(tl.sum(x * x, 1), cols), eps)
-    y = scale_and_shift(x * rstd[:, None], parameters, col, cols)
+    y = scale_and_shift(x * rstd[:, None], parameters, first + col, first + cols)
+    if factor is not None:
+        y *= factor
     store(results.y + base, offsets, y, mask)
     store_statistics(results.statistics, mean, rstd, row, row_mask)
 
@@ -223,8 +230,9 @@ def gradient_of_x(dy, weight, x_hat, rstd, cols, statistics, row, row_mask, CENT
 
 
 @triton.jit
-def store_partial(ptr, sums, col, cols):
-    """This program's sums over its rows, of [rows, cols], into its row of [programs, cols], where wanted."""
+def store_partial(ptr, sums, col, cols, group=0, groups=1):
+    """This program's sums over its rows of a group, [rows, cols], into its row of [programs, groups, cols],
+    where wanted."""
     if ptr is not None:
-        partial = tl.program_id(1).to(tl.int64) * cols + col
+        partial = (tl.program_id(1).to(tl.int64) * groups + group) * cols + col
         tl.store(ptr + partial, tl.sum(sums, 0), mask=col < cols)
