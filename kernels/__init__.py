@@ -7,6 +7,7 @@ formulas, and its files are named by how the data are cut.
     layer_norm/       LayerNorm of rows                         rms_norm, channels (of each position)
     batch_norm/       BatchNorm, activation and residual        synchronized (over ranks)
     group_norm/       GroupNorm                                 instance_norm
+    gated_norm/       RMSNorm of groups of a row, and a gate
     dropout/          dropout of elements and of groups         add, add_norm, bias_act
     column_sums.py    sums of partial results, the last launch of a backward
 

@@ -9,9 +9,9 @@ import warnings
 
 import torch
 
-from programs import far_channels, far_dropout, far_rows
+from programs import far_channels, far_dropout, far_gated, far_rows
 
-CASES = far_rows.CASES | far_channels.CASES | far_dropout.CASES
+CASES = far_rows.CASES | far_channels.CASES | far_dropout.CASES | far_gated.CASES
 
 if __name__ == "__main__":
     warnings.simplefilter("ignore")
