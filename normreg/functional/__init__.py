@@ -25,6 +25,7 @@ from normreg.functional.dropouts import (
     dropout3d,
     feature_alpha_dropout,
 )
+from normreg.functional.gated_norms import rms_norm_gated
 from normreg.functional.norms import group_norm, instance_norm, layer_norm, layer_norm_channels, rms_norm
 from normreg.functional.residual import drop_path_add, dropout_add
 from normreg.functional.residual_norms import dropout_add_layer_norm, dropout_add_rms_norm
@@ -50,5 +51,6 @@ __all__ = [
     "layer_norm",
     "layer_norm_channels",
     "rms_norm",
+    "rms_norm_gated",
     "sync_batch_norm",
 ]

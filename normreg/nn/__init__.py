@@ -21,6 +21,7 @@ from normreg.nn.instance_norm import InstanceNorm1d, InstanceNorm2d, InstanceNor
 from normreg.nn.layer_norm import LayerNorm
 from normreg.nn.layer_norm_channels import LayerNorm1d, LayerNorm2d, LayerNorm3d
 from normreg.nn.rms_norm import RMSNorm
+from normreg.nn.rms_norm_gated import RMSNormGated
 from normreg.nn.sync_batch_norm import SyncBatchNorm, SyncBatchNormAct
 
 __all__ = [
@@ -51,6 +52,7 @@ __all__ = [
     "LayerNorm2d",
     "LayerNorm3d",
     "RMSNorm",
+    "RMSNormGated",
     "SyncBatchNorm",
     "SyncBatchNormAct",
 ]
