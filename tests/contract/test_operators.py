@@ -164,6 +164,18 @@ CASES = {
         rows(d), rows(d), values(d, 8), seed(d), 0.4, 32, "silu", 0.0, [True, True])),
     "bias_act_dropout_backward of bias": ("bias_act_dropout_backward", lambda d: (
         rows(d, HALF), rows(d, HALF), values(d, 8), seed(d), 0.4, 16, "relu", 0.0, [False, True])),
+    "rms_norm_gated": ("rms_norm_gated", lambda d: (
+        rows(d), rows(d), values(d, 8), values(d, 8), 8, True, "silu", 1e-5, True)),
+    "rms_norm_gated in groups, behind a gate of float32": ("rms_norm_gated", lambda d: (
+        rows(d, HALF), rows(d).t().contiguous().t(), None, values(d, 8), 4, False, "sigmoid", 1e-5, True)),
+    "rms_norm_gated without statistics": ("rms_norm_gated", lambda d: (
+        images(d, HALF, LAST), images(d, HALF), None, None, 5, True, "silu", 1e-5, False)),
+    "rms_norm_gated_backward": ("rms_norm_gated_backward", lambda d: (
+        rows(d), rows(d), rows(d), values(d, 8), values(d, 8), values(d, 12), 4, True, "silu", FLOAT,
+        [True, True, True, True])),
+    "rms_norm_gated_backward of a gate of float32": ("rms_norm_gated_backward", lambda d: (
+        images(d, HALF), images(d, HALF, LAST), images(d), None, None, values(d, 24), 5, False, "silu", HALF,
+        [False, True, False, False])),
     "alpha dropout's gradient": ("dropout", lambda d: (rows(d), seed(d), 0.4, None, "alpha", True)),
 }  # fmt: skip
 every_case = pytest.mark.parametrize(("name", "arguments"), CASES.values(), ids=CASES)
@@ -172,7 +184,7 @@ every_case = pytest.mark.parametrize(("name", "arguments"), CASES.values(), ids=
 # the first of their arguments can be differentiated; of another one, three if it saves what is needed
 DIFFERENTIABLE = {
     "dropout": 1, "dropout_add": 3, "bias_act_dropout": 2, "dropout_add_norm": 5, "batch_norm_act": 4,
-    "batch_norm_act_inference": 4,
+    "batch_norm_act_inference": 4, "rms_norm_gated": 4,
 }  # fmt: skip
 KEEPS_NO_STATISTICS = ("dropout", "dropout_add", "bias_act_dropout")
 
@@ -215,6 +227,8 @@ def test_saved_tensors(device, name, arguments):
         expected = [None if layer_scale is None else x, weight, layer_scale, row_scale, seed_, *result[1:]]
     elif name == "bias_act_dropout":
         expected = [x, *others[:2]]
+    elif name == "rms_norm_gated":
+        expected = [x, *others[:3], *result[1:]]
     elif name.startswith("batch_norm_act"):
         bits, act = result[-1], others[3]
         terms = others[1:3] if act is not None and bits is None else []
