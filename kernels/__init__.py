@@ -9,6 +9,7 @@ formulas, and its files are named by how the data are cut.
     qk_norm/          LayerNorm or RMSNorm of the heads of queries and keys
     group_norm/       GroupNorm                                 instance_norm
     ada_norm/         norms with a scale and shift of each sample
+    gated_norm/       RMSNorm of groups of a row, and a gate
     dropout/          dropout of elements and of groups         add, add_norm, bias_act
     column_sums.py    sums of partial results, the last launch of a backward
 

@@ -43,10 +43,15 @@ class RowNorm(NamedTuple):
         return [x, *parameters]
 
 
+def has_parameters_alone(example):
+    """Whether no input beside x has its shape, such as a gate."""
+    return example.shapes[0] not in example.shapes[1:]
+
+
 NORMS = {
     name: RowNorm(one, one.examples()[name])
     for name, one in DECLARED.items()
-    if one.over == "rows" and not one.random
+    if one.over == "rows" and not one.random and has_parameters_alone(one.examples()[name])
 }
 # those whose rows may have several dimensions, and are computed by LayerNorm's kernels
 LIKE_LAYER_NORM = {name: norm for name, norm in NORMS.items() if norm.operation.kernels == "layer_norm"}

@@ -42,6 +42,17 @@ class Modulated(torch.nn.Module):
         return result if isinstance(result, torch.Tensor) else torch.cat(result)
 
 
+class Gated(torch.nn.Module):
+    """An input that is its own gate, of which `replace` sees the layer."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x):
+        return self.layer(x, gate=x)
+
+
 class Composed(torch.nn.Module):
     """A formula as a layer whose parameters are its tensors beside x; `fuse` makes it normreg's."""
 

@@ -5,6 +5,8 @@
     leaky_relu  z, or slope z where z < 0    silu         z sigmoid(z)
                                              hardswish    z min(max(z + 3, 0), 6) / 6
 
+GATES are what multiplies a norm: silu, and sigmoid, which is no activation of a layer here.
+
 gelu and its derivative have Phi(-a) = exp(-a^2 / 2) Q(a) of a = |z| in common, instead of an erf:
 
     gelu(z) = max(z, 0) - a exp(-a^2 / 2) Q(a)
@@ -32,6 +34,7 @@ import triton.language as tl
 
 LINES = ("relu", "relu6", "leaky_relu")
 NAMES = (*LINES, "silu", "gelu", "gelu_tanh", "hardswish")
+GATES = ("silu", "sigmoid")
 
 SQRT_HALF = tl.constexpr(0.5**0.5)
 NORMAL_DENSITY = tl.constexpr(0.3989422804014327)  # at 0: 1 / sqrt(2 pi)
@@ -112,6 +115,28 @@ def sigmoid_and_slope(u, DTYPE: tl.constexpr):
 
 
 @triton.jit
+def gate_of(z, ACT: tl.constexpr, DTYPE: tl.constexpr):
+    """act(z) of one of GATES, which the caller rounds to DTYPE."""
+    if ACT == "silu":
+        return times_sigmoid(z, z, DTYPE)
+    else:
+        tl.static_assert(ACT == "sigmoid")
+        gate, _ = sigmoid_and_slope(z, DTYPE)
+        return gate
+
+
+@triton.jit
+def gate_and_slope(z, ACT: tl.constexpr, DTYPE: tl.constexpr):
+    """act(z) and act'(z) of one of GATES."""
+    gate, slope = sigmoid_and_slope(z, DTYPE)
+    if ACT == "silu":
+        return z * gate, gate + z * slope
+    else:
+        tl.static_assert(ACT == "sigmoid")
+        return gate, slope
+
+
+@triton.jit
 def twice_u(z):
     """2 u, for gelu_tanh."""
     return (z + z * z * z * GELU_CUBIC) * TWICE_SQRT_2_OVER_PI
@@ -184,8 +209,8 @@ def activate(z, negative_slope, ACT: tl.constexpr, DTYPE: tl.constexpr):
 def derivative(z, ACT: tl.constexpr, DTYPE: tl.constexpr):
     """act'(z) of an activation that is not one of LINES."""
     if ACT == "silu":
-        gate, slope = sigmoid_and_slope(z, DTYPE)
-        return gate + z * slope
+        _, slope = gate_and_slope(z, ACT, DTYPE)
+        return slope
     elif ACT == "gelu":
         return gelu_derivative(z, DTYPE)
     elif ACT == "gelu_tanh":

@@ -169,10 +169,18 @@ def store_normalized(
     eps,
     CENTERED: tl.constexpr,
     TILE: tl.constexpr,
+    first=0,
+    factor=None,
 ):
-    """Normalises x [rows, cols], 0 where masked, and stores y and the statistics."""
+    """Normalises x [rows, cols], 0 where masked, and stores y, times a factor if any, and the statistics.
+
+    first: the column of the parameters that is x's first.
+    """
     x_hat = normalized(x, results.statistics, mask, row, row_mask, cols, eps, CENTERED, TILE)
-    store(results.y + base, offsets, scale_and_shift(x_hat, parameters, col, cols), mask)
+    y = scale_and_shift(x_hat, parameters, first + col, first + cols)
+    if factor is not None:
+        y *= factor
+    store(results.y + base, offsets, y, mask)
 
 
 @triton.jit
@@ -253,8 +261,9 @@ def gradient_of_x(dy, weight, x_hat, rstd, cols, statistics, row, row_mask, CENT
 
 
 @triton.jit
-def store_partial(ptr, sums, col, cols):
-    """This program's sums over its rows, of [rows, cols], into its row of [programs, cols], where wanted."""
+def store_partial(ptr, sums, col, cols, group=0, groups=1):
+    """This program's sums over its rows of a group, [rows, cols], into its row of [programs, groups, cols],
+    where wanted."""
     if ptr is not None:
-        partial = tl.program_id(1).to(tl.int64) * cols + col
+        partial = (tl.program_id(1).to(tl.int64) * groups + group) * cols + col
         tl.store(ptr + partial, tl.sum(sums, 0), mask=col < cols)

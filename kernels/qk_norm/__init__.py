@@ -25,8 +25,9 @@ from torch import Tensor
 
 from normreg.kernels import dtypes, launch, tiling
 from normreg.kernels.column_sums import column_sums
+from normreg.kernels.heads import dense_heads_like, heads_of, repeats_in, without_gaps
 from normreg.kernels.layer_norm import statistics_of
-from normreg.kernels.memory_format import contiguous, dense_heads_like, heads_of, repeats_in, without_gaps
+from normreg.kernels.memory_format import contiguous
 from normreg.kernels.qk_norm.tile import (
     Backward,
     Forward,

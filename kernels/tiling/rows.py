@@ -87,6 +87,7 @@ WIDE_WARPS = {False: 16, True: 8}  # by whether rows are centred
 WIDE_TILES = {(False, 2): 6, (False, 4): 3, (True, 2): 6, (True, 4): 6}  # and by bytes of an element
 WIDE_TILES_WHOLE = 8
 COPIED_BYTES = 81920  # of 99 KiB, beside what warps exchange: the least shared memory since sm_80
+GATED_COLS = 4096  # whose gated norm's backward has 8 elements a thread
 MOST_POSITIONS = 64  # of a channels-first tile: 128 bytes in 16 bits
 FEWEST_POSITIONS = 8  # 16 bytes in 16 bits: an access of one thread
 
@@ -256,6 +257,28 @@ def ada_norm_backward_tile(rows: Rows, dtype: torch.dtype, loaded: int) -> RowTi
     tile = _row_tile(rows, held_as, hardware.TILE_WORDS_BACKWARD // words, words_per_thread)
     copied = 2 * loaded * tile.rows * tile.cols  # two stages of three
     return tile._replace(stages=_backward_stages(rows, dtype) if copied <= COPIED_BYTES else 1)
+
+
+def gated_norm_is_held(cols: int, dtype: torch.dtype) -> bool:
+    """Whether a program holds a group of a row in the backward, and so in the forward.
+
+    16 elements a thread of 8192 in 16 bits take 128 registers, all there are for 16 warps; of 32 bits they
+    spill. dtype: the wider one of x's and gate's.
+    """
+    return cols * dtype.itemsize <= 2 * hardware.TILE_WORDS_BACKWARD
+
+
+def gated_norm_forward_tile(rows: Rows, dtype: torch.dtype) -> RowTile:
+    # two tiles are loaded, as before a sum and a norm
+    return _row_tile(rows, dtypes.compute_dtype(dtype), hardware.TILE_WORDS_FORWARD, 16)
+
+
+def gated_norm_backward_tile(rows: Rows, dtype: torch.dtype) -> RowTile:
+    # three tiles are loaded: half the words a thread of layer_norm, 99 registers; more would leave a program
+    # less than 64. 3 stages of the wider rows spill
+    wide = rows.cols > GATED_COLS
+    tile = _row_tile(rows, dtypes.compute_dtype(dtype), hardware.TILE_WORDS_BACKWARD, 16 if wide else 8)
+    return tile if wide else tile._replace(stages=_backward_stages(rows, dtype))
 
 
 def _at_least_a_call(tile: RowTile) -> RowTile:

@@ -26,6 +26,7 @@ from normreg.functional.dropouts import (
     dropout3d,
     feature_alpha_dropout,
 )
+from normreg.functional.gated_norms import rms_norm_gated
 from normreg.functional.norms import group_norm, instance_norm, layer_norm, layer_norm_channels, rms_norm
 from normreg.functional.qk_norms import qk_norm
 from normreg.functional.residual import drop_path_add, dropout_add
@@ -55,5 +56,6 @@ __all__ = [
     "layer_norm_channels",
     "qk_norm",
     "rms_norm",
+    "rms_norm_gated",
     "sync_batch_norm",
 ]

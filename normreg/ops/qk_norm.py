@@ -4,7 +4,7 @@ import torch
 
 from normreg.kernels import qk_norm as kernels
 from normreg.kernels.dtypes import compute_dtype
-from normreg.kernels.memory_format import dense_heads_like
+from normreg.kernels.heads import dense_heads_like
 from normreg.ops import layer_norm
 from normreg.ops.operation import Operation, Operator
 

@@ -74,6 +74,9 @@ OTHER_NAMES = {
     "DropoutAddLayerNorm(7, affine=False)": "pass elementwise_affine=False",
     "DropoutAddRMSNorm(7, dropout_p=0.1)": r"pass p=0\.1",
     "DropoutAddRMSNorm(7, bias=False)": "an RMSNorm has none",
+    "RMSNormGated(8, activation='swish')": "pass act=, silu for swish",
+    "RMSNormGated(8, n_groups=2)": "pass group_size=hidden_size // 2",
+    "RMSNormGated(normalized_shape=8)": "pass hidden_size, the size",
     "BiasActDropout(7, bias=True)": "leave it out, or call normreg.functional",
     "BiasActDropout(7, dropout=0.1)": r"pass p=0\.1",
 }

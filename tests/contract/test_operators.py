@@ -183,6 +183,18 @@ CASES = {
         heads(d, 3, HALF), None, heads(d, 3, HALF).transpose(1, 2), heads(d, 3, HALF), None, None,
         values(d, 3, 1, 8), values(d, 3, 1, 8), values(d, 18, 1), values(d, 18, 1), False, HALF,
         [True, True, False, True, False, False])),
+    "rms_norm_gated": ("rms_norm_gated", lambda d: (
+        rows(d), rows(d), values(d, 8), values(d, 8), 8, True, "silu", 1e-5, True)),
+    "rms_norm_gated in groups, behind a gate of float32": ("rms_norm_gated", lambda d: (
+        rows(d, HALF), rows(d).t().contiguous().t(), None, values(d, 8), 4, False, "sigmoid", 1e-5, True)),
+    "rms_norm_gated without statistics": ("rms_norm_gated", lambda d: (
+        images(d, HALF, LAST), images(d, HALF), None, None, 5, True, "silu", 1e-5, False)),
+    "rms_norm_gated_backward": ("rms_norm_gated_backward", lambda d: (
+        rows(d), rows(d), rows(d), values(d, 8), values(d, 8), values(d, 12), 4, True, "silu", FLOAT,
+        [True, True, True, True])),
+    "rms_norm_gated_backward of a gate of float32": ("rms_norm_gated_backward", lambda d: (
+        images(d, HALF), images(d, HALF, LAST), images(d), None, None, values(d, 24), 5, False, "silu", HALF,
+        [False, True, False, False])),
     "alpha dropout's gradient": ("dropout", lambda d: (rows(d), seed(d), 0.4, None, "alpha", True)),
 }  # fmt: skip
 every_case = pytest.mark.parametrize(("name", "arguments"), CASES.values(), ids=CASES)
@@ -191,7 +203,7 @@ every_case = pytest.mark.parametrize(("name", "arguments"), CASES.values(), ids=
 # the first of their arguments can be differentiated; of another one, three if it saves what is needed
 DIFFERENTIABLE = {
     "dropout": 1, "dropout_add": 3, "bias_act_dropout": 2, "dropout_add_norm": 5, "batch_norm_act": 4,
-    "batch_norm_act_inference": 4, "qk_norm": 6,
+    "batch_norm_act_inference": 4, "qk_norm": 6, "rms_norm_gated": 4,
 }  # fmt: skip
 KEEPS_NO_STATISTICS = ("dropout", "dropout_add", "bias_act_dropout")
 
@@ -236,6 +248,8 @@ def test_saved_tensors(device, name, arguments):
         expected = [x, *others[:3], *others[5:7], *result[2:]]
     elif name == "bias_act_dropout":
         expected = [x, *others[:2]]
+    elif name == "rms_norm_gated":
+        expected = [x, *others[:3], *result[1:]]
     elif name.startswith("batch_norm_act"):
         bits, act = result[-1], others[3]
         terms = others[1:3] if act is not None and bits is None else []

@@ -12,7 +12,7 @@ import normreg
 from normreg import functional
 from normreg.functional import dispatch
 from normreg.kernels import tiling
-from normreg.kernels.memory_format import dense_heads_like, heads_of
+from normreg.kernels.heads import dense_heads_like, heads_of
 
 NORMS = pytest.mark.parametrize("norm", ["rms_norm", "layer_norm"])
 COPIED = {"elements apart", "without the first token"}  # which has three strides

@@ -32,7 +32,7 @@ def test_as_exact_as_torch(case):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("name", [name for name in CASES if name != "rms_norm"])
+@pytest.mark.parametrize("name", [name for name in CASES if not name.startswith("rms_norm")])
 def test_constant_rows_give_exactly_the_bias(name, dtype):
     (case, *_) = [case for case in OPERATIONS[name].exactness if case.dtype == dtype]
     assert exactness.exact_if_constant(OPERATIONS[name], case, "cpu")

@@ -26,7 +26,11 @@ WITHOUT_CASES = {  # of ranks, and of running statistics, which no case keeps
 }
 KERNELS = {*kernels()} - WITHOUT_CASES
 VARIANTS = ("batch_norm_act", "rms_norm")  # whose kernels batch_norm and layer_norm have, too
-SHARED_KIB = {"layer_norm_backward_held_kernel": 66, "ada_norm_backward_kernel": 81}
+SHARED_KIB = {
+    "layer_norm_backward_held_kernel": 66,
+    "ada_norm_backward_kernel": 81,
+    "gated_norm_backward_kernel": 66,
+}
 OF_16_BITS = {"layer_norm_backward_tiles_kernel", "layer_norm_backward_held_kernel"}
 WITH_SUMS = OF_16_BITS | {"layer_norm_backward_wide_kernel", "ada_norm_backward_kernel"}  # or of half rows
 OF_SPLITS = {

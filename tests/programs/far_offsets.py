@@ -9,9 +9,9 @@ import warnings
 
 import torch
 
-from programs import far_channels, far_dropout, far_heads, far_rows
+from programs import far_channels, far_dropout, far_gated, far_heads, far_rows
 
-CASES = far_rows.CASES | far_channels.CASES | far_dropout.CASES | far_heads.CASES
+CASES = far_rows.CASES | far_channels.CASES | far_dropout.CASES | far_heads.CASES | far_gated.CASES
 
 if __name__ == "__main__":
     warnings.simplefilter("ignore")

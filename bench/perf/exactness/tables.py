@@ -3,8 +3,9 @@
 from bench.harness import tables
 from bench.perf.exactness.data import CONSTANT, DATA
 
-TARGETS = {"y": 1.15, "dx": 1.15, "dresidual": 1.15, "dweight": 1.5, "dbias": 1.5}  # the most a ratio may be
-COLORS = {"y": "#0072b2", "dx": "#d55e00", "dresidual": "#e69f00", "dweight": "#009e73", "dbias": "#cc79a7"}
+# the most a ratio may be
+TARGETS = {"y": 1.15, "dx": 1.15, "dresidual": 1.15, "dgate": 1.15, "dweight": 1.5, "dbias": 1.5}
+COLORS = dict(zip(TARGETS, ("#0072b2", "#d55e00", "#e69f00", "#56b4e9", "#009e73", "#cc79a7"), strict=True))
 SHOWN = 0.1, 300.0  # ratios that a plot has room for; others lie on its edge
 TICKS = 0.1, 0.3, 1, 3, 10, 30, 100, 300
 
