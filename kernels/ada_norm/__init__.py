@@ -218,10 +218,9 @@ def ada_norm_backward(
         of_samples[0] is not None,
     )
     partials = [statistics.new_empty(samples, programs, cols) if need else None for need in needed]
-    launch.launch(
-        main, dy, z, dz, x, dx, dresidual, *of_rows, gate_rows, scale_rows, None, *parameters,
-        statistics, None, None, *partials,
-    )  # fmt: skip
+    modulation = gate_rows, scale_rows, None
+    gradients, of_z = (dx, dresidual, *of_rows), (statistics, None, None)
+    launch.launch(main, dy, z, dz, x, *gradients, *modulation, *parameters, *of_z, *partials)
     dparameters: list[Tensor | None] = [None, None]
     if any(needed):
         of_one = samples == 1

@@ -29,6 +29,7 @@ ARGUMENTS = {  # by the names of a constructor's parameters without a default
     "n": SIZE,
 }
 SPECIAL = {
+    "FalconH1RMSNormGated": dict(hidden_size=SIZE, n_groups=2),
     "FP32LayerNorm": dict(normalized_shape=SIZE),
     "SDCascadeLayerNorm": dict(normalized_shape=SIZE),
     "WuerstchenLayerNorm": dict(normalized_shape=SIZE),
@@ -91,33 +92,32 @@ def samples(layer):
     return torch.randn(3, 4, SIZE)
 
 
-def step(layer, x, dy):
+def step(layer, inputs, dy):
     torch.manual_seed(7)
-    x = x.clone().requires_grad_()
-    y = layer(x)
+    inputs = [x.clone().requires_grad_() for x in inputs]
+    y = layer(*inputs)
     parameters = [p for p in layer.parameters() if p.requires_grad]
-    gradients = torch.autograd.grad(y, [x, *parameters], dy.to(y.dtype), allow_unused=True)
+    gradients = torch.autograd.grad(y, [*inputs, *parameters], dy.to(y.dtype), allow_unused=True)
     return [y.detach(), *gradients]
 
 
 def assert_computes_as_before(path, mode):
     module, _, name = path.rpartition(".")
     layer = built(getattr(importlib.import_module(module), name))
-    x = samples(layer)
-    dy = torch.randn_like(x)
-    if mode.startswith("bfloat16"):
-        x, dy = x.bfloat16(), dy.bfloat16()
+    dtype = torch.bfloat16 if mode.startswith("bfloat16") else torch.float32
+    inputs = [samples(layer).to(dtype) for _ in range(2 if "Gated" in name else 1)]
+    dy = torch.randn_like(inputs[0])
     if mode == "bfloat16":
         layer = layer.bfloat16()
     if "DropPath" in name:
         layer.eval()
     try:
-        theirs = step(layer, x, dy)
+        theirs = step(layer, inputs, dy)
     except RuntimeError:  # torch's own operator wants one dtype
         return
     normreg.replace(layer)
     assert issubclass(type(layer), registry.Foreign)
-    for ours, before in zip(step(layer, x, dy), theirs, strict=True):
+    for ours, before in zip(step(layer, inputs, dy), theirs, strict=True):
         if before is not None:
             seen = (path, mode, ours.dtype, before.dtype)
             assert (ours.dtype, ours.shape) == (before.dtype, before.shape), seen
@@ -139,6 +139,11 @@ FIRST = [  # one of each function, of the models that are imported most quickly
     "transformers.models.poolformer.modeling_poolformer.PoolFormerGroupNorm",
     "transformers.models.chameleon.modeling_chameleon.ChameleonLayerNorm",
     "transformers.models.convnext.modeling_convnext.ConvNextDropPath",
+    "transformers.models.mamba2.modeling_mamba2.MambaRMSNormGated",
+    "transformers.models.qwen3_next.modeling_qwen3_next.Qwen3NextRMSNormGated",
+    "transformers.models.kimi_linear.modeling_kimi_linear.KimiLinearRMSNormGated",
+    "transformers.models.falcon_h1.modeling_falcon_h1.FalconH1RMSNormGated",
+    "transformers.models.qwen4_exp.modeling_qwen4_exp.Qwen4ExpTextRMSNorm",
 ]
 
 
