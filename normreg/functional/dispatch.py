@@ -223,8 +223,8 @@ def channels_reason(
 batch_norm = decision("batch_norm")(channels_reason)
 
 
-@decision("group_norm")
-def group_norm(x: Any, num_groups: Any, weight: Any, bias: Any, eps: Any) -> str | None:
+def groups_reason(x: Any, num_groups: Any, weight: Any, bias: Any, eps: Any) -> str | None:
+    """Why no kernel normalises x over groups of its channels."""
     vectors = (weight, bias)
     reason = tensor_reason(x, vectors) or dtype_reason(x, vectors) or number_reason(eps=eps)
     if reason:
@@ -237,14 +237,20 @@ def group_norm(x: Any, num_groups: Any, weight: Any, bias: Any, eps: Any) -> str
         return f"{x.shape[1]} channels are not {num_groups} groups of equal size"
     if x.numel() == num_groups:
         return "there is only one value to normalize"
-    if _group_norm_keeps_channels_last(x, vectors):
-        return "the input is channels_last, which torch's result keeps"
     return None
 
 
-def _group_norm_keeps_channels_last(x: Tensor, vectors: Sequence[Tensor | None]) -> bool:
+group_norm = decision("group_norm")(groups_reason)
+
+
+def is_channels_last(x: Tensor) -> bool:
+    """Whether torch takes x for channels_last, and not for contiguous."""
+    return not x.is_contiguous() and suggest_memory_format(x) is not torch.contiguous_format
+
+
+def group_norm_keeps_channels_last(x: Tensor, vectors: Sequence[Tensor | None]) -> bool:
     """Says whether x is channels_last and torch's result with these parameters is channels_last too."""
-    if x.is_contiguous() or suggest_memory_format(x) is torch.contiguous_format:
+    if not is_channels_last(x):
         return False
     if x.is_cpu:
         return True

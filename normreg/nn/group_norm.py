@@ -1,18 +1,88 @@
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor
+from torch.types import Device
 
 from normreg import functional
 from normreg.functional.tracing import leaf
+from normreg.nn.arguments import OF_ACTIVATIONS, activation_repr, check_eps, instead
+from normreg.ops.activations import check_activation
 
 
-@leaf
-class GroupNorm(torch.nn.GroupNorm):
-    """`torch.nn.GroupNorm` on `normreg.functional.group_norm`."""
-
-    def forward(self, input: Tensor) -> Tensor:
+class _GroupNormForward(torch.nn.GroupNorm):
+    def _normalized(self, input: Tensor, group_norm: Callable[..., Tensor], **options: Any) -> Tensor:
         own = self._parameters
         try:  # without the calls of __getattr__
             weight, bias = own["weight"], own["bias"]
         except KeyError:
             weight, bias = self.weight, self.bias
-        return functional.group_norm(input, self.num_groups, weight, bias, self.eps)
+        return group_norm(input, self.num_groups, weight, bias, self.eps, **options)
+
+
+@leaf
+class GroupNorm(_GroupNormForward):
+    """`torch.nn.GroupNorm` on `normreg.functional.group_norm`."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return self._normalized(input, functional.group_norm)
+
+
+@leaf
+class GroupNormAct(_GroupNormForward):
+    """`torch.nn.GroupNorm` with an activation, in the same launches: `normreg.functional.group_norm_act`.
+
+    Args:
+        num_groups, ..., dtype: those of torch.nn's GroupNorm, whose state_dict this has as well. timm's
+            layer of this name takes num_channels first.
+        act, negative_slope: those of `normreg.functional.group_norm_act`.
+
+    Raises ValueError for another act, and for a num_groups that does not divide num_channels, as where both
+    are in timm's order; TypeError for an eps that is not a number, such as an activation that is not passed
+    by name.
+
+    Equivalent::
+
+        y = act(group_norm(x))
+    """
+
+    act: str | None
+    negative_slope: float
+
+    @instead(
+        **OF_ACTIVATIONS,
+        group_size="pass num_groups, which is num_channels divided by it",
+        act_kwargs="pass negative_slope= for leaky_relu, whose other options are the activation's own",
+        drop_layer="put the layer behind this one, with act=None, and the activation behind that",
+    )
+    def __init__(
+        self,
+        num_groups: int,
+        num_channels: int,
+        eps: float = 1e-5,
+        affine: bool = True,
+        device: Device = None,
+        dtype: torch.dtype | None = None,
+        *,
+        act: str | None = "silu",
+        negative_slope: float = 0.01,
+    ) -> None:
+        check_activation(act, negative_slope)
+        check_eps(self, "third", eps, num_groups, num_channels)
+        if num_groups == 0 or num_channels % num_groups:
+            swapped = num_channels != 0 and num_groups % num_channels == 0
+            raise ValueError(
+                f"expected num_groups, the first argument, to divide num_channels, the second, got "
+                f"{type(self).__name__}({num_groups}, {num_channels}): pass "
+                + (f"them the other way round, {num_channels} groups" if swapped else "one that does")
+            )
+        super().__init__(num_groups, num_channels, eps, affine, device, dtype)
+        self.act, self.negative_slope = act, negative_slope
+
+    def forward(self, input: Tensor) -> Tensor:
+        options = dict(act=self.act, negative_slope=self.negative_slope)
+        return self._normalized(input, functional.group_norm_act, **options)
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, {activation_repr(self.act, self.negative_slope)}"
