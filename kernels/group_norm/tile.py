@@ -118,7 +118,11 @@ def group_norm_forward_kernel(
     d = tl.where(at.mask, x - high[:, None, None], 0.0)
     low = divide(tl.sum(tl.reshape(d, [ROWS, ELEMENTS]), 1), channels * spatial)
     d = tl.where(at.mask, d - low[:, None, None], 0.0)
-    var = divide(sum_of_squares(tl.reshape(d, [ROWS, ELEMENTS])), channels * spatial)
+    if TILE.channels_last and TILE.spatial > 1:  # Triton 3.7 compiles `sum_of_squares` of this layout wrongly
+        squares = tl.sum(tl.sum(d * d, 2), 1)
+    else:
+        squares = sum_of_squares(tl.reshape(d, [ROWS, ELEMENTS]))
+    var = divide(squares, channels * spatial)
     std = exact_std(var, eps)
     std = Std(std.value[:, None, None], std.error[:, None, None])
     parameter = first_group * channels

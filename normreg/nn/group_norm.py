@@ -71,7 +71,7 @@ class GroupNormAct(_GroupNormForward):
         check_activation(act, negative_slope)
         check_eps(self, "third", eps, num_groups, num_channels)
         if num_groups == 0 or num_channels % num_groups:
-            swapped = num_channels != 0 and num_groups % num_channels == 0
+            swapped = num_groups > num_channels > 0 and num_groups % num_channels == 0
             raise ValueError(
                 f"expected num_groups, the first argument, to divide num_channels, the second, got "
                 f"{type(self).__name__}({num_groups}, {num_channels}): pass "

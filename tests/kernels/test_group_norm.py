@@ -72,7 +72,7 @@ def case(request, monkeypatch):
 
 
 def tiles(shape, groups):
-    sizes = (groups, shape[1] // groups, torch.Size(shape[2:]).numel(), torch.float32)
+    sizes = (groups, shape[1] // groups, torch.Size(shape[2:]).numel(), False, torch.float32)
     return tiling.groups.group_norm_forward_tile(*sizes), tiling.groups.group_norm_backward_tile(*sizes)
 
 

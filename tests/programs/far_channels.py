@@ -149,8 +149,8 @@ def group_norm_forward():
         (2 * g.samples, 1, 1),
         *(g.x, g.y, g.weight, g.bias, g.statistics),
         *g.sizes,
-        1e-5,
-        **TILED,
+        *(1e-5, 0.0),
+        **ALONE,
     )
     check(g.y[-1, 2:], g.expected[0, 2:])
 
@@ -161,10 +161,10 @@ def group_norm_backward():
         tile.group_norm_backward_kernel,
         (1, g.samples - 1, 0),
         (2, g.samples, 1),
-        *(g.dy, g.x, g.y, g.weight, g.statistics, None, None),
+        *(g.dy, g.x, g.y, g.weight, None, g.statistics, None, None),
         *g.sizes,
-        1e-5,
-        **TILED,
+        *(1e-5, 0.0),
+        **ALONE,
     )
     check(g.y[-1, 2:], g.dx[0, 2:])
 
@@ -177,10 +177,10 @@ def group_norm_split_forward():
     run_program(
         group_norm_splits.group_norm_normalize_kernel,
         *g.last_rows,
-        *(*Elements(g.x, g.y), partial, *PerChannel(g.weight, g.bias), g.statistics),
+        *(*Elements(g.x, g.y), *PerGroup(g.statistics, partial=partial), *PerChannel(g.weight, g.bias)),
         *g.row_sizes,
-        *(1, 2, 4, 1e-5),
-        **TILED,
+        *(1, 2, 4, 1e-5, 0.0),
+        **ALONE,
     )
     check(g.y[-1, 2:], g.expected[0, 2:])
 
@@ -191,10 +191,10 @@ def group_norm_split_backward():
     run_program(
         group_norm_splits.group_norm_backward_sums_kernel,
         *g.last_rows,
-        *(*ElementsBackward(g.x, g.dy), g.statistics, partial),
+        *(*ElementsBackward(g.x, g.dy), *PerChannel(), g.statistics, partial),
         *g.row_sizes,
-        *(2, 1e-5),
-        **TILED,
+        *(2, 4, 1e-5, 0.0),
+        **ALONE,
     )
     x_hat = (g.in_groups[1] - g.in_groups[1].mean()) * (g.statistics[-1, 1, 2] + 1e-5).rsqrt()
     check(partial[0, 0, -2:], g.dy[-1, 2:].float().sum(1))
@@ -205,10 +205,10 @@ def group_norm_split_backward():
     run_program(
         group_norm_splits.group_norm_backward_input_kernel,
         *g.last_rows,
-        *(*ElementsBackward(g.x, g.dy, g.y), g.weight, *PerGroup(g.statistics, c1, c2)),
+        *(*ElementsBackward(g.x, g.dy, g.y), *PerChannel(g.weight), *PerGroup(g.statistics, c1, c2)),
         *g.row_sizes,
-        *(2, 4, 1e-5),
-        **TILED,
+        *(2, 4, 1e-5, 0.0),
+        **ALONE,
     )
     check(g.y[-1, 2:], g.dx[0, 2:])
 
