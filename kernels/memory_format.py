@@ -35,6 +35,11 @@ def in_rows(x: torch.Tensor, cols: int) -> torch.Tensor:
     return rows if cols == 1 or rows.stride(1) == 1 else rows.contiguous()
 
 
+def is_channels_last(x: torch.Tensor) -> bool:
+    """Whether torch takes x for channels-last, and not for contiguous."""
+    return not x.is_contiguous() and suggest_memory_format(x) is not torch.contiguous_format
+
+
 CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}  # by dimensions
 
 

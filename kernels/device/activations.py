@@ -184,8 +184,12 @@ def activate(z, negative_slope, ACT: tl.constexpr, DTYPE: tl.constexpr):
 def derivative(z, ACT: tl.constexpr, DTYPE: tl.constexpr):
     """act'(z) of an activation that is not one of LINES."""
     if ACT == "silu":
-        gate, slope = sigmoid_and_slope(z, DTYPE)
-        return gate + z * slope
+        if DTYPE.primitive_bitwidth == 16:
+            gate = tl.sigmoid(z)
+            return gate * (1.0 + z * (1.0 - gate))  # what 1 - gate loses near 1 is little beside it
+        else:
+            gate, slope = sigmoid_and_slope(z, DTYPE)
+            return gate + z * slope
     elif ACT == "gelu":
         return gelu_derivative(z, DTYPE)
     elif ACT == "gelu_tanh":

@@ -1,4 +1,4 @@
-"""Group normalisation of each sample's groups of adjacent channels and all of their positions, and activation.
+"""Group normalisation of each sample's groups of adjacent channels, over all positions, and activation.
 
     n = channels of a group x spatial, sums over the n elements of one group of one sample
     mean = sum(x) / n                        var = sum((x - mean)^2) / n

@@ -38,6 +38,8 @@ from normreg.kernels.device.statistics import compute_dtype, divide, exact_std
 from normreg.kernels.memory_format import partial_values
 from normreg.kernels.partition import Partition, in_splits, in_splits_of_samples
 
+SIZES = ["samples", "rows", "spatial", "tiles", "tiles_per_split", "splits", "group_channels", "channels"]
+
 
 class PerGroup(NamedTuple):
     """Tensors of the groups of all samples; None where absent."""
@@ -48,7 +50,7 @@ class PerGroup(NamedTuple):
     partial: Any = None  # [count, high, low and m2, splits, groups]
 
 
-@triton.jit(do_not_specialize=["rows", "splits", "group_channels", "spatial"])
+@triton.jit(do_not_specialize=SIZES)
 def group_norm_merge_kernel(
     partial_ptr,  # [count, high, low and m2, splits, rows]
     statistics_ptr,  # [groups, 3]
@@ -65,18 +67,7 @@ def group_norm_merge_kernel(
     store_statistics(statistics_ptr, mean, divide(m2, count), group.to(tl.int64), True)
 
 
-@triton.jit(
-    do_not_specialize=[
-        "samples",
-        "rows",
-        "spatial",
-        "tiles",
-        "tiles_per_split",
-        "splits",
-        "group_channels",
-        "channels",
-    ]
-)
+@triton.jit(do_not_specialize=SIZES)
 def group_norm_normalize_kernel(
     elements: Elements,  # x, y: [rows, spatial]
     per_group: PerGroup,  # statistics or None; partial results to merge, or None where the former are there
@@ -114,9 +105,7 @@ def group_norm_normalize_kernel(
     normalize_tiles(elements, affine, program, span, negative_slope, ACT, TILE)
 
 
-@triton.jit(
-    do_not_specialize=["samples", "rows", "spatial", "tiles", "tiles_per_split", "group_channels", "channels"]
-)
+@triton.jit(do_not_specialize=SIZES)
 def group_norm_backward_sums_kernel(
     elements: ElementsBackward,  # dy, x: [rows, spatial]
     per_channel: PerChannel,  # weight, bias or None; used where there is an activation
@@ -157,7 +146,7 @@ def group_norm_backward_sums_kernel(
     store_partial(partial_ptr, 1, dweight, row, row_mask, rows)
 
 
-@triton.jit(do_not_specialize=["rows", "splits", "group_channels", "channels", "spatial"])
+@triton.jit(do_not_specialize=SIZES)
 def group_norm_backward_merge_kernel(
     partial_ptr,  # [dbias and dweight, splits, rows]
     weight_ptr,  # [channels] or None
@@ -194,9 +183,7 @@ def group_norm_backward_merge_kernel(
     tl.store(per_group.c2 + group, divide(tl.sum(c2, 0), elements))
 
 
-@triton.jit(
-    do_not_specialize=["samples", "rows", "spatial", "tiles", "tiles_per_split", "group_channels", "channels"]
-)
+@triton.jit(do_not_specialize=SIZES)
 def group_norm_backward_input_kernel(
     elements: ElementsBackward,  # dy, x, dx: [rows, spatial]
     per_channel: PerChannel,  # weight, bias or None

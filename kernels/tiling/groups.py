@@ -7,7 +7,6 @@ from normreg.kernels.tiling import hardware, partials
 from normreg.kernels.tiling.channels import ChannelTile
 from normreg.kernels.tiling.rows import RowTile
 
-
 RUN = 32  # channels of a channels-last position that a tile has at least: 64 bytes in 16 bits
 
 

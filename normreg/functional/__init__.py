@@ -9,9 +9,9 @@ as with torch's own operators. Nothing else of an address matters, nor does time
 partial results are merged in a fixed order.
 
 What the forward gives for a row (`layer_norm`, `rms_norm`, `bias_act_dropout`, `dropout_add_layer_norm`
-...) or a sample (`group_norm`, `group_norm_act`, `instance_norm`, `layer_norm_channels`) has the same bits whatever the
-number of others, in tensors that are aligned alike. Gradients of parameters, and all of `batch_norm`, add
-up over the batch.
+...) or a sample (`group_norm`, `group_norm_act`, `instance_norm`, `layer_norm_channels`) has the same bits
+whatever the number of others, in tensors that are aligned alike. Gradients of parameters, and all of
+`batch_norm`, add up over the batch.
 """
 
 from normreg.functional.batch_norms import batch_norm, batch_norm_act

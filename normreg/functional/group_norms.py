@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from normreg.functional import dispatch
+from normreg.kernels.memory_format import is_channels_last
 from normreg.ops.activations import activation_in_torch, check_activation
 from normreg.ops.group_norm import group_norm as _group_norm
 from normreg.ops.group_norm_act import group_norm_act as _group_norm_act
@@ -94,7 +95,7 @@ def group_norm_act(
     check_activation(act, negative_slope)
     if group_norm_act_reason(input, negative_slope, num_groups, weight, bias, eps):
         return activation_in_torch(F.group_norm(input, num_groups, weight, bias, eps), act, negative_slope)
-    if not (input.is_contiguous() or dispatch.is_channels_last(input)):
+    if not (input.is_contiguous() or is_channels_last(input)):
         input = input.contiguous()
     out_dtype = dispatch.layer_norm_dtype(input)
     return _group_norm_act(input, weight, bias, act, negative_slope, num_groups, eps, out_dtype)

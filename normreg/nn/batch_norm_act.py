@@ -10,6 +10,7 @@ from normreg.nn.arguments import OF_ACTIVATIONS, activation_repr, check_eps, ins
 from normreg.nn.batch_norm import _BatchNormForward
 from normreg.ops.activations import check_activation
 
+
 class _BatchNormAct(_BatchNormForward):
     """torch.nn's BatchNorm with an activation, and a residual before that, in the same launches.
 

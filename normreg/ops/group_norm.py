@@ -1,7 +1,5 @@
 """GroupNorm. The formulas are in `normreg.kernels.group_norm`."""
 
-import torch
-
 from normreg.kernels import group_norm as kernels
 from normreg.kernels.dtypes import compute_dtype
 from normreg.kernels.memory_format import dense, empty_in_format_of

@@ -58,9 +58,7 @@ recorded = Operation(
     run,
     group_norm.fake,
     ("y", "statistics"),
-    Operator(
-        "group_norm_act_backward", run_backward, group_norm.fake_backward, ("dx", "dweight", "dbias")
-    ),
+    Operator("group_norm_act_backward", run_backward, group_norm.fake_backward, ("dx", "dweight", "dbias")),
     formula,
     gradients=3,
     dtypes=group_norm.DTYPES,

@@ -240,10 +240,8 @@ def test_tiles_of_groups_hold_them_or_are_none(channels, spatial, groups, dtype,
             side_by_side = min(2 * groups, 2 * tiling.groups.RUN // channels + 1) if channels_last else 1
             assert 4 * channels * spatial * words * side_by_side > held
             continue
-        if channels_last and spatial > 1:
-            assert tile.groups >= groups or tile.groups * channels >= tiling.groups.RUN
-        assert channels <= tile.channels < 2 * channels
-        assert spatial <= tile.spatial < 2 * spatial
+        assert not channels_last or spatial == 1 or tile.groups * channels >= min(channels * groups, 32)
+        assert channels <= tile.channels < 2 * channels and spatial <= tile.spatial < 2 * spatial
         assert tile.groups < 2 * groups
         assert tile.samples == 1 or tile.groups >= groups
         assert tile.channels * tile.spatial * words <= held
