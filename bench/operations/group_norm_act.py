@@ -57,7 +57,7 @@ OPERATION = Operation(
         passes=group_norm.MEASURED.passes,
         small="group_norm+silu fp32 3x64x5x3",
         # the last has groups that are not held
-        ledger=each("64x1280x8x8, 16x32x160x128", *BOTH_FORMATS),
+        ledger=each("64x1280x8x8, 1x128x256x256", *BOTH_FORMATS),
         static=each("16x640x32x32, 16x1280x8x8, 16x512x8x8", *BOTH_FORMATS)
         + ", group_norm+gelu 16x64x64x64, group_norm+gelu 16x128x4x4 channels_last",
         instructions=each("16x1280x8x8, 4x320x32x32, 1x128x128x128", *BOTH_FORMATS),

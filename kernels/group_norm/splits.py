@@ -218,11 +218,11 @@ def group_norm_backward_input_kernel(
         store_tile(elements.dx, access, dz * affine.scale - (d * c1[:, None] + c2[:, None]))
 
 
-def merge_of_groups(samples: int, groups: int, device: torch.device, *sizes: int) -> Partition:
+def merge_of_groups(rows: int, group_channels: int, device: torch.device, *sizes: int) -> Partition:
     """What the launches have in common that merge the splits and the rows of a group, a program each."""
-    tile = tiling.groups.group_norm_merge_tile()
+    tile = tiling.groups.group_norm_merge_tile(group_channels)
     constants = dict(BLOCK=(tile.rows, tile.cols), num_warps=tile.num_warps)
-    return Partition(device, (samples * groups,), sizes, constants)
+    return Partition(device, (rows // group_channels,), (rows, *sizes), constants)
 
 
 def rows_in_splits(x: torch.Tensor) -> Partition:
@@ -255,8 +255,8 @@ def forward(
         partial = moments(x, partition, rows=rows)
         if statistics is None:
             statistics = partial.new_empty(samples * groups, 3)
-        sizes = rows, partition.splits, group_channels, x.shape[2:].numel()
-        merge = merge_of_groups(samples, groups, x.device, *sizes)
+        sizes = partition.splits, group_channels, x.shape[2:].numel()
+        merge = merge_of_groups(rows, group_channels, x.device, *sizes)
         merge.launch(group_norm_merge_kernel, (partial, statistics))
         per_group = PerGroup(statistics)
     tensors = *Elements(x, y), *per_group, *PerChannel(weight, bias)
@@ -289,8 +289,8 @@ def backward(
     partition.launch(group_norm_backward_sums_kernel, tensors, *numbers, ACT=act)
 
     c1, c2 = (torch.empty(samples * groups, dtype=partial.dtype, device=x.device) for _ in range(2))
-    sizes = rows, partition.splits, group_channels, channels, x.shape[2:].numel()
-    merge = merge_of_groups(samples, groups, x.device, *sizes)
+    sizes = partition.splits, group_channels, channels, x.shape[2:].numel()
+    merge = merge_of_groups(rows, group_channels, x.device, *sizes)
     tensors = partial, weight, dweight_partial, dbias_partial, *PerGroup(c1=c1, c2=c2)
     merge.launch(group_norm_backward_merge_kernel, tensors)
 

@@ -79,9 +79,9 @@ def group_norm_splits(tiles: int, positions: int, group_blocks: int, device: tor
     return triton.cdiv(tiles, tiles_per_split), tiles_per_split
 
 
-def group_norm_merge_tile() -> RowTile:
-    """Channels of a group and splits whose sums are added at a time: 16 float64 a thread."""
-    return RowTile(32, 64, 4)
+def group_norm_merge_tile(group_channels: int) -> RowTile:
+    """Splits and channels of a group whose partial results are merged at a time: 8 of each kind a thread."""
+    return RowTile(32, min(triton.next_power_of_2(group_channels), 32), 4)
 
 
 def instance_norm_running_tile() -> RowTile:

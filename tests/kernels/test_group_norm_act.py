@@ -172,12 +172,15 @@ def test_a_large_mean_costs_nothing(device, regime):
 
 
 @pytest.mark.parametrize("outlier", ["element", "channel"])
-@pytest.mark.parametrize("channels", [0, 3])
-def test_an_outlier_does_not_hurt(device, channels, outlier, regime):
+@pytest.mark.parametrize("channel", [0, 3])
+def test_an_outlier_does_not_hurt(device, channel, outlier, regime):
     """No sum is relative to one element or channel, which need not be near the others."""
-    x = torch.randn(SHAPE, device=device) + 1e4
-    x[:, channels :: SHAPE[1] // GROUPS, : None if outlier == "channel" else 1, 0] = 0.0
-    assert_agrees(*functions(None, GROUPS), [last(x).requires_grad_(), None, None])
+    x = torch.randn((1, 130, 9, 5), device=device) + 1e4
+    if outlier == "channel":
+        x[:, channel] = 0.0
+    else:
+        x[:, channel, 0, 0] = 0.0
+    assert_agrees(*functions(None, 1), [last(x).requires_grad_(), None, None])
 
 
 @pytest.mark.parametrize("value", [0.0, 1e-30, 3.0, 1e6, 3e38])
@@ -223,9 +226,9 @@ def test_many_splits(device, monkeypatch):
     nothing_fits_a_tile(monkeypatch)
     monkeypatch.setattr(tiling.hardware, "multiprocessors", lambda device: 132)
     inputs = inputs_for((1, 70, 48, 51), device)
-    merged = tiling.groups.group_norm_merge_tile()
+    merged = tiling.groups.group_norm_merge_tile(70)
     splits = in_splits_of_samples(inputs[0]).splits
-    monkeypatch.setattr(tiling.groups, "group_norm_merge_tile", lambda: merged._replace(rows=4))
+    monkeypatch.setattr(tiling.groups, "group_norm_merge_tile", lambda _: merged._replace(rows=4))
     assert splits > 4
     assert merged.cols < 70
     assert_agrees(*functions("silu", 1), inputs)

@@ -186,7 +186,10 @@ def test_programs_of_rows(rows, cols, dtype):
 
 @given(channels=sizes)
 def test_tiles_of_merges(channels):
-    for tile in (tiling.channels.sync_batch_norm_tile(channels), tiling.groups.group_norm_merge_tile()):
+    for tile in (
+        tiling.channels.sync_batch_norm_tile(channels),
+        tiling.groups.group_norm_merge_tile(channels),
+    ):
         assert power_of_two(tile.rows)
         assert power_of_two(tile.cols)
         assert_fits(tile, tile.rows * tile.cols, 2)
