@@ -22,19 +22,21 @@ def _group_norm_tile(
     """A tile of whole groups, several of one warp each where they are small; None where one is too large.
 
     It takes adjacent groups of a sample first, which are contiguous, then the same ones of several samples.
-    In channels-last format these are as many as have RUN channels side by side, and offsets have 32 bits.
+    In channels-last format these are as many as have RUN channels side by side, and offsets have 32 bits and
+    registers of their own: where groups are small, half the words a warp.
     """
     block_channels, block_spatial = triton.next_power_of_2(channels), triton.next_power_of_2(spatial)
     words = block_channels * block_spatial * hardware.words_of(compute_dtype)
     channels_last, all_groups = channels_last or spatial == 1, triton.next_power_of_2(groups)
-    fewest = 1
+    fewest, warp_tile = 1, hardware.WARP_TILE
     if channels_last and spatial > 1:
+        warp_tile //= 2
         fewest = min(all_groups, triton.next_power_of_2(triton.cdiv(RUN, channels)))
         if groups * channels * spatial >= 2**31:
             return None
     if fewest * words > held_words:
         return None
-    rows = max(fewest, hardware.WARP_TILE // words) * hardware.tile_scale()
+    rows = max(fewest, warp_tile // words) * hardware.tile_scale()
     block_groups = min(all_groups, rows)
     num_warps = min(32, max(1, rows * words // (32 * words_per_thread)))
     sizes = rows // block_groups, block_channels, block_spatial
