@@ -155,6 +155,32 @@ def group_norm_forward():
     check(g.y[-1, 2:], g.expected[0, 2:])
 
 
+def group_norm_channels_last():
+    """The last sample of a tile, and of splits, whose programs take all four channels."""
+    g = groups()
+    x, y = (t.view(g.samples, 512, 4) for t in (g.x, g.y))
+    x[-1] = x[-1].view(4, 512).t().clone()
+    constants = dict(TILE=ChannelTile(1, 2, 512, num_warps=4, vector=2, channels_last=True), ACT=None)
+    run_program(
+        tile.group_norm_forward_kernel,
+        (2 * g.samples - 1, 0, 0),
+        (2 * g.samples, 1, 1),
+        *(x, y, g.weight, g.bias, None, g.samples, 2, 1, 512, 1e-5, 0.0),
+        **constants,
+    )
+    check(y[-1, :, 2:].t(), g.expected[0, 2:])
+    constants["TILE"] = constants["TILE"]._replace(channels=4, vector=4)
+    run_program(
+        group_norm_splits.group_norm_normalize_kernel,
+        (g.samples - 1, 0, 0),
+        (g.samples, 1, 1),
+        *(*Elements(x, y), *PerGroup(g.statistics), *PerChannel(g.weight, g.bias)),
+        *(g.samples, 1, 512, 1, 1, 1, 2, 4, 1e-5, 0.0),
+        **constants,
+    )
+    check(y[-1].t(), g.expected[0])
+
+
 def group_norm_backward():
     g = groups()
     run_program(
@@ -239,6 +265,7 @@ CASES = {
         batch_norm_inference,
         batch_norm_backward,
         group_norm_forward,
+        group_norm_channels_last,
         group_norm_backward,
         group_norm_split_forward,
         group_norm_split_backward,
