@@ -62,6 +62,7 @@ OPERATION = Operation(
     smoke=(
         Smoke("bf16 fp32 fp16 fp64", "4x64x8x8", options=dict(groups=8)),
         Smoke("bf16", "33x129", options=dict(groups=3)),
+        Smoke("bf16 fp32", "4x64x8x8", options=dict(groups=8), channels_last=True),
         Smoke("bf16 fp32 fp64", "2x32x64x64", options=dict(groups=2)),  # split
     ),
     measured=MEASURED,

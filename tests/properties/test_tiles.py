@@ -128,11 +128,11 @@ def assert_splits(splits, tiles_each, tiles):
     assert (splits - 1) * tiles_each < tiles <= splits * tiles_each
 
 
-@given(groups=few, channels=sizes, spatial=sizes, samples=few, dtype=dtypes)
-def test_tiles_of_groups(groups, channels, spatial, samples, dtype):
+@given(groups=few, channels=sizes, spatial=sizes, last=st.booleans(), samples=few, dtype=dtypes)
+def test_tiles_of_groups(groups, channels, spatial, last, samples, dtype):
     computed = kernel_dtypes.compute_dtype(dtype)
     for choose in (tiling.groups.group_norm_forward_tile, tiling.groups.group_norm_backward_tile):
-        tile = choose(groups, channels, spatial, computed)
+        tile = choose(groups, channels, spatial, last, computed)
         if tile is None:
             continue
         assert tile.channels >= channels
