@@ -1,6 +1,3 @@
-from collections.abc import Callable
-from typing import Any
-
 import torch
 from torch import Tensor
 from torch.types import Device
@@ -11,26 +8,21 @@ from normreg.nn.arguments import OF_ACTIVATIONS, activation_repr, check_eps, ins
 from normreg.ops.activations import check_activation
 
 
-class _GroupNormForward(torch.nn.GroupNorm):
-    def _normalized(self, input: Tensor, group_norm: Callable[..., Tensor], **options: Any) -> Tensor:
+@leaf
+class GroupNorm(torch.nn.GroupNorm):
+    """`torch.nn.GroupNorm` on `normreg.functional.group_norm`."""
+
+    def forward(self, input: Tensor) -> Tensor:
         own = self._parameters
         try:  # without the calls of __getattr__
             weight, bias = own["weight"], own["bias"]
         except KeyError:
             weight, bias = self.weight, self.bias
-        return group_norm(input, self.num_groups, weight, bias, self.eps, **options)
+        return functional.group_norm(input, self.num_groups, weight, bias, self.eps)
 
 
 @leaf
-class GroupNorm(_GroupNormForward):
-    """`torch.nn.GroupNorm` on `normreg.functional.group_norm`."""
-
-    def forward(self, input: Tensor) -> Tensor:
-        return self._normalized(input, functional.group_norm)
-
-
-@leaf
-class GroupNormAct(_GroupNormForward):
+class GroupNormAct(torch.nn.GroupNorm):
     """`torch.nn.GroupNorm` with an activation, in the same launches: `normreg.functional.group_norm_act`.
 
     Args:
@@ -81,8 +73,15 @@ class GroupNormAct(_GroupNormForward):
         self.act, self.negative_slope = act, negative_slope
 
     def forward(self, input: Tensor) -> Tensor:
-        options = dict(act=self.act, negative_slope=self.negative_slope)
-        return self._normalized(input, functional.group_norm_act, **options)
+        return functional.group_norm_act(
+            input,
+            self.num_groups,
+            self.weight,
+            self.bias,
+            self.eps,
+            act=self.act,
+            negative_slope=self.negative_slope,
+        )
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, {activation_repr(self.act, self.negative_slope)}"
