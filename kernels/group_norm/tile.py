@@ -106,6 +106,7 @@ def group_norm_forward_kernel(
     DTYPE: tl.constexpr = compute_dtype(x_ptr.dtype.element_ty)
     ROWS: tl.constexpr = TILE.samples * TILE.groups
     ELEMENTS: tl.constexpr = TILE.channels * TILE.spatial
+    LAST: tl.constexpr = TILE.channels_last and TILE.spatial > 1
     group_blocks = tl.cdiv(groups, TILE.groups)
     first_sample = (tl.program_id(0) // group_blocks).to(tl.int64) * TILE.samples
     channels, spatial, first_group, sample, group = program_groups(
@@ -114,11 +115,17 @@ def group_norm_forward_kernel(
     at = tile_access(first_sample, first_group, sample, group, samples, groups, channels, spatial, TILE)
 
     x = tl.load(x_ptr + at.base + at.offsets, mask=at.mask, other=0.0).to(DTYPE)
-    high = rounded_mean(tl.reshape(x, [ROWS, ELEMENTS]), channels * spatial, 1)
+    if LAST:  # Triton 3.6 and 3.7 compile sums over such elements wrongly where they are reshaped
+        SHARE: tl.constexpr = 1.0 / ELEMENTS
+        count = (channels * spatial).to(DTYPE)
+        high = divide(tl.sum(tl.sum(x * SHARE, 2), 1), count * SHARE)
+    else:
+        high = rounded_mean(tl.reshape(x, [ROWS, ELEMENTS]), channels * spatial, 1)
     d = tl.where(at.mask, x - high[:, None, None], 0.0)
-    low = divide(tl.sum(tl.reshape(d, [ROWS, ELEMENTS]), 1), channels * spatial)
+    total = tl.sum(tl.sum(d, 2), 1) if LAST else tl.sum(tl.reshape(d, [ROWS, ELEMENTS]), 1)
+    low = divide(total, channels * spatial)
     d = tl.where(at.mask, d - low[:, None, None], 0.0)
-    if TILE.channels_last and TILE.spatial > 1:  # Triton 3.7 compiles `sum_of_squares` of this layout wrongly
+    if LAST:
         squares = tl.sum(tl.sum(d * d, 2), 1)
     else:
         squares = sum_of_squares(tl.reshape(d, [ROWS, ELEMENTS]))
