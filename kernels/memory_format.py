@@ -44,6 +44,11 @@ def is_in_rows(x: torch.Tensor) -> bool:
     return all(outer == size * inner for (_, outer), (size, inner) in itertools.pairwise(sizes))
 
 
+def is_channels_last(x: torch.Tensor) -> bool:
+    """Whether torch takes x for channels-last, and not for contiguous."""
+    return not x.is_contiguous() and suggest_memory_format(x) is not torch.contiguous_format
+
+
 CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}  # by dimensions
 
 
@@ -59,8 +64,16 @@ def dense(x: torch.Tensor) -> torch.Tensor:
 
 
 def in_format_of(x: torch.Tensor, tensor: torch.Tensor) -> torch.Tensor:
-    """The tensor, of x's shape, or a copy of it with x's strides."""
-    return tensor if tensor.stride() == x.stride() else torch.empty_like(x, dtype=tensor.dtype).copy_(tensor)
+    """The tensor, of x's shape, or a copy of it that lies in memory as x does."""
+    if tensor.stride() == x.stride() or (tensor.is_contiguous() and x.is_contiguous()):
+        return tensor
+    return torch.empty_like(x, dtype=tensor.dtype).copy_(tensor)
+
+
+def empty_in_format_of(x: torch.Tensor, dtype: torch.dtype | None = None) -> torch.Tensor:
+    """An empty tensor like x, as `dense` returns it, with torch's strides of its memory format."""
+    memory_format = torch.contiguous_format if x.is_contiguous() else torch.preserve_format
+    return torch.empty_like(x, dtype=dtype, memory_format=memory_format)
 
 
 def bits_like(x: torch.Tensor) -> torch.Tensor:
@@ -85,6 +98,7 @@ def channel_values(x: torch.Tensor) -> torch.Tensor:
     return torch.empty(x.shape[1], dtype=torch.float64, device=x.device)
 
 
-def partial_values(x: torch.Tensor, kinds: int, splits: int) -> torch.Tensor:
-    """Empty partial results of the splits of each channel of x, in the dtype of arithmetic."""
-    return torch.empty((kinds, splits, x.shape[1]), dtype=compute_dtype(x.dtype), device=x.device)
+def partial_values(x: torch.Tensor, kinds: int, splits: int, rows: int | None = None) -> torch.Tensor:
+    """Empty partial results of the splits of each channel of x or of rows, in the dtype of arithmetic."""
+    size = kinds, splits, x.shape[1] if rows is None else rows
+    return torch.empty(size, dtype=compute_dtype(x.dtype), device=x.device)

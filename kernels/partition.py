@@ -17,7 +17,7 @@ class Partition(NamedTuple):
     """What the launches of one call have in common."""
 
     device: torch.device
-    grid: tuple[int, ...]  # blocks of channels; splits
+    grid: tuple[int, ...]  # blocks of channels, of each sample where it has its own; splits
     sizes: tuple[int, ...]  # samples, channels and spatial, the contiguous one in vectors; tiles of splits
     constants: dict[str, Any]
 
@@ -93,3 +93,15 @@ def in_splits(x: torch.Tensor, split: Callable[..., tuple[int, int]] | None = No
     split: the function of `tiling` that says how many, BatchNorm's where it is None.
     """
     return _in_splits(x.shape, x.is_contiguous(), x.device, split or tiling.channels.batch_norm_splits)
+
+
+@launch.kept
+def _in_splits_of_samples(shape, device):
+    of_one = _in_splits(torch.Size((1, *shape[1:])), False, device, tiling.channels.batch_norm_splits)
+    blocks, splits = of_one.grid
+    return of_one._replace(grid=(shape[0] * blocks, splits), sizes=(shape[0], *of_one.sizes[1:]))
+
+
+def in_splits_of_samples(x: torch.Tensor) -> Partition:
+    """Splits of each sample of x, channels-last, as of one alone: no result depends on the other samples."""
+    return _in_splits_of_samples(x.shape, x.device)

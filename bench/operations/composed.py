@@ -86,9 +86,9 @@ class Composed(torch.nn.Module):
 
 
 class NormAct(torch.nn.Module):
-    """What torch has to offer: BatchNorm, sum and activation."""
+    """What torch has to offer: BatchNorm, sum and activation, or GroupNorm and activation."""
 
-    def __init__(self, norm, act, residual):
+    def __init__(self, norm, act, residual=None):
         super().__init__()
         self.norm, self.act = norm, act
         self.residual = None if residual is None else torch.nn.Parameter(residual)
@@ -98,14 +98,17 @@ class NormAct(torch.nn.Module):
         return ACTIVATIONS[self.act](z if self.residual is None else z + self.residual)
 
     def fuse(self):
-        self.__class__, self.norm.__class__ = FusedNormAct, normreg.BatchNormAct2d
+        self.__class__, self.norm.__class__ = FusedNormAct, FUSED[type(self.norm)]
         self.norm.act, self.norm.negative_slope = self.act, 0.01
         return self
 
 
+FUSED = {torch.nn.BatchNorm2d: normreg.BatchNormAct2d, torch.nn.GroupNorm: normreg.GroupNormAct}
+
+
 class FusedNormAct(NormAct):
     def forward(self, x):
-        return self.norm(x, self.residual)
+        return self.norm(x) if self.residual is None else self.norm(x, self.residual)
 
 
 class Both(torch.autograd.Function):

@@ -12,13 +12,18 @@ def in_groups(number):
     return lambda f, x, *parameters, groups=number: f(x, groups, *parameters)
 
 
-def groups_of(case):
-    """The 8 of "GroupNorm(8) 8x32x28x28", else 32."""
-    return int(case.layer.removeprefix("GroupNorm(").removesuffix(")") or 32)
+def groups_of(layer):
+    """The 8 of "GroupNorm(8)", else 32."""
+    return int(layer.removeprefix("GroupNorm(").removesuffix(")")) if layer.endswith(")") else 32
+
+
+def in_rows(t, groups):
+    """What is normalised together, a row each."""
+    return t.reshape(t.shape[0] * groups, -1)
 
 
 MEASURED = Measured(
-    torch_layer=lambda case, **options: torch.nn.GroupNorm(groups_of(case), case.shape[1], **options),
+    torch_layer=lambda case, **options: torch.nn.GroupNorm(groups_of(case.layer), case.shape[1], **options),
     # x, y; dy, x, dx; both; x, y
     passes={"forward": 2, "backward": 3, "forward+backward": 5, "evaluation": 2},
     small="fp32 3x64x5x3",
@@ -29,7 +34,7 @@ MEASURED = Measured(
     instructions="4x320x32x32, 4x64x64x64, 2048x512, 512x128x4x4, 1x128x128x128",
     # the second has groups that are not held
     exactness=in_float_dtypes("GroupNorm(8) 8x32x28x28") + ", GroupNorm(2) fp32 1x32x128x64",
-    together=lambda t, case: t.reshape(case.shape[0] * groups_of(case), -1),
+    together=lambda t, case: in_rows(t, groups_of(case.layer)),
     host="8x64x4x4",
     speed={
         # Stable Diffusion: its U-Net at 64 x 64, and its decoder
@@ -57,6 +62,7 @@ OPERATION = Operation(
     smoke=(
         Smoke("bf16 fp32 fp16 fp64", "4x64x8x8", options=dict(groups=8)),
         Smoke("bf16", "33x129", options=dict(groups=3)),
+        Smoke("bf16 fp32", "4x64x8x8", options=dict(groups=8), channels_last=True),
         Smoke("bf16 fp32 fp64", "2x32x64x64", options=dict(groups=2)),  # split
     ),
     measured=MEASURED,

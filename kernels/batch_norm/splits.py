@@ -16,6 +16,7 @@ from normreg.kernels.device.channels import (
     PerChannel,
     PerChannelBackward,
     program_channels,
+    program_rows,
     program_tiles,
     store_tile,
     tile_access,
@@ -39,7 +40,7 @@ from normreg.kernels.partition import Partition, in_splits
 @triton.jit(do_not_specialize=["samples", "channels", "spatial", "tiles", "tiles_per_split"])
 def batch_norm_statistics_kernel(
     x_ptr,
-    partial_ptr,  # [count, high, low and m2, splits, channels]
+    partial_ptr,  # [count, high, low and m2, splits, rows]: of channels, or of those of each sample
     num_batches_tracked_ptr,  # scalar or None
     samples,
     channels,
@@ -49,13 +50,12 @@ def batch_norm_statistics_kernel(
     TILE: tl.constexpr,
 ):
     DTYPE: tl.constexpr = compute_dtype(x_ptr.dtype.element_ty)
-    program = program_channels(samples, channels, spatial, TILE)
-    channel, channel_mask, channels = program.channel, program.mask, program.channels
-    count, mean, m2 = split_moments(x_ptr, program, program_tiles(tiles, tiles_per_split), DTYPE, TILE)
-    store_partial(partial_ptr, 0, tl.zeros_like(m2) + count, channel, channel_mask, channels)
-    store_partial(partial_ptr, 1, mean.high, channel, channel_mask, channels)
-    store_partial(partial_ptr, 2, mean.low, channel, channel_mask, channels)
-    store_partial(partial_ptr, 3, m2, channel, channel_mask, channels)
+    program, row, rows, span = program_rows(samples, channels, spatial, tiles, tiles_per_split, TILE)
+    count, mean, m2 = split_moments(x_ptr, program, span, DTYPE, TILE)
+    store_partial(partial_ptr, 0, tl.zeros_like(m2) + count, row, program.mask, rows)
+    store_partial(partial_ptr, 1, mean.high, row, program.mask, rows)
+    store_partial(partial_ptr, 2, mean.low, row, program.mask, rows)
+    store_partial(partial_ptr, 3, m2, row, program.mask, rows)
     count_batch(num_batches_tracked_ptr, tl.program_id(0) + tl.program_id(1))
 
 
@@ -181,10 +181,16 @@ def batch_norm_backward_kernel(
 
 
 def statistics(
-    x: torch.Tensor, partition: Partition, num_batches_tracked: torch.Tensor | None = None
+    x: torch.Tensor,
+    partition: Partition,
+    num_batches_tracked: torch.Tensor | None = None,
+    rows: int | None = None,
 ) -> torch.Tensor:
-    """Count, high, low and m2 of each split of x; counts the batch where the count is given."""
-    partial = partial_values(x, 4, partition.splits)
+    """Count, high, low and m2 of each split of x; counts the batch where the count is given.
+
+    rows: how many have statistics of their own, where these are not x's channels.
+    """
+    partial = partial_values(x, 4, partition.splits, rows)
     partition.launch(batch_norm_statistics_kernel, (x, partial, num_batches_tracked))
     return partial
 

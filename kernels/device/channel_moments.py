@@ -156,11 +156,80 @@ def merged_moments(ptr, channel, mask, splits, channels, count, BLOCK_SPLITS: tl
         counts = load_partials(
             ptr, 0, first, first_channel, first_channel == 0, splits, channels, BLOCK_SPLITS
         )
-        high = load_partials(ptr, 1, first, channel, mask, splits, channels, BLOCK_SPLITS)
-        low = load_partials(ptr, 2, first, channel, mask, splits, channels, BLOCK_SPLITS)
-        m2 = load_partials(ptr, 3, first, channel, mask, splits, channels, BLOCK_SPLITS)
-        d = (high - origin[None, :]) + low
-        totals += counts * d
-        squares, squares_low = add_squares(squares, squares_low, m2 + counts * d * d)
+        totals, squares, squares_low = add_partials(
+            (totals, squares, squares_low),
+            counts,
+            origin[None, :],
+            ptr,
+            first,
+            channel,
+            mask,
+            splits,
+            channels,
+            BLOCK_SPLITS,
+        )
+    low, m2 = low_and_m2(totals, squares, squares_low, count, 0)
+    return sum_of(origin, low), m2
+
+
+@triton.jit
+def add_partials(
+    sums, counts, origin, ptr, first, channel, mask, splits, channels, BLOCK_SPLITS: tl.constexpr
+):
+    """The sums of d, and of d^2 as pairs, with those of BLOCK_SPLITS splits; d is relative to the origin."""
+    totals, squares, squares_low = sums
+    high = load_partials(ptr, 1, first, channel, mask, splits, channels, BLOCK_SPLITS)
+    low = load_partials(ptr, 2, first, channel, mask, splits, channels, BLOCK_SPLITS)
+    m2 = load_partials(ptr, 3, first, channel, mask, splits, channels, BLOCK_SPLITS)
+    d = (high - origin) + low
+    squares, squares_low = add_squares(squares, squares_low, m2 + counts * d * d)
+    return totals + counts * d, squares, squares_low
+
+
+@triton.jit
+def merged_group_moments(ptr, first_channel, group_channels, splits, channels, count, BLOCK: tl.constexpr):
+    """Mean and m2 of adjacent channels together, whose means may be far apart: relative to that of these.
+
+    BLOCK: splits and channels that are merged at a time.
+    """
+    DTYPE: tl.constexpr = ptr.dtype.element_ty
+    SPLITS: tl.constexpr = BLOCK[0]
+    CHANNELS: tl.constexpr = BLOCK[1]
+    PARTIALS: tl.constexpr = SPLITS * CHANNELS
+    origin = tl.load(ptr + splits.to(tl.int64) * channels + first_channel)
+    shift = tl.zeros([SPLITS, CHANNELS], DTYPE)
+    for start in range(0, group_channels, CHANNELS):
+        channel = start + tl.arange(0, CHANNELS)
+        mask = channel < group_channels
+        for first in range(0, splits, SPLITS):
+            place = first_channel + channel
+            counts = load_partials(ptr, 0, first, place, mask, splits, channels, SPLITS)
+            high = load_partials(ptr, 1, first, place, mask, splits, channels, SPLITS)
+            shift += counts / count.to(DTYPE) * (high - origin)
+    origin += tl.sum(tl.reshape(shift, [PARTIALS]), 0)
+
+    totals = tl.zeros([SPLITS, CHANNELS], DTYPE)
+    squares = tl.zeros([SPLITS, CHANNELS], DTYPE)
+    squares_low = tl.zeros([SPLITS, CHANNELS], DTYPE)
+    for start in range(0, group_channels, CHANNELS):
+        channel = start + tl.arange(0, CHANNELS)
+        mask = channel < group_channels
+        for first in range(0, splits, SPLITS):
+            place = first_channel + channel
+            counts = load_partials(ptr, 0, first, place, mask, splits, channels, SPLITS)
+            totals, squares, squares_low = add_partials(
+                (totals, squares, squares_low),
+                counts,
+                origin,
+                ptr,
+                first,
+                place,
+                mask,
+                splits,
+                channels,
+                SPLITS,
+            )
+    totals = tl.reshape(totals, [PARTIALS])
+    squares, squares_low = tl.reshape(squares, [PARTIALS]), tl.reshape(squares_low, [PARTIALS])
     low, m2 = low_and_m2(totals, squares, squares_low, count, 0)
     return sum_of(origin, low), m2

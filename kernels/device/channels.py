@@ -86,6 +86,15 @@ def program_channels(samples, channels, spatial, TILE: tl.constexpr, REVERSED: t
 
     REVERSED: the last program of the previous launch is the first one of this launch.
     """
+    block = tl.program_id(0)
+    if REVERSED:
+        block = tl.num_programs(0) - 1 - block
+    return block_channels(block, samples, channels, spatial, TILE)
+
+
+@triton.jit
+def block_channels(block, samples, channels, spatial, TILE: tl.constexpr):
+    """The `Program` whose channels are this block of them."""
     if TILE.channels_last:
         channels = channels * TILE.vector
         stride_channel = 1
@@ -94,9 +103,6 @@ def program_channels(samples, channels, spatial, TILE: tl.constexpr, REVERSED: t
         spatial = spatial * TILE.vector
         stride_channel = spatial
         stride_spatial = 1
-    block = tl.program_id(0)
-    if REVERSED:
-        block = tl.num_programs(0) - 1 - block
     channel = block * TILE.channels + tl.arange(0, TILE.channels)
     mask = channel < channels
     return Program(channel, mask, block, samples, channels, spatial, stride_channel, stride_spatial)
@@ -110,6 +116,25 @@ def program_tiles(tiles, tiles_per_split, REVERSED: tl.constexpr = False):
         split = tl.num_programs(1) - 1 - split
     first = split * tiles_per_split
     return first, tl.minimum(first + tiles_per_split, tiles)
+
+
+@triton.jit
+def program_rows(samples, channels, spatial, tiles, tiles_per_split, TILE: tl.constexpr):
+    """The `Program`, its channels among the rows that have statistics of their own, their number, its tiles.
+
+    Rows are channels, in channels-last format channels of each sample: the programs of one sample follow
+    those of another, and so do its tiles.
+    """
+    first, last = program_tiles(tiles, tiles_per_split)
+    if TILE.channels_last:
+        blocks = tl.cdiv(channels * TILE.vector, TILE.channels)
+        sample = tl.program_id(0) // blocks
+        program = block_channels(tl.program_id(0) % blocks, samples, channels, spatial, TILE)
+        span = sample * tiles + first, sample * tiles + last
+        return program, sample * program.channels + program.channel, samples * program.channels, span
+    else:
+        program = program_channels(samples, channels, spatial, TILE)
+        return program, program.channel, program.channels, (first, last)
 
 
 @triton.jit

@@ -44,7 +44,7 @@ def store_normalized(
         z += load_tile(elements.residual, access, z.dtype)
     if elements.bits is not None:
         store_bits(elements.bits, is_steep(z, ACT), access.tile, program, TILE)
-    y = activate(z, negative_slope, ACT, elements.x.dtype.element_ty)
+    y = activate(z, negative_slope, ACT, elements.y.dtype.element_ty)
     store_tile(elements.y, access, y)
 
 

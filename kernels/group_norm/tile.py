@@ -11,7 +11,8 @@ import triton
 import triton.language as tl
 
 from normreg.kernels import dtypes, launch, tiling
-from normreg.kernels.device.rows import load_mean, load_spread, store_statistics
+from normreg.kernels.device.activations import activate, activation_backward
+from normreg.kernels.device.rows import Parameters, load_mean, load_spread, store_statistics
 from normreg.kernels.device.statistics import (
     Mean,
     Std,
@@ -44,9 +45,10 @@ def program_groups(group_block, groups, channels, spatial, TILE: tl.constexpr):
     """(channels, spatial) in elements, then the first group, and the sample and the group of each row."""
     if TILE.channels_last:
         channels = channels * TILE.vector
-        spatial = 1
     else:
         spatial = spatial * TILE.vector
+    if TILE.spatial == 1:
+        spatial = 1
     row = tl.arange(0, TILE.samples * TILE.groups)
     return channels, spatial, group_block.to(tl.int64) * TILE.groups, row // TILE.groups, row % TILE.groups
 
@@ -61,13 +63,20 @@ def tile_access(
     """
     row_mask = (first_sample + sample < samples) & (first_group + group < groups)
     row = sample * groups + group
-    start = row * channels * spatial
+    first_row = first_sample * groups + first_group
     channel = tl.arange(0, TILE.channels)[None, :, None]
     position = tl.arange(0, TILE.spatial)[None, None, :]
     mask = row_mask[:, None, None] & (channel < channels) & (position < spatial)
-    first_row = first_sample * groups + first_group
-    offsets = start[:, None, None] + channel * spatial + position
-    return GroupAccess(first_row, row, row_mask, first_row * channels * spatial, offsets, mask)
+    if TILE.channels_last:
+        stride = groups * channels
+        base = first_sample * spatial * stride + first_group * channels
+        start = sample * spatial * stride + group * channels
+        offsets = start[:, None, None] + channel + position * stride
+    else:
+        base = first_row * channels * spatial
+        start = row * channels * spatial
+        offsets = start[:, None, None] + channel * spatial + position
+    return GroupAccess(first_row, row, row_mask, base, offsets, mask)
 
 
 @triton.jit
@@ -81,21 +90,23 @@ def load_parameter(ptr, group, channels, groups_left, TILE: tl.constexpr, DTYPE:
 
 @triton.jit(do_not_specialize=["samples", "groups", "channels", "spatial"])
 def group_norm_forward_kernel(
-    x_ptr,  # [samples, groups, channels, spatial]
+    x_ptr,  # [samples, groups, channels, spatial], channels-last [samples, spatial, groups, channels]
     y_ptr,
-    weight_ptr,  # [groups, channels] or None
-    bias_ptr,
+    parameters: Parameters,  # [groups, channels] or None
     statistics_ptr,  # [samples, groups, 3] or None
     samples,
     groups,
     channels,
     spatial,
     eps: tl.float64,
+    negative_slope: tl.float64,
+    ACT: tl.constexpr,
     TILE: tl.constexpr,
 ):
     DTYPE: tl.constexpr = compute_dtype(x_ptr.dtype.element_ty)
     ROWS: tl.constexpr = TILE.samples * TILE.groups
     ELEMENTS: tl.constexpr = TILE.channels * TILE.spatial
+    LAST: tl.constexpr = TILE.channels_last and TILE.spatial > 1
     group_blocks = tl.cdiv(groups, TILE.groups)
     first_sample = (tl.program_id(0) // group_blocks).to(tl.int64) * TILE.samples
     channels, spatial, first_group, sample, group = program_groups(
@@ -104,22 +115,33 @@ def group_norm_forward_kernel(
     at = tile_access(first_sample, first_group, sample, group, samples, groups, channels, spatial, TILE)
 
     x = tl.load(x_ptr + at.base + at.offsets, mask=at.mask, other=0.0).to(DTYPE)
-    high = rounded_mean(tl.reshape(x, [ROWS, ELEMENTS]), channels * spatial, 1)
+    if LAST:  # Triton 3.6 and 3.7 compile sums over such elements wrongly where they are reshaped
+        SHARE: tl.constexpr = 1.0 / ELEMENTS
+        count = (channels * spatial).to(DTYPE)
+        high = divide(tl.sum(tl.sum(x * SHARE, 2), 1), count * SHARE)
+    else:
+        high = rounded_mean(tl.reshape(x, [ROWS, ELEMENTS]), channels * spatial, 1)
     d = tl.where(at.mask, x - high[:, None, None], 0.0)
-    low = divide(tl.sum(tl.reshape(d, [ROWS, ELEMENTS]), 1), channels * spatial)
+    total = tl.sum(tl.sum(d, 2), 1) if LAST else tl.sum(tl.reshape(d, [ROWS, ELEMENTS]), 1)
+    low = divide(total, channels * spatial)
     d = tl.where(at.mask, d - low[:, None, None], 0.0)
-    var = divide(sum_of_squares(tl.reshape(d, [ROWS, ELEMENTS])), channels * spatial)
+    if LAST:
+        squares = tl.sum(tl.sum(d * d, 2), 1)
+    else:
+        squares = sum_of_squares(tl.reshape(d, [ROWS, ELEMENTS]))
+    var = divide(squares, channels * spatial)
     std = exact_std(var, eps)
     std = Std(std.value[:, None, None], std.error[:, None, None])
     parameter = first_group * channels
     left = groups - first_group
     weight = tl.full([1, 1, 1], 1.0, DTYPE)
-    if weight_ptr is not None:
-        weight = load_parameter(weight_ptr + parameter, group, channels, left, TILE, DTYPE)
+    if parameters.weight is not None:
+        weight = load_parameter(parameters.weight + parameter, group, channels, left, TILE, DTYPE)
     scale = divide_by_std(weight, std) if TILE.channels == 1 else divide(weight, std.value)
-    y = d * scale
-    if bias_ptr is not None:
-        y += load_parameter(bias_ptr + parameter, group, channels, left, TILE, DTYPE)
+    z = d * scale
+    if parameters.bias is not None:
+        z += load_parameter(parameters.bias + parameter, group, channels, left, TILE, DTYPE)
+    y = activate(z, negative_slope, ACT, y_ptr.dtype.element_ty)
 
     tl.store(y_ptr + at.base + at.offsets, y.to(y_ptr.dtype.element_ty), mask=at.mask)
     store_statistics(statistics_ptr, Mean(high, low), var, at.first_row + at.row, at.row_mask)
@@ -127,10 +149,10 @@ def group_norm_forward_kernel(
 
 @triton.jit(do_not_specialize=["samples", "groups", "channels", "spatial"])
 def group_norm_backward_kernel(
-    dy_ptr,  # [samples, groups, channels, spatial]
+    dy_ptr,  # [samples, groups, channels, spatial], channels-last [samples, spatial, groups, channels]
     x_ptr,
     dx_ptr,  # or None
-    weight_ptr,  # [groups, channels] or None
+    parameters: Parameters,  # [groups, channels] or None; bias is used where there is an activation
     statistics_ptr,  # [samples, groups, 3]
     dweight_partial_ptr,  # [programs, groups, channels] or None
     dbias_partial_ptr,
@@ -139,6 +161,8 @@ def group_norm_backward_kernel(
     channels,
     spatial,
     eps: tl.float64,
+    negative_slope: tl.float64,
+    ACT: tl.constexpr,
     TILE: tl.constexpr,
 ):
     """A block of groups of each of this program's samples in turn."""
@@ -155,8 +179,10 @@ def group_norm_backward_kernel(
     left = groups - first_group
     dweight = tl.zeros([ROWS, CHANNELS], DTYPE)
     dbias = tl.zeros([ROWS, CHANNELS], DTYPE)
-    if dx_ptr is not None and weight_ptr is not None:
-        weight = load_parameter(weight_ptr + parameter, group, channels, left, TILE, DTYPE)
+    if parameters.weight is not None:
+        weight = load_parameter(parameters.weight + parameter, group, channels, left, TILE, DTYPE)
+    if parameters.bias is not None:
+        bias = load_parameter(parameters.bias + parameter, group, channels, left, TILE, DTYPE)
 
     for tile in range(program, tl.cdiv(samples, SAMPLES), tl.num_programs(1)):
         first_sample = tile * SAMPLES
@@ -166,16 +192,24 @@ def group_norm_backward_kernel(
         rstd = tl.where(at.row_mask, rstd_of(var, eps), 0.0)
         x = tl.load(x_ptr + at.base + at.offsets, mask=at.mask, other=0.0).to(DTYPE)
         deviation = x - mean.high[:, None, None] - mean.low[:, None, None]
-        dy = tl.load(dy_ptr + at.base + at.offsets, mask=at.mask, other=0.0).to(DTYPE)
+        dz = tl.load(dy_ptr + at.base + at.offsets, mask=at.mask, other=0.0).to(DTYPE)
+        if ACT is not None:
+            z = deviation * rstd[:, None, None]
+            if parameters.weight is not None:
+                z *= weight
+            if parameters.bias is not None:
+                z += bias
+            dz = activation_backward(dz, z, negative_slope, ACT, x_ptr.dtype.element_ty)
+            dz = tl.where(at.mask, dz, 0.0)
 
-        tile_dweight, tile_dbias = two_sums(dy * deviation, dy, 2)  # dy is 0 where there is no element
+        tile_dweight, tile_dbias = two_sums(dz * deviation, dz, 2)  # dz is 0 where there is no element
         tile_dweight *= rstd[:, None]
         dweight += tile_dweight
         dbias += tile_dbias
         if dx_ptr is not None:
-            wdy = dy
-            if weight_ptr is not None:
-                wdy = dy * weight
+            wdz = dz
+            if parameters.weight is not None:
+                wdz = dz * weight
                 tile_dweight *= tl.reshape(weight, tile_dweight.shape)
                 tile_dbias *= tl.reshape(weight, tile_dbias.shape)
             c1, c2 = two_sums(tile_dweight, tile_dbias, 1)
@@ -183,7 +217,7 @@ def group_norm_backward_kernel(
             c2 = divide(c2, channels * spatial)[:, None, None]
             if CHANNELS == 1:
                 rstd = divide_by_std(tl.full(var.shape, 1.0, DTYPE), exact_std(var, eps))
-            dx = (wdy - deviation * c1 - c2) * rstd[:, None, None]
+            dx = (wdz - deviation * c1 - c2) * rstd[:, None, None]
             tl.store(dx_ptr + at.base + at.offsets, dx.to(dx_ptr.dtype.element_ty), mask=at.mask)
 
     group = tl.arange(0, GROUPS)[:, None]
@@ -201,44 +235,57 @@ def group_norm_backward_kernel(
 @launch.kept
 def forward_launch(
     shape: torch.Size,
+    contiguous: bool,
     groups: int,
     dtype: torch.dtype,
     eps: float,
+    act: str | None,
+    negative_slope: float,
     device: torch.device,
 ) -> launch.Launch | None:
     """None where a group is too large for a tile."""
-    samples, channels, spatial = shape[0], shape[1] // groups, shape[2:].numel()
-    tile = tiling.groups.group_norm_forward_tile(groups, channels, spatial, dtypes.compute_dtype(dtype))
+    samples, *group = in_groups(shape, groups)
+    tile = tiling.groups.group_norm_forward_tile(*group, not contiguous, dtypes.compute_dtype(dtype))
     if tile is None:
         return None
-    sizes, constants = sizes_and_constants(samples, groups, channels, spatial, tile)
+    sizes, constants = sizes_and_constants(samples, *group, tile)
     programs = triton.cdiv(samples, tile.samples) * triton.cdiv(groups, tile.groups)
-    return launch.Launch(group_norm_forward_kernel, (programs,), device, *sizes, eps, **constants)
+    numbers = *sizes, eps, negative_slope
+    return launch.Launch(group_norm_forward_kernel, (programs,), device, *numbers, ACT=act, **constants)
 
 
 @launch.kept
 def backward_launch(
     shape: torch.Size,
+    contiguous: bool,
     groups: int,
     dtype: torch.dtype,
     eps: float,
+    act: str | None,
+    negative_slope: float,
     device: torch.device,
 ) -> launch.Launch | None:
     """None where a group is too large; its grid is (group blocks, partial sums)."""
-    samples, channels, spatial = shape[0], shape[1] // groups, shape[2:].numel()
-    tile = tiling.groups.group_norm_backward_tile(groups, channels, spatial, dtypes.compute_dtype(dtype))
+    samples, *group = in_groups(shape, groups)
+    tile = tiling.groups.group_norm_backward_tile(*group, not contiguous, dtypes.compute_dtype(dtype))
     if tile is None:
         return None
-    sizes, constants = sizes_and_constants(samples, groups, channels, spatial, tile)
+    sizes, constants = sizes_and_constants(samples, *group, tile)
     group_blocks = triton.cdiv(groups, tile.groups)
+    spatial = group[-1]
     partials = tiling.groups.group_norm_backward_programs(samples, spatial, tile, group_blocks, device)
-    grid = (group_blocks, partials)
-    return launch.Launch(group_norm_backward_kernel, grid, device, *sizes, eps, **constants)
+    grid, numbers = (group_blocks, partials), (*sizes, eps, negative_slope)
+    return launch.Launch(group_norm_backward_kernel, grid, device, *numbers, ACT=act, **constants)
+
+
+def in_groups(shape: torch.Size, groups: int) -> tuple[int, int, int, int]:
+    """Samples, groups, channels of a group, and positions."""
+    return shape[0], groups, shape[1] // groups, shape[2:].numel()
 
 
 def sizes_and_constants(
     samples: int, groups: int, channels: int, spatial: int, tile: ChannelTile
 ) -> tuple[tuple[int, ...], dict[str, Any]]:
     """The kernels' sizes, the contiguous one in vectors, and what they are compiled for."""
-    tile, in_vectors = in_format(tile, channels, spatial, channels_last=spatial == 1)
+    tile, in_vectors = in_format(tile, channels, spatial, tile.channels_last)
     return (samples, groups, *in_vectors), dict(TILE=tile, num_warps=tile.num_warps)

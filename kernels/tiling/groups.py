@@ -7,11 +7,14 @@ from normreg.kernels.tiling import hardware, partials
 from normreg.kernels.tiling.channels import ChannelTile
 from normreg.kernels.tiling.rows import RowTile
 
+RUN = 32  # channels of a channels-last position that a tile has at least: 64 bytes in 16 bits
+
 
 def _group_norm_tile(
     groups: int,
     channels: int,
     spatial: int,
+    channels_last: bool,
     compute_dtype: torch.dtype,
     held_words: int,
     words_per_thread: int,
@@ -19,31 +22,43 @@ def _group_norm_tile(
     """A tile of whole groups, several of one warp each where they are small; None where one is too large.
 
     It takes adjacent groups of a sample first, which are contiguous, then the same ones of several samples.
+    In channels-last format these are as many as have RUN channels side by side, and offsets have 32 bits and
+    registers of their own: where groups are small, half the words a warp.
     """
     block_channels, block_spatial = triton.next_power_of_2(channels), triton.next_power_of_2(spatial)
     words = block_channels * block_spatial * hardware.words_of(compute_dtype)
-    if words > held_words:
+    channels_last, all_groups = channels_last or spatial == 1, triton.next_power_of_2(groups)
+    fewest, warp_tile = 1, hardware.WARP_TILE
+    if channels_last and spatial > 1:
+        warp_tile //= 2
+        fewest = min(all_groups, triton.next_power_of_2(triton.cdiv(RUN, channels)))
+        if groups * channels * spatial >= 2**31:
+            return None
+    if fewest * words > held_words:
         return None
-    rows = max(1, hardware.WARP_TILE // words) * hardware.tile_scale()
-    block_groups = min(triton.next_power_of_2(groups), rows)
+    rows = max(fewest, warp_tile // words) * hardware.tile_scale()
+    block_groups = min(all_groups, rows)
     num_warps = min(32, max(1, rows * words // (32 * words_per_thread)))
-    return ChannelTile(rows // block_groups, block_channels, block_spatial, num_warps, block_groups)
+    sizes = rows // block_groups, block_channels, block_spatial
+    return ChannelTile(*sizes, num_warps, block_groups, channels_last=channels_last)
 
 
 def group_norm_forward_tile(
-    groups: int, channels: int, spatial: int, compute_dtype: torch.dtype
+    groups: int, channels: int, spatial: int, channels_last: bool, compute_dtype: torch.dtype
 ) -> ChannelTile | None:
     # 32 words a thread, 16 by 32 warps where a group has 16384, as in layer_norm
-    return _group_norm_tile(groups, channels, spatial, compute_dtype, hardware.TILE_WORDS_FORWARD, 32)
+    sizes = groups, channels, spatial, channels_last
+    return _group_norm_tile(*sizes, compute_dtype, hardware.TILE_WORDS_FORWARD, 32)
 
 
 def group_norm_backward_tile(
-    groups: int, channels: int, spatial: int, compute_dtype: torch.dtype
+    groups: int, channels: int, spatial: int, channels_last: bool, compute_dtype: torch.dtype
 ) -> ChannelTile | None:
     # two tiles are loaded; where there is one position a channel, its two sums are as large
     words_per_thread = 16 if spatial > 1 else 8
     held_words = hardware.TILE_WORDS_BACKWARD // hardware.words_of(compute_dtype)
-    return _group_norm_tile(groups, channels, spatial, compute_dtype, held_words, words_per_thread)
+    sizes = groups, channels, spatial, channels_last
+    return _group_norm_tile(*sizes, compute_dtype, held_words, words_per_thread)
 
 
 def group_norm_backward_programs(
@@ -66,9 +81,9 @@ def group_norm_splits(tiles: int, positions: int, group_blocks: int, device: tor
     return triton.cdiv(tiles, tiles_per_split), tiles_per_split
 
 
-def group_norm_merge_tile() -> RowTile:
-    """Channels of a group and splits whose sums are added at a time: 16 float64 a thread."""
-    return RowTile(32, 64, 4)
+def group_norm_merge_tile(group_channels: int) -> RowTile:
+    """Splits and channels of a group whose partial results are merged at a time: 8 of each kind a thread."""
+    return RowTile(32, min(triton.next_power_of_2(group_channels), 32), 4)
 
 
 def instance_norm_running_tile() -> RowTile:

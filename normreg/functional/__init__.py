@@ -9,9 +9,9 @@ as with torch's own operators. Nothing else of an address matters, nor does time
 partial results are merged in a fixed order.
 
 What the forward gives for a row (`layer_norm`, `rms_norm`, `bias_act_dropout`, `dropout_add_layer_norm`
-...) or a sample (`group_norm`, `instance_norm`, `layer_norm_channels`) has the same bits whatever the
-number of others, in tensors that are aligned alike. Gradients of parameters, and all of `batch_norm`, add
-up over the batch.
+...) or a sample (`group_norm`, `group_norm_act`, `instance_norm`, `layer_norm_channels`) has the same bits
+whatever the number of others, in tensors that are aligned alike. Gradients of parameters, and all of
+`batch_norm`, add up over the batch.
 """
 
 from normreg.functional.ada_norms import ada_layer_norm, ada_rms_norm
@@ -27,7 +27,8 @@ from normreg.functional.dropouts import (
     feature_alpha_dropout,
 )
 from normreg.functional.gated_norms import rms_norm_gated
-from normreg.functional.norms import group_norm, instance_norm, layer_norm, layer_norm_channels, rms_norm
+from normreg.functional.group_norms import group_norm, group_norm_act
+from normreg.functional.norms import instance_norm, layer_norm, layer_norm_channels, rms_norm
 from normreg.functional.qk_norms import qk_norm
 from normreg.functional.residual import drop_path_add, dropout_add
 from normreg.functional.residual_norms import dropout_add_layer_norm, dropout_add_rms_norm
@@ -51,6 +52,7 @@ __all__ = [
     "dropout_add_rms_norm",
     "feature_alpha_dropout",
     "group_norm",
+    "group_norm_act",
     "instance_norm",
     "layer_norm",
     "layer_norm_channels",

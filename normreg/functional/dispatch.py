@@ -19,12 +19,12 @@ from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor
-from torch._prims_common import suggest_memory_format
 from torch.autograd import forward_ad
 
 from normreg.kernels import cpu
 from normreg.kernels.cpu import ABSENT
 from normreg.kernels.dtypes import FLOATING
+from normreg.kernels.memory_format import is_channels_last
 from normreg.ops.operation import PLAIN
 
 is_wrapped = torch._C._functorch.is_functorch_wrapped_tensor
@@ -225,8 +225,8 @@ def channels_reason(
 batch_norm = decision("batch_norm")(channels_reason)
 
 
-@decision("group_norm")
-def group_norm(x: Any, num_groups: Any, weight: Any, bias: Any, eps: Any) -> str | None:
+def groups_reason(x: Any, num_groups: Any, weight: Any, bias: Any, eps: Any) -> str | None:
+    """Why no kernel normalises x over groups of its channels."""
     vectors = (weight, bias)
     reason = tensor_reason(x, vectors) or dtype_reason(x, vectors) or number_reason(eps=eps)
     if reason:
@@ -239,19 +239,19 @@ def group_norm(x: Any, num_groups: Any, weight: Any, bias: Any, eps: Any) -> str
         return f"{x.shape[1]} channels are not {num_groups} groups of equal size"
     if x.numel() == num_groups:
         return "there is only one value to normalize"
-    if _group_norm_keeps_channels_last(x, vectors):
-        return "the input is channels_last, which torch's result keeps"
     return None
 
 
-def _group_norm_keeps_channels_last(x: Tensor, vectors: Sequence[Tensor | None]) -> bool:
-    """Says whether x is channels_last and torch's result with these parameters is channels_last too."""
-    if x.is_contiguous() or suggest_memory_format(x) is torch.contiguous_format:
+group_norm = decision("group_norm")(groups_reason)
+
+
+def group_norm_keeps_channels_last(x: Tensor, vectors: Sequence[Tensor | None]) -> bool:
+    """Whether x is channels_last and torch's result with these parameters is channels_last too."""
+    if not is_channels_last(x):
         return False
-    if x.is_cpu:
-        return True
     one_dtype = all(v is None or v.dtype == x.dtype for v in vectors)  # torch's GPU kernels take no other
-    return GPU_GROUP_NORM_KEEPS_CHANNELS_LAST and (one_dtype or torch.is_autocast_enabled("cuda"))
+    on_gpu = GPU_GROUP_NORM_KEEPS_CHANNELS_LAST and (one_dtype or torch.is_autocast_enabled("cuda"))
+    return x.is_cpu or on_gpu
 
 
 @decision("instance_norm")

@@ -1,4 +1,4 @@
-"""`layer_norm`, `layer_norm_channels`, `rms_norm`, `group_norm` and `instance_norm`."""
+"""`layer_norm`, `layer_norm_channels`, `rms_norm` and `instance_norm`."""
 
 import functools
 from collections.abc import Sequence
@@ -14,7 +14,6 @@ from normreg.functional.output_dtype import asked_dtype, check_out_dtype, rounde
 from normreg.functional.residual_norms import dropout_add_layer_norm, dropout_add_rms_norm
 from normreg.kernels.dtypes import compute_dtype
 from normreg.ops import batch_norm as _batch_norm
-from normreg.ops.group_norm import group_norm as _group_norm
 from normreg.ops.instance_norm import instance_norm as _instance_norm
 from normreg.ops.layer_norm import layer_norm as _layer_norm
 from normreg.ops.layer_norm_channels import layer_norm_channels as _layer_norm_channels
@@ -190,51 +189,6 @@ def rms_norm(
     return _rms_norm(input, weight, tuple(normalized_shape), eps, out_dtype)
 
 
-def group_norm(
-    input: Tensor,
-    num_groups: int,
-    weight: Tensor | None = None,
-    bias: Tensor | None = None,
-    eps: float = 1e-5,
-    *,
-    out_dtype: torch.dtype | None = None,
-) -> Tensor:
-    r"""Normalisation of each sample's groups of C / num_groups adjacent channels of an (N, C, *) input.
-
-    y = (x - E[x]) / sqrt(Var[x] + eps) * weight + bias, with the biased variance, per sample and group.
-
-    Args:
-        input: (N, C, *), float16, bfloat16, float32 or float64, any strides.
-        num_groups: divides C.
-        weight, bias: (C,) or None; of input's dtype, or float32 beside 16 bits.
-        eps: added to the variance.
-        out_dtype: that of `layer_norm`.
-
-    Returns a contiguous tensor of input's shape. Where torch's result of channels_last input is
-    channels_last, on a CPU, and on a GPU since torch 2.15, such input goes to torch's operator. Raises what
-    `torch.nn.functional.group_norm` raises: RuntimeError for channel counts, devices and dtypes, ValueError
-    for a single value. Statistics are computed and kept in float32, float64 for float64. Where the kernel
-    does not apply (`normreg.functional.dispatch`) this is torch's operator.
-
-    Equivalent::
-
-        groups = x.reshape(x.shape[0], num_groups, -1)
-        mean, var = groups.mean(2, keepdim=True), groups.var(2, correction=0, keepdim=True)
-        y = ((groups - mean) / (var + eps).sqrt()).view(x.shape)
-        y = y * weight[:, None, None] + bias[:, None, None]    # (N, C, H, W)
-
-    Source: Wu and He, "Group Normalization" (2018), arXiv 1803.08494;
-    https://docs.pytorch.org/docs/stable/generated/torch.nn.functional.group_norm.html
-    """
-    if out_dtype is not None:
-        check_out_dtype(out_dtype)
-    if dispatch.group_norm(input, num_groups, weight, bias, eps):
-        in_torch = rounded_to(F.group_norm, asked_dtype(input, out_dtype))
-        return in_torch(input, num_groups, weight, bias, eps)
-    out_dtype = dispatch.layer_norm_dtype(input, out_dtype)
-    return _group_norm(input, weight, bias, num_groups, eps, out_dtype)
-
-
 def instance_norm(
     input: Tensor,
     running_mean: Tensor | None = None,
@@ -279,5 +233,5 @@ def instance_norm(
     if dispatch.instance_norm(input, *statistics, weight, bias, use_input_stats, momentum, eps):
         return F.instance_norm(input, *statistics, weight, bias, use_input_stats, momentum, eps)
     if use_input_stats:
-        return _instance_norm(input, weight, bias, *statistics, momentum, eps)
+        return _instance_norm(input.contiguous(), weight, bias, *statistics, momentum, eps)
     return _batch_norm.batch_norm(input.contiguous(), weight, bias, *statistics, None, False, momentum, eps)

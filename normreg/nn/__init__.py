@@ -17,7 +17,7 @@ from normreg.nn.dropout import (
 )
 from normreg.nn.dropout_add import BiasActDropout, DropoutAdd, DropPathAdd
 from normreg.nn.dropout_add_norm import DropoutAddLayerNorm, DropoutAddRMSNorm
-from normreg.nn.group_norm import GroupNorm
+from normreg.nn.group_norm import GroupNorm, GroupNormAct
 from normreg.nn.instance_norm import InstanceNorm1d, InstanceNorm2d, InstanceNorm3d
 from normreg.nn.layer_norm import LayerNorm
 from normreg.nn.layer_norm_channels import LayerNorm1d, LayerNorm2d, LayerNorm3d
@@ -48,6 +48,7 @@ __all__ = [
     "DropoutAddRMSNorm",
     "FeatureAlphaDropout",
     "GroupNorm",
+    "GroupNormAct",
     "InstanceNorm1d",
     "InstanceNorm2d",
     "InstanceNorm3d",

@@ -44,6 +44,30 @@ def instead(**hints: str) -> Callable[[Constructor], Constructor]:
     return decorate
 
 
+OF_ACTIVATIONS = dict(
+    inplace="leave it out, the activation makes no tensor of its own",
+    act_layer="pass act=, the name of the activation",
+    activation="pass act=, the name of the activation",
+    apply_act="pass act=None for none",
+)
+
+
+def check_eps(layer: Any, place: str, eps: Any, *before: Any) -> None:
+    """Raises TypeError for an eps that is not a number, such as an activation that is not passed by name."""
+    if not isinstance(eps, (numbers.Real, Tensor)):
+        example = ", ".join(map(repr, before))
+        raise TypeError(
+            f"expected eps, the {place} argument, to be a number, got {eps!r}: pass an activation "
+            f"by name, {type(layer).__name__}({example}, act='relu')"
+        )
+
+
+def activation_repr(act: str | None, negative_slope: float) -> str:
+    """What the repr of a layer says of its activation."""
+    slope = f", negative_slope={negative_slope}" if act == "leaky_relu" else ""
+    return f"act={act!r}{slope}"
+
+
 def probability(name: str, p: Any) -> Any:
     """p, which is a number between 0 and 1, or a tensor of one; raises ValueError for anything else."""
     is_number = isinstance(p, numbers.Real) or (isinstance(p, Tensor) and p.numel() == 1)

@@ -1,4 +1,3 @@
-import numbers
 from typing import Any
 
 import torch
@@ -7,16 +6,9 @@ from torch.types import Device
 
 from normreg import functional
 from normreg.functional.tracing import leaf
-from normreg.nn.arguments import bias_option, instead
+from normreg.nn.arguments import OF_ACTIVATIONS, activation_repr, bias_option, check_eps, instead
 from normreg.nn.batch_norm import _BatchNormForward
 from normreg.ops.activations import check_activation
-
-OTHER_NAMES = instead(
-    inplace="leave it out, the activation makes no tensor of its own",
-    act_layer="pass act=, the name of the activation",
-    activation="pass act=, the name of the activation",
-    apply_act="pass act=None for none",
-)
 
 
 class _BatchNormAct(_BatchNormForward):
@@ -41,7 +33,7 @@ class _BatchNormAct(_BatchNormForward):
     act: str | None
     negative_slope: float
 
-    @OTHER_NAMES
+    @instead(**OF_ACTIVATIONS)
     def __init__(
         self,
         num_features: int,
@@ -57,11 +49,7 @@ class _BatchNormAct(_BatchNormForward):
         bias: bool = True,
     ) -> None:
         check_activation(act, negative_slope)
-        if not isinstance(eps, (numbers.Real, Tensor)):
-            raise TypeError(
-                f"expected eps, the second argument, to be a number, got {eps!r}: pass an activation "
-                f"by name, {type(self).__name__}({num_features}, act='relu')"
-            )
+        check_eps(self, "second", eps, num_features)
         options: dict[str, Any] = dict(device=device, dtype=dtype, **bias_option(bias))
         super().__init__(num_features, eps, momentum, affine, track_running_stats, **options)
         self.act, self.negative_slope = act, negative_slope
@@ -71,8 +59,7 @@ class _BatchNormAct(_BatchNormForward):
         return self._normalized(input, functional.batch_norm_act, **options)
 
     def extra_repr(self) -> str:
-        slope = f", negative_slope={self.negative_slope}" if self.act == "leaky_relu" else ""
-        return f"{super().extra_repr()}, act={self.act!r}{slope}"
+        return f"{super().extra_repr()}, {activation_repr(self.act, self.negative_slope)}"
 
 
 @leaf

@@ -10,8 +10,9 @@ from torch.types import Device
 from normreg import functional
 from normreg.distributed.groups import check_device, check_ranks_agree, group_of
 from normreg.functional.tracing import leaf
+from normreg.nn.arguments import OF_ACTIVATIONS, instead
 from normreg.nn.batch_norm import _BatchNormForward, call_batch_norm
-from normreg.nn.batch_norm_act import OTHER_NAMES, _BatchNormAct, bias_option
+from normreg.nn.batch_norm_act import _BatchNormAct, bias_option
 from normreg.nn.frozen import Frozen, frozen
 
 
@@ -124,7 +125,7 @@ class SyncBatchNormAct(_BatchNormAct, SyncBatchNorm):
         y = act(sync_batch_norm(x) + residual)    # the residual is optional
     """
 
-    @OTHER_NAMES
+    @instead(**OF_ACTIVATIONS)
     def __init__(
         self,
         num_features: int,

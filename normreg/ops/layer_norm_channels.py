@@ -3,7 +3,7 @@
 import torch
 
 from normreg.kernels.layer_norm import channels as kernels
-from normreg.ops import gradient, group_norm, layer_norm
+from normreg.ops import gradient, layer_norm
 from normreg.ops.batch_norm import over_channels
 from normreg.ops.operation import Operation, Operator
 
@@ -12,6 +12,10 @@ def fake(x, out_dtype, save_statistics):
     y = torch.empty(x.shape, dtype=out_dtype, device=x.device)
     positions = x.shape[0] * x.shape[2:].numel()
     return y, layer_norm.fake_statistics(x, positions, True) if save_statistics else None
+
+
+def fake_backward(x, parameter_dtype, wanted):
+    return gradient.fakes(x, x.shape[1:2], parameter_dtype, wanted)
 
 
 def formula(dy, x, weight, eps, wanted):
@@ -29,7 +33,7 @@ layer_norm_channels = Operation(
     Operator(
         "layer_norm_channels_backward",
         kernels.layer_norm_channels_backward,
-        group_norm.fake_backward,
+        fake_backward,
         ("dx", "dweight", "dbias"),
     ),
     formula,

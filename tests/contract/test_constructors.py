@@ -65,6 +65,10 @@ OTHER_NAMES = {
     "BatchNormAct1d(7, act_layer=torch.nn.ReLU)": "pass act=, the name",
     "BatchNormAct3d(7, apply_act=False)": "pass act=None",
     "SyncBatchNormAct(7, activation='relu')": "pass act=, the name",
+    "GroupNormAct(2, 4, group_size=2)": "pass num_groups",
+    "GroupNormAct(num_channels=4, num_groups=2, act_layer=torch.nn.ReLU)": "pass act=, the name",
+    "GroupNormAct(2, 4, apply_act=False)": "pass act=None",
+    "GroupNormAct(2, 4, drop_layer=None)": "put the layer behind this one",
     "DropPath(p=0.1)": r"p=0\.1: pass drop_prob=0\.1",
     "DropPath(inplace=True)": "leave it out",
     "DropPathAdd(p=0.1)": r"pass drop_prob=0\.1",
@@ -89,7 +93,7 @@ def test_names_of_other_layers(call, message):
         eval(f"normreg.{call}")
 
 
-ARGUMENTS = {"GroupNorm": (2, 4)}
+ARGUMENTS = dict.fromkeys(("GroupNorm", "GroupNormAct"), (2, 4))
 LAYERS = [
     name for name in normreg.nn.__all__ if "device" in inspect.signature(getattr(normreg, name)).parameters
 ]

@@ -65,15 +65,18 @@ def test_channels_last_is_torchs_in_rms_norm_alone(device, launches):
     assert dispatch.rms_norm(x.permute(0, 2, 3, 1), (3,), None, None) is None
 
 
-def test_channels_last_is_torchs_in_group_norm_where_its_result_keeps_it(device, launches):
+def test_group_norms_take_channels_last(device, launches):
+    """The result of group_norm has the format of torch's, that of group_norm_act the input's."""
     x = torch.randn(2, 4, 3, 5, device=device).contiguous(memory_format=torch.channels_last)
     y, expected = (library.group_norm(x, 2) for library in (normreg.functional, F))
     assert y.stride() == expected.stride()
-    kept = not expected.is_contiguous()
-    assert (launches == []) == kept
-    assert bool(dispatch.group_norm(x, 2, None, None, 1e-5)) == kept
-    assert dispatch.group_norm(x.contiguous(), 2, None, None, 1e-5) is None
-    assert dispatch.instance_norm(x, None, None, None, None, True, 0.1, 1e-5) is None
+    assert normreg.functional.group_norm_act(x, 2).stride() == x.stride()
+    assert launches == ["group_norm_forward_kernel"] * 2
+    for t in (x, x.contiguous()):
+        assert dispatch.group_norm(t, 2, None, None, 1e-5) is None
+        assert dispatch.instance_norm(t, None, None, None, None, True, 0.1, 1e-5) is None
+    images = normreg.functional.instance_norm(x)
+    assert images.stride() == F.instance_norm(x).stride()
 
 
 def fake_images(kind, dtype=torch.float32):
@@ -86,7 +89,7 @@ def test_group_norm_keeps_channels_last_where_this_torch_does(kind):
     with FakeTensorMode():
         x, weight = fake_images(kind), torch.empty_strided((4,), (1,), device=kind)
         kept = F.group_norm(x, 2, weight, weight).stride() == x.stride()
-        assert dispatch._group_norm_keeps_channels_last(x, (weight, weight)) == kept
+        assert dispatch.group_norm_keeps_channels_last(x, (weight, weight)) == kept
 
 
 @pytest.mark.parametrize("kept", [True, False])
@@ -95,11 +98,11 @@ def test_group_norm_takes_a_gpus_parameters_of_another_dtype(kept, monkeypatch):
     monkeypatch.setattr(dispatch, "GPU_GROUP_NORM_KEEPS_CHANNELS_LAST", kept)
     with FakeTensorMode():
         x, weight = fake_images("cuda", torch.half), torch.empty_strided((4,), (1,), device="cuda")
-        assert dispatch._group_norm_keeps_channels_last(x, (None, None)) == kept
-        assert dispatch._group_norm_keeps_channels_last(x, (weight.half(), None)) == kept
-        assert not dispatch._group_norm_keeps_channels_last(x, (weight, weight))
+        assert dispatch.group_norm_keeps_channels_last(x, (None, None)) == kept
+        assert dispatch.group_norm_keeps_channels_last(x, (weight.half(), None)) == kept
+        assert not dispatch.group_norm_keeps_channels_last(x, (weight, weight))
         monkeypatch.setattr(torch, "is_autocast_enabled", lambda kind: kind == "cuda")
-        assert dispatch._group_norm_keeps_channels_last(x, (weight, weight)) == kept
+        assert dispatch.group_norm_keeps_channels_last(x, (weight, weight)) == kept
 
 
 UNUSUAL = {

@@ -124,6 +124,18 @@ CASES = {
     "group_norm_backward of weight": ("group_norm_backward", lambda d: (
         images(d, HALF, LAST), images(d, HALF), None, statistics(d, 3, 4), 4, 1e-5, FLOAT,
         [False, True, False])),
+    "group_norm_act": ("group_norm_act", lambda d: (
+        images(d), values(d, 4), values(d, 4), "silu", 0.0, 2, 1e-5, FLOAT, True)),
+    "group_norm_act of channels_last bfloat16, in float32": ("group_norm_act", lambda d: (
+        images(d, HALF, LAST), values(d, 4), None, "leaky_relu", 0.2, 4, 1e-5, FLOAT, True)),
+    "group_norm_act without statistics": ("group_norm_act", lambda d: (
+        images(d, DOUBLE), None, None, "relu", 0.0, 1, 1e-5, DOUBLE, False)),
+    "group_norm_act_backward": ("group_norm_act_backward", lambda d: (
+        images(d), images(d, FLOAT, LAST), values(d, 4), values(d, 4), statistics(d, 3, 2), "gelu", 0.0, 2,
+        1e-5, FLOAT, [True, True, True])),
+    "group_norm_act_backward of bias": ("group_norm_act_backward", lambda d: (
+        images(d, HALF, LAST), images(d, HALF), None, values(d, 4), statistics(d, 3, 4), "silu", 0.0, 4, 1e-5,
+        FLOAT, [False, False, True])),
     "instance_norm_update_running": ("instance_norm_update_running", lambda d: (
         statistics(d, 3, 4), *running(d), 10, 0.1)),
     "dropout": ("dropout", lambda d: (rows(d), seed(d), 0.4, None, "scaled", False)),
@@ -250,6 +262,8 @@ def test_saved_tensors(device, name, arguments):
         expected = [x, *others[:2]]
     elif name == "rms_norm_gated":
         expected = [x, *others[:3], *result[1:]]
+    elif name == "group_norm_act":
+        expected = [x, *others[:2], *result[1:]]
     elif name.startswith("batch_norm_act"):
         bits, act = result[-1], others[3]
         terms = others[1:3] if act is not None and bits is None else []

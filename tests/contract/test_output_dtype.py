@@ -17,6 +17,11 @@ CALLS = {
     "layer_norm": lambda library, x, w, b, **o: library.layer_norm(x, x.shape[1:2], w, b, **o),
     "rms_norm": lambda library, x, w, b, **o: library.rms_norm(x, x.shape[1:2], w, 1e-5, **o),
     "group_norm": lambda library, x, w, b, **o: library.group_norm(x, 4, w, b, **o),
+    "group_norm_act": lambda library, x, w, b, **o: (
+        functional.group_norm_act(x, 4, w, b, **o)
+        if library is functional
+        else F.silu(F.group_norm(x, 4, w, b))
+    ),
     "layer_norm_channels": lambda library, x, w, b, **o: (
         functional.layer_norm_channels(x, w, b, 1e-5, **o)
         if library is functional
@@ -38,6 +43,7 @@ LAYERS = {
     "LayerNorm": (16,),
     "RMSNorm": (16,),
     "GroupNorm": (4, 16),
+    "GroupNormAct": (4, 16),
     "LayerNorm2d": (16,),
     "DropoutAddLayerNorm": (16,),
     "DropoutAddRMSNorm": (16,),

@@ -72,7 +72,7 @@ def case(request, monkeypatch):
 
 
 def tiles(shape, groups):
-    sizes = (groups, shape[1] // groups, torch.Size(shape[2:]).numel(), torch.float32)
+    sizes = (groups, shape[1] // groups, torch.Size(shape[2:]).numel(), False, torch.float32)
     return tiling.groups.group_norm_forward_tile(*sizes), tiling.groups.group_norm_backward_tile(*sizes)
 
 
@@ -283,7 +283,7 @@ def test_many_splits(device, monkeypatch, shape):
     x = torch.empty(shape, device=device)
     rows, group = in_splits(x), in_splits(x.view(1, 1, -1), tiling.groups.group_norm_splits)
     assert (group.grid[1] > rows.constants["TILE"].partials) == (shape[1] > 1)
-    assert (rows.grid[1] > tiling.groups.group_norm_merge_tile().rows) == (shape[1] == 1)
+    assert (rows.grid[1] > tiling.groups.group_norm_merge_tile(1).rows) == (shape[1] == 1)
     assert_agrees(*functions(1), inputs_for(shape, torch.float32, device))
 
 

@@ -228,17 +228,19 @@ def test_tiles_of_channels_hold_them_or_are_none(samples, channels, spatial, cha
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("groups", [1, 3, 32, 1000])
 @pytest.mark.parametrize("channels", [1, 3, 64, 5000])
-@pytest.mark.parametrize("spatial", [1, 49, 3136, 10**6, 2**31])
-def test_tiles_of_groups_hold_them_or_are_none(channels, spatial, groups, dtype):
+@pytest.mark.parametrize(("spatial", "channels_last"), [(s, f) for s in (1, 49, 2**31) for f in (0, 1)])
+def test_tiles_of_groups_hold_them_or_are_none(channels, spatial, groups, dtype, channels_last):
     words = dtype.itemsize // 4
     for direction, held, per_thread in (
         (tiling.groups.group_norm_forward_tile, hardware.TILE_WORDS_FORWARD, 32),
         (tiling.groups.group_norm_backward_tile, hardware.TILE_WORDS_BACKWARD // words, 16),
     ):
-        tile = direction(groups, channels, spatial, dtype)
+        tile = direction(groups, channels, spatial, channels_last, dtype)
         if tile is None:
-            assert 4 * channels * spatial * words > held
+            side_by_side = min(2 * groups, 2 * tiling.groups.RUN // channels + 1) if channels_last else 1
+            assert 4 * channels * spatial * words * side_by_side > held
             continue
+        assert not channels_last or spatial == 1 or tile.groups * channels >= min(channels * groups, 32)
         assert channels <= tile.channels < 2 * channels
         assert spatial <= tile.spatial < 2 * spatial
         assert tile.groups < 2 * groups
@@ -259,7 +261,7 @@ def test_splits_of_a_group_depend_on_the_group_alone(tiles, device):
 @pytest.mark.parametrize("samples", [1, 7, 128, 10**6])
 @pytest.mark.parametrize("spatial", [1, 9, 3136])
 def test_partial_sums_of_groups_stay_few(samples, spatial, device):
-    tile = tiling.groups.group_norm_backward_tile(4, 2, spatial, torch.float32)
+    tile = tiling.groups.group_norm_backward_tile(4, 2, spatial, False, torch.float32)
     programs = tiling.groups.group_norm_backward_programs(samples, spatial, tile, 1, device)
     assert 1 <= programs <= -(-samples // tile.samples)
     assert programs <= 4 * hardware.multiprocessors(device)

@@ -149,10 +149,36 @@ def group_norm_forward():
         (2 * g.samples, 1, 1),
         *(g.x, g.y, g.weight, g.bias, g.statistics),
         *g.sizes,
-        1e-5,
-        **TILED,
+        *(1e-5, 0.0),
+        **ALONE,
     )
     check(g.y[-1, 2:], g.expected[0, 2:])
+
+
+def group_norm_channels_last():
+    """The last sample of a tile, and of splits, whose programs take all four channels."""
+    g = groups()
+    x, y = (t.view(g.samples, 512, 4) for t in (g.x, g.y))
+    x[-1] = x[-1].view(4, 512).t().clone()
+    constants = dict(TILE=ChannelTile(1, 2, 512, num_warps=4, vector=2, channels_last=True), ACT=None)
+    run_program(
+        tile.group_norm_forward_kernel,
+        (2 * g.samples - 1, 0, 0),
+        (2 * g.samples, 1, 1),
+        *(x, y, g.weight, g.bias, None, g.samples, 2, 1, 512, 1e-5, 0.0),
+        **constants,
+    )
+    check(y[-1, :, 2:].t(), g.expected[0, 2:])
+    constants["TILE"] = constants["TILE"]._replace(channels=4, vector=4)
+    run_program(
+        group_norm_splits.group_norm_normalize_kernel,
+        (g.samples - 1, 0, 0),
+        (g.samples, 1, 1),
+        *(*Elements(x, y), *PerGroup(g.statistics), *PerChannel(g.weight, g.bias)),
+        *(g.samples, 1, 512, 1, 1, 1, 2, 4, 1e-5, 0.0),
+        **constants,
+    )
+    check(y[-1].t(), g.expected[0])
 
 
 def group_norm_backward():
@@ -161,10 +187,10 @@ def group_norm_backward():
         tile.group_norm_backward_kernel,
         (1, g.samples - 1, 0),
         (2, g.samples, 1),
-        *(g.dy, g.x, g.y, g.weight, g.statistics, None, None),
+        *(g.dy, g.x, g.y, g.weight, None, g.statistics, None, None),
         *g.sizes,
-        1e-5,
-        **TILED,
+        *(1e-5, 0.0),
+        **ALONE,
     )
     check(g.y[-1, 2:], g.dx[0, 2:])
 
@@ -177,10 +203,10 @@ def group_norm_split_forward():
     run_program(
         group_norm_splits.group_norm_normalize_kernel,
         *g.last_rows,
-        *(*Elements(g.x, g.y), partial, *PerChannel(g.weight, g.bias), g.statistics),
+        *(*Elements(g.x, g.y), *PerGroup(g.statistics, partial=partial), *PerChannel(g.weight, g.bias)),
         *g.row_sizes,
-        *(1, 2, 4, 1e-5),
-        **TILED,
+        *(1, 2, 4, 1e-5, 0.0),
+        **ALONE,
     )
     check(g.y[-1, 2:], g.expected[0, 2:])
 
@@ -191,10 +217,10 @@ def group_norm_split_backward():
     run_program(
         group_norm_splits.group_norm_backward_sums_kernel,
         *g.last_rows,
-        *(*ElementsBackward(g.x, g.dy), g.statistics, partial),
+        *(*ElementsBackward(g.x, g.dy), *PerChannel(), g.statistics, partial),
         *g.row_sizes,
-        *(2, 1e-5),
-        **TILED,
+        *(2, 4, 1e-5, 0.0),
+        **ALONE,
     )
     x_hat = (g.in_groups[1] - g.in_groups[1].mean()) * (g.statistics[-1, 1, 2] + 1e-5).rsqrt()
     check(partial[0, 0, -2:], g.dy[-1, 2:].float().sum(1))
@@ -205,10 +231,10 @@ def group_norm_split_backward():
     run_program(
         group_norm_splits.group_norm_backward_input_kernel,
         *g.last_rows,
-        *(*ElementsBackward(g.x, g.dy, g.y), g.weight, *PerGroup(g.statistics, c1, c2)),
+        *(*ElementsBackward(g.x, g.dy, g.y), *PerChannel(g.weight), *PerGroup(g.statistics, c1, c2)),
         *g.row_sizes,
-        *(2, 4, 1e-5),
-        **TILED,
+        *(2, 4, 1e-5, 0.0),
+        **ALONE,
     )
     check(g.y[-1, 2:], g.dx[0, 2:])
 
@@ -239,6 +265,7 @@ CASES = {
         batch_norm_inference,
         batch_norm_backward,
         group_norm_forward,
+        group_norm_channels_last,
         group_norm_backward,
         group_norm_split_forward,
         group_norm_split_backward,

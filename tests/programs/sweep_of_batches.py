@@ -47,6 +47,12 @@ def launch_all(batch):
             m = tensor(batch, groups, 3, dtype=torch.float32)
             group_norm.group_norm_forward(x, c, c, groups, 1e-5, x.dtype, True)
             group_norm.group_norm_backward(x, x, c, m, groups, 1e-5, c.dtype, all_three)
+    for size in (14, 80):
+        x = tensor(batch, 24, size, size).to(memory_format=torch.channels_last)
+        m = tensor(batch, 3, 3, dtype=torch.float32)
+        group_norm.group_norm_forward(x, c, c, 3, 1e-5, x.dtype, True, "silu")
+        group_norm.group_norm_backward(x, x, c, m, 3, 1e-5, c.dtype, all_three, c, "silu")
+    m = tensor(batch, 24, 3, dtype=torch.float32)
     instance_norm.instance_norm_update_running(m, c, c, 6400, 0.1)
     dropout.dropout(tensor(batch, 768), 0.1, batch)
     dropout.dropout(tensor(batch, 768), 0.1, batch, constants=dropout.alpha)
@@ -59,7 +65,7 @@ record = stub_driver.install()
 launch_all(2)
 compiled, launched = len(record.compiled), len(record.launched)
 assert set(record.compiled) == {name for name, _ in record.launched}
-assert launched == (5 * 3 + 1) + (5 * 3 + 1) + (5 * 3 + 2 + 4) + 1 + 5, launched
+assert launched == (5 * 3 + 1) + (5 * 3 + 1) + (5 * 3 + 2 + 4) + (3 + 7) + 1 + 5, launched
 for batch in (1, 3, 16, 17, 32, 1000):
     launch_all(batch)
 assert len(record.launched) == 7 * launched

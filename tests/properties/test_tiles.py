@@ -132,11 +132,11 @@ def assert_splits(splits, tiles_each, tiles):
     assert (splits - 1) * tiles_each < tiles <= splits * tiles_each
 
 
-@given(groups=few, channels=sizes, spatial=sizes, samples=few, dtype=dtypes)
-def test_tiles_of_groups(groups, channels, spatial, samples, dtype):
+@given(groups=few, channels=sizes, spatial=sizes, last=st.booleans(), samples=few, dtype=dtypes)
+def test_tiles_of_groups(groups, channels, spatial, last, samples, dtype):
     computed = kernel_dtypes.compute_dtype(dtype)
     for choose in (tiling.groups.group_norm_forward_tile, tiling.groups.group_norm_backward_tile):
-        tile = choose(groups, channels, spatial, computed)
+        tile = choose(groups, channels, spatial, last, computed)
         if tile is None:
             continue
         assert tile.channels >= channels
@@ -190,7 +190,10 @@ def test_programs_of_rows(rows, cols, dtype):
 
 @given(channels=sizes)
 def test_tiles_of_merges(channels):
-    for tile in (tiling.channels.sync_batch_norm_tile(channels), tiling.groups.group_norm_merge_tile()):
+    for tile in (
+        tiling.channels.sync_batch_norm_tile(channels),
+        tiling.groups.group_norm_merge_tile(channels),
+    ):
         assert power_of_two(tile.rows)
         assert power_of_two(tile.cols)
         assert_fits(tile, tile.rows * tile.cols, 2)
