@@ -153,8 +153,7 @@ def test_partial_sums_stay_few(rows, cols, most, device, monkeypatch):
     """At most as many programs as a multiprocessor's registers have room for."""
     monkeypatch.setattr(tiling.hardware, "multiprocessors", lambda device: 132)
     shape = torch.Size((rows, cols))
-    dtypes = torch.bfloat16, torch.bfloat16
-    launches = layer_norm.backward_launches(shape, cols, *dtypes, None, True, False, device)
+    launches = layer_norm.backward_launches(shape, cols, BF16, BF16, None, True, False, device)
     col_blocks, programs = launches.main.grid
     assert 1 <= programs <= rows
     assert math.prod(launches.main.grid) <= most * 132 + col_blocks

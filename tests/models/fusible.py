@@ -114,6 +114,20 @@ class WithIdentity(nn.Module):
         return self.act(self.drop_block(self.bn(x)))
 
 
+class ResnetBlock(nn.Module):
+    """diffusers' way: one activation behind two GroupNorms."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm1, self.conv1 = nn.GroupNorm(2, 4), nn.Conv2d(4, 4, 3, padding=1)
+        self.norm2, self.conv2 = nn.GroupNorm(2, 4), nn.Conv2d(4, 4, 3, padding=1)
+        self.nonlinearity = nn.SiLU()
+
+    def forward(self, x):
+        hidden = self.conv1(self.nonlinearity(self.norm1(x)))
+        return x + self.conv2(self.nonlinearity(self.norm2(hidden)))
+
+
 # name: (constructor, shape of an input, what is fused in training, what in evaluation)
 BATCH_NORMS = ["bn1 -> relu", "bn2 -> + -> relu"]
 BLOCKS = {
@@ -126,6 +140,11 @@ BLOCKS = {
         *[["norms.0 -> relu", "norms.1 -> relu_", "norms.2 -> + -> leaky_relu", "norms.3 -> + -> relu"]] * 2,
     ),
     "Identity": (WithIdentity, (5, 6), *[["bn -> act"]] * 2),
+    "ResnetBlock": (
+        ResnetBlock,
+        (2, 4, 4, 4),
+        *[["norm1 -> nonlinearity", "norm2 -> nonlinearity"]] * 2,
+    ),
     "post-norm": (
         PostNorm,
         (2, 3, 8),

@@ -232,3 +232,18 @@ def test_models_train_as_before(diffusers, make, channels_last):
     columns = steps(ours, inputs), steps(model, inputs), steps(exact, doubles)
     for result, before, truth in zip(*columns, strict=True):
         assert error(result, truth) <= 2 * error(before, truth) + 64 * unit(truth, torch.float32)
+
+
+def test_group_norm_and_silu_are_fused(diffusers):
+    """Both of each ResnetBlock2D, and the one in front of the last convolution, in channels_last, too."""
+    torch.manual_seed(0)
+    name, settings, inputs = unet()
+    model = getattr(diffusers, name)(**settings).to(memory_format=torch.channels_last)
+    inputs["sample"] = inputs["sample"].to(memory_format=torch.channels_last)
+    plain = copy.deepcopy(model)
+    report = normreg.replace(model, fuse=["group_norm_act"], example_inputs=inputs)
+    assert len([fusion for fusion in report.fused if "nonlinearity" in fusion.what]) == 2 * 8
+    assert "conv_norm_out -> conv_act" in {fusion.what for fusion in report.fused}
+    columns = steps(model, inputs), steps(plain, inputs)
+    for result, before in zip(*columns, strict=True):
+        torch.testing.assert_close(result, before, rtol=1e-3, atol=1e-4)

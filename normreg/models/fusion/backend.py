@@ -125,8 +125,8 @@ def checked(patterns: str | Sequence[str] | None, for_all: str) -> tuple[str, ..
 def fused(backend: Any = None, patterns: str | Sequence[str] | None = None) -> Backend:
     """A backend for `torch.compile` that fuses what stands beside normreg's layers.
 
-    In the graphs that torch.compile traces, one operator takes the place of an activation behind a BatchNorm
-    or behind its sum with a residual, of dropout and a sum, or the sum, in front of a LayerNorm or RMSNorm,
+    In the graphs that torch.compile traces, one operator takes the place of an activation behind a GroupNorm,
+    a BatchNorm or its sum with a residual, of dropout and a sum, or the sum, in front of a LayerNorm or RMSNorm,
     of dropout behind an activation (and a linear layer's bias), and of dropout in front of a sum. A value
     that is used elsewhere, or overwritten, is not fused away.
 
@@ -134,8 +134,8 @@ def fused(backend: Any = None, patterns: str | Sequence[str] | None = None) -> B
         backend: another backend of torch.compile, by name or as a function, that is handed the fused graphs:
             `fused("inductor")`. None: they run as eager mode does, without a compiler.
         patterns: names of what to fuse, None for all: "batch_norm_act", "bias_act_dropout", "dropout_add",
-            "dropout_add_layer_norm", "dropout_add_rms_norm", the functions of `normreg.functional` that
-            compute the same.
+            "dropout_add_layer_norm", "dropout_add_rms_norm", "group_norm_act", the functions of
+            `normreg.functional` that compute the same.
 
     Raises ValueError for an unknown pattern or backend, TypeError for a backend of another type.
 

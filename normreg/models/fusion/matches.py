@@ -20,6 +20,7 @@ PATTERNS = (
     "dropout_add",
     "dropout_add_layer_norm",
     "dropout_add_rms_norm",
+    "group_norm_act",
 )
 TO_BE_DRAWN = object()  # in the place of a seed
 
@@ -66,6 +67,11 @@ def batch_norm_act(norm: Step, act: Step, plus: Step | None = None) -> Match:
     found = (norm, plus, act) if plus else (norm, act)
     given = norm.given | act.given | dict(residual=residual, save=save)
     return Match("batch_norm_act", found, target.default, given, (act.node,), keeps)
+
+
+def group_norm_act(norm: Step, act: Step) -> Match:
+    given = norm.given | act.given | dict(save_statistics=value_of(act.node).requires_grad)
+    return Match("group_norm_act", (norm, act), NORMREG.group_norm_act.default, given, (act.node,))
 
 
 def _dropped(dropout: Step | None, x: Node) -> dict[str, Any]:

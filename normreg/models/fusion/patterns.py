@@ -2,6 +2,7 @@
 
 batch norm [-> +] -> activation             [dropout ->] + -> layer or RMS norm
 [linear's bias ->] activation -> dropout    dropout -> +
+group norm -> activation
 """
 
 import operator
@@ -36,7 +37,7 @@ class Finder:
         self.found: list[Match] = []
         self.refused: list[tuple[Match, str]] = []
         found = [step for step in map(steps.step_of, graph.nodes) if step is not None]
-        behind = {"act": self.behind_batch_norm, "norm": self.behind_sum, "dropout": self.behind_activation}
+        behind = {"act": self.behind_channels, "norm": self.behind_sum, "dropout": self.behind_activation}
         for step in found:
             if find := behind.get(step.kind):
                 self.match([*find(step)])
@@ -48,7 +49,9 @@ class Finder:
         """The terms of a sum, the later one first; none of what is none."""
         return steps.operands(node, self.memory.order)
 
-    def behind_batch_norm(self, act: Step) -> Iterator[Match]:
+    def behind_channels(self, act: Step) -> Iterator[Match]:
+        if norm := steps.step_of(act.source, "group norm"):
+            yield matches.group_norm_act(norm, act)
         if norm := steps.step_of(act.source, "batch norm"):
             yield matches.batch_norm_act(norm, act)
         for term in self.terms(act.source):

@@ -15,6 +15,7 @@ DROPOUT = NORMREG.dropout.default
 NORMS: dict[Any, str] = {
     NORMREG.batch_norm.default: "batch norm",
     NORMREG.batch_norm_inference.default: "batch norm",
+    NORMREG.group_norm.default: "group norm",
     NORMREG.layer_norm.default: "norm",
     NORMREG.rms_norm.default: "norm",
 }
