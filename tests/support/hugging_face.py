@@ -110,6 +110,24 @@ MODELS = {
         3,
         ["+ -> post_attention_layernorm", "+ -> norm"],
     ),
+    "Gemma3ForCausalLM": (
+        TEXT | dict(num_key_value_heads=1, head_dim=8),
+        of_text,
+        4 + 2 + 1,
+        ["+ -> pre_feedforward_layernorm", "+ -> norm"],
+    ),
+    "Qwen3ForCausalLM": (
+        TEXT | dict(num_key_value_heads=1, head_dim=8),
+        of_text,
+        2 + 2 + 1,
+        ["+ -> post_attention_layernorm", "+ -> norm"],
+    ),
+    "Mamba2ForCausalLM": (
+        TEXT | dict(num_heads=2, head_dim=16, state_size=8, n_groups=1, chunk_size=4),
+        of_text,
+        3,
+        ["+ -> norm_f"],
+    ),
     "T5ForConditionalGeneration": (
         dict(
             vocab_size=37,

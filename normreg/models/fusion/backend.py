@@ -126,9 +126,9 @@ def fused(backend: Any = None, patterns: str | Sequence[str] | None = None) -> B
     """A backend for `torch.compile` that fuses what stands beside normreg's layers.
 
     In the graphs that torch.compile traces, one operator takes the place of an activation behind a GroupNorm,
-    a BatchNorm or its sum with a residual, of dropout and a sum, or the sum, in front of a LayerNorm or RMSNorm,
-    of dropout behind an activation (and a linear layer's bias), and of dropout in front of a sum. A value
-    that is used elsewhere, or overwritten, is not fused away.
+    a BatchNorm or its sum with a residual, of dropout and a sum, or the sum, in front of a LayerNorm or
+    RMSNorm, of dropout behind an activation (and a linear layer's bias), and of dropout in front of a sum. A
+    value that is used elsewhere, or overwritten, is not fused away.
 
     Args:
         backend: another backend of torch.compile, by name or as a function, that is handed the fused graphs:
