@@ -62,7 +62,7 @@ class Layout(NamedTuple):
 
 def is_held(cols: int, dtype: torch.dtype) -> bool:
     """Whether kernels take rows of so many elements."""
-    return cols * hardware.words_of(dtypes.compute_dtype(dtype)) <= hardware.TILE_WORDS_BACKWARD
+    return cols * hardware.words_of(dtypes.compute_dtype(dtype)) ** 2 <= hardware.TILE_WORDS_BACKWARD
 
 
 def laid_out(x: Tensor, *modulation: Tensor | None) -> tuple[list[Tensor | None], Layout]:
@@ -86,7 +86,7 @@ def forward_launch(
     device: torch.device,
 ) -> layer_norm.Forward:
     rows = Rows.of(shape, shape[-1])
-    tile = tiling.rows.ada_norm_forward_tile(rows, z_dtype, layout.vector)
+    tile = tiling.modulated.ada_norm_forward_tile(rows, z_dtype, layout.vector)
     main = launch.Launch(
         ada_norm_forward_tiles_kernel if tile.tiles > 1 else ada_norm_forward_kernel,
         (rows.tiles(tile),),
@@ -117,7 +117,7 @@ def backward_launches(
 ) -> Backward:
     rows = Rows.of(shape, shape[-1])
     tokens, cols = rows.rows // layout.samples, layout.in_vectors(rows.cols)
-    tile = tiling.rows.ada_norm_backward_tile(rows, dtype, loaded)
+    tile = tiling.modulated.ada_norm_backward_tile(rows, dtype, loaded)
     programs = tiling.partials.sample_programs(tile, triton.cdiv(tokens, tile.rows), layout.samples, device)
     gate_stride, scale_stride, _ = layout.in_vectors(*layout.strides)
     main = launch.Launch(

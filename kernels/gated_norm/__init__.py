@@ -75,7 +75,7 @@ def wider(x: Tensor, gate: Tensor) -> torch.dtype:
 def forward_launch(
     layout: Layout, dtype: torch.dtype, eps: float, norm_before_gate: bool, act: str, device: torch.device
 ) -> launch.Launch:
-    tile = tiling.rows.gated_norm_forward_tile(Rows(1, layout.rows, layout.cols, False), dtype)
+    tile = tiling.modulated.gated_norm_forward_tile(Rows(1, layout.rows, layout.cols, False), dtype)
     return launch.Launch(
         gated_norm_forward_kernel,
         (triton.cdiv(layout.rows, tile.rows) * layout.groups,),
@@ -114,7 +114,7 @@ def gated_norm_forward(
 def backward_launch(
     layout: Layout, dtype: torch.dtype, norm_before_gate: bool, act: str, device: torch.device
 ) -> launch.Launch:
-    tile = tiling.rows.gated_norm_backward_tile(Rows(1, layout.rows, layout.cols, False), dtype)
+    tile = tiling.modulated.gated_norm_backward_tile(Rows(1, layout.rows, layout.cols, False), dtype)
     tiles = triton.cdiv(layout.rows, tile.rows)
     return launch.Launch(
         gated_norm_backward_kernel,

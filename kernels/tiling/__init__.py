@@ -10,5 +10,6 @@ from normreg.kernels.tiling import elements as elements
 from normreg.kernels.tiling import groups as groups
 from normreg.kernels.tiling import hardware as hardware
 from normreg.kernels.tiling import heads as heads
+from normreg.kernels.tiling import modulated as modulated
 from normreg.kernels.tiling import partials as partials
 from normreg.kernels.tiling import rows as rows

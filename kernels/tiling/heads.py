@@ -8,7 +8,7 @@ import triton
 
 from normreg.kernels import dtypes
 from normreg.kernels.tiling import hardware, partials
-from normreg.kernels.tiling.rows import Rows, RowTile, _row_tile, layer_norm_backward_tile
+from normreg.kernels.tiling.rows import Rows, RowTile, held, layer_norm_backward_tile, row_tile
 
 
 class Heads(NamedTuple):
@@ -40,12 +40,13 @@ def qk_norm_forward_tile(cols: int, dtype: torch.dtype) -> RowTile:
     With rotary embedding that is 128 registers and 26 instructions an element in 16 bits; with 16 words 31.
     """
     rows = Rows(1, 1, cols, False)
-    return _row_tile(rows, dtypes.compute_dtype(dtype), hardware.TILE_WORDS_FORWARD, 32)
+    return held(row_tile(rows, dtypes.compute_dtype(dtype), hardware.TILE_WORDS_FORWARD, 32), rows)
 
 
 def qk_norm_backward_tile(cols: int, dtype: torch.dtype) -> RowTile:
     """LayerNorm's of short rows. dtype: the wider one of x's and dy's."""
-    return layer_norm_backward_tile(Rows(1, 1, cols, False), dtype)
+    rows = Rows(1, 1, cols, False)
+    return held(layer_norm_backward_tile(rows, dtype), rows)
 
 
 def qk_norm_programs(tile: RowTile, q: Heads, k: Heads, device: torch.device) -> int:

@@ -86,13 +86,11 @@ TILES_WARPS_BACKWARD = 8
 WIDE_WARPS = {False: 16, True: 8}  # by whether rows are centred
 WIDE_TILES = {(False, 2): 6, (False, 4): 3, (True, 2): 6, (True, 4): 6}  # and by bytes of an element
 WIDE_TILES_WHOLE = 8
-COPIED_BYTES = 81920  # of 99 KiB, beside what warps exchange: the least shared memory since sm_80
-GATED_COLS = 4096  # whose gated norm's backward has 8 elements a thread
 MOST_POSITIONS = 64  # of a channels-first tile: 128 bytes in 16 bits
 FEWEST_POSITIONS = 8  # 16 bytes in 16 bits: an access of one thread
 
 
-def _row_tile(rows: Rows, compute_dtype: torch.dtype, held_words: int, words_per_thread: int) -> RowTile:
+def row_tile(rows: Rows, compute_dtype: torch.dtype, held_words: int, words_per_thread: int) -> RowTile:
     """Several rows of one warp each where a row is short, one row over several warps where not."""
     words = hardware.words_of(compute_dtype)
     if rows.cols * words > held_words:
@@ -101,6 +99,16 @@ def _row_tile(rows: Rows, compute_dtype: torch.dtype, held_words: int, words_per
     block_rows = max(1, hardware.WARP_TILE // (block_cols * words)) * hardware.tile_scale()
     num_warps = min(32, max(1, block_rows * block_cols * words // (32 * words_per_thread)))
     return RowTile(block_rows, block_cols, num_warps)
+
+
+def held(tile: RowTile, rows: Rows) -> RowTile:
+    """The tile, which has to hold a row: raises ValueError where it does not."""
+    if not tile.covers(rows):
+        raise ValueError(
+            f"expected rows that a program holds, got {rows.cols} elements: call the function of "
+            f"normreg.functional, which takes other operators for these"
+        )
+    return tile
 
 
 def layer_norm_chunk_tile(rows: Rows, compute_dtype: torch.dtype) -> RowTile:
@@ -114,7 +122,7 @@ def _at_16_bytes(rows: Rows, dtype: torch.dtype) -> bool:
     return rows.vector * dtype.itemsize >= 16
 
 
-def _row_in_tiles(rows: Rows, num_warps: int, packed: bool) -> RowTile:
+def row_in_tiles(rows: Rows, num_warps: int, packed: bool) -> RowTile:
     """One row in several tiles, 8 elements of each a thread."""
     cols = num_warps * 32 * THREAD_COLS
     return RowTile(1, cols, num_warps, triton.cdiv(rows.cols, cols), packed)
@@ -141,11 +149,11 @@ def layer_norm_forward_tile(rows: Rows, dtype: torch.dtype) -> RowTile:
         return _channels_first_tile(rows, held_as, hardware.TILE_WORDS_FORWARD, 64)
     # 32 words a thread spill on sm_80 where the row has 16384
     words_per_thread = 32 if rows.cols * hardware.words_of(held_as) <= 8192 else 16
-    tile = _row_tile(rows, held_as, hardware.TILE_WORDS_FORWARD, words_per_thread)
-    return _forward_in_tiles(tile, rows, dtype)
+    tile = row_tile(rows, held_as, hardware.TILE_WORDS_FORWARD, words_per_thread)
+    return forward_in_tiles(tile, rows, dtype)
 
 
-def _forward_in_tiles(tile: RowTile, rows: Rows, dtype: torch.dtype) -> RowTile:
+def forward_in_tiles(tile: RowTile, rows: Rows, dtype: torch.dtype) -> RowTile:
     """Several tiles for a row that has a program for itself and can be held in them; else the tile.
 
     float64 would spill, as would loads that are not as wide as can be.
@@ -156,7 +164,7 @@ def _forward_in_tiles(tile: RowTile, rows: Rows, dtype: torch.dtype) -> RowTile:
     # 1025 to 2048 elements a warp, 256 of each tile: LayerNorm of 4096 in 16 bits takes 15 instructions an
     # element, and 17 with 1024 elements a warp
     num_warps = 1 << min(5, max(0, (rows.cols - 1).bit_length() - 11))
-    return _row_in_tiles(rows, num_warps, dtype.itemsize == 2 and rows.cols > TILES_UNPACKED)
+    return row_in_tiles(rows, num_warps, dtype.itemsize == 2 and rows.cols > TILES_UNPACKED)
 
 
 def layer_norm_backward_tile(rows: Rows, dtype: torch.dtype, centered: bool = True) -> RowTile:
@@ -169,11 +177,11 @@ def layer_norm_backward_tile(rows: Rows, dtype: torch.dtype, centered: bool = Tr
         return _channels_first_tile(rows, held_as, held_words, 32)  # 254 registers; 64 words spill
     several_rows = triton.next_power_of_2(rows.cols) < hardware.WARP_TILE
     words_per_thread = 8 if several_rows or dtype == torch.float64 else 16
-    tile = _row_tile(rows, held_as, held_words, words_per_thread)
+    tile = row_tile(rows, held_as, held_words, words_per_thread)
     if tile.covers(rows):
-        return tile._replace(stages=_backward_stages(rows, dtype))
+        return tile._replace(stages=backward_stages(rows, dtype))
     if dtype.itemsize == 2 and rows.cols <= TILES_COLS_BACKWARD[centered] and _at_16_bytes(rows, dtype):
-        return _row_in_tiles(rows, TILES_WARPS_BACKWARD, packed=True)
+        return row_in_tiles(rows, TILES_WARPS_BACKWARD, packed=True)
     return tile
 
 
@@ -211,10 +219,10 @@ def layer_norm_backward_held_tile(rows: Rows, dtype: torch.dtype) -> RowTile | N
     cols = block_cols // (2 if tiles == 2 else 4)
     block_rows = num_warps * 32 * THREAD_COLS // cols * hardware.tile_scale()
     packed = tiles == 2 and tiles * cols != rows.cols  # the weight: masks take registers, too
-    return RowTile(block_rows, cols, num_warps, tiles, packed, _backward_stages(rows, dtype))
+    return RowTile(block_rows, cols, num_warps, tiles, packed, backward_stages(rows, dtype))
 
 
-def _backward_stages(rows: Rows, dtype: torch.dtype) -> int:
+def backward_stages(rows: Rows, dtype: torch.dtype) -> int:
     # The second of 2 stages would only wait for the copy that ends the first. 3 stages of 16 bits take 128
     # registers, all there are for 16 warps, and 65 KiB of shared memory at most; of float32 they take 153 or
     # spill, as do rows that cannot be copied 4 bytes at a time.
@@ -223,62 +231,17 @@ def _backward_stages(rows: Rows, dtype: torch.dtype) -> int:
 
 def dropout_add_norm_forward_tile(rows: Rows, dtype: torch.dtype) -> RowTile:
     # two tiles are loaded and a mask is drawn: half the words a thread of layer_norm
-    tile = _row_tile(rows, dtypes.compute_dtype(dtype), hardware.TILE_WORDS_FORWARD, 16)
-    return _at_least_a_call(_forward_in_tiles(tile, rows, dtype))
+    tile = row_tile(rows, dtypes.compute_dtype(dtype), hardware.TILE_WORDS_FORWARD, 16)
+    return _at_least_a_call(forward_in_tiles(tile, rows, dtype))
 
 
 def dropout_add_norm_backward_tile(rows: Rows, compute_dtype: torch.dtype) -> RowTile:
     held_words = hardware.TILE_WORDS_BACKWARD // hardware.words_of(compute_dtype)
-    return _at_least_a_call(_row_tile(rows, compute_dtype, held_words, 16))
+    return _at_least_a_call(row_tile(rows, compute_dtype, held_words, 16))
 
 
 def dropout_add_norm_backward_parameters_tile() -> RowTile:
     return RowTile(16, 128, 8)  # 8 elements a thread: a third sum and a mask beside layer_norm's
-
-
-def ada_norm_forward_tile(rows: Rows, dtype: torch.dtype, vector: int) -> RowTile:
-    """vector: what the strides of modulations are a multiple of as well."""
-    # up to six tensors are loaded: half the words a thread of layer_norm, or float32 would spill
-    tile = _row_tile(rows, dtypes.compute_dtype(dtype), hardware.TILE_WORDS_FORWARD, 16)
-    if vector != rows.vector:
-        return tile
-    tile = _forward_in_tiles(tile, rows, dtype)
-    if tile.tiles > 1 and dtype == torch.float32:
-        tile = _row_in_tiles(rows, 2 * tile.num_warps, packed=False)
-    return tile
-
-
-def ada_norm_backward_tile(rows: Rows, dtype: torch.dtype, loaded: int) -> RowTile:
-    """loaded: bytes of an element of all that is loaded for each row."""
-    # three sums beside x_hat and dy: 8192 words spill at 16 warps, and take 255 registers at 8
-    held_as = dtypes.compute_dtype(dtype)
-    words = hardware.words_of(held_as)
-    words_per_thread = 32 if rows.cols * words > 4096 else 16
-    tile = _row_tile(rows, held_as, hardware.TILE_WORDS_BACKWARD // words, words_per_thread)
-    copied = 2 * loaded * tile.rows * tile.cols  # two stages of three
-    return tile._replace(stages=_backward_stages(rows, dtype) if copied <= COPIED_BYTES else 1)
-
-
-def gated_norm_is_held(cols: int, dtype: torch.dtype) -> bool:
-    """Whether a program holds a group of a row in the backward, and so in the forward.
-
-    16 elements a thread of 8192 in 16 bits take 128 registers, all there are for 16 warps; of 32 bits they
-    spill. dtype: the wider one of x's and gate's.
-    """
-    return cols * dtype.itemsize <= 2 * hardware.TILE_WORDS_BACKWARD
-
-
-def gated_norm_forward_tile(rows: Rows, dtype: torch.dtype) -> RowTile:
-    # two tiles are loaded, as before a sum and a norm
-    return _row_tile(rows, dtypes.compute_dtype(dtype), hardware.TILE_WORDS_FORWARD, 16)
-
-
-def gated_norm_backward_tile(rows: Rows, dtype: torch.dtype) -> RowTile:
-    # three tiles are loaded: half the words a thread of layer_norm, 99 registers; more would leave a program
-    # less than 64. 3 stages of the wider rows spill
-    wide = rows.cols > GATED_COLS
-    tile = _row_tile(rows, dtypes.compute_dtype(dtype), hardware.TILE_WORDS_BACKWARD, 16 if wide else 8)
-    return tile if wide else tile._replace(stages=_backward_stages(rows, dtype))
 
 
 def _at_least_a_call(tile: RowTile) -> RowTile:
@@ -290,4 +253,4 @@ def layer_norm_backward_parameters_tile(rows: Rows, dtype: torch.dtype) -> RowTi
     # 256 bytes of each row in 16 bits, or 128 bytes of each channel; 16 elements a thread
     if rows.channels_first:
         return RowTile(64, 32, 4)
-    return RowTile(16, 128, 4, stages=_backward_stages(rows, dtype))
+    return RowTile(16, 128, 4, stages=backward_stages(rows, dtype))

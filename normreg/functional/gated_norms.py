@@ -13,7 +13,7 @@ from normreg.functional.tracing import one_call_when_traced
 from normreg.kernels.device.activations import GATES
 from normreg.kernels.dtypes import compute_dtype
 from normreg.kernels.gated_norm import wider
-from normreg.kernels.tiling.rows import gated_norm_is_held
+from normreg.kernels.tiling.modulated import gated_norm_is_held
 from normreg.ops.rms_norm_gated import rms_norm_gated as _rms_norm_gated
 
 IN_TORCH: dict[str, Callable[[Tensor], Tensor]] = {"silu": F.silu, "sigmoid": torch.sigmoid}

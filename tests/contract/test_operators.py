@@ -276,3 +276,17 @@ def test_saved_tensors(device, name, arguments):
 @every_case
 def test_fakes_are_like_the_results(device, name, arguments):
     assert_fakes_are_like_the_results(getattr(OPERATORS, name).default, arguments(device))
+
+
+def test_rows_that_are_not_held_are_refused(device):
+    """By operators called by themselves; the functions take other operators for such rows."""
+    x, wide = torch.randn(2, 65536, device=device), torch.randn(2, 1, 65536, device=device)
+    for call in (
+        lambda: OPERATORS.ada_norm(x, x, *[None] * 5, 1e-5, FLOAT, FLOAT, True, False, False),
+        lambda: OPERATORS.rms_norm_gated(x, x, None, None, 65536, True, "silu", 1e-5, False),
+        lambda: OPERATORS.qk_norm(wide, wide, *[None] * 6, 1e-5, FLOAT, True, False),
+    ):
+        with pytest.raises(
+            ValueError, match=r"^expected rows that a program holds, got 65536 elements: call"
+        ):
+            call()

@@ -36,7 +36,7 @@ def test_widths(device, kinds, cols, dtype):
 def test_samples_beside_a_tile(device, samples, tokens, monkeypatch):
     """cols = 64 makes tiles of 16 rows; the programs of a sample share its tiles."""
     monkeypatch.setattr(tiling.hardware, "multiprocessors", lambda device: 4)
-    assert tiling.rows.ada_norm_forward_tile(Rows(1, 99, 64, False), torch.float32, 8).rows == 16
+    assert tiling.modulated.ada_norm_forward_tile(Rows(1, 99, 64, False), torch.float32, 8).rows == 16
     assert_agrees(
         *both("layer_norm"),
         tensors("layer_norm", KINDS["samples"], device, torch.float32, samples, tokens, 64),

@@ -188,3 +188,12 @@ def test_a_module_is_its_function(device):
         theirs = F.layer_norm if norm == "layer_norm" else F.rms_norm
         y = theirs(expected[1], (24,), *layer.parameters(), 1e-3) * (1 + scale[:, None]) + shift[:, None]
         torch.testing.assert_close(expected[0], y, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("cols", [2048, 2049, 4096])
+def test_the_widest_rows_of_float64(device, launches, cols):
+    """2048 elements are held in the backward; wider rows are composed, though the forward could hold them."""
+    inputs = [torch.randn(3, cols, device=device, dtype=torch.float64).requires_grad_()]
+    inputs += [torch.randn(cols, device=device, dtype=torch.float64).requires_grad_() for _ in range(2)]
+    assert_agrees(OURS.ada_layer_norm, TORCH.ada_layer_norm, inputs)
+    assert ("ada_norm_forward_kernel" in launches) == (cols == 2048)

@@ -76,7 +76,9 @@ def test_the_widest_group_that_is_held(device, launches, cols, dtype, gate_dtype
 @every_order
 def test_rows_beside_a_tile(device, guarded_memory, rows, order):
     """cols = 64 makes tiles of 16 rows, and 131 rows two programs of the backward."""
-    assert tiling.rows.gated_norm_forward_tile(tiling.rows.Rows(1, 99, 64, False), torch.float32).rows == 16
+    assert (
+        tiling.modulated.gated_norm_forward_tile(tiling.rows.Rows(1, 99, 64, False), torch.float32).rows == 16
+    )
     inputs = [guarded_memory.place(t) for t in made(device, torch.float32, rows, 64)]
     assert_gated(inputs, **order)
 
