@@ -6,6 +6,7 @@ import pytest
 import torch
 import triton
 import triton.language as tl
+from instruction_limits import LIMITS, PASSES, SECTORS
 
 from bench import lab
 from bench.harness.result_files import load, records_of
@@ -20,110 +21,6 @@ from bench.perf.peers import OURS, PEERS, Peer
 ROOT = Path(__file__).parents[2]
 PINNED = triton.__version__.startswith("3.7.")  # counts depend on the compiler
 
-# Lane instructions an element of the case, at most: a tenth above the worst that Triton 3.7 makes for sm_90
-LIMITS = {
-    "batch_norm_backward": 21,
-    "batch_norm_backward gelu": 40,
-    "batch_norm_backward_sums": 34,
-    "batch_norm_backward_sums gelu": 39,
-    "batch_norm_tile": 32,
-    "batch_norm_tile_backward": 27,
-    "batch_norm_inference": 18,
-    "batch_norm_normalize": 25,
-    "batch_norm_normalize gelu": 28,
-    "batch_norm_statistics": 21,
-    "batch_norm_statistics gelu": 14,
-    "bias_act_dropout_backward": 41,
-    "bias_act_dropout_backward gelu": 49,
-    "bias_act_dropout_forward": 29,
-    "bias_act_dropout_forward gelu": 39,
-    "dropout": 34,
-    "dropout_add": 30,
-    "dropout_add_backward": 30,
-    "dropout_add_norm_backward": 70,
-    "dropout_add_norm_backward wide": 87,
-    "dropout_add_norm_forward": 47,
-    "dropout_add_norm_forward_tiles": 40,
-    "dropout_add_norm_forward_tiles wide": 50,
-    "dropout_grouped": 22,
-    "gated_norm_backward": 56,
-    "gated_norm_forward": 37,
-    "group_norm_backward": 34,
-    "group_norm_backward_input": 18,
-    "group_norm_backward_merge": 7,
-    "group_norm_backward_sums": 24,
-    "group_norm_forward": 30,
-    "group_norm_normalize": 11,
-    "layer_norm_backward": 51,
-    "layer_norm_backward wide": 51,
-    "column_sums": 21,
-    "column_sums gelu": 3.3,
-    "column_sums wide": 49,
-    "layer_norm_backward_tiles": 34,
-    "layer_norm_backward_sums": 18,
-    "layer_norm_backward_sums wide": 16,
-    "layer_norm_forward": 35,
-    "layer_norm_forward_chunks": 21,
-    "layer_norm_forward_chunks wide": 22,
-    "layer_norm_forward_tiles": 19,
-    "layer_norm_forward_tiles wide": 26,
-    "layer_norm_backward_held": 48,
-    "layer_norm_backward_wide": 31,
-    "layer_norm_backward_wide wide": 40,
-    # an element of queries and one of keys
-    "qk_norm_backward": 99,
-    "qk_norm_forward": 58,
-}
-# Sectors over bytes of launches that move more than 1 MiB, at most, where it is more than 1.05
-SECTORS = {
-    # 420 channels, channels last: positions begin within sectors
-    "batch_norm_statistics": 1.21,
-    "batch_norm_normalize": 1.11,
-    "batch_norm_backward_sums": 1.18,
-    "batch_norm_backward": 1.12,
-    # 56 positions a channel: so do channels, and what follows them has bits of its own in bytes
-    "batch_norm_tile": 1.16,
-    "batch_norm_tile_backward": 1.15,
-    # 16 of 56 positions a channel, which begin within sectors; statistics of rows, 12 bytes apart
-    "layer_norm_forward": 1.75,
-    "layer_norm_backward": 1.4,
-    # groups of 16 elements, a sector, with statistics of their own
-    "group_norm_forward": 1.23,
-    "group_norm_backward": 1.18,
-    # heads of 64 elements, 4 sectors, whose statistics are 12 bytes apart
-    "qk_norm_forward": 1.2,
-}
-# Passes over shared memory a request, at most, where they are more than one: 16 bytes a lane take 4
-PASSES = {
-    "batch_norm_backward": 9.8,
-    "batch_norm_backward_sums": 6.5,
-    "batch_norm_normalize": 9.8,
-    "batch_norm_statistics": 7.2,
-    "bias_act_dropout_backward": 4.4,
-    "bias_act_dropout_backward gelu": 4.4,
-    "dropout_add": 2.8,
-    "dropout_add_backward": 15.8,
-    "dropout_add_norm_backward": 11,
-    "dropout_add_norm_backward wide": 11,
-    "gated_norm_backward": 5.6,
-    "gated_norm_forward": 1.4,
-    "group_norm_backward": 7.9,
-    "group_norm_backward_merge": 2.6,
-    "layer_norm_backward": 7.2,
-    "layer_norm_backward wide": 7.7,
-    "column_sums": 5.6,
-    "column_sums gelu": 4.8,
-    "column_sums wide": 4.8,
-    "layer_norm_backward_held": 3.2,
-    "layer_norm_backward_tiles": 4.0,
-    "layer_norm_backward_sums": 4.1,
-    "layer_norm_forward": 6.5,
-    "layer_norm_forward_chunks": 4.1,
-    "layer_norm_backward_wide": 3.6,
-    "layer_norm_backward_wide wide": 3.4,
-    "qk_norm_backward": 9.1,
-}
-
 
 def committed(part="instructions"):
     machine = ROOT / "bench/results/no-gpu"
@@ -134,9 +31,11 @@ OURS_COMMITTED = [record for record in committed() if record["peer"] == OURS]
 
 
 def limited(record):
-    """The name of a record's limits: erf, and rows that are not held, take more than the others."""
+    """The name of a record's limits: some activations, and rows that are not held, take more than others."""
     wide = any(cols in record["case"] for cols in ("x32768", "x65536", "x73728"))
-    return record["kernel"].removesuffix("_kernel") + " gelu" * ("gelu" in record["case"]) + " wide" * wide
+    more = " gelu" * ("gelu" in record["case"]) + " wide" * wide
+    more += " act" * (record["operation"] == "group_norm_act")
+    return record["kernel"].removesuffix("_kernel") + more
 
 
 def within_limits(record, room=1.0):
