@@ -64,7 +64,7 @@ def layer_norm(
     """
     if residual is not None or prenorm:
         arguments = input, residual, normalized_shape, weight, bias
-        options = dict(p=0.0, training=False, eps=eps, prenorm=prenorm, out_dtype=out_dtype)
+        options: Any = dict(p=0.0, training=False, eps=eps, prenorm=prenorm, out_dtype=out_dtype)
         return dropout_add_layer_norm(*arguments, **options)
     if out_dtype is not None:
         check_out_dtype(out_dtype)
@@ -175,7 +175,7 @@ def rms_norm(
     """
     if residual is not None or prenorm:
         arguments = input, residual, normalized_shape, weight
-        options = dict(p=0.0, training=False, eps=eps, prenorm=prenorm, out_dtype=out_dtype)
+        options: Any = dict(p=0.0, training=False, eps=eps, prenorm=prenorm, out_dtype=out_dtype)
         return dropout_add_rms_norm(*arguments, **options)
     if out_dtype is not None:
         check_out_dtype(out_dtype)

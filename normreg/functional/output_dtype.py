@@ -70,7 +70,7 @@ def rounded_to(norm: Callable[..., Tensor], dtype: torch.dtype | None) -> Callab
         wide = dtype
         for tensor in (x, *parameters):
             wide = wide if tensor is None else torch.promote_types(wide, tensor.dtype)
-        x, *parameters = [None if tensor is None else tensor.to(wide) for tensor in (x, *parameters)]
-        return norm(x, of, *parameters, eps).to(dtype)
+        parameters = [None if tensor is None else tensor.to(wide) for tensor in parameters]
+        return norm(x.to(wide), of, *parameters, eps).to(dtype)
 
     return call

@@ -31,9 +31,13 @@ def modulated(norm: Any, x: Tensor, scale: Tensor, shift: Tensor | None = None) 
         return functional.ada_layer_norm(x, scale, shift, norm.weight, norm.bias, norm.eps)
     if bypassed and cls in RMS_NORMS and norm.eps is not None and getattr(norm, "bias", None) is None:
         return functional.ada_rms_norm(x, scale, shift, norm.weight, norm.eps)
-    scale, shift = (m if m is None or m.dim() == x.dim() else m[:, None] for m in (scale, shift))
-    y = norm(x) * (1 + scale)
-    return y if shift is None else y + shift
+    y: Tensor = norm(x) * (1 + _beside(x, scale))
+    return y if shift is None else y + _beside(x, shift)
+
+
+def _beside(x: Tensor, m: Tensor) -> Tensor:
+    """A modulation as it broadcasts with x."""
+    return m if m.dim() == x.dim() else m[:, None]
 
 
 @register_layer(f"{FAMILY}.AdaLayerNorm")
