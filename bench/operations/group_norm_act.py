@@ -59,7 +59,7 @@ OPERATION = Operation(
         # the last has groups that are not held
         ledger=each("64x1280x8x8, 1x128x256x256", *BOTH_FORMATS),
         static=each("16x640x32x32, 16x1280x8x8, 16x512x8x8", *BOTH_FORMATS)
-        + ", group_norm+gelu 16x64x64x64, group_norm+gelu 16x128x4x4 channels_last",
+        + ", group_norm+gelu 16x64x64x64, group_norm+gelu 16x256x4x4 channels_last",
         instructions=each("16x1280x8x8, 4x320x32x32, 1x128x128x128", *BOTH_FORMATS),
         # not relu: next to its kink one result has the one slope, and another the other
         exactness=in_float_dtypes("GroupNorm(8)+silu 8x32x28x28")

@@ -128,9 +128,6 @@ def gate_of(z, ACT: tl.constexpr, DTYPE: tl.constexpr):
 @triton.jit
 def gate_and_slope(z, ACT: tl.constexpr, DTYPE: tl.constexpr):
     """act(z) and act'(z) of one of GATES."""
-    if ACT == "silu" and DTYPE.primitive_bitwidth == 16:
-        gate = tl.sigmoid(z)
-        return z * gate, gate * (1.0 + z * (1.0 - gate))  # what 1 - gate loses near 1 is little beside it
     gate, slope = sigmoid_and_slope(z, DTYPE)
     if ACT == "silu":
         return z * gate, gate + z * slope
@@ -212,8 +209,12 @@ def activate(z, negative_slope, ACT: tl.constexpr, DTYPE: tl.constexpr):
 def derivative(z, ACT: tl.constexpr, DTYPE: tl.constexpr):
     """act'(z) of an activation that is not one of LINES."""
     if ACT == "silu":
-        _, slope = gate_and_slope(z, ACT, DTYPE)
-        return slope
+        if DTYPE.primitive_bitwidth == 16:
+            gate = tl.sigmoid(z)
+            return gate * (1.0 + z * (1.0 - gate))  # what 1 - gate loses near 1 is little beside it
+        else:
+            _, slope = gate_and_slope(z, ACT, DTYPE)
+            return slope
     elif ACT == "gelu":
         return gelu_derivative(z, DTYPE)
     elif ACT == "gelu_tanh":

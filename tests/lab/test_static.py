@@ -70,7 +70,7 @@ def rows_of(target, dtype, operation):
 def merges(row):
     """Whether a launch loads nothing but partial results, of 4 bytes, of any number of channels."""
     finish = row["kernel"] == "batch_norm_backward_kernel" and "evaluation" in row["case"]
-    return finish or row["kernel"] == "group_norm_backward_merge_kernel"
+    return finish or row["kernel"] in ("group_norm_merge_kernel", "group_norm_backward_merge_kernel")
 
 
 @pytest.mark.parametrize("dtype", ["bf16", "fp32"])

@@ -11,8 +11,8 @@ TICKS = 0.1, 0.3, 1, 3, 10, 30, 100, 300
 
 
 def is_missed(found, name):
-    """Whether a ratio is above its target by more than its standard error."""
-    return not found["ratio"] - found["standard_error"] <= TARGETS[name]
+    """Whether a ratio is above its target by more than its standard error: dweight's, if it has none."""
+    return not found["ratio"] - found["standard_error"] <= TARGETS.get(name, TARGETS["dweight"])
 
 
 def bold(text, condition):
