@@ -126,7 +126,7 @@ def test_a_part_that_fails_ends_everything(command_line, commands):
 
 def test_unknown_operations_are_named(command_line):
     command_line("static", "--operations", "softmax")
-    with pytest.raises(SystemExit, match="--operations: softmax: expected some of batch_norm, "):
+    with pytest.raises(SystemExit, match="--operations: softmax: expected some of ada_norm, batch_norm, "):
         __main__.main()
 
 

@@ -216,6 +216,7 @@ MODELS = {
             "dropout -> + -> layer_norm",
             "intermediate_dense -> gelu -> intermediate_dropout",
             "feed_forward.output_dropout -> + -> final_layer_norm",
+            "layer_norm -> gelu",
         ],
     ),
 }
