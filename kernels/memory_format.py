@@ -52,15 +52,18 @@ def is_channels_last(x: torch.Tensor) -> bool:
 CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}  # by dimensions
 
 
+def is_dense(x: torch.Tensor) -> bool:
+    """Whether x is contiguous or channels-last."""
+    if x.is_contiguous():
+        return True
+    last = CHANNELS_LAST.get(x.dim())
+    return last is not None and x.is_contiguous(memory_format=last)
+
+
 def dense(x: torch.Tensor) -> torch.Tensor:
     """x, or a copy of it in the memory format torch gives the result: contiguous or channels-last."""
-    if x.is_contiguous():
-        return x
     # before asking for a format, which the stride of a dimension of size 1 decides
-    last = CHANNELS_LAST.get(x.dim())
-    if last is not None and x.is_contiguous(memory_format=last):
-        return x
-    return x.contiguous(memory_format=suggest_memory_format(x))
+    return x if is_dense(x) else x.contiguous(memory_format=suggest_memory_format(x))
 
 
 def in_format_of(x: torch.Tensor, tensor: torch.Tensor) -> torch.Tensor:

@@ -27,7 +27,7 @@ from normreg.kernels.device.rows import (
     store_partial,
 )
 from normreg.kernels.device.statistics import compute_dtype
-from normreg.kernels.dropout.add_norm_tile import Results
+from normreg.kernels.dropout.add_norm_tile import Incoming, Results
 
 
 class Modulation(NamedTuple):
@@ -36,15 +36,6 @@ class Modulation(NamedTuple):
     gate: tl.tensor
     scale: tl.tensor
     shift: tl.tensor
-
-
-class Incoming(NamedTuple):
-    """[rows, cols] each; dz, the gradient from elsewhere, or None, and x where there is a gate."""
-
-    dy: tl.tensor
-    z: tl.tensor
-    dz: tl.tensor
-    x: tl.tensor
 
 
 class Gradients(NamedTuple):

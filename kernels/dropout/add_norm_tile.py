@@ -42,7 +42,7 @@ class Parameters(NamedTuple):
 
 
 class Incoming(NamedTuple):
-    """[rows, cols] each; dz, the gradient from elsewhere, or None, and x where dlayer_scale is wanted."""
+    """[rows, cols] each; dz, the gradient from elsewhere, or None, and x where one is a sum of dz x."""
 
     dy: tl.tensor
     z: tl.tensor

@@ -2,11 +2,11 @@
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from normreg import functional
 from normreg.models.registry import as_before, register_layer
+from normreg.models.transformers import rms_norm_of
 
 LIKE_MOCHI = """
     models.normalization.MochiRMSNorm models.transformers.transformer_cosmos3.Cosmos3NemotronRMSNorm
@@ -26,11 +26,6 @@ def _paths(names: str) -> list[str]:
     return [f"diffusers.{name}" for name in names.split()]
 
 
-def _rms_norm(module: Any, x: Tensor, weight: Tensor | None, dtype: torch.dtype) -> Tensor:
-    """RMS normalisation with a result of the dtype, which autocast does not change in these layers."""
-    return functional.rms_norm(x, x.shape[-1:], weight, module.eps, out_dtype=dtype)
-
-
 @register_layer("diffusers.models.normalization.RMSNorm")
 def rms_norm(module: Any, hidden_states: Tensor) -> Tensor:
     """RMS normalisation, rounded once, where the original rounds before the weight as well."""
@@ -38,7 +33,7 @@ def rms_norm(module: Any, hidden_states: Tensor) -> Tensor:
     dtype = x.dtype if weight is None else weight.dtype
     if x.dtype.itemsize > 4 or dtype.itemsize > 4:
         return as_before(module, x)
-    y = _rms_norm(module, x, weight, dtype)
+    y = rms_norm_of(module, x, weight, dtype)
     return y if weight is None or bias is None else y + bias
 
 
@@ -48,19 +43,19 @@ def t5_layer_norm(module: Any, hidden_states: Tensor) -> Tensor:
     x, weight = hidden_states, module.weight
     if x.dtype.itemsize > 4 or weight.dtype.itemsize > 4:
         return as_before(module, x)
-    return functional.rms_norm(x, weight.shape, weight, module.variance_epsilon, out_dtype=weight.dtype)
+    return rms_norm_of(module, x, weight, weight.dtype)
 
 
 @register_layer(*_paths(LIKE_MOCHI))
 def mochi_rms_norm(module: Any, hidden_states: Tensor) -> Tensor:
     """RMS normalisation with the input's dtype, whatever the weight's is."""
-    return _rms_norm(module, hidden_states, module.weight, hidden_states.dtype)
+    return rms_norm_of(module, hidden_states, module.weight, hidden_states.dtype)
 
 
 @register_layer(*_paths(LIKE_KREA))
 def krea_rms_norm(module: Any, hidden_states: Tensor) -> Tensor:
     """RMS normalisation with the weight 1 + weight and the input's dtype."""
-    return _rms_norm(module, hidden_states, 1.0 + module.weight.float(), hidden_states.dtype)
+    return rms_norm_of(module, hidden_states, 1.0 + module.weight.float(), hidden_states.dtype)
 
 
 @register_layer("diffusers.models.normalization.FP32LayerNorm")

@@ -20,8 +20,8 @@ def _paths(names: str) -> list[str]:
     ]
 
 
-def _rms_norm(module: Any, x: Tensor, weight: Tensor | None, dtype: torch.dtype) -> Tensor:
-    """RMS normalisation with a result of the dtype, which autocast does not change in these layers."""
+def rms_norm_of(module: Any, x: Tensor, weight: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """RMS normalisation of a layer, with a result of the dtype, which autocast does not change."""
     eps = module.variance_epsilon if hasattr(module, "variance_epsilon") else module.eps
     return functional.rms_norm(x, x.shape[-1:], weight, eps, out_dtype=dtype)
 
@@ -33,26 +33,26 @@ def llama_rms_norm(module: Any, hidden_states: Tensor) -> Tensor:
     beside_float32 = x.dtype.itemsize == 2 and weight.dtype == torch.float32
     if not (beside_float32 or same_dtype(x, weight)):
         return as_before(module, x)
-    return _rms_norm(module, x, weight, weight.dtype)
+    return rms_norm_of(module, x, weight, weight.dtype)
 
 
 @register_layer(*_paths(classes.LIKE_MOSHI))
 def moshi_rms_norm(module: Any, hidden_states: Tensor) -> Tensor:
     """RMS normalisation with the input's dtype, whatever the weight's is."""
-    return _rms_norm(module, hidden_states, module.weight, hidden_states.dtype)
+    return rms_norm_of(module, hidden_states, module.weight, hidden_states.dtype)
 
 
 @register_layer(*_paths(classes.LIKE_GEMMA_4))
 def gemma_4_rms_norm(module: Any, hidden_states: Tensor) -> Tensor:
     """RMS normalisation with the input's dtype, with a weight where the layer says so."""
     weight = module.weight if module.with_scale else None
-    return _rms_norm(module, hidden_states, weight, hidden_states.dtype)
+    return rms_norm_of(module, hidden_states, weight, hidden_states.dtype)
 
 
 @register_layer(*_paths(classes.LIKE_L2_NORM))
 def l2_norm(module: Any, x: Tensor) -> Tensor:
     """RMS normalisation without a weight."""
-    return _rms_norm(module, x, None, x.dtype)
+    return rms_norm_of(module, x, None, x.dtype)
 
 
 @register_layer(*_paths(classes.LIKE_GEMMA))
@@ -60,7 +60,7 @@ def gemma_rms_norm(module: Any, x: Tensor) -> Tensor:
     """RMS normalisation with the weight 1 + weight."""
     if x.dtype.itemsize > 4:
         return as_before(module, x)
-    return _rms_norm(module, x, 1.0 + module.weight.float(), x.dtype)
+    return rms_norm_of(module, x, 1.0 + module.weight.float(), x.dtype)
 
 
 @register_layer(*_paths("qwen4_exp.Qwen4ExpTextRMSNorm"))

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from normreg.kernels import dropout as kernels
-from normreg.kernels.memory_format import CHANNELS_LAST
+from normreg.kernels.memory_format import is_dense
 from normreg.ops import seed
 from normreg.ops.operation import Operation, Seed, is_batched, wants_gradient
 
@@ -22,20 +22,12 @@ class Rule(NamedTuple):
     constants: str = "scaled"  # of CONSTANTS
 
 
-def _lies_as_needed(x):
-    """Whether the kernel takes x without a copy."""
-    if x.is_contiguous():
-        return True
-    last = CHANNELS_LAST.get(x.dim())
-    return last is not None and x.is_contiguous(memory_format=last)
-
-
 def run(
     x: Tensor, seed: Seed, p: float, leading: int | None, constants: str, linear: bool, inplace: bool = False
 ) -> Tensor:
     """The mask belongs to logical positions, so in other layouts the kernel sees a copy of x."""
     given = leading, CONSTANTS[constants], linear
-    if _lies_as_needed(x):
+    if is_dense(x):
         return kernels.dropout(x, p, seed, x if inplace else None, *given)
     y = x if inplace else torch.empty_like(x)
     return y.copy_(kernels.dropout(x.contiguous(), p, seed, None, *given))
