@@ -9,7 +9,7 @@ from typing import NamedTuple
 import triton
 import triton.language as tl
 
-from normreg.kernels.device.branch import Inputs
+from normreg.kernels.device.branch import Incoming, Inputs, Results
 from normreg.kernels.device.rows import (
     Parameters,
     Statistics,
@@ -27,7 +27,6 @@ from normreg.kernels.device.rows import (
     store_partial,
 )
 from normreg.kernels.device.statistics import compute_dtype
-from normreg.kernels.dropout.add_norm_tile import Incoming, Results
 
 
 class Modulation(NamedTuple):

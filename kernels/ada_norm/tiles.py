@@ -4,11 +4,10 @@ import triton
 import triton.language as tl
 
 from normreg.kernels.ada_norm.tile import Modulation, vector_at
-from normreg.kernels.device.branch import Inputs
+from normreg.kernels.device.branch import Inputs, Results
 from normreg.kernels.device.rows import Parameters
 from normreg.kernels.device.statistics import compute_dtype
 from normreg.kernels.device.tiles import load_widened, store_normalized_tiles, store_tile
-from normreg.kernels.dropout.add_norm_tile import Results
 
 
 @triton.jit(do_not_specialize=["rows", "cols", "tokens", "gate_stride", "scale_stride", "shift_stride"])
