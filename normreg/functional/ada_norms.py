@@ -46,7 +46,8 @@ def ada_layer_norm(
     gate as it goes. What makes these three of the condition, a linear layer, is left to the caller.
 
     Args:
-        input: (N, *, C), float16, bfloat16, float32 or float64, any strides.
+        input: (N, *, C), float16, bfloat16, float32 or float64, any strides. Rows that are equally far apart,
+            as in a slice of a projection, are read where they are.
         scale, shift, gate: (N, C) or (N, 1, ..., 1, C) for each sample, input's shape for each row, (C,) or
             (1, ..., 1, C) for all, and what lies between, as (N, F, 1, C) of the frames of an (N, F, T, C)
             input, each as it likes; shift and gate may be None. Of input's dtype, or of 16 or 32 bits beside
