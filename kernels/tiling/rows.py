@@ -237,10 +237,7 @@ def dropout_add_norm_forward_tile(rows: Rows, dtype: torch.dtype) -> RowTile:
 
 def dropout_add_norm_backward_tile(rows: Rows, compute_dtype: torch.dtype) -> RowTile:
     held_words = hardware.TILE_WORDS_BACKWARD // hardware.words_of(compute_dtype)
-    tile = row_tile(rows, compute_dtype, held_words, 16)
-    if tile.rows > 1:  # 16 words a thread of rows side by side take 142 to 168 registers, for 41 instructions
-        tile = tile._replace(num_warps=2 * tile.num_warps)  # 8 take 43
-    return _at_least_a_call(tile)
+    return _at_least_a_call(row_tile(rows, compute_dtype, held_words, 16))
 
 
 def dropout_add_norm_backward_parameters_tile() -> RowTile:
