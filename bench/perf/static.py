@@ -182,6 +182,7 @@ def describe(case, noted, target_name):
         case=str(case),
         kernel=noted.kernel.__name__,
         target=target_name,
+        threads=threads,
         registers=code.registers,
         spill_bytes=code.spill_bytes,
         shared_bytes=compiled.metadata.shared,
