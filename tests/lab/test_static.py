@@ -99,7 +99,7 @@ def test_compiles_without_spills_and_with_16_byte_accesses(target, dtype, operat
         widest = 8 if target == "gfx942" else 16  # 64 lanes a warp to spread a small tile over
         assert row["spill_bytes"] <= (0 if PINNED else SPILL_BYTES.get(row["kernel"], 8)), row
         assert row["widest_access_bytes"] >= (4 if merges(row) else widest), row
-        # of the rows of channels-first tensors, too, one program a multiprocessor is enough: more threads have
+        # of rows of channels-first tensors, too, one program a multiprocessor is enough: more threads have
         # more steps of sums between them
         alone = row["kernel"] in WITH_SUMS or operation == "layer_norm_channels"
         assert row["registers"] <= most_registers(row, alone) + (0 if PINNED else 8), row
