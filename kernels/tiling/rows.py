@@ -77,6 +77,7 @@ THREAD_COLS = 8  # elements a thread of each of a row's tiles: 16 bytes in 16 bi
 # Bytes of one row that the forward holds in tiles: 32 words a thread, of 64 registers at 32 warps.
 TILES_BYTES_FORWARD = 131072
 TILES_UNPACKED = 32768  # elements; with more those of 16 bits stay packed
+FLOAT8_COLS = 32768  # of a row of float8, held in tiles as float32: 64 of 128 registers a thread
 # Columns of 16 bits that the backward holds in tiles with one column sum or, centred, two: 160 and 192
 # registers a thread, of 255 at 8 warps. RMSNorm's 24576 spill 8 bytes on sm_100, 12288 of 32 bits 32.
 TILES_COLS_BACKWARD = {False: 20480, True: 16384}
@@ -165,6 +166,18 @@ def forward_in_tiles(tile: RowTile, rows: Rows, dtype: torch.dtype) -> RowTile:
     # element, and 17 with 1024 elements a warp
     num_warps = 1 << min(5, max(0, (rows.cols - 1).bit_length() - 11))
     return row_in_tiles(rows, num_warps, dtype.itemsize == 2 and rows.cols > TILES_UNPACKED)
+
+
+def float8_is_held(cols: int, dtype: torch.dtype) -> bool:
+    """Whether a program holds a row whose result is float8, if need be of a contiguous copy."""
+    in_bytes, words = cols * dtype.itemsize, hardware.words_of(dtypes.compute_dtype(dtype))
+    in_tiles = words == 1 and in_bytes <= TILES_BYTES_FORWARD and in_bytes % 16 == 0
+    return cols * words <= hardware.TILE_WORDS_FORWARD or (in_tiles and cols <= FLOAT8_COLS)
+
+
+def layer_norm_float8_tile(rows: Rows, dtype: torch.dtype) -> RowTile:
+    """The forward's, but never packed."""
+    return layer_norm_forward_tile(rows, dtype)._replace(packed=False)
 
 
 def layer_norm_backward_tile(rows: Rows, dtype: torch.dtype, centered: bool = True) -> RowTile:
