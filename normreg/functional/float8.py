@@ -11,7 +11,7 @@ from normreg.functional import dispatch
 from normreg.functional.output_dtype import rounded_to
 from normreg.kernels.dtypes import FLOAT8, compute_dtype
 from normreg.kernels.layer_norm.float8 import LARGEST, LEAST_SCALE, scale_shape
-from normreg.kernels.tiling.hardware import has_float8
+from normreg.kernels.tiling import hardware
 from normreg.kernels.tiling.rows import float8_is_held
 from normreg.ops.float8 import layer_norm_float8 as _layer_norm_float8
 from normreg.ops.operation import wants_gradient
@@ -34,12 +34,11 @@ def float8_reason(x: Any, normalized_shape: Any, weight: Any, bias: Any, scale: 
 
 @torch.compiler.assume_constant_result
 def supported(device: torch.device) -> bool:
-    return has_float8(device)
+    return hardware.has_float8(device)
 
 
-# by whether rows are centred
-REASONS = {True: dispatch.decision("layer_norm")(float8_reason)}
-REASONS[False] = dispatch.decision("rms_norm")(float8_reason)
+layer_norm_reason = dispatch.decision("layer_norm")(float8_reason)
+rms_norm_reason = dispatch.decision("rms_norm")(float8_reason)
 
 
 def norm_in_float8(
@@ -61,7 +60,8 @@ def norm_in_float8(
         _check_scale(scale, input, normalized_shape)
     if eps is None and isinstance(input, Tensor):
         eps = torch.finfo(compute_dtype(input.dtype)).eps
-    if REASONS[centered](input, normalized_shape, weight, bias, scale, eps):
+    reason = layer_norm_reason if centered else rms_norm_reason
+    if reason(input, normalized_shape, weight, bias, scale, eps):
         return _composed(input, normalized_shape, weight, bias, eps, scale, centered)
     y, found = _layer_norm_float8(input, weight, bias, scale, tuple(normalized_shape), centered, eps)
     return y, found if scale is None else scale

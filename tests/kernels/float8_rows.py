@@ -1,13 +1,24 @@
 """`layer_norm` and `rms_norm` in float8 as their tests call them, and what is exact."""
 
+import pytest
 import torch
 import torch.nn.functional as F
 
 from normreg import functional
+from normreg.kernels.tiling import hardware
 
 FLOAT8 = torch.float8_e4m3fn
 LARGEST, LEAST_SCALE = 448.0, 1 / (448 * 512)
 KERNELS = {"layer_norm_float8_kernel", "layer_norm_float8_tiles_kernel"}
+
+
+@pytest.fixture(autouse=True)
+def inference(device):
+    """No gradients, and a GPU that has float8, or compiled code of one."""
+    if not hardware.has_float8(device):
+        pytest.skip("there is no float8 before sm_89")
+    with torch.no_grad():
+        yield
 
 
 def in_float8(name, x, weight=None, bias=None, scale=None, eps=1e-5, dims=1):

@@ -3,18 +3,13 @@
 import pytest
 import torch
 from float8_rows import FLOAT8, KERNELS, LARGEST, LEAST_SCALE, bits, exactly, in_float8, inputs, rounded
+from float8_rows import inference as inference
 from support.reference import DTYPES, HALVES, IN_TILES, unit
 
 from normreg.functional import float8
 from normreg.kernels import layer_norm
 
 every_norm = pytest.mark.parametrize("name", ["layer_norm", "rms_norm"])
-
-
-@pytest.fixture(autouse=True)
-def without_gradients():
-    with torch.no_grad():
-        yield
 
 
 def found_scale(y):

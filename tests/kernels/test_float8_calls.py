@@ -6,20 +6,15 @@ import pickle
 import pytest
 import torch
 from float8_rows import FLOAT8, KERNELS, bits, exactly, in_float8, inputs, rounded
+from float8_rows import inference as inference
 from support.reference import WIDE
 
 import normreg
 from normreg import functional
 from normreg.functional import dispatch, float8
-from normreg.kernels.tiling import hardware
+from normreg.kernels.tiling import hardware, rows
 
 every_norm = pytest.mark.parametrize("name", ["layer_norm", "rms_norm"])
-
-
-@pytest.fixture(autouse=True)
-def without_gradients():
-    with torch.no_grad():
-        yield
 
 
 @pytest.mark.parametrize("cols", [24, WIDE, 20000])
@@ -28,7 +23,7 @@ def test_torch_path(device, launches, monkeypatch, name, cols):
     """Rows that are not held, and GPUs without float8: as the kernel's, but for a number next to a tie."""
     x, *parameters = inputs(name, (3, cols + 1), cols, torch.bfloat16, device)
     x = x[:, :-1]
-    reason = lambda: float8.REASONS[name == "layer_norm"](x, (cols,), *parameters, None, 1e-5)  # noqa: E731
+    reason = lambda: float8.float8_reason(x, (cols,), *parameters, None, 1e-5)  # noqa: E731
     if cols == WIDE:
         assert reason() == "a row has more elements than a program holds"
     else:
@@ -46,6 +41,21 @@ def test_torch_path(device, launches, monkeypatch, name, cols):
     differs = bits(y8) != bits(in_torch)
     assert differs.float().mean() < 0.001
     assert ((y8.float() - in_torch.float()).abs() <= 32).all()
+
+
+@pytest.mark.parametrize(
+    ("dtype", "widest", "in_tiles"),
+    [(torch.bfloat16, 16384, 32768), (torch.float32, 16384, 16384), (torch.float64, 8192, 8192)],
+    ids=str,
+)
+def test_rows_that_are_held(dtype, widest, in_tiles):
+    """Wherever they lie, and where they begin at 16 bytes; their tiles cover them."""
+    for cols in (1, 1000, widest - 1, widest, widest + 1, in_tiles, in_tiles + 4, in_tiles + 8):
+        held = cols <= widest or (cols <= in_tiles and cols % 8 == 0)
+        assert rows.float8_is_held(cols, dtype) == held, cols
+        if held:
+            of_rows = rows.Rows(1, 4, cols, False)
+            assert rows.layer_norm_float8_tile(of_rows, dtype).covers(of_rows)
 
 
 def test_gpus_that_have_float8(monkeypatch):
@@ -131,9 +141,10 @@ def test_compiled_in_one_graph(device, launches, name):
         return y8, scale * 2
 
     compiled = torch.compile(call, fullgraph=True, backend="aot_eager", dynamic=True)
-    for rows, given in ((3, None), (5, None), (3, torch.tensor([0.1], device=device))):
-        y8, scale = compiled(x[:1].expand(rows, 16) + 1, given)
-        expected, its_scale = call(x[:1].expand(rows, 16) + 1, given)
+    for number, given in ((3, None), (5, None), (3, torch.tensor([0.1], device=device))):
+        rows_of_x = x.repeat(2, 1)[:number]
+        y8, scale = compiled(rows_of_x, given)
+        expected, its_scale = call(rows_of_x, given)
         assert torch.equal(bits(y8), bits(expected))
         assert torch.equal(scale, its_scale)
     assert set(launches) <= KERNELS
