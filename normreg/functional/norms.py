@@ -10,9 +10,10 @@ from torch import Tensor
 
 from normreg.distributed import sharding
 from normreg.functional import dispatch
+from normreg.functional.float8 import norm_in_float8
 from normreg.functional.output_dtype import asked_dtype, check_out_dtype, rounded_to
 from normreg.functional.residual_norms import dropout_add_layer_norm, dropout_add_rms_norm
-from normreg.kernels.dtypes import compute_dtype
+from normreg.kernels.dtypes import FLOAT8, compute_dtype
 from normreg.ops import batch_norm as _batch_norm
 from normreg.ops.instance_norm import instance_norm as _instance_norm
 from normreg.ops.layer_norm import layer_norm as _layer_norm
@@ -31,6 +32,7 @@ def layer_norm(
     residual: Tensor | None = None,
     prenorm: bool = False,
     out_dtype: torch.dtype | None = None,
+    scale: Tensor | None = None,
 ) -> Tensor | Any:
     r"""Layer normalisation over the trailing dimensions `normalized_shape`.
 
@@ -46,9 +48,13 @@ def layer_norm(
         prenorm: return the sum as well, (y, x).
         out_dtype: the result's dtype, a floating-point one, of any input: rounded once, and no launch for it.
             None for torch's: input's, and float32 of 16 bits where CUDA's autocast is on, unless
-            `normreg.autocast_output("input")` says otherwise.
+            `normreg.autocast_output("input")` says otherwise. torch.float8_e4m3fn returns (y8, scale), as
+            below, for inference.
+        scale: of a result in float8: float32, one element or one a row, (*, 1) where a row has one dimension;
+            None to find each row's.
 
-    Returns a contiguous tensor of input's shape. Raises ValueError for another out_dtype.
+    Returns a contiguous tensor of input's shape. Raises ValueError for another out_dtype or scale, and
+    RuntimeError where a result in float8 would need a gradient.
     Statistics are computed and kept in float32, float64 for float64. Where the kernel does not apply
     (`normreg.functional.dispatch`), and for input that torch rejects, this is
     `torch.nn.functional.layer_norm`.
@@ -59,15 +65,22 @@ def layer_norm(
         var = x.var(dims, correction=0, keepdim=True)
         y = (x - mean) / (var + eps).sqrt() * weight + bias
 
+        # in float8: of y in float32, never rounded to x.dtype; y is near y8.float() * scale
+        scale = (y.abs().amax(dims, keepdim=True) / 448).clamp_min(1 / (448 * 512))    # unless given
+        y8 = (y * scale.reciprocal()).clamp(-448, 448).to(torch.float8_e4m3fn)
+
     Source: Ba, Kiros and Hinton, "Layer Normalization" (2016), arXiv 1607.06450;
     https://docs.pytorch.org/docs/stable/generated/torch.nn.functional.layer_norm.html
     """
     if residual is not None or prenorm:
         arguments = input, residual, normalized_shape, weight, bias
         options: Any = dict(p=0.0, training=False, eps=eps, prenorm=prenorm, out_dtype=out_dtype)
+        check_out_dtype(out_dtype, scale)
         return dropout_add_layer_norm(*arguments, **options)
-    if out_dtype is not None:
-        check_out_dtype(out_dtype)
+    if out_dtype is not None or scale is not None:
+        if out_dtype == FLOAT8:
+            return norm_in_float8(input, normalized_shape, weight, bias, eps, scale, True)
+        check_out_dtype(out_dtype, scale)
     if dispatch.layer_norm(input, normalized_shape, weight, bias, eps):
         in_torch = rounded_to(F.layer_norm, asked_dtype(input, out_dtype))
         ours = functools.partial(layer_norm, out_dtype=out_dtype)
@@ -147,6 +160,7 @@ def rms_norm(
     residual: Tensor | None = None,
     prenorm: bool = False,
     out_dtype: torch.dtype | None = None,
+    scale: Tensor | None = None,
 ) -> Tensor | Any:
     r"""Normalisation by the root mean square over the trailing dimensions `normalized_shape`.
 
@@ -158,8 +172,8 @@ def rms_norm(
         weight: of shape normalized_shape, or None; of input's dtype, or float32 beside 16 bits.
         eps: added to the mean square; None for the machine epsilon of the dtype computed in, which is
             float32 for 16-bit input.
-        residual, prenorm, out_dtype: those of `layer_norm`. Before torch 2.12 autocast does not change the
-            result's dtype.
+        residual, prenorm, out_dtype, scale: those of `layer_norm`. Before torch 2.12 autocast does not change
+            the result's dtype.
 
     Returns a contiguous tensor of input's shape. The mean square is computed, and its inverse root kept, in
     float32, float64 for float64. Where the kernel does not apply (`normreg.functional.dispatch`), and for
@@ -176,9 +190,12 @@ def rms_norm(
     if residual is not None or prenorm:
         arguments = input, residual, normalized_shape, weight
         options: Any = dict(p=0.0, training=False, eps=eps, prenorm=prenorm, out_dtype=out_dtype)
+        check_out_dtype(out_dtype, scale)
         return dropout_add_rms_norm(*arguments, **options)
-    if out_dtype is not None:
-        check_out_dtype(out_dtype)
+    if out_dtype is not None or scale is not None:
+        if out_dtype == FLOAT8:
+            return norm_in_float8(input, normalized_shape, weight, None, eps, scale, False)
+        check_out_dtype(out_dtype, scale)
     if dispatch.rms_norm(input, normalized_shape, weight, eps):
         in_torch = rounded_to(F.rms_norm, asked_dtype(input, out_dtype))
         ours = functools.partial(rms_norm, out_dtype=out_dtype)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from normreg.functional.output_dtype import check_out_dtype
+from normreg.kernels.dtypes import FLOAT8
 
 Constructor = TypeVar("Constructor", bound=Callable[..., None])
 
@@ -88,9 +89,10 @@ class OutDtype:
 
     out_dtype: torch.dtype | None = None  # the layer's own where it was given one
 
-    def _set_out_dtype(self, out_dtype: torch.dtype | None) -> None:
+    def _set_out_dtype(self, out_dtype: torch.dtype | None, may_be_float8: bool = False) -> None:
         if out_dtype is not None:
-            self.out_dtype = check_out_dtype(out_dtype)
+            in_float8 = may_be_float8 and out_dtype == FLOAT8
+            self.out_dtype = out_dtype if in_float8 else check_out_dtype(out_dtype)
 
     def extra_repr(self) -> str:
         asked = f", out_dtype={self.out_dtype}" if self.out_dtype else ""

@@ -63,6 +63,10 @@ CASES = {
         "rms_norm", lambda d: (images(d, DOUBLE, LAST), None, (2, 5), 1e-5, DOUBLE, True)),
     "rms_norm without statistics": (
         "rms_norm", lambda d: (rows(d, HALF), values(d, 8), (8,), 1e-5, HALF, False)),
+    "layer_norm_float8": (
+        "layer_norm_float8", lambda d: (rows(d, HALF), values(d, 8), values(d, 8), None, (8,), True, 1e-5)),
+    "layer_norm_float8 of a slice with a scale a row, not centred": ("layer_norm_float8", lambda d: (
+        images(d)[..., 1:], values(d, 2, 4), None, values(d, 3, 4, 1, 1), (2, 4), False, 1e-5)),
     "rms_norm_backward": ("rms_norm_backward", lambda d: (
         rows(d), rows(d), values(d, 8), values(d, 6, 1), (8,), FLOAT, [True, True])),
     "rms_norm_backward of weight": ("rms_norm_backward", lambda d: (
