@@ -7,12 +7,14 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch._prims_common import suggest_memory_format
 
 from normreg.distributed import sharding
 from normreg.functional import dispatch
 from normreg.functional.output_dtype import asked_dtype, check_out_dtype, rounded_to
 from normreg.functional.residual_norms import dropout_add_layer_norm, dropout_add_rms_norm
 from normreg.kernels.dtypes import compute_dtype
+from normreg.kernels.memory_format import is_channels_last, is_dense
 from normreg.ops import batch_norm as _batch_norm
 from normreg.ops.instance_norm import instance_norm as _instance_norm
 from normreg.ops.layer_norm import layer_norm as _layer_norm
@@ -125,6 +127,15 @@ def rms_norm(
     return _rms_norm(input, weight, tuple(normalized_shape), eps, out_dtype)
 
 
+def check_memory_format(memory_format: Any) -> torch.memory_format:
+    if memory_format is torch.contiguous_format or memory_format is torch.preserve_format:
+        return memory_format
+    raise ValueError(
+        f"expected memory_format to be torch.contiguous_format or torch.preserve_format, got "
+        f"{memory_format!r}: pass torch.preserve_format to keep channels_last"
+    )
+
+
 def instance_norm(
     input: Tensor,
     running_mean: Tensor | None = None,
@@ -134,6 +145,8 @@ def instance_norm(
     use_input_stats: bool = True,
     momentum: float = 0.1,
     eps: float = 1e-5,
+    *,
+    memory_format: torch.memory_format = torch.contiguous_format,
 ) -> Tensor:
     r"""Normalisation of each channel of each sample of an (N, C, *) input over its positions.
 
@@ -149,11 +162,16 @@ def instance_norm(
         use_input_stats: normalise with the statistics of input.
         momentum: the weight of the new statistics.
         eps: added to the variance.
+        memory_format: how the result lies in memory. `torch.contiguous_format`, as torch's does, or
+            `torch.preserve_format`: channels-last (or channels-last-3d) where input is, with the strides of
+            `torch.empty_like(input)`, and else contiguous.
 
-    Returns a contiguous tensor of input's shape and dtype, as torch does; the kernel reads a copy of input
-    that is not contiguous. Raises what `torch.nn.functional.instance_norm` raises: RuntimeError for channel
-    counts, devices and dtypes, ValueError for one position. No kernel has updated anything by then. Where the
-    kernel does not apply (`normreg.functional.dispatch`) this is torch's operator.
+    Returns a tensor of input's shape and dtype. With `torch.preserve_format` the kernel reads channels-last
+    input as it is, and the gradient of input is channels-last, too; it reads a copy of any other input that
+    is not contiguous. Raises what `torch.nn.functional.instance_norm` raises: RuntimeError for channel
+    counts, devices and dtypes, ValueError for one position; and ValueError for another memory_format. No
+    kernel has updated anything by then. Where the kernel does not apply (`normreg.functional.dispatch`) this
+    is torch's operator, with a copy where its result lies differently.
 
     Equivalent::
 
@@ -165,9 +183,13 @@ def instance_norm(
     Source: Ulyanov, Vedaldi and Lempitsky, "Instance Normalization" (2016), arXiv 1607.08022;
     https://docs.pytorch.org/docs/stable/generated/torch.nn.functional.instance_norm.html
     """
+    preserves = check_memory_format(memory_format) is torch.preserve_format
     statistics = (running_mean, running_var)
     if dispatch.instance_norm(input, *statistics, weight, bias, use_input_stats, momentum, eps):
-        return F.instance_norm(input, *statistics, weight, bias, use_input_stats, momentum, eps)
+        y = F.instance_norm(input, *statistics, weight, bias, use_input_stats, momentum, eps)
+        return y.contiguous(memory_format=suggest_memory_format(input)) if preserves else y
+    if not (input.is_contiguous() or (preserves and (is_dense(input) or is_channels_last(input)))):
+        input = input.contiguous()
     if use_input_stats:
-        return _instance_norm(input.contiguous(), weight, bias, *statistics, momentum, eps)
-    return _batch_norm.batch_norm(input.contiguous(), weight, bias, *statistics, None, False, momentum, eps)
+        return _instance_norm(input, weight, bias, *statistics, momentum, eps)
+    return _batch_norm.batch_norm(input, weight, bias, *statistics, None, False, momentum, eps)
