@@ -25,7 +25,7 @@ WITHOUT_CASES = {  # of ranks, and of running statistics, which no case keeps
     "sync_batch_norm_pack_kernel",
 }
 KERNELS = {*kernels()} - WITHOUT_CASES
-VARIANTS = ("batch_norm_act", "rms_norm")  # whose kernels batch_norm and layer_norm have, too
+VARIANTS = ("batch_norm_act", "rms_norm", "rms_norm_channels")  # whose kernels batch_norm and layer_norm have, too
 SHARED_KIB = {
     "layer_norm_backward_held_kernel": 66,
     "ada_norm_backward_kernel": 81,
@@ -91,9 +91,11 @@ def test_compiles_without_spills_and_with_16_byte_accesses(target, dtype, operat
         assert row["spill_bytes"] <= (0 if PINNED else SPILL_BYTES.get(row["kernel"], 8)), row
         assert row["widest_access_bytes"] >= (4 if merges(row) else widest), row
         # two programs of 256 threads a multiprocessor, of which AMD's has twice the registers; or one, as of
-        # the rows of channels-first tensors, where more threads have more steps of sums between them
+        # the rows of channels-first tensors, where more threads have more steps of sums between them, and of
+        # channels-last instances, of which a thread has eight with statistics of their own
         over_channels = operation in ("layer_norm_channels", "rms_norm_channels")
-        alone = row["kernel"] in WITH_SUMS or over_channels
+        instances = operation == "instance_norm" and row["kernel"] == "group_norm_backward_kernel"
+        alone = row["kernel"] in WITH_SUMS or over_channels or instances
         programs = 1 if alone else 2
         registers = (512 if target == "gfx942" else 256) // programs
         if row["kernel"] in OF_SPLITS:  # programs of 128 threads, three a multiprocessor
