@@ -25,7 +25,8 @@ WITHOUT_CASES = {  # of ranks, and of running statistics, which no case keeps
     "sync_batch_norm_pack_kernel",
 }
 KERNELS = {*kernels()} - WITHOUT_CASES
-VARIANTS = ("batch_norm_act", "rms_norm", "rms_norm_channels")  # whose kernels batch_norm and layer_norm have, too
+# whose kernels batch_norm and layer_norm have, too
+VARIANTS = ("batch_norm_act", "rms_norm", "rms_norm_channels")
 SHARED_KIB = {
     "layer_norm_backward_held_kernel": 66,
     "ada_norm_backward_kernel": 81,
