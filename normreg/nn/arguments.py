@@ -79,6 +79,17 @@ def probability(name: str, p: Any) -> Any:
     return p
 
 
+def check_dimensions(layer: Any, x: Tensor, dimensions: int, of_rows: str) -> None:
+    """Raises ValueError for an x of another number of dimensions. of_rows: the layer for (N, C)."""
+    if x.dim() != dimensions:
+        no_batch = x.dim() == dimensions - 1
+        remedy = "add the batch with x.unsqueeze(0)" if no_batch else f"of (N, C), take {of_rows}"
+        raise ValueError(
+            f"{type(layer).__name__} expected an input of {dimensions} dimensions, (N, C, *), got "
+            f"shape {list(x.shape)}: {remedy}"
+        )
+
+
 def bias_option(bias: bool) -> dict[str, bool]:
     """The option that only newer versions of torch's layers have, unless it has its default."""
     return {} if bias else {"bias": False}

@@ -37,6 +37,11 @@ CALLS = {
         if library is functional
         else F.rms_norm(x + x, x.shape[1:2], eps=1e-6) * (1 + w)
     ),
+    "rms_norm_channels": lambda library, x, w, b, **o: (
+        functional.rms_norm_channels(x, w, 1e-5, **o)
+        if library is functional
+        else F.rms_norm(x, x.shape[1:2], w, 1e-5)
+    ),
     "layer_norm of a sum": lambda library, x, w, b, **o: (
         functional.layer_norm(x, x.shape[1:2], w, b, residual=x, **o)
         if library is functional
@@ -55,6 +60,7 @@ LAYERS = {
     "GroupNorm": (4, 16),
     "GroupNormAct": (4, 16),
     "LayerNorm2d": (16,),
+    "RMSNorm2d": (16,),
     "DropoutAddLayerNorm": (16,),
     "DropoutAddRMSNorm": (16,),
     "AdaLayerNorm": (16,),

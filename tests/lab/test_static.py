@@ -27,7 +27,8 @@ WITHOUT_CASES = {  # of ranks, of running statistics, which no case keeps, and i
     "sync_batch_norm_pack_kernel",
 }
 KERNELS = {*kernels()} - WITHOUT_CASES
-VARIANTS = ("batch_norm_act", "rms_norm")  # whose kernels batch_norm and layer_norm have, too
+# whose kernels batch_norm and layer_norm have, too
+VARIANTS = ("batch_norm_act", "rms_norm", "rms_norm_channels")
 SHARED_KIB = {
     "layer_norm_backward_held_kernel": 66,
     "ada_norm_backward_kernel": 81,
@@ -101,9 +102,11 @@ def test_compiles_without_spills_and_with_16_byte_accesses(target, dtype, operat
         widest = 8 if target == "gfx942" else 16  # 64 lanes a warp to spread a small tile over
         assert row["spill_bytes"] <= (0 if PINNED else SPILL_BYTES.get(row["kernel"], 8)), row
         assert row["widest_access_bytes"] >= (4 if merges(row) else widest), row
-        # of rows of channels-first tensors, too, one program a multiprocessor is enough: more threads have
-        # more steps of sums between them
-        alone = row["kernel"] in WITH_SUMS or operation == "layer_norm_channels"
+        # one program a multiprocessor is enough of rows of channels-first tensors, where more threads have more
+        # steps of sums between them, and of channels-last instances: a thread has eight, with statistics each
+        over_channels = operation in ("layer_norm_channels", "rms_norm_channels")
+        instances = operation == "instance_norm" and row["kernel"] == "group_norm_backward_kernel"
+        alone = row["kernel"] in WITH_SUMS or over_channels or instances
         assert row["registers"] <= most_registers(row, alone) + (0 if PINNED else 8), row
         # rows with their copies ahead: registers leave room for one program a multiprocessor anyway, and the
         # least that a GPU of sm_80 or later has is 99 KiB
@@ -115,7 +118,7 @@ def test_compiles_without_spills_and_with_16_byte_accesses(target, dtype, operat
             assert row["narrowest_access_bytes"] == 16, row
         # x and dy of the next tile of rows are on their way while one is computed; gfx942 has no such copies
         ahead = row["kernel"] in ("layer_norm_backward_kernel", "layer_norm_backward_held_kernel")
-        if ahead and operation != "layer_norm_channels":
+        if ahead and not over_channels:
             assert (row["copies_in_flight"] > 0) == (dtype == "bf16" and target != "gfx942"), row
 
 
