@@ -102,8 +102,8 @@ def test_compiles_without_spills_and_with_16_byte_accesses(target, dtype, operat
         widest = 8 if target == "gfx942" else 16  # 64 lanes a warp to spread a small tile over
         assert row["spill_bytes"] <= (0 if PINNED else SPILL_BYTES.get(row["kernel"], 8)), row
         assert row["widest_access_bytes"] >= (4 if merges(row) else widest), row
-        # one program a multiprocessor is enough of rows of channels-first tensors, where more threads have more
-        # steps of sums between them, and of channels-last instances: a thread has eight, with statistics each
+        # one program a multiprocessor is enough of rows of channels-first tensors, where more threads have
+        # more steps of sums between them, and of channels-last instances: a thread has statistics of eight
         over_channels = operation in ("layer_norm_channels", "rms_norm_channels")
         instances = operation == "instance_norm" and row["kernel"] == "group_norm_backward_kernel"
         alone = row["kernel"] in WITH_SUMS or over_channels or instances
