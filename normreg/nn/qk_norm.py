@@ -23,6 +23,7 @@ class QKNorm(torch.nn.Module):
         elementwise_affine: whether the norms have weights.
         norm: "rms_norm" or "layer_norm".
         bias: whether they have biases, which only "layer_norm" can have.
+        interleaved: whether rotary turns neighbours, that of `normreg.functional.qk_norm`.
 
     `forward` takes q and k, (*, D), and rotary, (cos, sin) of rotary embedding, or None; it returns both
     normalised.
@@ -41,12 +42,13 @@ class QKNorm(torch.nn.Module):
         *,
         norm: str = "rms_norm",
         bias: bool = False,
+        interleaved: bool = False,
         device: Device = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         check_norm(norm, bias)
-        self.norm = norm
+        self.norm, self.interleaved = norm, interleaved
 
         def of_heads() -> torch.nn.RMSNorm | torch.nn.LayerNorm:
             if norm == "rms_norm":
@@ -69,7 +71,8 @@ class QKNorm(torch.nn.Module):
             k_bias=getattr(of_k, "bias", None),
             norm=self.norm,
             rotary=rotary,
+            interleaved=self.interleaved,
         )
 
     def extra_repr(self) -> str:
-        return f"norm={self.norm!r}"
+        return f"norm={self.norm!r}" + (", interleaved=True" if self.interleaved else "")
