@@ -66,8 +66,9 @@ def gated_norm_forward_kernel(
     SHARED: tl.constexpr,
     TILE: tl.constexpr,
 ):
-    DTYPE: tl.constexpr = inputs.x.dtype.element_ty
-    COMPUTE_DTYPE: tl.constexpr = compute_dtype(DTYPE)
+    COMPUTE_DTYPE: tl.constexpr = compute_dtype(inputs.x.dtype.element_ty)
+    DTYPE: tl.constexpr = results.y.dtype.element_ty
+    GATE_DTYPE: tl.constexpr = DTYPE if DTYPE.primitive_bitwidth == 16 else COMPUTE_DTYPE
     VECTOR: tl.constexpr = TILE.vector
     BLOCK_ROWS: tl.constexpr = TILE.rows
     BLOCK_COLS: tl.constexpr = TILE.cols
@@ -80,7 +81,7 @@ def gated_norm_forward_kernel(
     x_at = places(row, group, col, x_stride_row, x_stride_group, VECTOR)
     gate_at = places(row, group, col, gate_stride_row, gate_stride_group, VECTOR)
     x = load(inputs.x, x_at, mask, COMPUTE_DTYPE)
-    gate = gate_of(load(inputs.gate, gate_at, mask, COMPUTE_DTYPE), ACT, DTYPE)
+    gate = gate_of(load(inputs.gate, gate_at, mask, COMPUTE_DTYPE), ACT, GATE_DTYPE)
 
     factor = None
     if NORM_FIRST:

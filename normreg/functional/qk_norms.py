@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from normreg.functional import dispatch
+from normreg.functional.output_dtype import asked_dtype, check_out_dtype, rounded_to
 from normreg.functional.tracing import one_call_when_traced
 from normreg.kernels.dtypes import compute_dtype
 from normreg.kernels.tiling import heads
@@ -49,6 +50,7 @@ def qk_norm(
     norm: str = "rms_norm",
     rotary: tuple[Tensor, Tensor] | None = None,
     interleaved: bool = False,
+    out_dtype: torch.dtype | None = None,
 ) -> tuple[Tensor, Tensor]:
     r"""Norms of the heads of queries and keys, before attention, in one launch.
 
@@ -72,8 +74,9 @@ def qk_norm(
             takes torch's path.
         interleaved: with rotary, turn each element against its neighbour, 0 against 1, as GPT-J, GLM and
             Flux do; False for the first half of R against the second, as Llama, Qwen3 and GPT-NeoX do.
+        out_dtype: that of `layer_norm`, or of `rms_norm`, of both results.
 
-    Returns q and k normalised, of their shapes and dtype (what autocast makes of the norm's). Slices of a
+    Returns q and k normalised, of their shapes. Slices of a
     projection, such as `qkv.view(B, T, 3, H, D)[:, :, 0]`, and transposed ones are read where they lie; what
     has more than two strides between heads is copied first. Results have no gaps, and their dimensions lie in
     memory as `torch.empty_like` has them: those of a (B, H, T, D) view of (B, T, H, D) as its own. Where the
@@ -102,17 +105,24 @@ def qk_norm(
     centered = norm == "layer_norm"
     if eps is None:
         eps = 1e-5 if centered else torch.finfo(compute_dtype(q.dtype)).eps
+    check_out_dtype(out_dtype)
     if qk_norm_reason(q, k, tuple(parameters.values()), rotary or (), eps):
-        q = _normalized(q, q_weight, q_bias, eps, centered)
-        k = _normalized(k, k_weight, k_bias, eps, centered)
-        return turned(q, cos, sin, interleaved), turned(k, cos, sin, interleaved)
-    out_dtype = dispatch.layer_norm_dtype(q) if centered else dispatch.rms_norm_dtype(q)
+
+        def norm_and_turn(x: Tensor, shape: Any, weight: Any, bias: Any, eps: float) -> Tensor:
+            y = F.layer_norm(x, shape, weight, bias, eps) if centered else F.rms_norm(x, shape, weight, eps)
+            return turned(y, cos, sin, interleaved)
+
+        asked = asked_dtype(q, out_dtype)
+        if asked is not None:  # or what is turned would be rounded before
+            q, k = (x.to(compute_dtype(x.dtype)) for x in (q, k))
+        call = rounded_to(norm_and_turn, asked)
+        return (
+            call(q, q.shape[-1:], q_weight, q_bias, eps),
+            call(k, k.shape[-1:], k_weight, k_bias, eps),
+        )
+    result_dtype = dispatch.layer_norm_dtype if centered else dispatch.rms_norm_dtype
+    out_dtype = result_dtype(q, out_dtype)
     return _qk_norm(q, k, *parameters.values(), cos, sin, eps, out_dtype, centered, bool(interleaved))
-
-
-def _normalized(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, centered: bool) -> Tensor:
-    shape = x.shape[-1:]
-    return F.layer_norm(x, shape, weight, bias, eps) if centered else F.rms_norm(x, shape, weight, eps)
 
 
 def check_norm(norm: str, has_bias: bool) -> None:

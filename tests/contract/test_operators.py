@@ -196,11 +196,12 @@ CASES = {
         values(d, 3, 1, 6), values(d, 3, 1, 6), values(d, 18, 1), values(d, 18, 1), False, True, HALF,
         [True, True, False, True, False, False])),
     "rms_norm_gated": ("rms_norm_gated", lambda d: (
-        rows(d), rows(d), values(d, 8), values(d, 8), 8, True, "silu", 1e-5, True)),
+        rows(d), rows(d), values(d, 8), values(d, 8), 8, True, "silu", 1e-5, FLOAT, True)),
     "rms_norm_gated in groups, behind a gate of float32": ("rms_norm_gated", lambda d: (
-        rows(d, HALF), rows(d).t().contiguous().t(), None, values(d, 8), 4, False, "sigmoid", 1e-5, True)),
+        rows(d, HALF), rows(d).t().contiguous().t(), None, values(d, 8), 4, False, "sigmoid", 1e-5, HALF,
+        True)),
     "rms_norm_gated without statistics": ("rms_norm_gated", lambda d: (
-        images(d, HALF, LAST), images(d, HALF), None, None, 5, True, "silu", 1e-5, False)),
+        images(d, HALF, LAST), images(d, HALF), None, None, 5, True, "silu", 1e-5, FLOAT, False)),
     "rms_norm_gated_backward": ("rms_norm_gated_backward", lambda d: (
         rows(d), rows(d), rows(d), values(d, 8), values(d, 8), values(d, 12), 4, True, "silu", FLOAT,
         [True, True, True, True])),
@@ -283,7 +284,7 @@ def test_rows_that_are_not_held_are_refused(device):
     x, wide = torch.randn(2, 65536, device=device), torch.randn(2, 1, 65536, device=device)
     for call in (
         lambda: OPERATORS.ada_norm(x, x, *[None] * 5, 1e-5, FLOAT, FLOAT, True, False, False),
-        lambda: OPERATORS.rms_norm_gated(x, x, None, None, 65536, True, "silu", 1e-5, False),
+        lambda: OPERATORS.rms_norm_gated(x, x, None, None, 65536, True, "silu", 1e-5, FLOAT, False),
         lambda: OPERATORS.qk_norm(wide, wide, *[None] * 6, 1e-5, FLOAT, True, False, False),
     ):
         with pytest.raises(
