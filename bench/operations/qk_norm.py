@@ -10,24 +10,40 @@ from .composed import Both
 from .operation import Function, Layer, Measured, Operation, Smoke
 
 BY_LAYER_NORM, ROTARY = "QKNorm(layer_norm)", "QKNorm(rotary)"
+INTERLEAVED, HALF_TURNED = "QKNorm(rotary/interleaved)", "QKNorm(rotary/half)"
 OTHER_DTYPES = "2x4096x32x128, 8x1024x24x64"
 
 
-def turned(x, cos, sin):
-    """x by rotary embedding, in torch's operations."""
-    a, b = x.chunk(2, -1)
-    return (x * cos + torch.cat((-b, a), -1) * sin).to(x.dtype)
+def turned(x, cos, sin, interleaved=False):
+    """x whose first columns are turned by rotary embedding, in torch's operations."""
+    first, rest = x[..., : cos.shape[-1]], x[..., cos.shape[-1] :]
+    if interleaved:
+        across = torch.stack((-first[..., 1::2], first[..., ::2]), -1).flatten(-2)
+    else:
+        a, b = first.chunk(2, -1)
+        across = torch.cat((-b, a), -1)
+    return torch.cat(((first * cos + across * sin).to(x.dtype), rest), -1)
 
 
-def angles(x):
-    """cos and sin of the positions of a (B, T, H, D) tensor, no two alike."""
+def angles(x, part=1):
+    """cos and sin of the positions of a (B, T, H, D) tensor, no two alike, of D // part of its columns."""
     _, tokens, _, cols = x.shape
+    cols //= part
     angle = torch.arange(tokens * cols, dtype=torch.float64, device=x.device).view(tokens, 1, cols)
     return angle.cos().to(x.dtype), angle.sin().to(x.dtype)
 
 
 def formula(
-    q, k, q_weight=None, k_weight=None, eps=None, q_bias=None, k_bias=None, norm="rms_norm", rotary=None
+    q,
+    k,
+    q_weight=None,
+    k_weight=None,
+    eps=None,
+    q_bias=None,
+    k_bias=None,
+    norm="rms_norm",
+    rotary=None,
+    interleaved=False,
 ):
     found = []
     for x, weight, bias in ((q, q_weight, q_bias), (k, k_weight, k_bias)):
@@ -35,7 +51,7 @@ def formula(
             found.append(F.rms_norm(x, x.shape[-1:], weight, eps))
         else:
             found.append(F.layer_norm(x, x.shape[-1:], weight, bias, 1e-5 if eps is None else eps))
-    return tuple(found if rotary is None else (turned(x, *rotary) for x in found))
+    return tuple(found if rotary is None else (turned(x, *rotary, interleaved) for x in found))
 
 
 class Heads(torch.nn.Module):
@@ -43,7 +59,9 @@ class Heads(torch.nn.Module):
 
     def __init__(self, norm, keys, rotary, **options):
         super().__init__()
-        for name, values in zip(("cos", "sin"), angles(keys) if rotary else (None, None)):
+        self.interleaved = rotary == INTERLEAVED
+        found = angles(keys, 2 if rotary == HALF_TURNED else 1) if rotary else (None, None)
+        for name, values in zip(("cos", "sin"), found):
             self.register_buffer(name, values)
         self.q_norm, self.k_norm = (norm(keys.shape[-1], **options) for _ in "qk")
         self.keys = torch.nn.ParameterDict(dict(x=keys))
@@ -51,7 +69,7 @@ class Heads(torch.nn.Module):
     def forward(self, x):
         q, k = self.q_norm(x), self.k_norm(self.keys["x"])
         if self.cos is not None:
-            q, k = (turned(t, self.cos, self.sin) for t in (q, k))
+            q, k = (turned(t, self.cos, self.sin, self.interleaved) for t in (q, k))
         return Both.apply(q, k)
 
     def fuse(self):
@@ -64,7 +82,7 @@ class FusedHeads(Heads):
         (q_weight, *q_bias), (k_weight, *k_bias) = (n.parameters() for n in (self.q_norm, self.k_norm))
         options = dict(q_bias=q_bias[0], k_bias=k_bias[0], norm="layer_norm") if q_bias else {}
         if self.cos is not None:
-            options["rotary"] = self.cos, self.sin
+            options |= dict(rotary=(self.cos, self.sin), interleaved=self.interleaved)
         keys, eps = self.keys["x"], self.q_norm.eps
         return Both.apply(*functional.qk_norm(x, keys, q_weight, k_weight, eps, **options))
 
@@ -72,7 +90,8 @@ class FusedHeads(Heads):
 def torch_layer(case, **options):
     norm = torch.nn.LayerNorm if case.layer == BY_LAYER_NORM else torch.nn.RMSNorm
     keys = case.like_input(torch.randn, options.get("device"), options.get("dtype"))
-    return Heads(norm, keys, case.layer == ROTARY, **options)
+    rotary = case.layer if case.layer in (ROTARY, INTERLEAVED, HALF_TURNED) else ""
+    return Heads(norm, keys, rotary, **options)
 
 
 def added(f, q, k, *parameters, **options):
@@ -88,6 +107,10 @@ def layer_norms(f, q, k, q_weight=None, k_weight=None, q_bias=None, k_bias=None)
 
 def with_rotary(f, q, k, *weights):
     return added(f, q, k, *weights, rotary=angles(q))
+
+
+def with_neighbours_turned(f, q, k, *weights):
+    return added(f, q, k, *weights, rotary=angles(q, 2), interleaved=True)
 
 
 def of_keys(f, q, k, k_weight):
@@ -118,6 +141,7 @@ OPERATION = Operation(
         "qk_norm": Function(added, (*HEADS, (4,), (4,))),
         "qk_norm without weights": Function(added, HEADS),
         "qk_norm with rotary": Function(with_rotary, (*HEADS, (4,), (4,))),
+        "qk_norm with rotary of neighbours, in part": Function(with_neighbours_turned, (*HEADS, (4,), (4,))),
         "qk_norm of keys": Function(of_keys, (*HEADS, (4,))),
         "qk_norm by layer_norm": Function(layer_norms, (*HEADS, (4,), (4,), (4,), (4,))),
     },
@@ -136,11 +160,14 @@ OPERATION = Operation(
         # q, k and both results; their gradients, q, k and theirs; all; as the first
         passes={"forward": 4, "backward": 6, "forward+backward": 10, "evaluation": 4},
         small="fp32 2x5x3x40",
-        ledger=f"4x528x32x128, {BY_LAYER_NORM} 4x528x64x64, 4x264x32x256, {ROTARY} 4x528x32x128",
+        ledger=f"4x528x32x128, {BY_LAYER_NORM} 4x528x64x64, 4x264x32x256, {ROTARY} 4x528x32x128, "
+        f"{INTERLEAVED} 4x528x32x128, {HALF_TURNED} 4x528x32x128",
         static=f"2x4096x32x128, 2x4096x32x64, 2x4096x16x256, {BY_LAYER_NORM} 2x4096x32x128, 2x4096x24x80, "
-        f"{ROTARY} 2x4096x32x128, {ROTARY} 2x4096x32x64, {ROTARY} 2x4096x16x256",
+        f"{ROTARY} 2x4096x32x128, {ROTARY} 2x4096x32x64, {ROTARY} 2x4096x16x256, "
+        f"{INTERLEAVED} 2x4096x24x128, {HALF_TURNED} 2x4096x16x256",
         instructions=f"2x132x32x128, 2x132x32x64, 2x66x32x256, {BY_LAYER_NORM} 2x132x32x64, 2x132x32x80, "
-        f"{ROTARY} 2x132x32x128, {ROTARY} 2x132x32x64",
+        f"{ROTARY} 2x132x32x128, {ROTARY} 2x132x32x64, {INTERLEAVED} 2x132x32x128, "
+        f"{HALF_TURNED} 2x132x32x128",
         exactness=in_float_dtypes(f"{BY_LAYER_NORM} 2x64x16x64")
         + f", fp32 2x64x8x128, {ROTARY} fp32 2x64x8x128",
         together=lambda t, case: t.flatten(0, -2),

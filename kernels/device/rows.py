@@ -169,18 +169,10 @@ def store_normalized(
     eps,
     CENTERED: tl.constexpr,
     TILE: tl.constexpr,
-    first=0,
-    factor=None,
 ):
-    """Normalises x [rows, cols], 0 where masked, and stores y, times a factor if any, and the statistics.
-
-    first: the column of the parameters that is x's first.
-    """
+    """Normalises x [rows, cols], 0 where masked, and stores y and the statistics."""
     x_hat = normalized(x, results.statistics, mask, row, row_mask, cols, eps, CENTERED, TILE)
-    y = scale_and_shift(x_hat, parameters, first + col, first + cols)
-    if factor is not None:
-        y *= factor
-    store(results.y + base, offsets, y, mask)
+    store(results.y + base, offsets, scale_and_shift(x_hat, parameters, col, cols), mask)
 
 
 @triton.jit

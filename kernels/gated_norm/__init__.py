@@ -66,9 +66,8 @@ def in_groups(x: Tensor, gate: Tensor, group_size: int) -> tuple[Tensor, Tensor,
     return x, gate, Layout(x.shape[0], groups, group_size, strides, shared)
 
 
-def wider(x: Tensor, gate: Tensor) -> torch.dtype:
-    """The dtype of x, or gate's where that is float32 beside 16 bits."""
-    return max(x.dtype, gate.dtype, key=lambda dtype: dtype.itemsize)
+def widest(*dtypes: torch.dtype) -> torch.dtype:
+    return max(dtypes, key=lambda dtype: dtype.itemsize)
 
 
 @launch.kept
@@ -97,15 +96,17 @@ def gated_norm_forward(
     norm_before_gate: bool,
     act: str,
     eps: float,
+    out_dtype: torch.dtype,
     save_statistics: bool,
 ) -> tuple[Tensor, Tensor | None]:
-    """y in x's dtype, and rstd of each group of a row, [rows * groups], None where not to be saved."""
-    y = torch.empty_like(x, memory_format=torch.contiguous_format)
+    """y in `out_dtype`, and rstd of each group of a row, [rows * groups], None where not to be saved."""
+    y = torch.empty_like(x, dtype=out_dtype, memory_format=torch.contiguous_format)
     x, gate, layout = in_groups(x, gate, group_size)
     statistics = None
     if save_statistics:
         statistics = x.new_empty(layout.rows * layout.groups, dtype=dtypes.compute_dtype(x.dtype))
-    call = forward_launch(layout, wider(x, gate), eps, norm_before_gate, act, x.device)
+    dtype = widest(x.dtype, gate.dtype, out_dtype)
+    call = forward_launch(layout, dtype, eps, norm_before_gate, act, x.device)
     launch.launch(call, x, gate, y, statistics, *contiguous(weight, bias))
     return y, statistics
 
@@ -146,7 +147,8 @@ def gated_norm_backward(
     dgate = torch.empty_like(gate, memory_format=torch.contiguous_format) if want_dgate else None
     cols = x.shape[-1]
     x, gate, layout = in_groups(x, gate, group_size)
-    call = backward_launch(layout, wider(x, gate), norm_before_gate, act, x.device)
+    dtype = widest(dy.dtype, x.dtype, gate.dtype)
+    call = backward_launch(layout, dtype, norm_before_gate, act, x.device)
     # [programs, cols], or of every program and head where these share parameters
     sums = call.grid[1] * layout.groups * group_size // cols, cols
     partials = [statistics.new_empty(sums) if want else None for want in want_parameters]

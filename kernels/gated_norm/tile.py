@@ -14,11 +14,12 @@ from normreg.kernels.device.rows import (
     load,
     load_parameter,
     load_spread,
+    scale_and_shift,
     store,
-    store_normalized,
     store_partial,
+    store_statistics,
 )
-from normreg.kernels.device.statistics import compute_dtype
+from normreg.kernels.device.statistics import compute_dtype, divide, rstd_of
 
 
 class Inputs(NamedTuple):
@@ -66,8 +67,9 @@ def gated_norm_forward_kernel(
     SHARED: tl.constexpr,
     TILE: tl.constexpr,
 ):
-    DTYPE: tl.constexpr = inputs.x.dtype.element_ty
-    COMPUTE_DTYPE: tl.constexpr = compute_dtype(DTYPE)
+    COMPUTE_DTYPE: tl.constexpr = compute_dtype(inputs.x.dtype.element_ty)
+    DTYPE: tl.constexpr = results.y.dtype.element_ty
+    GATE_DTYPE: tl.constexpr = DTYPE if DTYPE.primitive_bitwidth == 16 else COMPUTE_DTYPE
     VECTOR: tl.constexpr = TILE.vector
     BLOCK_ROWS: tl.constexpr = TILE.rows
     BLOCK_COLS: tl.constexpr = TILE.cols
@@ -80,19 +82,17 @@ def gated_norm_forward_kernel(
     x_at = places(row, group, col, x_stride_row, x_stride_group, VECTOR)
     gate_at = places(row, group, col, gate_stride_row, gate_stride_group, VECTOR)
     x = load(inputs.x, x_at, mask, COMPUTE_DTYPE)
-    gate = gate_of(load(inputs.gate, gate_at, mask, COMPUTE_DTYPE), ACT, DTYPE)
+    gate = gate_of(load(inputs.gate, gate_at, mask, COMPUTE_DTYPE), ACT, GATE_DTYPE)
 
-    factor = None
-    if NORM_FIRST:
-        factor = gate
-    else:
+    if not NORM_FIRST:
         x *= gate
-    y_at = places(row, group, col, groups * cols, cols, 1)
-    of_row = row * groups + group
+    rstd = rstd_of(divide(tl.sum(x * x, 1), cols), eps)
     first = 0 if SHARED else group.to(tl.int64) * cols  # of the group's columns of the parameters
-    store_normalized(
-        x, results, parameters, 0, y_at, mask, of_row, row_mask, col, cols, eps, False, TILE, first, factor
-    )
+    y = scale_and_shift(x * rstd[:, None], parameters, first + col, first + cols)
+    if NORM_FIRST:
+        y *= gate
+    store(results.y, places(row, group, col, groups * cols, cols, 1), y, mask)
+    store_statistics(results.statistics, None, rstd, row * groups + group, row_mask)
 
 
 @triton.jit(do_not_specialize=["rows", "groups", "cols", *STRIDES])

@@ -2,9 +2,10 @@
 
     q_y = norm(q) q_weight + q_bias          k_y = norm(k) k_weight + k_bias
 
-and with rotary embedding, both turned by the angles of their positions:
+and with rotary embedding, both turned by the angles of their positions, i against j = i + turned / 2 in the
+first `turned` columns, or where they are interleaved each even i against j = i + 1:
 
-    y[i] cos[i] - y[i + cols / 2] sin[i]     y[i + cols / 2] cos[i + cols / 2] + y[i] sin[i + cols / 2]
+    y[i] cos[i] - y[j] sin[i]                y[j] cos[j] + y[i] sin[j]
 
 with the formulas of `layer_norm`, or of `layer_norm.rms_norm`, for each row: the `cols` elements of a head of
 a token. Queries and keys, of which there may be fewer, share both launches. In the forward a program has a
@@ -16,6 +17,7 @@ strides (`memory_format.heads_of`). What is written is dense, in the input's ord
 bits of each element of queries and keys: 4 forward, 6 backward.
 """
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -30,6 +32,7 @@ from normreg.kernels.layer_norm import statistics_of
 from normreg.kernels.memory_format import contiguous
 from normreg.kernels.qk_norm.tile import (
     Backward,
+    Form,
     Forward,
     qk_norm_backward_kernel,
     qk_norm_forward_kernel,
@@ -38,10 +41,15 @@ from normreg.kernels.tiling.heads import Heads
 from normreg.kernels.tiling.rows import RowTile
 
 
-def constants(tile: RowTile, cols: int, vector: int) -> dict[str, object]:
+def vector_of(cols: int, form: Form, q: Heads, k: Heads) -> int:
+    """Elements that lie beside each other in heads, and half of the turned ones away."""
+    return tiling.heads.vector(math.gcd(cols, 0 if form.interleaved else form.turned // 2), q, k)
+
+
+def constants(form: Form, tile: RowTile, cols: int, vector: int) -> dict[str, object]:
     """The tile as kernels take it, and its warps."""
     tile = tile._replace(vector=vector, whole=cols == tile.cols)
-    return dict(TILE=tile, num_warps=tile.num_warps)
+    return dict(FORM=form, TILE=tile, num_warps=tile.num_warps)
 
 
 @launch.kept
@@ -49,15 +57,14 @@ def forward_launch(
     q: Heads,
     k: Heads,
     positions: int,
-    rotary: bool,
+    form: Form,
     cols: int,
     dtype: torch.dtype,
     eps: float,
-    centered: bool,
     device: torch.device,
 ) -> launch.Launch:
-    tile = tiling.heads.qk_norm_forward_tile(cols, dtype)
-    vector = tiling.heads.vector(cols // 2 if rotary else cols, q, k)
+    tile = tiling.heads.qk_norm_forward_tile(cols, dtype, form.turned > 0 and not form.interleaved)
+    vector = vector_of(cols, form, q, k)
     return launch.Launch(
         qk_norm_forward_kernel,
         (triton.cdiv(q.rows, tile.rows) + triton.cdiv(k.rows, tile.rows),),
@@ -67,13 +74,12 @@ def forward_launch(
         positions,
         cols // vector,
         eps,
-        CENTERED=centered,
-        **constants(tile, cols, vector),
+        **constants(form, tile, cols, vector),
     )
 
 
 class Angles(NamedTuple):
-    """cos and sin of queries or of keys, [positions, cols] each, and how many heads share a position."""
+    """cos and sin of queries or of keys, [positions, turned] each, and how many heads share a position."""
 
     cos: Tensor | None
     sin: Tensor | None
@@ -92,8 +98,18 @@ def angles_of(cos: Tensor | None, sin: Tensor | None, q: Tensor, k: Tensor) -> t
     if q_repeats and k_repeats and q_repeats[1] == k_repeats[1]:
         both = cos.contiguous(), sin.contiguous()
         return Angles(*both, q_repeats[0]), Angles(*both, k_repeats[0]), q_repeats[1]
-    of_rows = [Angles(*(dense_heads_like(x, t.dtype).copy_(t) for t in (cos, sin)), group=1) for x in (q, k)]
+    of_rows = [
+        Angles(*(dense_heads_like(x[..., : t.shape[-1]], t.dtype).copy_(t) for t in (cos, sin)), group=1)
+        for x in (q, k)
+    ]
     return *of_rows, max(q.shape[:-1].numel(), k.shape[:-1].numel())
+
+
+def form_of(cols: int, cos: Tensor | None, centered: bool, interleaved: bool) -> Form:
+    if cos is None:
+        return Form(centered)
+    turned = cos.shape[-1]
+    return Form(centered, turned, interleaved, turned == cols)
 
 
 def of_forward(
@@ -126,6 +142,7 @@ def qk_norm_forward(
     eps: float,
     out_dtype: torch.dtype,
     centered: bool,
+    interleaved: bool,
     save_statistics: bool,
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
     """Both results in `out_dtype`, and statistics of each row of both, None where not to be saved."""
@@ -133,8 +150,9 @@ def qk_norm_forward(
     q_angles, k_angles, positions = angles_of(cos, sin, q_y, k_y)
     of_q, q_heads = of_forward(q, q_y, q_weight, q_bias, q_angles, centered, save_statistics)
     of_k, k_heads = of_forward(k, k_y, k_weight, k_bias, k_angles, centered, save_statistics)
-    sizes = q_heads, k_heads, positions, cos is not None, q.shape[-1]
-    launch.launch(forward_launch(*sizes, q.dtype, eps, centered, q.device), *of_q, *of_k)
+    form = form_of(q.shape[-1], cos, centered, interleaved)
+    sizes = q_heads, k_heads, positions, form, q.shape[-1]
+    launch.launch(forward_launch(*sizes, q.dtype, eps, q.device), *of_q, *of_k)
     return q_y, k_y, of_q.statistics, of_k.statistics
 
 
@@ -143,15 +161,14 @@ def backward_launch(
     q: Heads,
     k: Heads,
     positions: int,
-    rotary: bool,
+    form: Form,
     cols: int,
     dtype: torch.dtype,
-    centered: bool,
     device: torch.device,
 ) -> tuple[launch.Launch, int]:
     """And how many programs add up rows."""
     tile = tiling.heads.qk_norm_backward_tile(cols, dtype)
-    vector = tiling.heads.vector(cols // 2 if rotary else cols, q, k)
+    vector = vector_of(cols, form, q, k)
     programs = tiling.heads.qk_norm_programs(tile, q, k, device)
     main = launch.Launch(
         qk_norm_backward_kernel,
@@ -161,8 +178,7 @@ def backward_launch(
         *k.in_vectors(vector),
         positions,
         cols // vector,
-        CENTERED=centered,
-        **constants(tile, cols, vector),
+        **constants(form, tile, cols, vector),
     )
     return main, programs
 
@@ -197,6 +213,7 @@ def qk_norm_backward(
     q_statistics: Tensor,
     k_statistics: Tensor,
     centered: bool,
+    interleaved: bool,
     parameter_dtype: torch.dtype,
     wanted: Sequence[bool],
 ) -> tuple[Tensor | None, ...]:
@@ -208,8 +225,9 @@ def qk_norm_backward(
     dq, dk = dense_heads_like(q, q.dtype), dense_heads_like(k, k.dtype)
     q_angles, k_angles, positions = angles_of(cos, sin, dq, dk)
     (q, q_heads), (k, k_heads) = heads_of(q, dq, q_angles.group), heads_of(k, dk, k_angles.group)
-    sizes = q_heads, k_heads, positions, cos is not None, q.shape[-1]
-    main, programs = backward_launch(*sizes, dtype, centered, q.device)
+    form = form_of(q.shape[-1], cos, centered, interleaved)
+    sizes = q_heads, k_heads, positions, form, q.shape[-1]
+    main, programs = backward_launch(*sizes, dtype, q.device)
     of_q = of_backward(dq_y, q, dq, q_weight, q_statistics, q_angles, programs, wanted[::2])
     of_k = of_backward(dk_y, k, dk, k_weight, k_statistics, k_angles, programs, wanted[1::2])
     launch.launch(main, *of_q, *of_k)

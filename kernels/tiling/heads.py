@@ -34,13 +34,15 @@ def widest(dtype: torch.dtype) -> int:
     return hardware.TILE_WORDS_BACKWARD // hardware.words_of(dtypes.compute_dtype(dtype)) ** 2
 
 
-def qk_norm_forward_tile(cols: int, dtype: torch.dtype) -> RowTile:
+def qk_norm_forward_tile(cols: int, dtype: torch.dtype, twice: bool) -> RowTile:
     """32 words a thread, as LayerNorm's short rows: heads of 64 are 16 a tile of one warp.
 
-    With rotary embedding that is 128 registers and 26 instructions an element in 16 bits; with 16 words 31.
+    twice: whether x is loaded once more for rotary embedding, which in 16 bits makes 128 registers and 26
+    instructions an element, with 16 words 31; and in float32 168 registers, with 16 words 80.
     """
     rows = Rows(1, 1, cols, False)
-    return held(row_tile(rows, dtypes.compute_dtype(dtype), hardware.TILE_WORDS_FORWARD, 32), rows)
+    words = 16 if twice and dtype.itemsize > 2 else 32
+    return held(row_tile(rows, dtypes.compute_dtype(dtype), hardware.TILE_WORDS_FORWARD, words), rows)
 
 
 def qk_norm_backward_tile(cols: int, dtype: torch.dtype) -> RowTile:

@@ -46,7 +46,7 @@ def gated_norm_is_held(cols: int, dtype: torch.dtype) -> bool:
     """Whether a program holds a group of a row in the backward, and so in the forward.
 
     16 elements a thread of 8192 in 16 bits take 128 registers, all there are for 16 warps; of 32 bits they
-    spill. dtype: the wider one of x's and gate's.
+    spill. dtype: the widest one of x's, gate's and y's.
     """
     return cols * dtype.itemsize <= 2 * hardware.TILE_WORDS_BACKWARD
 

@@ -9,10 +9,11 @@ from torch import Tensor
 
 from normreg.functional import dispatch
 from normreg.functional.norms import rms_norm
+from normreg.functional.output_dtype import check_out_dtype
 from normreg.functional.tracing import one_call_when_traced
 from normreg.kernels.device.activations import GATES
 from normreg.kernels.dtypes import compute_dtype
-from normreg.kernels.gated_norm import wider
+from normreg.kernels.gated_norm import widest
 from normreg.kernels.tiling.modulated import gated_norm_is_held
 from normreg.ops.rms_norm_gated import rms_norm_gated as _rms_norm_gated
 
@@ -20,7 +21,9 @@ IN_TORCH: dict[str, Callable[[Tensor], Tensor]] = {"silu": F.silu, "sigmoid": to
 
 
 @dispatch.decision("rms_norm_gated")
-def rms_norm_gated_reason(x: Any, gate: Any, weight: Any, bias: Any, group_size: Any, eps: Any) -> str | None:
+def rms_norm_gated_reason(
+    x: Any, gate: Any, weight: Any, bias: Any, group_size: Any, eps: Any, out_dtype: Any
+) -> str | None:
     if gate is None:
         return "there is no gate"
     reason = (
@@ -31,7 +34,7 @@ def rms_norm_gated_reason(x: Any, gate: Any, weight: Any, bias: Any, group_size:
     )
     if reason:
         return reason
-    held = gated_norm_is_held(group_size, wider(x, gate))
+    held = gated_norm_is_held(group_size, widest(x.dtype, gate.dtype, out_dtype))
     return None if held else "a group has more elements than a program holds"
 
 
@@ -46,6 +49,7 @@ def rms_norm_gated(
     group_size: int | None = None,
     norm_before_gate: bool = True,
     act: str = "silu",
+    out_dtype: torch.dtype | None = None,
 ) -> Tensor:
     r"""RMSNorm with a gate, as linear attention and state space models have it behind their heads.
 
@@ -64,30 +68,32 @@ def rms_norm_gated(
         norm_before_gate: normalise, then multiply by the gate, as flash-linear-attention, Qwen3-Next and Kimi
             Linear do; False for the other order, Mamba2's.
         act: "silu", which is swish, or "sigmoid".
+        out_dtype: the result's dtype, a floating-point one; None for input's, under autocast, too.
 
-    Returns a contiguous tensor of input's shape and dtype, rounded to it once. Where the kernel does not
+    Returns a contiguous tensor of input's shape, rounded to its dtype once. Where the kernel does not
     apply (`normreg.functional.dispatch`), as to a group too wide for a program, this is the equivalent below.
     Raises ValueError for another shape of gate, weight or bias, for a group_size that does not divide C, and
-    for another act.
+    for another act or out_dtype.
 
     Equivalent::
 
         x, a = input.float(), F.silu(gate.float())
         u = (x if norm_before_gate else x * a).unflatten(-1, (-1, group_size))
         y = F.rms_norm(u, (group_size,), eps=eps).flatten(-2) * weight + bias
-        y = (y * a if norm_before_gate else y).to(input.dtype)
+        y = (y * a if norm_before_gate else y).to(out_dtype or input.dtype)
 
     Source: Dao and Gu, "Transformers are SSMs" (2024), arXiv 2405.21060, whose layer is
     https://github.com/state-spaces/mamba/blob/main/mamba_ssm/ops/triton/layernorm_gated.py; Yang and Zhang,
     https://github.com/fla-org/flash-linear-attention/blob/main/fla/modules/fused_norm_gate.py
     """
     check_gate(act)
+    dtype = check_out_dtype(out_dtype) or input.dtype
     group_size = _check_shapes(input, gate, weight, bias, group_size)
     if eps is None:
         eps = torch.finfo(compute_dtype(input.dtype)).eps
-    if rms_norm_gated_reason(input, gate, weight, bias, group_size, eps):
-        return _composed(input, gate, weight, bias, eps, group_size, norm_before_gate, act)
-    return _rms_norm_gated(input, gate, weight, bias, group_size, bool(norm_before_gate), act, eps)
+    if rms_norm_gated_reason(input, gate, weight, bias, group_size, eps, dtype):
+        return _composed(input, gate, weight, bias, eps, group_size, norm_before_gate, act, out_dtype)
+    return _rms_norm_gated(input, gate, weight, bias, group_size, bool(norm_before_gate), act, eps, dtype)
 
 
 def _composed(
@@ -99,11 +105,12 @@ def _composed(
     group_size: int,
     norm_before_gate: bool,
     act: str,
+    out_dtype: torch.dtype | None,
 ) -> Tensor:
     """y, by `rms_norm` and torch's operators."""
     cols = input.shape[-1]
     if gate is None and bias is None and group_size == cols:
-        return rms_norm(input, (cols,), weight, eps).to(input.dtype)
+        return rms_norm(input, (cols,), weight, eps, out_dtype=out_dtype).to(out_dtype or input.dtype)
     y = input.to(compute_dtype(input.dtype))
     activation = IN_TORCH[act]
     factor = None if gate is None else activation(gate.to(y.dtype))
@@ -115,7 +122,7 @@ def _composed(
     y = y if bias is None else y + bias
     if factor is not None and norm_before_gate:
         y = y * factor
-    return y.to(input.dtype)
+    return y.to(out_dtype or input.dtype)
 
 
 def check_gate(act: Any) -> None:

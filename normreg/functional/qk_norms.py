@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from normreg.functional import dispatch
+from normreg.functional.output_dtype import asked_dtype, check_out_dtype, rounded_to
 from normreg.functional.tracing import one_call_when_traced
 from normreg.kernels.dtypes import compute_dtype
 from normreg.kernels.tiling import heads
@@ -48,6 +49,8 @@ def qk_norm(
     k_bias: Tensor | None = None,
     norm: str = "rms_norm",
     rotary: tuple[Tensor, Tensor] | None = None,
+    interleaved: bool = False,
+    out_dtype: torch.dtype | None = None,
 ) -> tuple[Tensor, Tensor]:
     r"""Norms of the heads of queries and keys, before attention, in one launch.
 
@@ -64,24 +67,32 @@ def qk_norm(
             dtype computed in, or 1e-5 with "layer_norm".
         q_bias, k_bias: with "layer_norm" (D,) or None, of the weights' dtype.
         norm: "rms_norm" or "layer_norm".
-        rotary: (cos, sin) of rotary position embedding, which turns the first half of each head against the
-            second, behind the norm and in its launches; (*, D) each, of one shape that broadcasts to q's and
-            to k's, as (T, 1, D) does to (B, T, H, D) and (B, 1, T, D) to (B, H, T, D); of q's dtype, or
-            float32 beside 16 bits. D is even. What requires a gradient takes torch's path.
+        rotary: (cos, sin) of rotary position embedding, which turns the first R elements of each head, behind
+            the norm and in its launches; (*, R) each, with an even R of at most D, of one shape that
+            broadcasts to that of q's and of k's first R elements, as (T, 1, R) does to (B, T, H, D) and
+            (B, 1, T, R) to (B, H, T, D); of q's dtype, or float32 beside 16 bits. What requires a gradient
+            takes torch's path.
+        interleaved: with rotary, turn each element against its neighbour, 0 against 1, as GPT-J, GLM and
+            Flux do; False for the first half of R against the second, as Llama, Qwen3 and GPT-NeoX do.
+        out_dtype: that of `layer_norm`, or of `rms_norm`, of both results.
 
-    Returns q and k normalised, of their shapes and dtype (what autocast makes of the norm's). Slices of a
+    Returns q and k normalised, of their shapes. Slices of a
     projection, such as `qkv.view(B, T, 3, H, D)[:, :, 0]`, and transposed ones are read where they lie; what
     has more than two strides between heads is copied first. Results have no gaps, and their dimensions lie in
     memory as `torch.empty_like` has them: those of a (B, H, T, D) view of (B, T, H, D) as its own. Where the
     kernel does not apply (`normreg.functional.dispatch`), this is the equivalent below. Raises ValueError for
     another norm, q and k that differ in D, dtype or device, weights and biases whose shape is not (D,),
-    biases with "rms_norm", and a rotary that is not two tensors which broadcast.
+    biases with "rms_norm", a rotary that is not two tensors which broadcast.
 
     Equivalent::
 
         q = F.rms_norm(q, (D,), q_weight, eps)    # or F.layer_norm(q, (D,), q_weight, q_bias, eps)
         k = F.rms_norm(k, (D,), k_weight, eps)
-        q = q * cos + torch.cat((-q[..., D // 2 :], q[..., : D // 2]), -1) * sin    # with rotary; so is k
+
+        # with rotary, of which R is the last size; so is k
+        a, b = q[..., :R].chunk(2, -1)                # interleaved: q[..., 0:R:2], q[..., 1:R:2]
+        other = torch.cat((-b, a), -1)                # interleaved: torch.stack((-b, a), -1).flatten(-2)
+        q = torch.cat((q[..., :R] * cos + other * sin, q[..., R:]), -1)
 
     Sources: Henry et al., "Query-Key Normalization for Transformers" (2020), arXiv 2010.04245; Dehghani et
     al., "Scaling Vision Transformers to 22 Billion Parameters" (2023), arXiv 2302.05442; in Qwen3:
@@ -94,17 +105,24 @@ def qk_norm(
     centered = norm == "layer_norm"
     if eps is None:
         eps = 1e-5 if centered else torch.finfo(compute_dtype(q.dtype)).eps
+    check_out_dtype(out_dtype)
     if qk_norm_reason(q, k, tuple(parameters.values()), rotary or (), eps):
-        q = _normalized(q, q_weight, q_bias, eps, centered)
-        k = _normalized(k, k_weight, k_bias, eps, centered)
-        return turned(q, cos, sin), turned(k, cos, sin)
-    out_dtype = dispatch.layer_norm_dtype(q) if centered else dispatch.rms_norm_dtype(q)
-    return _qk_norm(q, k, *parameters.values(), cos, sin, eps, out_dtype, centered)
 
+        def norm_and_turn(x: Tensor, shape: Any, weight: Any, bias: Any, eps: float) -> Tensor:
+            y = F.layer_norm(x, shape, weight, bias, eps) if centered else F.rms_norm(x, shape, weight, eps)
+            return turned(y, cos, sin, interleaved)
 
-def _normalized(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, centered: bool) -> Tensor:
-    shape = x.shape[-1:]
-    return F.layer_norm(x, shape, weight, bias, eps) if centered else F.rms_norm(x, shape, weight, eps)
+        asked = asked_dtype(q, out_dtype)
+        if asked is not None:  # or what is turned would be rounded before
+            q, k = (x.to(compute_dtype(x.dtype)) for x in (q, k))
+        call = rounded_to(norm_and_turn, asked)
+        return (
+            call(q, q.shape[-1:], q_weight, q_bias, eps),
+            call(k, k.shape[-1:], k_weight, k_bias, eps),
+        )
+    result_dtype = dispatch.layer_norm_dtype if centered else dispatch.rms_norm_dtype
+    out_dtype = result_dtype(q, out_dtype)
+    return _qk_norm(q, k, *parameters.values(), cos, sin, eps, out_dtype, centered, bool(interleaved))
 
 
 def check_norm(norm: str, has_bias: bool) -> None:
@@ -149,12 +167,14 @@ def _check_rotary(q: Tensor, k: Tensor, rotary: Any) -> None:
             f"expected cos and sin of one shape and dtype, got {tuple(cos.shape)} of {cos.dtype} and "
             f"{tuple(sin.shape)} of {sin.dtype}: pass both as they are multiplied with q"
         )
-    if q.shape[-1] % 2:
-        raise ValueError(f"expected heads of an even size, got {q.shape[-1]}: leave rotary out")
+    if cos.dim() == 0 or cos.shape[-1] % 2 or not 0 < cos.shape[-1] <= q.shape[-1]:
+        raise ValueError(
+            f"expected cos and sin of (*, R) with an even R of at most {q.shape[-1]}, the size of a head, "
+            f"got {tuple(cos.shape)}: pass both angles of each pair, those of R // 2 pairs twice"
+        )
     for name, x in (("q", q), ("k", k)):
-        sizes = zip(reversed(cos.shape), reversed(x.shape))
-        fits = cos.dim() <= x.dim() and all(size in (1, of_x) for size, of_x in sizes)
-        if not fits or cos.dim() == 0 or cos.shape[-1] != x.shape[-1]:
+        sizes = zip(reversed(cos.shape[:-1]), reversed(x.shape[:-1]))
+        if cos.dim() > x.dim() or not all(size in (1, of_x) for size, of_x in sizes):
             raise ValueError(
                 f"expected cos and sin that broadcast to {name}, of shape {tuple(x.shape)}, got "
                 f"{tuple(cos.shape)}: give them a dimension of 1 for heads, as by cos.unsqueeze(-2) for "

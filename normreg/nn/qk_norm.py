@@ -5,13 +5,13 @@ from torch.types import Device
 from normreg import functional
 from normreg.functional.qk_norms import check_norm
 from normreg.functional.tracing import leaf
-from normreg.nn.arguments import instead
+from normreg.nn.arguments import OutDtype, instead
 from normreg.nn.layer_norm import LayerNorm
 from normreg.nn.rms_norm import RMSNorm
 
 
 @leaf
-class QKNorm(torch.nn.Module):
+class QKNorm(OutDtype, torch.nn.Module):
     """`normreg.functional.qk_norm`: the norms of the heads of queries and keys, before attention.
 
     Its norms `q_norm` and `k_norm` hold the parameters, so that the state_dict has the names that attention
@@ -23,6 +23,7 @@ class QKNorm(torch.nn.Module):
         elementwise_affine: whether the norms have weights.
         norm: "rms_norm" or "layer_norm".
         bias: whether they have biases, which only "layer_norm" can have.
+        interleaved, out_dtype: those of `normreg.functional.qk_norm`.
 
     `forward` takes q and k, (*, D), and rotary, (cos, sin) of rotary embedding, or None; it returns both
     normalised.
@@ -41,12 +42,15 @@ class QKNorm(torch.nn.Module):
         *,
         norm: str = "rms_norm",
         bias: bool = False,
+        interleaved: bool = False,
+        out_dtype: torch.dtype | None = None,
         device: Device = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         check_norm(norm, bias)
-        self.norm = norm
+        self.norm, self.interleaved = norm, interleaved
+        self._set_out_dtype(out_dtype)
 
         def of_heads() -> torch.nn.RMSNorm | torch.nn.LayerNorm:
             if norm == "rms_norm":
@@ -69,7 +73,9 @@ class QKNorm(torch.nn.Module):
             k_bias=getattr(of_k, "bias", None),
             norm=self.norm,
             rotary=rotary,
+            interleaved=self.interleaved,
+            out_dtype=self.out_dtype,
         )
 
     def extra_repr(self) -> str:
-        return f"norm={self.norm!r}"
+        return f"norm={self.norm!r}" + ", interleaved=True" * self.interleaved + super().extra_repr()

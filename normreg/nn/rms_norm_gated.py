@@ -5,11 +5,11 @@ from torch.types import Device
 from normreg import functional
 from normreg.functional.gated_norms import check_gate, check_group_size
 from normreg.functional.tracing import leaf
-from normreg.nn.arguments import instead
+from normreg.nn.arguments import OutDtype, instead
 
 
 @leaf
-class RMSNormGated(torch.nn.RMSNorm):
+class RMSNormGated(OutDtype, torch.nn.RMSNorm):
     """RMSNorm with a gate: `normreg.functional.rms_norm_gated`.
 
     The state_dict is that of mamba_ssm's RMSNormGated and of flash-linear-attention's FusedRMSNormGated.
@@ -18,7 +18,7 @@ class RMSNormGated(torch.nn.RMSNorm):
         hidden_size: C, the size of the last dimension: Mamba2's inner size, or that of a head.
         eps: added to the mean square.
         elementwise_affine: whether the layer has a weight of shape (C,).
-        group_size, norm_before_gate, act: those of `normreg.functional.rms_norm_gated`.
+        group_size, norm_before_gate, act, out_dtype: those of `normreg.functional.rms_norm_gated`.
 
     Raises ValueError for a group_size that does not divide hidden_size, and for another act.
 
@@ -47,6 +47,7 @@ class RMSNormGated(torch.nn.RMSNorm):
         group_size: int | None = None,
         norm_before_gate: bool = True,
         act: str = "silu",
+        out_dtype: torch.dtype | None = None,
         device: Device = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -60,6 +61,7 @@ class RMSNormGated(torch.nn.RMSNorm):
             )
         super().__init__(hidden_size, eps, elementwise_affine, device, dtype)
         self.group_size, self.norm_before_gate, self.act = group_size, norm_before_gate, act
+        self._set_out_dtype(out_dtype)
 
     def forward(self, x: Tensor, gate: Tensor | None = None) -> Tensor:
         return functional.rms_norm_gated(
@@ -71,6 +73,7 @@ class RMSNormGated(torch.nn.RMSNorm):
             group_size=self.group_size,
             norm_before_gate=self.norm_before_gate,
             act=self.act,
+            out_dtype=self.out_dtype,
         )
 
     def extra_repr(self) -> str:

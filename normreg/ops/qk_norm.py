@@ -29,28 +29,34 @@ def fake_backward(dk_y, q, k, parameter_dtype, wanted):
     return tuple(found)
 
 
-def rotate_half(x):
-    """(-b, a) of the halves (a, b) of each head."""
+def across(x, interleaved):
+    """(-b, a) of the halves (a, b) of each head, or of each pair of neighbours."""
+    if interleaved:
+        a, b = x.unflatten(-1, (-1, 2)).unbind(-1)
+        return torch.stack((-b, a), -1).flatten(-2)
     a, b = x.chunk(2, -1)
     return torch.cat((-b, a), -1)
 
 
-def turned(x, cos, sin):
-    """x, turned by rotary embedding, of x's dtype."""
-    return x if cos is None else (x * cos + rotate_half(x) * sin).to(x.dtype)
+def turned(x, cos, sin, interleaved, back=False):
+    """x of which the first columns of each head, as many as cos has, are turned; of x's dtype.
+
+    back: by the transpose, as the gradient of the result is.
+    """
+    if cos is None:
+        return x
+    first, rest = x.tensor_split((cos.shape[-1],), -1)
+    other = -across(first * sin, interleaved) if back else across(first, interleaved) * sin
+    first = (first * cos + other).to(x.dtype)
+    return torch.cat((first, rest), -1) if rest.shape[-1] else first
 
 
-def turned_back(dy, cos, sin):
-    """The gradient of what `turned` is given."""
-    return dy if cos is None else dy * cos - rotate_half(dy * sin)
-
-
-def formula(dq_y, dk_y, q, k, q_weight, k_weight, cos, sin, eps, centered, wanted):
+def formula(dq_y, dk_y, q, k, q_weight, k_weight, cos, sin, eps, centered, interleaved, wanted):
     gradients = [(None,) * 3, (None,) * 3]
     for number, (dy, x, weight) in enumerate(((dq_y, q, q_weight), (dk_y, k, k_weight))):
         if dy is not None:
             of_x = wanted[number::2]
-            dy = turned_back(dy.to(compute_dtype(x.dtype)), cos, sin)
+            dy = turned(dy.to(compute_dtype(x.dtype)), cos, sin, interleaved, back=True)
             gradients[number] = layer_norm.formula(dy, x, weight, x.shape[-1:], eps, of_x, centered)
     return tuple(gradient for of_both in zip(*gradients) for gradient in of_both)
 

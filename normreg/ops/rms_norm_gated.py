@@ -6,11 +6,11 @@ from normreg.ops import gradient
 from normreg.ops.operation import Operation, Operator
 
 
-def fake(x, group_size, save_statistics):
+def fake(x, group_size, out_dtype, save_statistics):
     statistics = None
     if save_statistics:
         statistics = x.new_empty(x.numel() // group_size, dtype=compute_dtype(x.dtype))
-    return x.new_empty(x.shape), statistics
+    return x.new_empty(x.shape, dtype=out_dtype), statistics
 
 
 def fake_backward(x, gate, parameter_dtype, wanted):

@@ -190,25 +190,26 @@ CASES = {
         rows(d, HALF), rows(d, HALF), values(d, 8), seed(d), 0.4, 16, "relu", 0.0, [False, True])),
     "qk_norm with rotary": ("qk_norm", lambda d: (
         heads(d), heads(d, 1), values(d, 8), values(d, 8), None, None, values(d, 3, 1, 8),
-        values(d, 3, 1, 8), 1e-5, FLOAT, False, True)),
+        values(d, 3, 1, 8), 1e-5, FLOAT, False, False, True)),
     "qk_norm of transposed slices, centred, in float32": ("qk_norm", lambda d: (
         heads(d, 6, HALF)[:, :, :4].transpose(1, 2), heads(d, 6, HALF)[:, :, 4:].transpose(1, 2), None, None,
-        values(d, 8), None, None, None, 1e-5, FLOAT, True, True)),
+        values(d, 8), None, None, None, 1e-5, FLOAT, True, False, True)),
     "qk_norm without statistics": (
-        "qk_norm", lambda d: (heads(d), heads(d), *[None] * 6, 1e-5, FLOAT, False, False)),
+        "qk_norm", lambda d: (heads(d), heads(d), *[None] * 6, 1e-5, FLOAT, False, False, False)),
     "qk_norm_backward": ("qk_norm_backward", lambda d: (
         heads(d), heads(d, 1), heads(d), heads(d, 1), values(d, 8), values(d, 8), None, None,
-        statistics(d, 24), statistics(d, 6), True, FLOAT, [True] * 6)),
+        statistics(d, 24), statistics(d, 6), True, False, FLOAT, [True] * 6)),
     "qk_norm_backward of queries alone": ("qk_norm_backward", lambda d: (
         heads(d, 3, HALF), None, heads(d, 3, HALF).transpose(1, 2), heads(d, 3, HALF), None, None,
-        values(d, 3, 1, 8), values(d, 3, 1, 8), values(d, 18, 1), values(d, 18, 1), False, HALF,
+        values(d, 3, 1, 6), values(d, 3, 1, 6), values(d, 18, 1), values(d, 18, 1), False, True, HALF,
         [True, True, False, True, False, False])),
     "rms_norm_gated": ("rms_norm_gated", lambda d: (
-        rows(d), rows(d), values(d, 8), values(d, 8), 8, True, "silu", 1e-5, True)),
+        rows(d), rows(d), values(d, 8), values(d, 8), 8, True, "silu", 1e-5, FLOAT, True)),
     "rms_norm_gated in groups, behind a gate of float32": ("rms_norm_gated", lambda d: (
-        rows(d, HALF), rows(d).t().contiguous().t(), None, values(d, 8), 4, False, "sigmoid", 1e-5, True)),
+        rows(d, HALF), rows(d).t().contiguous().t(), None, values(d, 8), 4, False, "sigmoid", 1e-5, HALF,
+        True)),
     "rms_norm_gated without statistics": ("rms_norm_gated", lambda d: (
-        images(d, HALF, LAST), images(d, HALF), None, None, 5, True, "silu", 1e-5, False)),
+        images(d, HALF, LAST), images(d, HALF), None, None, 5, True, "silu", 1e-5, FLOAT, False)),
     "rms_norm_gated_backward": ("rms_norm_gated_backward", lambda d: (
         rows(d), rows(d), rows(d), values(d, 8), values(d, 8), values(d, 12), 4, True, "silu", FLOAT,
         [True, True, True, True])),
@@ -291,8 +292,8 @@ def test_rows_that_are_not_held_are_refused(device):
     x, wide = torch.randn(2, 65536, device=device), torch.randn(2, 1, 65536, device=device)
     for call in (
         lambda: OPERATORS.ada_norm(x, x, *[None] * 5, 1e-5, FLOAT, FLOAT, True, False, False),
-        lambda: OPERATORS.rms_norm_gated(x, x, None, None, 65536, True, "silu", 1e-5, False),
-        lambda: OPERATORS.qk_norm(wide, wide, *[None] * 6, 1e-5, FLOAT, True, False),
+        lambda: OPERATORS.rms_norm_gated(x, x, None, None, 65536, True, "silu", 1e-5, FLOAT, False),
+        lambda: OPERATORS.qk_norm(wide, wide, *[None] * 6, 1e-5, FLOAT, True, False, False),
     ):
         with pytest.raises(
             ValueError, match=r"^expected rows that a program holds, got 65536 elements: call"

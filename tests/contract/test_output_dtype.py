@@ -10,9 +10,12 @@ import torch.nn.functional as F
 from support.reference import DTYPES, copies, error, run, unit
 
 import normreg
+from bench.operations import OURS, TORCH
 from normreg import functional
 from normreg.functional import dispatch
 
+LIBRARIES = {functional: OURS, F: TORCH}
+ANGLES = torch.randn(2, 1, 8).bfloat16()
 CALLS = {
     "layer_norm": lambda library, x, w, b, **o: library.layer_norm(x, x.shape[1:2], w, b, **o),
     "rms_norm": lambda library, x, w, b, **o: library.rms_norm(x, x.shape[1:2], w, 1e-5, **o),
@@ -52,6 +55,10 @@ CALLS = {
         if library is functional
         else F.rms_norm(x + x, x.shape[1:2], w, 1e-5)
     ),
+    "rms_norm_gated": lambda library, x, w, b, **o: LIBRARIES[library].rms_norm_gated(x, x, w, b, **o),
+    "qk_norm": lambda library, x, w, b, **o: torch.cat(
+        LIBRARIES[library].qk_norm(x[:4], x[4:], w, b, rotary=[*ANGLES.to(x)], **o)
+    ),
 }
 every_call = pytest.mark.parametrize("name", CALLS)
 LAYERS = {
@@ -65,6 +72,8 @@ LAYERS = {
     "DropoutAddRMSNorm": (16,),
     "AdaLayerNorm": (16,),
     "AdaRMSNorm": (16,),
+    "RMSNormGated": (16,),
+    "QKNorm": (16,),
 }
 every_layer = pytest.mark.parametrize("kind", LAYERS)
 
@@ -139,12 +148,13 @@ def test_layers(device, kind):
     """The constructor takes it, repr says it, copies have it; a layer of torch.nn gets none by `replace`."""
     layer = getattr(normreg, kind)(*LAYERS[kind], device=device, out_dtype=torch.bfloat16)
     x = torch.randn(3, 16, 2, 2, device=device) if kind.endswith("2d") else torch.randn(3, 16, device=device)
-    inputs = (x, x[0]) if kind.startswith("Ada") else (x,)
+    arguments = (x, x) if kind in ("QKNorm", "RMSNormGated", "AdaLayerNorm", "AdaRMSNorm") else (x,)
+    dtypes = lambda layer: {y.dtype for y in layer(*arguments)}  # noqa: E731
     for one in (layer, copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
-        assert one(*inputs).dtype == torch.bfloat16
+        assert dtypes(one) == {torch.bfloat16}
         assert ", out_dtype=torch.bfloat16" in repr(one)
     layer.out_dtype = None
-    assert layer(*inputs).dtype == torch.float32
+    assert dtypes(layer) == {torch.float32}
     plain = getattr(normreg, kind)(*LAYERS[kind], device=device)
     assert "out_dtype" not in repr(plain)
     assert "out_dtype" not in vars(plain)
@@ -163,16 +173,24 @@ def test_a_replaced_layer_takes_it_as_an_attribute(device, kind):
     assert type(layer) is getattr(torch.nn, kind)
 
 
+class OfBoth(normreg.QKNorm):
+    def __init__(self):
+        super().__init__(16, norm="layer_norm")
+
+    def forward(self, x):
+        return super().forward(x, x)[1]
+
+
 def test_autocast_output(device):
     """On a GPU results of 16 bits are float32 under autocast; "input" leaves 16 bits, on both paths."""
     x = torch.randn(4, 16, device=device, dtype=torch.bfloat16)
-    layers = [normreg.LayerNorm(16), normreg.RMSNorm(16), normreg.GroupNorm(4, 16)]
+    layers = [normreg.LayerNorm(16), normreg.RMSNorm(16), normreg.GroupNorm(4, 16), OfBoth()]
     layers = [layer.to(device) for layer in layers]
     with torch.autocast(device.type, torch.bfloat16):
         dtypes = [layer(x).dtype for layer in layers]
         with normreg.autocast_output("input"):
-            assert [layer(x).dtype for layer in layers] == [torch.bfloat16] * 3
-            assert [layer(x.float()).dtype for layer in layers] == [torch.float32] * 3
+            assert [layer(x).dtype for layer in layers] == [torch.bfloat16] * 4
+            assert [layer(x.float()).dtype for layer in layers] == [torch.float32] * 4
             assert normreg.LayerNorm(16, device=device, out_dtype=torch.float32)(x).dtype == torch.float32
         assert [layer(x).dtype for layer in layers] == dtypes
     if device.type == "cuda":

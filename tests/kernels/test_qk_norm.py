@@ -192,9 +192,22 @@ def test_wrong_calls_are_refused(device, monkeypatch, launches, kernel):
         ((q, k), dict(norm="rms"), "a norm of rms_norm, layer_norm, got 'rms'"),
         ((q, k), dict(rotary=weight), r"rotary to be two tensors, \(cos, sin\)"),
         ((q, k), dict(rotary=(weight, weight[:4])), r"cos and sin of one shape and dtype, got \(8,\)"),
-        ((q, k), dict(rotary=(weight[:4], weight[:4])), r"cos and sin that broadcast to q, .*got \(4,\)"),
+        (
+            (q, k),
+            dict(rotary=(weight[:3], weight[:3])),
+            r"cos and sin of \(\*, R\) with an even R of at most 8, .*got \(3,\)",
+        ),
+        (
+            (q[..., :4], k[..., :4]),
+            dict(rotary=(q, q)),
+            r"cos and sin of \(\*, R\) with an even R of at most 4, .*got \(2, 4, 8\)",
+        ),
+        (
+            (q, k),
+            dict(rotary=(k, k), interleaved=True),
+            r"cos and sin that broadcast to q, .*got \(2, 2, 8\)",
+        ),
         ((q, k), dict(rotary=(q, q)), r"cos and sin that broadcast to k"),
-        ((q[..., :3], k[..., :3]), dict(rotary=(q, q)), "heads of an even size, got 3"),
         ((q, 3), {}, r"a k of shape \(\*, D\), got 3"),
         ((q[0, 0, 0], k), {}, r"a q of shape \(\*, D\), got shape \(\)"),
     ]:

@@ -53,23 +53,28 @@ def test_groups_too_wide_to_be_held(device, launches, cols, group_size, order):
 
 
 @pytest.mark.parametrize(
-    ("cols", "dtype", "gate_dtype", "held"),
+    ("cols", "dtype", "gate_dtype", "out_dtype", "held"),
     [
-        (8192, torch.bfloat16, torch.bfloat16, True),
-        (8193, torch.bfloat16, torch.bfloat16, False),
-        (4096, torch.float16, torch.float32, True),
-        (4097, torch.float16, torch.float32, False),
-        (4097, torch.float32, torch.float32, False),
-        (2048, torch.float64, torch.float64, True),
-        (2049, torch.float64, torch.float64, False),
+        (8192, torch.bfloat16, torch.bfloat16, None, True),
+        (8193, torch.bfloat16, torch.bfloat16, None, False),
+        (4096, torch.float16, torch.float32, None, True),
+        (4096, torch.float16, torch.float16, torch.float32, True),
+        (4097, torch.float16, torch.float16, torch.float32, False),
+        (4097, torch.float16, torch.float32, None, False),
+        (4097, torch.float32, torch.float32, None, False),
+        (2048, torch.float64, torch.float64, None, True),
+        (2049, torch.float64, torch.float64, None, False),
     ],
     ids=str,
 )
-def test_the_widest_group_that_is_held(device, launches, cols, dtype, gate_dtype, held):
+def test_the_widest_group_that_is_held(device, launches, cols, dtype, gate_dtype, out_dtype, held):
     x, gate, *_ = made(device, torch.float32, 2, cols)
-    y = functional.rms_norm_gated(x.to(dtype), gate.to(gate_dtype))
+    x, gate = (t.detach().to(dtype).requires_grad_() for t, dtype in ((x, dtype), (gate, gate_dtype)))
+    y = functional.rms_norm_gated(x, gate, out_dtype=out_dtype)
+    y.sum().backward()
     assert launches[0].startswith("gated_norm" if held else "layer_norm")
-    assert_accurate(y, in_wider(x.to(dtype), gate.to(gate_dtype)), in_wider(x.double(), gate.double()))
+    assert y.dtype == (out_dtype or dtype)
+    assert_accurate(y.to(dtype), in_wider(x, gate), in_wider(x.double(), gate.double()))
 
 
 @pytest.mark.parametrize("rows", [1, 15, 16, 17, 131])

@@ -11,7 +11,7 @@ TOKENS, HEADS, APART, COLS = 2**21 + 2, 2, 3, 512  # HEADS of APART that a token
 ROWS = TOKENS * HEADS
 assert (ROWS - 4) * COLS >= 2**31
 LAST_TILE = ROWS // 4 - 1  # of 4 rows
-CONSTANTS = dict(CENTERED=False, TILE=RowTile(4, COLS, 4, vector=8, whole=True, stages=3))
+CONSTANTS = dict(FORM=kernels.Form(False), TILE=RowTile(4, COLS, 4, vector=8, whole=True, stages=3))
 OF_QUERIES = 4, 1, COLS // 8, COLS // 8
 SIZES = *OF_QUERIES, ROWS, HEADS, APART * COLS // 8, COLS // 8, 1, COLS // 8
 

@@ -6,7 +6,7 @@ BatchNorm's are compiled for powers of two up to 64.
 import torch
 
 from bench.lab import stub_driver
-from normreg.kernels import batch_norm, dropout, group_norm, launch, layer_norm, tiling
+from normreg.kernels import batch_norm, dropout, group_norm, launch, layer_norm, qk_norm, tiling
 from normreg.kernels.group_norm import instance_norm
 from normreg.kernels.layer_norm import rms_norm
 
@@ -52,6 +52,14 @@ def launch_all(batch):
         m = tensor(batch, 3, 3, dtype=torch.float32)
         group_norm.group_norm_forward(x, c, c, 3, 1e-5, x.dtype, True, "silu")
         group_norm.group_norm_backward(x, x, c, m, 3, 1e-5, c.dtype, all_three, c, "silu")
+    q, k, w = tensor(2, batch, 4, 64), tensor(2, batch, 2, 64), tensor(64)
+    of_q, of_k = (tensor(x.shape[:-1].numel(), 1, dtype=torch.float32) for x in (q, k))
+    for turned, interleaved in ((64, False), (32, True)):
+        angles = [tensor(batch, 1, turned)] * 2
+        numbers = 1e-5, q.dtype, False, interleaved, True
+        qk_norm.qk_norm_forward(q, k, w, w, None, None, *angles, *numbers)
+        wanted = (True,) * 4 + (False,) * 2
+        qk_norm.qk_norm_backward(q, k, q, k, w, w, *angles, of_q, of_k, False, interleaved, q.dtype, wanted)
     m = tensor(batch, 24, 3, dtype=torch.float32)
     instance_norm.instance_norm_update_running(m, c, c, 6400, 0.1)
     dropout.dropout(tensor(batch, 768), 0.1, batch)
@@ -65,7 +73,7 @@ record = stub_driver.install()
 launch_all(2)
 compiled, launched = len(record.compiled), len(record.launched)
 assert set(record.compiled) == {name for name, _ in record.launched}
-assert launched == (5 * 3 + 1) + (5 * 3 + 1) + (5 * 3 + 2 + 4) + (3 + 7) + 1 + 5, launched
+assert launched == (5 * 3 + 1) + (5 * 3 + 1) + (5 * 3 + 2 + 4) + (3 + 7) + 2 * 3 + 1 + 5, launched
 for batch in (1, 3, 16, 17, 32, 1000):
     launch_all(batch)
 assert len(record.launched) == 7 * launched
