@@ -195,6 +195,17 @@ MODELS = {
     },
 }
 
+# what stands at the end of a block and the start of the next one, of which one operator is made
+SEAMS = {
+    dit: [
+        "* -> + -> norm3 -> * -> +",
+        "* -> + -> 1.norm1",
+        "* -> + -> norm3 -> * -> +",
+        "* -> + -> norm_out -> * -> +",
+    ],
+    flux: ["* -> + -> norm2 -> * -> +", "* -> + -> norm2_context -> * -> +"],
+}
+
 
 def steps(model, inputs, count=2):
     """Losses of a few steps of training, then the model's output."""
@@ -211,13 +222,13 @@ def steps(model, inputs, count=2):
         return torch.stack(losses), model.eval()(**inputs).sample
 
 
-@pytest.mark.parametrize("channels_last", [False, True], ids=["contiguous", "channels_last"])
+@pytest.mark.parametrize("how", ["contiguous", "channels_last", "fused"])
 @pytest.mark.parametrize("make", MODELS, ids=lambda make: make.__name__)
-def test_models_train_as_before(diffusers, make, channels_last):
+def test_models_train_as_before(diffusers, make, how):
     torch.manual_seed(0)
     name, settings, inputs = make()
     model = getattr(diffusers, name)(**settings)
-    if channels_last:
+    if how == "channels_last":
         model = model.to(memory_format=torch.channels_last)
         inputs = {
             k: t.to(memory_format=torch.channels_last) if t.dim() == 4 else t for k, t in inputs.items()
@@ -226,7 +237,10 @@ def test_models_train_as_before(diffusers, make, channels_last):
         if parameter.dim() == 1:
             torch.nn.init.uniform_(parameter, 0.5, 1.5)
     ours, exact = copy.deepcopy(model), copy.deepcopy(model).double()
-    report = normreg.replace(ours)
+    options = dict(fuse=True, example_inputs=inputs) if how == "fused" else {}
+    report = normreg.replace(ours, **options)
+    if how == "fused" and make in SEAMS:
+        assert [fusion.what for fusion in report.fused] == SEAMS[make]
     assert {change.now.split(".")[-1] for change in report.changed} >= MODELS[make]
     doubles = {k: t.double() if t.is_floating_point() else t for k, t in inputs.items()}
     columns = steps(ours, inputs), steps(model, inputs), steps(exact, doubles)

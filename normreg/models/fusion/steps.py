@@ -18,6 +18,7 @@ NORMS: dict[Any, str] = {
     NORMREG.group_norm.default: "group norm",
     NORMREG.layer_norm.default: "norm",
     NORMREG.rms_norm.default: "norm",
+    NORMREG.ada_norm.default: "modulated norm",
 }
 INPLACE = {"input": None, "inplace": False}
 # {function or method: activation, and {name: default} of its arguments, in order}
@@ -38,6 +39,13 @@ ADDITIONS: dict[Any, bool] = {
     "add": False,
     operator.iadd: True,
     "add_": True,
+}
+MULTIPLICATIONS: dict[Any, bool] = {
+    operator.mul: False,
+    torch.mul: False,
+    "mul": False,
+    operator.imul: True,
+    "mul_": True,
 }
 
 
@@ -120,9 +128,9 @@ def _dropout(node: Node, source: Node) -> Step | None:
     return Step("dropout", node, source, given, source if given.get("inplace") else None)
 
 
-def operands(node: Any, order: dict[Node, int]) -> Sequence[Node]:
-    """The two operands of a sum of two tensors, the later one first; else none."""
-    if not isinstance(node, Node) or node.target not in ADDITIONS or node.kwargs:
+def operands(node: Any, order: dict[Node, int], calls: dict[Any, bool] = ADDITIONS) -> Sequence[Node]:
+    """The two operands of a sum, or of another of `calls`, of two tensors, the later one first; else none."""
+    if not isinstance(node, Node) or node.target not in calls or node.kwargs:
         return ()
     tensors = [operand for operand in node.all_input_nodes if isinstance(value_of(operand), Tensor)]
     return sorted(tensors, key=order.__getitem__, reverse=True) if len(tensors) == len(node.args) == 2 else ()
@@ -132,3 +140,20 @@ def sum_of(node: Any, operand: Node) -> Step:
     """The step of a sum, one of whose operands is computed with it."""
     residual = node.args[1 - node.args.index(operand)]
     return Step("+", node, operand, {"residual": residual}, node.args[0] if ADDITIONS[node.target] else None)
+
+
+def product_of(node: Any, operand: Node) -> Step:
+    """The step of a product, one of whose factors is computed with it."""
+    factor = node.args[1 - node.args.index(operand)]
+    overwritten = node.args[0] if MULTIPLICATIONS[node.target] else None
+    return Step("*", node, operand, {"factor": factor}, overwritten)
+
+
+def increased(node: Any) -> Node | None:
+    """What a call adds 1 to, in memory of its own, or None."""
+    if ADDITIONS.get(node.target) is not False or node.kwargs or len(node.args) != 2:
+        return None
+    for one, value in (node.args, node.args[::-1]):
+        if type(one) in (int, float) and one == 1 and isinstance(value_of(value), Tensor):
+            return value if isinstance(value, Node) else None
+    return None
