@@ -1,6 +1,5 @@
 """Patterns that stay as they are, because fused they could be wrong, and what the report says of them."""
 
-
 import pytest
 import torch
 import torch.nn.functional as F
