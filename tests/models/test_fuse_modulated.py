@@ -1,5 +1,7 @@
 """Norms that a condition scales and shifts: what is one operator, and what stays as it is."""
 
+import copy
+
 import pytest
 import torch
 from fusible import assert_left_alone, fresh_graphs, patterns  # noqa: F401
@@ -94,3 +96,73 @@ def test_modulations_of_another_dtype(device, rows, modulation):
     for ours, theirs, truth in zip(outcome(model, inputs), outcome(plain, inputs), exact, strict=True):
         assert ours.dtype == theirs.dtype
         assert error(ours, truth) <= error(theirs, truth) + unit(truth, theirs.dtype)
+
+
+class InFloat32(nn.Module):
+    """Wan's way: 16 bits, converted to float32 for each norm and each sum."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.condition = nn.Linear(64, 64), nn.Linear(64, 6 * 64)
+        self.attention, self.mlp = nn.Linear(64, 64), nn.Linear(64, 64)
+        self.norm1, self.norm2 = (nn.LayerNorm(64, 1e-6, elementwise_affine=False) for _ in range(2))
+
+    def forward(self, x):
+        condition = self.condition(x[:, :1]).unflatten(-1, (6, -1)).movedim(2, 0)
+        scale1, shift1, gate1, scale2, shift2, gate2 = condition.to(
+            torch.promote_types(x.dtype, torch.float32)
+        )
+        x = self.first(x)
+        y = (self.norm1(wide(x)) * (1 + scale1) + shift1).type_as(x)
+        x = (wide(x) + self.attention(y) * gate1).type_as(x)
+        y = (self.norm2(wide(x)) * (1 + scale2) + shift2).type_as(x)
+        x = (wide(x) + wide(self.mlp(y)) * gate2).type_as(x)
+        return (self.norm1(wide(x)) * (1 + scale2)).to(x.dtype) + x
+
+
+def wide(x):
+    return x if x.dtype == torch.float64 else x.float()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_conversions_to_float32_and_back(device, dtype):
+    """They are a part of the operator, which computes in float32 anyway."""
+    model = InFloat32().to(device, dtype)
+    twin, exact = copy.deepcopy(model), copy.deepcopy(model).double()
+    x = torch.randn(2, 3, 64, device=device, dtype=dtype)
+    report = normreg.replace(model, fuse=True, example_inputs=x)
+    seam = "* -> + -> type_as -> {} -> * -> "
+    assert patterns(report) == [
+        "norm1 -> * -> + -> type_as",
+        seam.format("norm2") + "+ -> type_as",
+        seam.format("norm1") + "to",
+    ]
+    results = []
+    for m, given in ((model, x), (twin, x), (exact, x.double())):
+        leaf = given.clone().requires_grad_()
+        y = m(leaf)
+        results.append([y, *torch.autograd.grad(y.square().sum(), [leaf, *m.parameters()])])
+    for ours, theirs, truth in zip(*results, strict=True):
+        assert ours.dtype == theirs.dtype
+        assert error(ours, truth) <= 2 * error(theirs, truth) + 2 * unit(truth, dtype)
+
+
+def test_what_is_converted_stays_the_callers(device):
+    """The backward needs the copy in float32 where the caller may overwrite what it was made of."""
+
+    class Scaled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.norm, self.scale = nn.RMSNorm(8, 1e-6), nn.Parameter(torch.randn(8))
+
+        def forward(self, x):
+            return (self.norm(x.float()) * (1 + self.scale * 1)).type_as(x)
+
+    model, given = Scaled().to(device), torch.randn(3, 8, device=device, dtype=torch.bfloat16)
+    report = normreg.replace(model, fuse=True, example_inputs=given)
+    assert patterns(report) == ["norm -> * -> type_as"]
+    expected = model(given.clone()).sum()
+    y = model(given).sum()
+    given.mul_(2)
+    for loss in (expected, y):
+        loss.backward()

@@ -11,6 +11,7 @@ from normreg.kernels import cpu
 from normreg.kernels.device.activations import LINES
 from normreg.kernels.dropout.drop import of_elements
 from normreg.kernels.dtypes import FLOATING
+from normreg.models.fusion import steps
 from normreg.models.fusion.modulation import Modulated, why_not_modulated
 from normreg.models.fusion.steps import NORMREG, Step, value_of
 
@@ -118,33 +119,36 @@ def bias_act_dropout(act: Step, dropout: Step, linear: Step | None = None) -> Ma
     )
 
 
-def ada_norm(modulated: Modulated, plus: Step | None = None, gate: Step | None = None) -> Match:
-    """plus, gate: the sum that is normalised, and the product that is its later term."""
-    norm, last = modulated.norm, modulated.last
-    before = tuple(step for step in (gate, plus) if step)
-    given = modulated.given | dict(x=(before or (norm,))[0].source)
-    given |= dict(residual=plus and plus.given["residual"], gate=gate and gate.given["factor"])
-    save, prenorm = value_of(last.node).requires_grad, plus is not None and len(plus.node.users) > 1
-    given |= dict(z_dtype=value_of(norm.source).dtype, out_dtype=value_of(last.node).dtype)
+def ada_norm(
+    modulated: Modulated, plus: Step | None = None, gate: Step | None = None, rounding: Step | None = None
+) -> Match:
+    """plus, gate, rounding: the sum that is normalised, the product that is a term of it, what rounds it."""
+    norm, source, given, _, beside = modulated
+    last, before = modulated.last, tuple(step for step in (gate, plus, rounding) if step)
+    x, residual = before[0].source if before else source, plus and plus.given["residual"]
+    if rounding:  # whose sum is one of values of 16 bits then
+        narrow = steps.widened(x), steps.widened(residual)
+        beside = (*beside, *(term for term, found in zip((x, residual), narrow) if term and found))
+        x, residual = narrow[0] or x, narrow[1] or residual
+    given = given | dict(x=x, residual=residual, gate=gate and gate.given["factor"])
+    save, prenorm = value_of(last.node).requires_grad, bool(before) and len(source.users) > 1
+    given |= dict(z_dtype=value_of(source).dtype, out_dtype=value_of(last.node).dtype)
     given |= dict(save_z=prenorm, save_statistics=save)
     keeps = [given[name] for name in ("scale", "shift") if modulated.behind and given[name] is not None]
     if gate:  # which keeps each factor for the gradient of the other
-        keeps += [
-            b for a, b in ((given["x"], given["gate"]), (given["gate"], given["x"])) if not _has_grad(a)
-        ]
+        factors = (x, given["gate"]), (given["gate"], x)
+        keeps += [kept for other, kept in factors if not value_of(other).requires_grad]
+    if (gate or not before) and x is not (gate or norm).source:  # of which a wider copy was kept
+        keeps.append(x)
     return Match(
         "ada_layer_norm" if given["centered"] else "ada_rms_norm",
         (*before, norm, *modulated.behind),
         NORMREG.ada_norm.default,
         given,
-        (last.node, plus.node) if plus and prenorm else (last.node,),
+        (last.node, source) if prenorm else (last.node,),
         keeps=tuple(keeps) if save else (),
-        beside=modulated.beside,
+        beside=beside,
     )
-
-
-def _has_grad(node: Node) -> bool:
-    return bool(value_of(node).requires_grad)
 
 
 def shape_of(node: Any) -> str:
@@ -170,4 +174,5 @@ def why_no_kernel(match: Match) -> str | None:
     if match.function == "bias_act_dropout" and bias is not None and bias.dtype not in beside:
         return f"the bias is {bias.dtype}, the input {x.dtype}"
     is_modulated = match.target is NORMREG.ada_norm.default
-    return why_not_modulated(match.given, not match.beside) if is_modulated else None
+    of_operator = is_modulated and match.named[-1].target is match.target
+    return why_not_modulated(match.given, of_operator) if is_modulated else None

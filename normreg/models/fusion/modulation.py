@@ -20,9 +20,10 @@ class Modulated(NamedTuple):
     """A norm and the calls that scale and shift its result, which may be one operator already."""
 
     norm: Step
+    source: Node  # what is normalised
     given: dict[str, Any]  # arguments of that operator by name
     behind: tuple[Step, ...] = ()
-    beside: tuple[Node, ...] = ()  # 1 + scale
+    beside: tuple[Node, ...] = ()  # 1 + scale, and what widens the source for the norm
 
     @property
     def last(self) -> Step:
@@ -31,7 +32,7 @@ class Modulated(NamedTuple):
 
 def of_operator(call: Step) -> Modulated | None:
     """A modulated norm that is one operator, of what is no sum yet."""
-    return Modulated(call, call.given) if call.given["residual"] is None else None
+    return Modulated(call, call.source, call.given) if call.given["residual"] is None else None
 
 
 def behind(norm: Step, order: dict[Node, int]) -> Iterator[Modulated]:
@@ -45,13 +46,27 @@ def behind(norm: Step, order: dict[Node, int]) -> Iterator[Modulated]:
         for factor in factors if norm.node in factors else ():
             if scale := steps.increased(factor):
                 times = steps.product_of(product, norm.node)
-                given = own | dict(scale=scale)
+                scaled = Modulated(norm, norm.source, own | dict(scale=scale), (times,), (factor,))
                 for plus in product.users:
                     if product in steps.operands(plus, order):
                         moved = steps.sum_of(plus, product)
-                        shift = moved.given["residual"]
-                        yield Modulated(norm, given | dict(shift=shift), (times, moved), (factor,))
-                yield Modulated(norm, given, (times,), (factor,))
+                        given = scaled.given | dict(shift=moved.given["residual"])
+                        yield from _in_float32(scaled._replace(given=given, behind=(times, moved)))
+                yield from _in_float32(scaled)
+
+
+def _in_float32(modulated: Modulated) -> Iterator[Modulated]:
+    """Also with what rounds the result behind it, and with what widens the norm's input in front of it."""
+    user, *others = modulated.last.node.users or (None,)
+    rounding = None if others else steps.cast(user)
+    if rounding and value_of(user).dtype.itemsize >= value_of(rounding.source).dtype.itemsize:
+        rounding = None
+    rounded = modulated._replace(behind=(*modulated.behind, rounding)) if rounding else modulated
+    if source := steps.widened(modulated.source):
+        yield rounded._replace(source=source, beside=(*modulated.beside, modulated.source))
+    if rounding:
+        yield rounded
+    yield modulated
 
 
 def gated(term: Node, order: dict[Node, int]) -> Iterator[Step]:
@@ -85,6 +100,8 @@ def why_not_modulated(given: dict[str, Any], of_operator: bool) -> str | None:
     z_dtype = x.dtype if residual is None else torch.promote_types(x.dtype, residual.dtype)
     if z_dtype != given["z_dtype"]:
         return f"the sum is {given['z_dtype']}, its terms {x.dtype} and {residual.dtype}"
+    if torch.promote_types(compute_dtype(x.dtype), given["out_dtype"]) != compute_dtype(x.dtype):
+        return f"the input is {x.dtype}, the result {given['out_dtype']}"
     return None if is_held(x.shape[-1], z_dtype) else "a row is wider than the tile of a program"
 
 

@@ -75,14 +75,15 @@ class Finder:
             yield from self.behind_gate(modulated)
 
     def behind_gate(self, modulated: Modulated) -> Iterator[Match]:
-        total = modulated.norm.source
-        terms: Any = self.terms(total)
+        rounding = steps.cast(modulated.source)
+        total: Any = rounding.source if rounding else modulated.source
+        terms = self.terms(total)
         for term in terms:
             for gate in modulation.gated(term, self.memory.order):
                 if shape_of(gate.source) == shape_of(total):
-                    yield matches.ada_norm(modulated, steps.sum_of(total, term), gate)
+                    yield matches.ada_norm(modulated, steps.sum_of(total, term), gate, rounding)
         if terms and not any(steps.step_of(term, "dropout") for term in terms):
-            yield matches.ada_norm(modulated, steps.sum_of(total, terms[0]))
+            yield matches.ada_norm(modulated, steps.sum_of(total, terms[0]), rounding=rounding)
 
     def behind_sum(self, norm: Step) -> Iterator[Match]:
         terms: Any = self.terms(norm.source)

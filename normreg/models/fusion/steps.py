@@ -9,6 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.fx import Node
 
+from normreg.kernels.dtypes import FLOATING
+
 NORMREG = torch.ops.normreg
 DROPOUT = NORMREG.dropout.default
 # {operator of normreg with several results: kind of step}
@@ -40,6 +42,7 @@ ADDITIONS: dict[Any, bool] = {
     operator.iadd: True,
     "add_": True,
 }
+CASTS = ("bfloat16", "float", "half", "to", "type_as")
 MULTIPLICATIONS: dict[Any, bool] = {
     operator.mul: False,
     torch.mul: False,
@@ -147,6 +150,23 @@ def product_of(node: Any, operand: Node) -> Step:
     factor = node.args[1 - node.args.index(operand)]
     overwritten = node.args[0] if MULTIPLICATIONS[node.target] else None
     return Step("*", node, operand, {"factor": factor}, overwritten)
+
+
+def cast(node: Any) -> Step | None:
+    """The step of a method that gives a value another floating-point dtype and else leaves it, or None."""
+    if not isinstance(node, Node) or node.op != "call_method" or node.target not in CASTS:
+        return None
+    source: Any = node.args[0]
+    was, now = value_of(source), value_of(node)
+    alike = was.device == now.device and was.dtype != now.dtype and {*node.kwargs} <= {"dtype"}
+    return Step("cast", node, source, {}) if alike and {was.dtype, now.dtype} <= {*FLOATING} else None
+
+
+def widened(node: Any) -> Node | None:
+    """What a call that nothing but one other takes converts from 16 bits to float32, or None."""
+    step = cast(node) if len(node.users) == 1 else None
+    widens = step and (value_of(step.source).dtype.itemsize, value_of(node).dtype) == (2, torch.float32)
+    return step.source if step and widens else None
 
 
 def increased(node: Any) -> Node | None:
