@@ -124,18 +124,26 @@ def wide(x):
     return x if x.dtype == torch.float64 else x.float()
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
-def test_conversions_to_float32_and_back(device, dtype):
-    """They are a part of the operator, which computes in float32 anyway."""
+@pytest.mark.parametrize(
+    ("dtype", "rounding"),
+    [
+        (torch.float16, [" -> type_as", " -> to"]),
+        (torch.bfloat16, [" -> type_as", " -> to"]),
+        (torch.float32, ["", ""]),
+    ],
+    ids=["float16", "bfloat16", "float32"],
+)
+def test_conversions_to_float32_and_back(device, dtype, rounding):
+    """They are a part of the operator, which computes in float32 anyway, and nothing in float32."""
     model = InFloat32().to(device, dtype)
     twin, exact = copy.deepcopy(model), copy.deepcopy(model).double()
     x = torch.randn(2, 3, 64, device=device, dtype=dtype)
     report = normreg.replace(model, fuse=True, example_inputs=x)
-    seam = "* -> + -> type_as -> {} -> * -> "
+    rounded, last = rounding
     assert patterns(report) == [
-        "norm1 -> * -> + -> type_as",
-        seam.format("norm2") + "+ -> type_as",
-        seam.format("norm1") + "to",
+        f"norm1 -> * -> +{rounded}",
+        f"* -> +{rounded} -> norm2 -> * -> +{rounded}",
+        f"* -> +{rounded} -> norm1 -> *{last}",
     ]
     results = []
     for m, given in ((model, x), (twin, x), (exact, x.double())):

@@ -31,7 +31,10 @@ class Finder:
 
     def __init__(self, graph: Graph, patterns: Collection[str], is_chosen: Callable[[Match], bool]) -> None:
         for node in reversed(graph.nodes):  # results that nobody takes, and what our own dispatch asked
-            if not node.users and node.target in UNUSED:
+            idle = steps.is_identity(node)
+            if idle:
+                node.replace_all_uses_with(node.args[0])
+            if not node.users and (idle or node.target in UNUSED):
                 graph.erase_node(node)
         self.patterns, self.is_chosen, self.memory = patterns, is_chosen, Memory(graph)
         self.taken: set[Node] = set()

@@ -158,8 +158,21 @@ def cast(node: Any) -> Step | None:
         return None
     source: Any = node.args[0]
     was, now = value_of(source), value_of(node)
+    if not (isinstance(was, Tensor) and isinstance(now, Tensor)):
+        return None
     alike = was.device == now.device and was.dtype != now.dtype and {*node.kwargs} <= {"dtype"}
     return Step("cast", node, source, {}) if alike and {was.dtype, now.dtype} <= {*FLOATING} else None
+
+
+def is_identity(node: Node) -> bool:
+    """Whether a method returns the tensor that it is called of, which has the dtype that it asks for."""
+    if node.op != "call_method" or node.target not in CASTS or {*node.kwargs} - {"dtype"}:
+        return False
+    source, result = value_of(node.args[0]), value_of(node)
+    if not (isinstance(source, Tensor) and isinstance(result, Tensor) and torch._C._has_storage(source)):
+        return False
+    alike = (source.dtype, source.device) == (result.dtype, result.device)
+    return alike and source.untyped_storage()._cdata == result.untyped_storage()._cdata
 
 
 def widened(node: Any) -> Node | None:
