@@ -78,6 +78,11 @@ def scaled_for_all_and_shifted_by_rows(m, x):
     return m.layer_norm(x) * (1 + m.linear(x[:1])) + x * 2
 
 
+def scaled_by_frames(m, x):
+    frames = torch.stack([x, x * 2, x * 3], 1)[None]  # (1, 5, 3, 8)
+    return m.layer_norm(frames) * (1 + m.linear(x)[None, :, None]) + m.linear(x * 2)[None, :, None]
+
+
 def dropped_and_scaled(m, x):
     return m.layer_norm(m.linear(x) + m.drop(x)) * (1 + m.linear(x))
 
@@ -87,6 +92,7 @@ FUSED = [
     (scaled_for_all, ["layer_norm -> mul_"]),
     (one_scale_of_two, ["layer_norm -> * -> +", "layer_norm -> *"]),
     (scaled_for_all_and_shifted_by_rows, ["layer_norm -> *"]),
+    (scaled_by_frames, ["layer_norm -> * -> +"]),
     (dropped_and_scaled, ["layer_norm -> *", "drop -> +"]),
     (a_sum_that_is_read_before_the_norm, ["drop -> + -> layer_norm"]),
     (a_term_that_broadcasts, ["+ -> + -> layer_norm"]),

@@ -20,6 +20,10 @@ def of_samples_or_of_rows(m, x):
     return m.layer_norm(torch.stack([x] * 5)) * (1 + m.linear(x)) + x * 2
 
 
+def a_scale_of_a_middle_dimension(m, x):
+    return m.layer_norm(torch.stack([x, x * 2])) * (1 + m.linear(x)[None])
+
+
 def a_wider_scale(m, x):
     return normreg.functional.layer_norm(x.float(), (8,)) * (1 + m.linear(x))
 
@@ -52,6 +56,10 @@ OVERWRITTEN = "mul_, called after it, may overwrite what + reads"
 LEFT = [
     (modulated_twice, "what layer_norm returns is used elsewhere, too"),
     (of_samples_or_of_rows, "the scale of shape [5, 8] is not one of samples or rows of [5, 5, 8]"),
+    (
+        a_scale_of_a_middle_dimension,
+        "the scale of shape [1, 5, 8] is not one of samples or rows of [2, 5, 8]",
+    ),
     (a_wider_scale, "the input is torch.float32, the scale torch.float64"),
     (scale_overwritten_between, OVERWRITTEN),
     (factor_overwritten_between, OVERWRITTEN),

@@ -115,8 +115,8 @@ def _vectors(x: torch.Tensor, m: torch.Tensor, of_operator: bool) -> str | None:
         return ROWS
     if not 0 < len(sizes) <= len(full) or sizes[-1] != full[-1]:
         return None
-    others = [size for size in sizes[:-1] if size != "1"]
-    if not others:
-        return "1"
-    broadcasts = len(sizes) == len(full) and sizes[0] == full[0]
-    return others[0] if len(others) == 1 and (of_operator or broadcasts) else None
+    leading = sizes[:-1]
+    while leading and leading[-1] == "1":
+        leading.pop()
+    broadcasts = len(sizes) == len(full) or of_operator or not leading
+    return " x ".join(leading or "1") if broadcasts and leading == full[: len(leading)] else None
