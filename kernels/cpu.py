@@ -3,7 +3,7 @@
 The environment variable NORMREG_CPU_KERNELS is read when normreg is imported:
 
     interpreter     Triton's interpreter; TRITON_INTERPRET=1, Triton's own variable, means the same. Its
-                    casts to bfloat16 and its sums are corrected for the whole process (`interpreter`)
+                    casts, its sums and its maxima are corrected for the whole process (`interpreter`)
     compiled        compiled code, by a Triton driver that executes it in host memory, as `bench.lab` has one
     none, or unset  nothing: tensors of the CPU go to torch's own operators
 
@@ -44,6 +44,8 @@ def _chosen() -> tuple[str | None, str | None]:
         from normreg.kernels import interpreter  # which imports triton
 
         interpreter.cast_bfloat16_as_gpus_do()
+        interpreter.cast_float8_as_gpus_do()
+        interpreter.ignore_nan_in_maxima()
         interpreter.add_in_pairs()
         interpreter.fuse_multiplication_and_addition()
         return "interpreter", None

@@ -16,6 +16,7 @@ TRITON_DTYPES = {
     torch.float64: tl.float64,
 }
 FLOATING = tuple(TRITON_DTYPES)
+FLOAT8 = torch.float8_e4m3fn  # in which norms for inference give their result
 
 
 def triton_dtype(dtype: torch.dtype) -> tl.dtype:

@@ -1,9 +1,10 @@
-"""Triton's interpreter with casts from and to bfloat16, sums, and `tl.fma` as exact as a GPU's.
+"""Triton's interpreter with casts from and to bfloat16 and to float8, sums, and `tl.fma` as exact as a GPU's.
 
 Triton's own casts cut float32 off where a GPU rounds to nearest even, take subnormal numbers for others, and
 write the integer part of float64 as if it were the bits of bfloat16. Its sums add in pairs along the last
-axis, but one after another along others, and its fma rounds the product. A kernel cannot tell; whoever checks
-it on a CPU would find its errors larger than they are.
+axis, but one after another along others, and its fma rounds the product. Its casts to float8 round ties up
+and know neither the largest number nor NaN; its maximum of a number and NaN is NaN. A kernel cannot tell;
+whoever checks it on a CPU would find its errors larger than they are.
 """
 
 import functools
@@ -57,6 +58,39 @@ def fuse_multiplication_and_addition() -> None:
         return interpreter.TensorHandle(exact.astype(np.float32), z.dtype.scalar)
 
     interpreter.InterpreterBuilder.create_fma = corrected
+
+
+@functools.cache
+def cast_float8_as_gpus_do() -> None:
+    """Makes casts from float32 to float8_e4m3fn round to nearest even and saturate, in this process."""
+    cast = interpreter.InterpreterBuilder.create_fp_to_fp
+
+    def corrected(self, source, type, rounding):
+        if (source.dtype.scalar, type.scalar) != (tl.float32, tl.float8e4nv):
+            return cast(self, source, type, rounding)
+        return interpreter.TensorHandle(float8_bits(source.data), tl.float8e4nv)
+
+    interpreter.InterpreterBuilder.create_fp_to_fp = corrected
+
+
+@functools.cache
+def ignore_nan_in_maxima() -> None:
+    """Makes the maximum of a number and NaN the number, in this process."""
+
+    def maximum(self, a, b):
+        return self.binary_op(a, b, np.fmax)
+
+    interpreter.InterpreterBuilder.create_maxnumf = maximum
+
+
+def float8_bits(x):
+    """The bits of float32 numbers as float8_e4m3fn, to nearest even, at most 448; NaN becomes 0x7f."""
+    nan = np.isnan(x)
+    magnitude = np.minimum(np.abs(np.where(nan, 0, x)), np.float32(448))
+    exponent = np.frexp(np.maximum(magnitude, np.float32(2**-6)))[1] - 1  # -6 of subnormal numbers as well
+    units = np.rint(np.ldexp(magnitude, 3 - exponent)).astype(np.int32)  # of the last place
+    bits = ((exponent + 6) << 3) + units
+    return np.where(nan, 0x7F, bits | np.signbit(x) * 0x80).astype(np.uint8)
 
 
 def bfloat16_bits(x):

@@ -29,6 +29,7 @@ def as_on_a_gpu():
         mock.patch.object(cpu, "KERNELS", cpu.KERNELS or "compiled"),  # tensors of the CPU go to the kernels
         mock.patch.object(tiling.hardware, "INTERPRETER_TILE_SCALE", 1),
         mock.patch.object(tiling.hardware, "multiprocessors", return_value=MULTIPROCESSORS),
+        mock.patch.object(tiling.hardware, "has_float8", return_value=True),
         mock.patch.object(seed, "draw", drawn),
     ):
         try:

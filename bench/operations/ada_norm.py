@@ -19,7 +19,7 @@ TRANSFORMERS = "2x4096x1152, 2x1024x1536, 1x4608x3072, 1x32760x5120"
 
 def beside_rows(x, m):
     """A vector for each sample as it broadcasts with x."""
-    if m is None or m.dim() == 1 or m.shape == x.shape:
+    if m is None or m.dim() in (1, x.dim()):
         return m
     return m.reshape(len(m), *[1] * (x.dim() - 2), -1)
 
@@ -112,6 +112,7 @@ OPERATION = Operation(
         "ada_layer_norm of rows and a gated sum": Function(both, (X, X, X, X, ROW, ROW, X)),
         "ada_rms_norm": Function(as_they_are, (X, ROW, ROW, ROW)),
         "ada_rms_norm of samples and a sum": Function(of_a_sum, (X, X, (2, 1, 4))),
+        "ada_rms_norm of frames": Function(as_they_are, ((2, 2, 3, 4), (2, 2, 1, 4), SAMPLE, ROW)),
         "ada_rms_norm of rows": Function(as_they_are, (X, X, SAMPLE, ROW)),
     },
     layers={

@@ -9,6 +9,7 @@ import torch
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32, "fp16": torch.float16, "fp64": torch.float64}
 SHORT = {dtype: name for name, dtype in DTYPES.items()}
+LAST = {4: torch.channels_last, 5: torch.channels_last_3d}  # by dimensions
 SHAPE = re.compile(r"\d+(x\d+)*")
 
 
@@ -44,7 +45,7 @@ class Case:
     def like_output(self, make, device, dtype=None):
         """A tensor of the input's shape and memory format, but dense."""
         tensor = make(self.shape, device=device, dtype=dtype or self.dtype)
-        return tensor.to(memory_format=torch.channels_last) if self.channels_last else tensor
+        return tensor.to(memory_format=LAST[len(self.shape)]) if self.channels_last else tensor
 
 
 def shape_of(text):

@@ -1,6 +1,7 @@
 """InstanceNorm: the feature maps of image translation and of segmentation in three dimensions."""
 
 import torch
+import torch.nn.functional as F
 
 from .calls import as_they_are, running
 from .case import each, in_float_dtypes
@@ -8,6 +9,7 @@ from .operation import Function, Layer, Measured, Operation, Smoke
 
 CLASSES = {3: torch.nn.InstanceNorm1d, 4: torch.nn.InstanceNorm2d, 5: torch.nn.InstanceNorm3d}
 OTHER_DTYPES = "16x128x64x64, 2x64x64x64x64"
+VOLUMES = "1x32x64x64x64 channels_last"
 WITH_STATE = "group_norm instance_norm"  # the names of the kernels
 
 
@@ -16,7 +18,17 @@ def instances(use_input_stats):
 
 
 def layer(case, **options):
-    return CLASSES[len(case.shape)](case.shape[1], affine=True, **options)
+    layer = CLASSES[len(case.shape)](case.shape[1], affine=True, **options)
+    if case.channels_last:  # which torch's layer does not look at, and `replace` keeps
+        layer.memory_format = torch.preserve_format
+    return layer
+
+
+def preserving(f, x, weight, bias):
+    """A call of normreg's function that keeps channels_last until the end; torch's has no such option."""
+    options = {} if f is F.instance_norm else dict(memory_format=torch.preserve_format)
+    last = x.contiguous(memory_format=torch.channels_last)
+    return f(last, weight=weight, bias=bias, **options).contiguous()
 
 
 OPERATION = Operation(
@@ -29,6 +41,7 @@ OPERATION = Operation(
         ),
         "instance_norm with statistics": Function(instances(True), ((2, 2, 4), (2,), (2,))),
         "instance_norm without parameters": Function(as_they_are, ((2, 2, 3),)),
+        "instance_norm of channels_last": Function(preserving, ((2, 2, 2, 3), (2,), (2,))),
         "instance_norm in evaluation": Function(instances(False), ((2, 2, 2), (2,), (2,))),
     },
     layers={
@@ -48,9 +61,10 @@ OPERATION = Operation(
         # x, y; dy, x, dx; both; x, y
         passes={"forward": 2, "backward": 3, "forward+backward": 5, "evaluation": 2},
         small="fp32 3x6x5x7",
-        ledger="32x64x64x64, 4x64x256x128",  # held and not
-        static="16x64x64x64, 2x32x16x8",
-        instructions="4x64x64x64, 1x20x256x128",
+        # held and not, and so in channels-last format
+        ledger=f"32x64x64x64, 4x64x256x128, 64x512x16x16 channels_last, 32x64x64x64 channels_last, {VOLUMES}",
+        static="16x64x64x64, 2x32x16x8, 16x256x16x16 channels_last, 16x64x64x64 channels_last",
+        instructions="4x64x64x64, 1x20x256x128, 16x256x16x16 channels_last, 4x64x64x64 channels_last",
         exactness=in_float_dtypes("8x32x28x28"),
         together=lambda t, case: t.flatten(2).flatten(0, 1),
         host="8x64x4x4",

@@ -39,6 +39,7 @@ POINTERS = {
     torch.float16: "*fp16",
     torch.float32: "*fp32",
     torch.float64: "*fp64",
+    torch.float8_e4m3fn: "*fp8e4nv",
     torch.int64: "*i64",
     torch.int8: "*i8",
 }
@@ -182,6 +183,7 @@ def describe(case, noted, target_name):
         case=str(case),
         kernel=noted.kernel.__name__,
         target=target_name,
+        threads=threads,
         registers=code.registers,
         spill_bytes=code.spill_bytes,
         shared_bytes=compiled.metadata.shared,

@@ -53,11 +53,11 @@ class Layout(NamedTuple):
 
     samples: int
     per_token: PerToken
-    strides: tuple[int, ...]  # of gate, scale, shift
+    strides: tuple[int | None, ...]  # of x, None where its rows are side by side; of gate, scale, shift
     vector: int  # what the columns and all strides are a multiple of
 
-    def in_vectors(self, *sizes: int) -> list[int]:
-        return [size // self.vector for size in sizes]
+    def in_vectors(self, *sizes: int | None) -> list[int | None]:
+        return [None if size is None else size // self.vector for size in sizes]
 
 
 def is_held(cols: int, dtype: torch.dtype) -> bool:
@@ -65,15 +65,19 @@ def is_held(cols: int, dtype: torch.dtype) -> bool:
     return cols * hardware.words_of(dtypes.compute_dtype(dtype)) ** 2 <= hardware.TILE_WORDS_BACKWARD
 
 
-def laid_out(x: Tensor, *modulation: Tensor | None) -> tuple[list[Tensor | None], Layout]:
-    """Gate, scale and shift, of x's shape or with a vector for each sample, as [vectors, cols]."""
+def laid_out(x: Tensor, *modulation: Tensor | None) -> tuple[Tensor, list[Tensor | None], Layout]:
+    """x, or a copy whose rows can be read, and gate, scale and shift as [vectors, cols].
+
+    Modulations are of x's shape or have a vector for each sample.
+    """
     cols = x.shape[-1]
     per_token = PerToken(*[m is not None and m.shape == x.shape for m in modulation])
     rows = [None if m is None else in_rows(m, cols) for m in modulation]
+    x, x_stride = layer_norm.where_they_are(x, cols, False)
     strides = tuple([0 if m is None else m.stride(0) for m in rows])
     shared = [m.shape[0] for m, own in zip(rows, per_token) if m is not None and not own]
-    vector = hardware.vector(math.gcd(cols, *strides))
-    return rows, Layout(shared[0] if shared else 1, per_token, strides, vector)
+    vector = hardware.vector(math.gcd(cols, x_stride or 0, *strides))
+    return x, rows, Layout(shared[0] if shared else 1, per_token, (x_stride, *strides), vector)
 
 
 @launch.kept
@@ -96,7 +100,6 @@ def forward_launch(
         rows.rows // layout.samples,
         *layout.in_vectors(*layout.strides),
         eps,
-        Z_DTYPE=dtypes.triton_dtype(z_dtype),
         CENTERED=centered,
         PER_TOKEN=layout.per_token,
         **rows.constants(tile, layout.vector),
@@ -119,13 +122,14 @@ def backward_launches(
     tokens, cols = rows.rows // layout.samples, layout.in_vectors(rows.cols)
     tile = tiling.modulated.ada_norm_backward_tile(rows, dtype, loaded)
     programs = tiling.partials.sample_programs(tile, triton.cdiv(tokens, tile.rows), layout.samples, device)
-    gate_stride, scale_stride, _ = layout.in_vectors(*layout.strides)
+    x_stride, gate_stride, scale_stride, _ = layout.in_vectors(*layout.strides)
     main = launch.Launch(
         ada_norm_backward_kernel,
         (layout.samples, programs),
         device,
         tokens,
         *cols,
+        x_stride,
         gate_stride,
         scale_stride,
         CENTERED=centered,
@@ -162,11 +166,12 @@ def ada_norm_forward(
     save_statistics: bool,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """y in `out_dtype`; z in `z_dtype` and statistics, None where not to be saved. All are contiguous."""
-    x, residual, *parameters = contiguous(x, residual, weight, bias)
-    modulation, layout = laid_out(x, gate, scale, shift)
-    main, rows, numbers, compute_dtype = forward_launch(x.shape, layout, z_dtype, eps, centered, x.device)
-    y = torch.empty_like(x, dtype=out_dtype)
-    z = torch.empty_like(x, dtype=z_dtype) if save_z else None
+    shape = x.shape
+    residual, *parameters = contiguous(residual, weight, bias)
+    x, modulation, layout = laid_out(x, gate, scale, shift)
+    main, rows, numbers, compute_dtype = forward_launch(shape, layout, z_dtype, eps, centered, x.device)
+    y = x.new_empty(shape, dtype=out_dtype)
+    z = x.new_empty(shape, dtype=z_dtype) if save_z else None
     statistics = x.new_empty(rows, numbers, dtype=compute_dtype) if save_statistics else None
     launch.launch(main, x, residual, *modulation, z, y, statistics, *parameters)
     return y, z, statistics
@@ -195,20 +200,26 @@ def ada_norm_backward(
     """
     dx_dtype, dresidual_dtype, parameter_dtype = dtypes
     want_dx, want_dscale, want_dshift, *want_parameters, want_dresidual, want_dgate = wanted
-    dy, z, dz, x, *parameters = contiguous(dy, z, dz, x if want_dgate else None, weight, bias)
-    (gate_rows, scale_rows, _), layout = laid_out(z, gate, scale, shift)
-    per_token, samples, cols = layout.per_token, layout.samples, z.shape[-1]
+    dy, dz, *parameters = contiguous(dy, dz, weight, bias)
+    shape, cols = z.shape, z.shape[-1]
+    if want_dgate:
+        z = z.contiguous()
+        x, (gate_rows, scale_rows, _), layout = laid_out(x, gate, scale, shift)
+    else:
+        z, (gate_rows, scale_rows, _), layout = laid_out(z, gate, scale, shift)
+        x = None
+    per_token, samples = layout.per_token, layout.samples
     gate_rows = gate_rows if want_dx else None
     loads = dy, z, dz, x, gate_rows, scale if per_token.scale else None
     loaded = sum([t.element_size() for t in loads if t is not None])
-    main, finish, programs = backward_launches(z.shape, layout, z.dtype, loaded, centered, z.device)
+    main, finish, programs = backward_launches(shape, layout, z.dtype, loaded, centered, z.device)
 
     def made(want: bool, like: Tensor | None, dtype: torch.dtype | None = None) -> Tensor | None:
         if not want:
             return None
         return torch.empty(like.shape, dtype=dtype or like.dtype, device=like.device)
 
-    dx, dresidual = made(want_dx, z, dx_dtype), made(want_dresidual, z, dresidual_dtype)
+    dx, dresidual = made(want_dx, dy, dx_dtype), made(want_dresidual, dy, dresidual_dtype)
     dscale, dshift, dgate = made(want_dscale, scale), made(want_dshift, shift), made(want_dgate, gate)
     of_rows = dgate if per_token.gate else None, dscale if per_token.scale else None
     of_samples = None if per_token.gate else dgate, None if per_token.scale else dscale, dshift

@@ -1,7 +1,8 @@
 """Kernels of `ada_norm`, of rows that fit into a tile: several in one, or one.
 
 A modulation, which is gate, scale or shift, is [vectors, cols] with a stride between vectors. A row has one
-of its own where PER_TOKEN says so, or shares its sample's. A sample is `tokens` rows.
+of its own where PER_TOKEN says so, or shares its sample's. A sample is `tokens` rows, of x `x_stride` apart
+where that is given.
 """
 
 from typing import NamedTuple
@@ -9,7 +10,7 @@ from typing import NamedTuple
 import triton
 import triton.language as tl
 
-from normreg.kernels.device.branch import Inputs
+from normreg.kernels.device.branch import Incoming, Inputs, Results
 from normreg.kernels.device.rows import (
     Parameters,
     Statistics,
@@ -22,12 +23,14 @@ from normreg.kernels.device.rows import (
     normalized,
     row_strides,
     row_tile,
+    rows_apart,
     scale_and_shift,
     store,
     store_partial,
 )
-from normreg.kernels.device.statistics import compute_dtype
-from normreg.kernels.dropout.add_norm_tile import Incoming, Results
+from normreg.kernels.device.statistics import compute_dtype, promoted
+
+FORWARD_SIZES = ["rows", "cols", "tokens", "x_stride", "gate_stride", "scale_stride", "shift_stride"]
 
 
 class Modulation(NamedTuple):
@@ -69,7 +72,7 @@ def load_modulation(ptr, row, sample, stride, mask, col, PER_TOKEN: tl.constexpr
     return load(ptr, place[:, None] + col[None, :], mask, DTYPE)
 
 
-@triton.jit(do_not_specialize=["rows", "cols", "tokens", "gate_stride", "scale_stride", "shift_stride"])
+@triton.jit(do_not_specialize=FORWARD_SIZES)
 def ada_norm_forward_kernel(
     inputs: Inputs,
     modulation: Modulation,
@@ -78,15 +81,17 @@ def ada_norm_forward_kernel(
     rows,
     cols,  # in vectors, as are strides
     tokens,
+    x_stride,
     gate_stride,
     scale_stride,
     shift_stride,
     eps: tl.float64,
-    Z_DTYPE: tl.constexpr,
     CENTERED: tl.constexpr,
     PER_TOKEN: tl.constexpr,
     TILE: tl.constexpr,
 ):
+    added = inputs.x if inputs.residual is None else inputs.residual
+    Z_DTYPE: tl.constexpr = promoted(inputs.x.dtype.element_ty, added.dtype.element_ty)
     COMPUTE_DTYPE: tl.constexpr = compute_dtype(Z_DTYPE)
     BLOCK_ROWS: tl.constexpr = TILE.rows
     BLOCK_COLS: tl.constexpr = TILE.cols
@@ -98,10 +103,11 @@ def ada_norm_forward_kernel(
     row_mask = row < left
     mask = row_mask[:, None] & (col < cols)[None, :]
     offsets = base + row[:, None] * stride_row + col[None, :]
+    x_base, x_offsets = rows_apart(x_stride, first_row, row, col, 0, offsets, VECTOR)
     row = first_row + row
     sample = row.to(rows.dtype) // tokens
 
-    z = load(inputs.x, offsets, mask, COMPUTE_DTYPE)
+    z = load(inputs.x + x_base, x_offsets, mask, COMPUTE_DTYPE)
     if modulation.gate is not None:
         stride = gate_stride * VECTOR
         z *= load_modulation(modulation.gate, row, sample, stride, mask, col, PER_TOKEN.gate, COMPUTE_DTYPE)
@@ -123,7 +129,7 @@ def ada_norm_forward_kernel(
     store(results.y, offsets, y, mask)
 
 
-@triton.jit(do_not_specialize=["tokens", "cols", "gate_stride", "scale_stride"])
+@triton.jit(do_not_specialize=["tokens", "cols", "x_stride", "gate_stride", "scale_stride"])
 def ada_norm_backward_kernel(
     incoming: Incoming,
     gradients: Gradients,
@@ -133,6 +139,7 @@ def ada_norm_backward_kernel(
     partials: Partials,
     tokens,
     cols,  # in vectors, as are strides
+    x_stride,  # of x or, where there is none, of z, which then may be the input
     gate_stride,
     scale_stride,
     CENTERED: tl.constexpr,
@@ -169,12 +176,17 @@ def ada_norm_backward_kernel(
         row_mask = row < left
         mask = row_mask[:, None] & (col < cols)[None, :]
         offsets = first_of_sample * stride_row + base + row[:, None] * stride_row + col[None, :]
-        rows = first_of_sample + first_row + row
+        first_row += first_of_sample
+        x_base, x_offsets = rows_apart(x_stride, first_row, row, col, 0, offsets, TILE.vector)
+        rows = first_row + row
         mean = None
         if CENTERED:
             mean = load_mean(statistics.saved, rows, row_mask)
         rstd = load_spread(statistics.saved, rows, row_mask, CENTERED)
-        x_hat = load_x_hat(incoming.z, offsets, mask, mean, rstd, COMPUTE_DTYPE, TILE.whole, STAGES)
+        z_ptr, z_offsets = incoming.z, offsets
+        if incoming.x is None:
+            z_ptr, z_offsets = z_ptr + x_base, x_offsets
+        x_hat = load_x_hat(z_ptr, z_offsets, mask, mean, rstd, COMPUTE_DTYPE, TILE.whole, STAGES)
         dy = load(incoming.dy, offsets, mask, COMPUTE_DTYPE, STAGES)
         if PER_TOKEN.scale:
             if gradients.scale is not None:
@@ -189,7 +201,7 @@ def ada_norm_backward_kernel(
             dz += load(incoming.dz, offsets, mask, COMPUTE_DTYPE, STAGES)
         store(gradients.residual, offsets, dz, mask)
         if incoming.x is not None:
-            of_gate = dz * load(incoming.x, offsets, mask, COMPUTE_DTYPE, STAGES)
+            of_gate = dz * load(incoming.x + x_base, x_offsets, mask, COMPUTE_DTYPE, STAGES)
             store(gradients.gate, offsets, of_gate, mask)
             dgate += of_gate
         if modulation.gate is not None:

@@ -24,6 +24,26 @@ class Inputs(NamedTuple):
     residual: tl.tensor
 
 
+class Results(NamedTuple):
+    """What a norm of the sum stores: z or None, and y, [rows, cols]; statistics of each row, or None."""
+
+    z: tl.tensor
+    y: tl.tensor
+    statistics: tl.tensor
+
+
+class Incoming(NamedTuple):
+    """What its backward is given, [rows, cols] each.
+
+    dz: the gradient that z has from elsewhere, or None. x: where a gradient is a sum of dz x, or None.
+    """
+
+    dy: tl.tensor
+    z: tl.tensor
+    dz: tl.tensor
+    x: tl.tensor
+
+
 @triton.jit
 def decisions(
     drop,

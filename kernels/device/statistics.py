@@ -39,6 +39,14 @@ def compute_dtype(*dtypes):
     return tl.float64 if tl.float64 in dtypes else tl.float32
 
 
+@triton.constexpr_function
+def promoted(dtype, other):
+    """The dtype of the sum of elements of two floating-point dtypes, torch.promote_types's."""
+    if dtype == other or dtype.primitive_bitwidth > other.primitive_bitwidth:
+        return dtype
+    return other if dtype.primitive_bitwidth < other.primitive_bitwidth else tl.float32
+
+
 @triton.jit
 def std_of(var, eps):
     """sqrt(var + eps): what is divided by it is rounded once less than what is multiplied by rstd."""

@@ -85,6 +85,51 @@ def deviation(x, after, mean, i: tl.constexpr, cols, DTYPE: tl.constexpr, TILE: 
 
 
 @triton.jit
+def mean_of_tiles(x, cols, DTYPE: tl.constexpr, TILE: tl.constexpr):
+    """The mean of a row, the tiles x, 0 beyond the row."""
+    COMPUTE_DTYPE: tl.constexpr = compute_dtype(DTYPE)
+    TILES: tl.constexpr = TILE.tiles
+    SHARE: tl.constexpr = 1.0 / triton.next_power_of_2(TILES)
+    total = converted(x[0], cols, cols, DTYPE, COMPUTE_DTYPE, TILE) * SHARE
+    for i in tl.static_range(1, TILES):
+        total += converted(x[i], cols, cols, DTYPE, COMPUTE_DTYPE, TILE) * SHARE
+    high = rounded_mean(total, cols * SHARE, 0)
+    rest = within(converted(x[0], high, cols, DTYPE, COMPUTE_DTYPE, TILE) - high, 0, cols, TILE)
+    for i in tl.static_range(1, TILES):
+        rest += within(converted(x[i], high, cols, DTYPE, COMPUTE_DTYPE, TILE) - high, i, cols, TILE)
+    return Mean(high, divide(tl.sum(rest), cols))
+
+
+@triton.jit
+def rstd_of_tiles(x, mean, cols, eps, DTYPE: tl.constexpr, TILE: tl.constexpr):
+    """rstd of a row, the tiles x, 0 beyond the row; mean None of rows not centred."""
+    TILES: tl.constexpr = TILE.tiles
+    after = cols
+    if mean is not None:
+        after = mean.low
+    tile = deviation(x, after, mean, 0, cols, DTYPE, TILE)
+    squares = tile * tile
+    for i in tl.static_range(1, TILES):
+        tile = deviation(x, after, mean, i, cols, DTYPE, TILE)
+        squares += tile * tile
+    return rstd_of(divide(tl.sum(squares), cols), eps)
+
+
+@triton.jit
+def normalized_tile(
+    x, mean, rstd, parameters, i: tl.constexpr, cols, DTYPE: tl.constexpr, TILE: tl.constexpr
+):
+    """x_hat weight + bias of tile i."""
+    COMPUTE_DTYPE: tl.constexpr = compute_dtype(DTYPE)
+    y = deviation(x, rstd, mean, i, cols, DTYPE, TILE) * rstd
+    if parameters.weight is not None:
+        y *= load_widened(parameters.weight, i, cols, COMPUTE_DTYPE, TILE)
+    if parameters.bias is not None:
+        y += load_widened(parameters.bias, i, cols, COMPUTE_DTYPE, TILE)
+    return y
+
+
+@triton.jit
 def store_normalized_tiles(
     x,
     results,
@@ -104,33 +149,14 @@ def store_normalized_tiles(
     """
     COMPUTE_DTYPE: tl.constexpr = compute_dtype(DTYPE)
     TILES: tl.constexpr = TILE.tiles
-    SHARE: tl.constexpr = 1.0 / triton.next_power_of_2(TILES)
     mean = None
-    after = cols
     if CENTERED:
-        total = converted(x[0], cols, cols, DTYPE, COMPUTE_DTYPE, TILE) * SHARE
-        for i in tl.static_range(1, TILES):
-            total += converted(x[i], cols, cols, DTYPE, COMPUTE_DTYPE, TILE) * SHARE
-        high = rounded_mean(total, cols * SHARE, 0)
-        rest = within(converted(x[0], high, cols, DTYPE, COMPUTE_DTYPE, TILE) - high, 0, cols, TILE)
-        for i in tl.static_range(1, TILES):
-            rest += within(converted(x[i], high, cols, DTYPE, COMPUTE_DTYPE, TILE) - high, i, cols, TILE)
-        low = divide(tl.sum(rest), cols)
-        mean, after = Mean(high, low), low
-    tile = deviation(x, after, mean, 0, cols, DTYPE, TILE)
-    squares = tile * tile
-    for i in tl.static_range(1, TILES):
-        tile = deviation(x, after, mean, i, cols, DTYPE, TILE)
-        squares += tile * tile
-    rstd = rstd_of(divide(tl.sum(squares), cols), eps)
+        mean = mean_of_tiles(x, cols, DTYPE, TILE)
+    rstd = rstd_of_tiles(x, mean, cols, eps, DTYPE, TILE)
     store_statistics(results.statistics, mean, rstd, row, True)
 
     for i in tl.static_range(TILES):
-        y = deviation(x, rstd, mean, i, cols, DTYPE, TILE) * rstd
-        if parameters.weight is not None:
-            y *= load_widened(parameters.weight, i, cols, COMPUTE_DTYPE, TILE)
-        if parameters.bias is not None:
-            y += load_widened(parameters.bias, i, cols, COMPUTE_DTYPE, TILE)
+        y = normalized_tile(x, mean, rstd, parameters, i, cols, DTYPE, TILE)
         if scale_ptr is not None:
             y *= 1.0 + load_widened(scale_ptr, i, cols, COMPUTE_DTYPE, TILE)
         if shift_ptr is not None:

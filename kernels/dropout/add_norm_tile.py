@@ -5,7 +5,7 @@ from typing import NamedTuple
 import triton
 import triton.language as tl
 
-from normreg.kernels.device.branch import Inputs, branch, decisions, load_z
+from normreg.kernels.device.branch import Incoming, Inputs, Results, branch, decisions, load_z
 from normreg.kernels.device.random import load_seed
 from normreg.kernels.device.rows import (
     Statistics,
@@ -24,14 +24,6 @@ from normreg.kernels.device.rows import (
 from normreg.kernels.device.statistics import compute_dtype
 
 
-class Results(NamedTuple):
-    """z or None, and y, [rows, cols]; statistics of each row, or None."""
-
-    z: tl.tensor
-    y: tl.tensor
-    statistics: tl.tensor
-
-
 class Parameters(NamedTuple):
     """[cols] each, row_scale [samples]; or None."""
 
@@ -39,15 +31,6 @@ class Parameters(NamedTuple):
     bias: tl.tensor
     layer_scale: tl.tensor
     row_scale: tl.tensor
-
-
-class Incoming(NamedTuple):
-    """[rows, cols] each; dz, the gradient from elsewhere, or None, and x where one is a sum of dz x."""
-
-    dy: tl.tensor
-    z: tl.tensor
-    dz: tl.tensor
-    x: tl.tensor
 
 
 class Gradients(NamedTuple):

@@ -3,12 +3,12 @@
 import triton
 import triton.language as tl
 
-from normreg.kernels.device.branch import Inputs, branch, decisions
+from normreg.kernels.device.branch import Inputs, Results, branch, decisions
 from normreg.kernels.device.random import load_seed
 from normreg.kernels.device.statistics import compute_dtype
 from normreg.kernels.device.tiles import load_widened, store_normalized_tiles, store_tile
 from normreg.kernels.device.words import packed
-from normreg.kernels.dropout.add_norm_tile import Parameters, Results
+from normreg.kernels.dropout.add_norm_tile import Parameters
 
 
 @triton.jit(do_not_specialize=["seed_ptr", "seed", "rows", "cols", "rows_per_sample", "keep_threshold"])

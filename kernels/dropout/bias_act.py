@@ -145,7 +145,7 @@ def backward_launch(
     want_dbias: bool,
     device: torch.device,
 ) -> launch.Launch:
-    tile = tiling.elements.bias_act_backward_tile(rows, cols)
+    tile = tiling.elements.bias_act_backward_tile(rows, cols, drop.bits)
     col_blocks, tiles = triton.cdiv(cols, tile.cols), triton.cdiv(rows, tile.rows)
     programs = min(tiles, launch.MOST_PROGRAMS[1])
     if want_dbias:

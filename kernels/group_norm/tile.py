@@ -41,16 +41,26 @@ class GroupAccess(NamedTuple):
 
 
 @triton.jit
-def program_groups(group_block, groups, channels, spatial, TILE: tl.constexpr):
-    """(channels, spatial) in elements, then the first group, and the sample and the group of each row."""
-    if TILE.channels_last:
-        channels = channels * TILE.vector
-    else:
+def in_elements(groups, channels, spatial, TILE: tl.constexpr):
+    """The sizes, of which the contiguous one is in vectors."""
+    if not TILE.channels_last:
         spatial = spatial * TILE.vector
+    elif TILE.channels == 1:
+        groups = groups * TILE.vector
+    else:
+        channels = channels * TILE.vector
     if TILE.spatial == 1:
         spatial = 1
+    elif TILE.channels == 1:
+        channels = 1
+    return groups, channels, spatial
+
+
+@triton.jit
+def program_groups(group_block, TILE: tl.constexpr):
+    """The first group of a block, and the sample and the group of each row."""
     row = tl.arange(0, TILE.samples * TILE.groups)
-    return channels, spatial, group_block.to(tl.int64) * TILE.groups, row // TILE.groups, row % TILE.groups
+    return group_block.to(tl.int64) * TILE.groups, row // TILE.groups, row % TILE.groups
 
 
 @triton.jit
@@ -107,11 +117,10 @@ def group_norm_forward_kernel(
     ROWS: tl.constexpr = TILE.samples * TILE.groups
     ELEMENTS: tl.constexpr = TILE.channels * TILE.spatial
     LAST: tl.constexpr = TILE.channels_last and TILE.spatial > 1
+    groups, channels, spatial = in_elements(groups, channels, spatial, TILE)
     group_blocks = tl.cdiv(groups, TILE.groups)
     first_sample = (tl.program_id(0) // group_blocks).to(tl.int64) * TILE.samples
-    channels, spatial, first_group, sample, group = program_groups(
-        tl.program_id(0) % group_blocks, groups, channels, spatial, TILE
-    )
+    first_group, sample, group = program_groups(tl.program_id(0) % group_blocks, TILE)
     at = tile_access(first_sample, first_group, sample, group, samples, groups, channels, spatial, TILE)
 
     x = tl.load(x_ptr + at.base + at.offsets, mask=at.mask, other=0.0).to(DTYPE)
@@ -172,9 +181,8 @@ def group_norm_backward_kernel(
     GROUPS: tl.constexpr = TILE.groups
     CHANNELS: tl.constexpr = TILE.channels
     program = tl.program_id(1).to(tl.int64)
-    channels, spatial, first_group, sample, group = program_groups(
-        tl.program_id(0), groups, channels, spatial, TILE
-    )
+    groups, channels, spatial = in_elements(groups, channels, spatial, TILE)
+    first_group, sample, group = program_groups(tl.program_id(0), TILE)
     parameter = first_group * channels
     left = groups - first_group
     dweight = tl.zeros([ROWS, CHANNELS], DTYPE)
@@ -272,8 +280,7 @@ def backward_launch(
         return None
     sizes, constants = sizes_and_constants(samples, *group, tile)
     group_blocks = triton.cdiv(groups, tile.groups)
-    spatial = group[-1]
-    partials = tiling.groups.group_norm_backward_programs(samples, spatial, tile, group_blocks, device)
+    partials = tiling.groups.group_norm_backward_programs(samples, group[-1], tile, group_blocks, device)
     grid, numbers = (group_blocks, partials), (*sizes, eps, negative_slope)
     return launch.Launch(group_norm_backward_kernel, grid, device, *numbers, ACT=act, **constants)
 
@@ -287,5 +294,7 @@ def sizes_and_constants(
     samples: int, groups: int, channels: int, spatial: int, tile: ChannelTile
 ) -> tuple[tuple[int, ...], dict[str, Any]]:
     """The kernels' sizes, the contiguous one in vectors, and what they are compiled for."""
-    tile, in_vectors = in_format(tile, channels, spatial, tile.channels_last)
-    return (samples, groups, *in_vectors), dict(TILE=tile, num_warps=tile.num_warps)
+    of_one = tile.channels_last and channels == 1  # groups are what lies side by side
+    tile, (side, spatial) = in_format(tile, groups if of_one else channels, spatial, tile.channels_last)
+    groups, channels = (side, 1) if of_one else (groups, side)
+    return (samples, groups, channels, spatial), dict(TILE=tile, num_warps=tile.num_warps)

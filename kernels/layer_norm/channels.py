@@ -1,10 +1,11 @@
-"""Layer normalisation over the channels of each position of a channels-first tensor (N, C, *).
+"""Layer and RMS normalisation over the channels of each position of a channels-first tensor (N, C, *).
 
     y[n, c, s] = (x[n, c, s] - mean[n, s]) rstd[n, s] weight[c] + bias[c]
 
-with mean and rstd over c, so this is LayerNorm of rows whose elements are a sample's positions apart, and the
-kernels are those of `layer_norm`: a tile is neighbouring positions, which are contiguous, and their channels.
-Where the channels are contiguous (channels_last), positions are LayerNorm's ordinary rows.
+with mean and rstd over c, and without mean and bias in RMSNorm. So these are norms of rows whose elements are
+a sample's positions apart, and the kernels are those of `layer_norm`: a tile is neighbouring positions, which
+are contiguous, and their channels. Where the channels are contiguous (channels_last), positions are ordinary
+rows.
 """
 
 from collections.abc import Sequence
@@ -41,3 +42,27 @@ def layer_norm_channels_backward(
     return layer_norm_backward(
         dy, x, weight, statistics, x.shape[1:2], parameter_dtype, wanted, channels_first=True
     )
+
+
+def rms_norm_channels_forward(
+    x: Tensor, weight: Tensor | None, eps: float, out_dtype: torch.dtype, save_statistics: bool
+) -> tuple[Tensor, Tensor | None]:
+    """y in `out_dtype`, and rstd of each position, [positions, 1], or None where it is not to be saved."""
+    options = dict(centered=False, channels_first=True)
+    return layer_norm_forward(x, weight, None, x.shape[1:2], eps, out_dtype, save_statistics, **options)
+
+
+def rms_norm_channels_backward(
+    dy: Tensor,
+    x: Tensor,
+    weight: Tensor | None,
+    statistics: Tensor,
+    parameter_dtype: torch.dtype,
+    wanted: Sequence[bool],
+) -> tuple[Tensor | None, Tensor | None]:
+    """The wanted ones of dx and dweight, None for the others."""
+    options = dict(centered=False, channels_first=True)
+    dx, dweight, _ = layer_norm_backward(
+        dy, x, weight, statistics, x.shape[1:2], parameter_dtype, (*wanted, False), **options
+    )
+    return dx, dweight

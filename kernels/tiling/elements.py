@@ -42,9 +42,13 @@ def bias_act_forward_tile(rows: int, cols: int) -> RowTile:
     return _elements_tile(rows, cols, 2 * ELEMENTS_TILE, BIAS_ACT_WIDTH)
 
 
-def bias_act_backward_tile(rows: int, cols: int) -> RowTile:
-    """16 elements a thread: with 32, two loads and the sums take 165 registers."""
-    return _elements_tile(rows, cols, ELEMENTS_TILE, BIAS_ACT_WIDTH)
+def bias_act_backward_tile(rows: int, cols: int, bits: int) -> RowTile:
+    """16 elements a thread: with 32, two loads and the sums take 165 registers.
+
+    8 where decisions have 32 bits: with 16, those of float32 and GELU spill 8 bytes on sm_90.
+    """
+    tile = _elements_tile(rows, cols, ELEMENTS_TILE, BIAS_ACT_WIDTH)
+    return tile._replace(num_warps=2 * tile.num_warps) if bits == 32 else tile
 
 
 DROPOUT_TILE = 2048  # elements of a tile with shared decisions: 16 a thread, as above

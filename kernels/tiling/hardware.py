@@ -51,6 +51,14 @@ def multiprocessors(device: torch.device) -> int:
 
 
 @functools.cache
+def has_float8(device: torch.device) -> bool:
+    """Whether kernels round to float8_e4m3fn there: on NVIDIA's GPUs since Ada and Hopper."""
+    if device.type == "cuda":
+        return torch.version.hip is None and torch.cuda.get_device_capability(device) >= (8, 9)
+    return cpu.KERNELS != "compiled" or triton.runtime.driver.active.get_current_target().arch >= 89
+
+
+@functools.cache
 def lanes(device: torch.device) -> int:
     """Threads per warp: 32 on NVIDIA, 64 on CDNA."""
     return torch.cuda.get_device_properties(device).warp_size if device.type == "cuda" else 32

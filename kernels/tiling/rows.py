@@ -77,6 +77,9 @@ THREAD_COLS = 8  # elements a thread of each of a row's tiles: 16 bytes in 16 bi
 # Bytes of one row that the forward holds in tiles: 32 words a thread, of 64 registers at 32 warps.
 TILES_BYTES_FORWARD = 131072
 TILES_UNPACKED = 32768  # elements; with more those of 16 bits stay packed
+# Bytes of one row that is held in tiles of float32 for a result in float8: 64 of 128 registers a thread of 16
+# bits. 32768 elements of 32 bits spill 32 bytes on sm_100.
+FLOAT8_BYTES = 65536
 # Columns of 16 bits that the backward holds in tiles with one column sum or, centred, two: 160 and 192
 # registers a thread, of 255 at 8 warps. RMSNorm's 24576 spill 8 bytes on sm_100, 12288 of 32 bits 32.
 TILES_COLS_BACKWARD = {False: 20480, True: 16384}
@@ -165,6 +168,18 @@ def forward_in_tiles(tile: RowTile, rows: Rows, dtype: torch.dtype) -> RowTile:
     # element, and 17 with 1024 elements a warp
     num_warps = 1 << min(5, max(0, (rows.cols - 1).bit_length() - 11))
     return row_in_tiles(rows, num_warps, dtype.itemsize == 2 and rows.cols > TILES_UNPACKED)
+
+
+def float8_is_held(cols: int, dtype: torch.dtype) -> bool:
+    """Whether a program holds a row whose result is float8, if need be of a contiguous copy."""
+    in_bytes, words = cols * dtype.itemsize, hardware.words_of(dtypes.compute_dtype(dtype))
+    in_tiles = words == 1 and in_bytes <= min(FLOAT8_BYTES, TILES_BYTES_FORWARD) and in_bytes % 16 == 0
+    return cols * words <= hardware.TILE_WORDS_FORWARD or in_tiles
+
+
+def layer_norm_float8_tile(rows: Rows, dtype: torch.dtype) -> RowTile:
+    """The forward's, but never packed."""
+    return layer_norm_forward_tile(rows, dtype)._replace(packed=False)
 
 
 def layer_norm_backward_tile(rows: Rows, dtype: torch.dtype, centered: bool = True) -> RowTile:

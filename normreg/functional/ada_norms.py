@@ -8,6 +8,7 @@ from torch import Tensor
 
 from normreg.functional import dispatch
 from normreg.functional.norms import layer_norm, rms_norm
+from normreg.functional.output_dtype import asked_dtype, check_out_dtype
 from normreg.functional.residual import check_can_be_added, check_residual, residual_reason
 from normreg.functional.tracing import one_call_when_traced
 from normreg.kernels.ada_norm import is_held
@@ -35,6 +36,7 @@ def ada_layer_norm(
     residual: Tensor | None = None,
     gate: Tensor | None = None,
     prenorm: bool = False,
+    out_dtype: torch.dtype | None = None,
 ) -> Tensor | Any:
     r"""LayerNorm over the last dimension, with a scale and shift of each sample or row: adaLN of DiT.
 
@@ -44,20 +46,22 @@ def ada_layer_norm(
     gate as it goes. What makes these three of the condition, a linear layer, is left to the caller.
 
     Args:
-        input: (N, *, C), float16, bfloat16, float32 or float64, any strides.
+        input: (N, *, C), float16, bfloat16, float32 or float64, any strides. Rows that are equally far apart,
+            as in a slice of a projection, are read where they are.
         scale, shift, gate: (N, C) or (N, 1, ..., 1, C) for each sample, input's shape for each row, (C,) or
-            (1, ..., 1, C) for all, each as it likes; shift and gate may be None. Of input's dtype, or of 16
-            or 32 bits beside such an input. Pieces of one projection, as `chunk` gives them, are read where
-            they are.
+            (1, ..., 1, C) for all, and what lies between, as (N, F, 1, C) of the frames of an (N, F, T, C)
+            input, each as it likes; shift and gate may be None. Of input's dtype, or of 16 or 32 bits beside
+            such an input. Pieces of one projection, as `chunk` gives them, are read where they are.
         weight, bias: (C,) or None; of input's dtype, or float32 beside 16 bits.
         eps: added to the variance.
         residual: of input's shape and a floating-point dtype, or None, and then there is no gate.
         prenorm: return z as well, the residual of the next sum.
+        out_dtype: y's, as in `layer_norm`; None for input's or, where z has input's, that of `layer_norm`.
 
-    Returns y, in input's dtype (float32 where CUDA's autocast is on and z has input's dtype), or with prenorm
-    (y, z). z has the dtype that input and residual are promoted to, and is rounded to it before it is
-    normalised; 1 + scale is computed in float32, float64 for float64. Where the kernel does not apply
-    (`normreg.functional.dispatch`), and for a row wider than a program's tile, this is the equivalent below.
+    Returns y, or with prenorm (y, z). z has the dtype that input and residual are promoted to, and is rounded
+    to it before it is normalised; 1 + scale is computed in float32, float64 for float64. Where the kernel
+    does not apply (`normreg.functional.dispatch`), and for a row wider than a program's tile, this is the
+    equivalent below.
     Raises ValueError for another shape or dtype of scale, shift, gate or residual and for a gate without a
     residual, and what `layer_norm` raises.
 
@@ -72,10 +76,14 @@ def ada_layer_norm(
     """
     modulation = Modulation(scale, shift, gate)
     _check(input, modulation, residual)
+    check_out_dtype(out_dtype)
     if ada_layer_norm_reason(input, modulation, residual, weight, bias, eps):
-        return _in_torch(layer_norm, input, modulation, residual, (weight, bias), eps, prenorm)
-    out_dtype = dispatch.layer_norm_dtype(input)
-    return _by_kernels(input, modulation, residual, (weight, bias), eps, out_dtype, True, prenorm)
+        return _in_torch(layer_norm, input, modulation, residual, (weight, bias), eps, out_dtype, prenorm)
+    z_dtype = _sum_dtype(input, residual)
+    if out_dtype is None:
+        out_dtype = dispatch.layer_norm_dtype(input) if z_dtype == input.dtype else input.dtype
+    dtypes = z_dtype, out_dtype
+    return _by_kernels(input, modulation, residual, (weight, bias), eps, dtypes, True, prenorm)
 
 
 @one_call_when_traced
@@ -89,6 +97,7 @@ def ada_rms_norm(
     residual: Tensor | None = None,
     gate: Tensor | None = None,
     prenorm: bool = False,
+    out_dtype: torch.dtype | None = None,
 ) -> Tensor | Any:
     r"""RMSNorm over the last dimension, with a scale and shift of each sample or row.
 
@@ -105,10 +114,14 @@ def ada_rms_norm(
     """
     modulation = Modulation(scale, shift, gate)
     _check(input, modulation, residual)
+    check_out_dtype(out_dtype)
     if ada_rms_norm_reason(input, modulation, residual, weight, eps):
-        return _in_torch(rms_norm, input, modulation, residual, (weight,), eps, prenorm)
-    out_dtype = dispatch.rms_norm_dtype(input)
-    return _by_kernels(input, modulation, residual, (weight, None), eps, out_dtype, False, prenorm)
+        return _in_torch(rms_norm, input, modulation, residual, (weight,), eps, out_dtype, prenorm)
+    z_dtype = _sum_dtype(input, residual)
+    if out_dtype is None:
+        out_dtype = dispatch.rms_norm_dtype(input) if z_dtype == input.dtype else input.dtype
+    dtypes = z_dtype, out_dtype
+    return _by_kernels(input, modulation, residual, (weight, None), eps, dtypes, False, prenorm)
 
 
 @dispatch.decision("ada_layer_norm")
@@ -169,7 +182,7 @@ def _check_modulation(name: str, x: Tensor, m: Any) -> None:
             f"expected {name} of a floating-point dtype no wider than {dtype}, got {m.dtype}: convert it by "
             ".to(input.dtype)"
         )
-    if not _fits(x, m):
+    if _shared(x, m) is None:
         first, last = [*x.shape[:1]], [*x.shape[-1:]]
         raise ValueError(
             f"expected {name} of shape {first + last} for each sample, {[*x.shape]} for each row, or {last} "
@@ -177,14 +190,20 @@ def _check_modulation(name: str, x: Tensor, m: Any) -> None:
         )
 
 
-def _fits(x: Tensor, m: Tensor) -> bool:
+def _shared(x: Tensor, m: Tensor) -> int | None:
+    """How many of x's leading dimensions a modulation has a vector for each index of; None for another shape.
+
+    What has x's shape has a vector for each row; with two dimensions the first is x's.
+    """
     if m.shape == x.shape:
-        return True
-    leading = m.shape[:-1]
+        return x.dim() - 1
     if m.dim() == 0 or m.dim() > x.dim() or m.shape[-1] != x.shape[-1]:
-        return False
-    of_samples = m.dim() in (2, x.dim()) and leading[0] == x.shape[0] and leading.numel() == leading[0]
-    return leading.numel() == 1 or of_samples
+        return None
+    leading = [*m.shape[:-1]]
+    while leading and leading[-1] == 1:
+        leading.pop()
+    fits = leading == [*x.shape[: len(leading)]] and (m.dim() in (2, x.dim()) or not leading)
+    return len(leading) if fits else None
 
 
 def _beside_rows(x: Tensor, m: Tensor | None) -> Tensor | None:
@@ -201,6 +220,7 @@ def _in_torch(
     residual: Tensor | None,
     parameters: tuple[Tensor | None, ...],
     eps: float,
+    out_dtype: torch.dtype | None,
     prenorm: bool,
 ) -> Tensor | Any:
     scale, shift, gate = (_beside_rows(x, m) for m in modulation)
@@ -211,9 +231,13 @@ def _in_torch(
         z = (residual + (x if gate is None else gate * x)).to(_sum_dtype(x, residual))
     if z.dtype != x.dtype:
         parameters = tuple(None if p is None else p.to(z.dtype) for p in parameters)
-    y = norm(z, x.shape[-1:], *parameters, eps)
-    dtype = y.dtype if z.dtype == x.dtype else x.dtype
-    y = y * (1 + scale.to(compute_dtype(x.dtype)))
+    dtype, wide = asked_dtype(x, out_dtype), compute_dtype(x.dtype)
+    if dtype is None:
+        y = norm(z, x.shape[-1:], *parameters, eps)
+        dtype = y.dtype if z.dtype == x.dtype else x.dtype
+    else:
+        y = norm(z, x.shape[-1:], *parameters, eps, out_dtype=torch.promote_types(wide, dtype))
+    y = y * (1 + scale.to(wide))
     y = (y if shift is None else y + shift).to(dtype)
     return (y, z) if prenorm else y
 
@@ -224,13 +248,12 @@ def _by_kernels(
     residual: Tensor | None,
     parameters: tuple[Tensor | None, Tensor | None],
     eps: float,
-    out_dtype: torch.dtype,
+    dtypes: tuple[torch.dtype, torch.dtype],
     centered: bool,
     prenorm: bool,
 ) -> Tensor | Any:
+    """dtypes: of z and y."""
     scale, shift, gate = _as_vectors(x, modulation)
-    z_dtype = _sum_dtype(x, residual)
-    dtypes = z_dtype, out_dtype if z_dtype == x.dtype else x.dtype
     y, z = _ada_norm(x, scale, shift, *parameters, residual, gate, eps, *dtypes, centered, prenorm)
     return (y, x if z is None else z) if prenorm else y
 
@@ -238,15 +261,15 @@ def _by_kernels(
 def _as_vectors(x: Tensor, modulation: Modulation) -> Iterator[Tensor | None]:
     """Each modulation of x's shape, or with as many vectors as any other that is not; shift as scale."""
     of_rows = modulation.scale.shape == x.shape
-    samples = max(
-        1 if m is None or m.shape == x.shape or m.shape[:-1].numel() == 1 else m.shape[0] for m in modulation
-    )
+    shared = [_shared(x, m) or 0 for m in modulation if m is not None and m.shape != x.shape]
+    most = max(shared, default=0)
     for name, m in modulation._asdict().items():
         if m is None or m.shape == x.shape:
             yield m
         elif of_rows and name == "shift":
             yield cast(Tensor, _beside_rows(x, m)).expand(x.shape)
-        elif samples > 1 and m.shape[:-1].numel() == 1:
-            yield m.reshape(1, -1).expand(samples, -1)
+        elif cast(int, _shared(x, m)) < most:
+            vectors = *x.shape[:most], *[1] * (x.dim() - 1 - most), x.shape[-1]
+            yield cast(Tensor, _beside_rows(x, m)).expand(vectors)
         else:
             yield m

@@ -176,13 +176,6 @@ def vectors_reason(x: Tensor, vectors: Sequence[Tensor | None]) -> str | None:
     return None
 
 
-@decision("layer_norm_channels")
-def layer_norm_channels(x: Any, weight: Any, bias: Any, eps: Any) -> str | None:
-    parameters = (weight, bias)
-    reason = tensor_reason(x, parameters) or dtype_reason(x, parameters) or number_reason(eps=eps)
-    return reason or vectors_reason(x, parameters)
-
-
 def channel_dtypes_reason(x: Tensor, weight: Any, bias: Any, mean: Any, var: Any) -> str | None:
     """Why no kernel takes these dtypes; those of parameters and statistics may differ, as under FSDP."""
     return dtype_reason(x, (weight, bias)) or dtype_reason(x, (mean, var))

@@ -1,4 +1,4 @@
-"""`layer_norm`, `layer_norm_channels`, `rms_norm` and `instance_norm`."""
+"""`layer_norm`, `rms_norm` and `instance_norm`; those over channels are in `channel_norms`."""
 
 import functools
 from collections.abc import Sequence
@@ -7,17 +7,18 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch._prims_common import suggest_memory_format
 
 from normreg.distributed import sharding
 from normreg.functional import dispatch
+from normreg.functional.float8 import norm_in_float8
 from normreg.functional.output_dtype import asked_dtype, check_out_dtype, rounded_to
 from normreg.functional.residual_norms import dropout_add_layer_norm, dropout_add_rms_norm
-from normreg.kernels.dtypes import compute_dtype
+from normreg.kernels.dtypes import FLOAT8, compute_dtype
+from normreg.kernels.memory_format import is_channels_last, is_dense
 from normreg.ops import batch_norm as _batch_norm
 from normreg.ops.instance_norm import instance_norm as _instance_norm
 from normreg.ops.layer_norm import layer_norm as _layer_norm
-from normreg.ops.layer_norm_channels import layer_norm_channels as _layer_norm_channels
-from normreg.ops.operation import PLAIN
 from normreg.ops.rms_norm import rms_norm as _rms_norm
 
 
@@ -31,6 +32,7 @@ def layer_norm(
     residual: Tensor | None = None,
     prenorm: bool = False,
     out_dtype: torch.dtype | None = None,
+    scale: Tensor | None = None,
 ) -> Tensor | Any:
     r"""Layer normalisation over the trailing dimensions `normalized_shape`.
 
@@ -46,9 +48,13 @@ def layer_norm(
         prenorm: return the sum as well, (y, x).
         out_dtype: the result's dtype, a floating-point one, of any input: rounded once, and no launch for it.
             None for torch's: input's, and float32 of 16 bits where CUDA's autocast is on, unless
-            `normreg.autocast_output("input")` says otherwise.
+            `normreg.autocast_output("input")` says otherwise. torch.float8_e4m3fn returns (y8, scale), as
+            below, for inference.
+        scale: of a result in float8: float32, one element or one a row, (*, 1) where a row has one dimension;
+            None to find each row's.
 
-    Returns a contiguous tensor of input's shape. Raises ValueError for another out_dtype.
+    Returns a contiguous tensor of input's shape. Raises ValueError for another out_dtype or scale, and
+    RuntimeError where a result in float8 would need a gradient.
     Statistics are computed and kept in float32, float64 for float64. Where the kernel does not apply
     (`normreg.functional.dispatch`), and for input that torch rejects, this is
     `torch.nn.functional.layer_norm`.
@@ -59,83 +65,28 @@ def layer_norm(
         var = x.var(dims, correction=0, keepdim=True)
         y = (x - mean) / (var + eps).sqrt() * weight + bias
 
+        # in float8: of y in float32, never rounded to x.dtype; y is near y8.float() * scale
+        scale = (y.abs().amax(dims, keepdim=True) / 448).clamp_min(1 / (448 * 512))    # unless given
+        y8 = (y * scale.reciprocal()).clamp(-448, 448).to(torch.float8_e4m3fn)
+
     Source: Ba, Kiros and Hinton, "Layer Normalization" (2016), arXiv 1607.06450;
     https://docs.pytorch.org/docs/stable/generated/torch.nn.functional.layer_norm.html
     """
     if residual is not None or prenorm:
         arguments = input, residual, normalized_shape, weight, bias
         options: Any = dict(p=0.0, training=False, eps=eps, prenorm=prenorm, out_dtype=out_dtype)
+        check_out_dtype(out_dtype, scale)
         return dropout_add_layer_norm(*arguments, **options)
-    if out_dtype is not None:
-        check_out_dtype(out_dtype)
+    if out_dtype is not None or scale is not None:
+        if out_dtype == FLOAT8:
+            return norm_in_float8(input, normalized_shape, weight, bias, eps, scale, True)
+        check_out_dtype(out_dtype, scale)
     if dispatch.layer_norm(input, normalized_shape, weight, bias, eps):
         in_torch = rounded_to(F.layer_norm, asked_dtype(input, out_dtype))
         ours = functools.partial(layer_norm, out_dtype=out_dtype)
         return sharding.over_rows(ours, in_torch, input)(input, normalized_shape, weight, bias, eps)
     out_dtype = dispatch.layer_norm_dtype(input, out_dtype)
     return _layer_norm(input, weight, bias, tuple(normalized_shape), eps, out_dtype)
-
-
-def layer_norm_channels(
-    input: Tensor,
-    weight: Tensor | None = None,
-    bias: Tensor | None = None,
-    eps: float = 1e-6,
-    *,
-    out_dtype: torch.dtype | None = None,
-) -> Tensor:
-    r"""Layer normalisation over the channels of each position of an (N, C, *) input, as timm's LayerNorm2d.
-
-    y = (x - mean) / sqrt(var + eps) * weight + bias, with mean and biased variance over C.
-
-    Args:
-        input: (N, C, *), float16, bfloat16, float32 or float64. The kernel reads contiguous and channels-last
-            input as it is, and a copy of input with other strides.
-        weight, bias: (C,) or None; of input's dtype, or float32 beside 16 bits.
-        eps: added to the variance.
-        out_dtype: that of `layer_norm`.
-
-    Returns a tensor of input's shape, channels-last where input is, else contiguous. Where the kernel does
-    not apply (`normreg.functional.dispatch`), and for input that torch rejects, this is the equivalent, whose
-    result is channels-last.
-
-    Equivalent::
-
-        y = torch.nn.functional.layer_norm(x.movedim(1, -1), (C,), weight, bias, eps).movedim(-1, 1)
-
-    Source: Liu et al., "A ConvNet for the 2020s" (2022), arXiv 2201.03545;
-    https://github.com/huggingface/pytorch-image-models/blob/main/timm/layers/norm.py
-    """
-    if out_dtype is not None:
-        check_out_dtype(out_dtype)
-    reason = dispatch.layer_norm_channels(input, weight, bias, eps)
-    if reason:
-        _check_channels(input, weight, bias)
-    rows = input.movedim(1, -1)
-    if reason:
-        return layer_norm(rows, rows.shape[-1:], weight, bias, eps, out_dtype=out_dtype).movedim(-1, 1)
-    out_dtype = dispatch.layer_norm_dtype(input, out_dtype)
-    if rows.is_contiguous():
-        return _layer_norm(rows, weight, bias, tuple(rows.shape[-1:]), eps, out_dtype).movedim(-1, 1)
-    return _layer_norm_channels(input, weight, bias, eps, out_dtype)
-
-
-def _check_channels(input: Any, *parameters: Any) -> None:
-    """Says of channels what torch would say of rows."""
-    if isinstance(input, Tensor) and input.dim() < 2:
-        raise ValueError(
-            f"expected an (N, C, *) input, got {input.dim()} dimensions: add those that are missing, as by "
-            f"input.unsqueeze(0)"
-        )
-    if type(input) not in PLAIN or input.is_nested:
-        return
-    channels = input.shape[1]
-    for name, parameter in zip(("weight", "bias"), parameters):
-        if type(parameter) in PLAIN and parameter.shape != (channels,):
-            raise ValueError(
-                f"expected a {name} of shape ({channels},), one value for each channel of the input, got "
-                f"{tuple(parameter.shape)}: make the layer with num_channels={channels}"
-            )
 
 
 def rms_norm(
@@ -147,6 +98,7 @@ def rms_norm(
     residual: Tensor | None = None,
     prenorm: bool = False,
     out_dtype: torch.dtype | None = None,
+    scale: Tensor | None = None,
 ) -> Tensor | Any:
     r"""Normalisation by the root mean square over the trailing dimensions `normalized_shape`.
 
@@ -158,8 +110,8 @@ def rms_norm(
         weight: of shape normalized_shape, or None; of input's dtype, or float32 beside 16 bits.
         eps: added to the mean square; None for the machine epsilon of the dtype computed in, which is
             float32 for 16-bit input.
-        residual, prenorm, out_dtype: those of `layer_norm`. Before torch 2.12 autocast does not change the
-            result's dtype.
+        residual, prenorm, out_dtype, scale: those of `layer_norm`. Before torch 2.12 autocast does not change
+            the result's dtype.
 
     Returns a contiguous tensor of input's shape. The mean square is computed, and its inverse root kept, in
     float32, float64 for float64. Where the kernel does not apply (`normreg.functional.dispatch`), and for
@@ -176,9 +128,12 @@ def rms_norm(
     if residual is not None or prenorm:
         arguments = input, residual, normalized_shape, weight
         options: Any = dict(p=0.0, training=False, eps=eps, prenorm=prenorm, out_dtype=out_dtype)
+        check_out_dtype(out_dtype, scale)
         return dropout_add_rms_norm(*arguments, **options)
-    if out_dtype is not None:
-        check_out_dtype(out_dtype)
+    if out_dtype is not None or scale is not None:
+        if out_dtype == FLOAT8:
+            return norm_in_float8(input, normalized_shape, weight, None, eps, scale, False)
+        check_out_dtype(out_dtype, scale)
     if dispatch.rms_norm(input, normalized_shape, weight, eps):
         in_torch = rounded_to(F.rms_norm, asked_dtype(input, out_dtype))
         ours = functools.partial(rms_norm, out_dtype=out_dtype)
@@ -187,6 +142,15 @@ def rms_norm(
         eps = torch.finfo(compute_dtype(input.dtype)).eps
     out_dtype = dispatch.rms_norm_dtype(input, out_dtype)
     return _rms_norm(input, weight, tuple(normalized_shape), eps, out_dtype)
+
+
+def check_memory_format(memory_format: Any) -> torch.memory_format:
+    if memory_format is torch.contiguous_format or memory_format is torch.preserve_format:
+        return memory_format
+    raise ValueError(
+        f"expected memory_format to be torch.contiguous_format or torch.preserve_format, got "
+        f"{memory_format!r}: pass torch.preserve_format to keep channels_last"
+    )
 
 
 def instance_norm(
@@ -198,6 +162,8 @@ def instance_norm(
     use_input_stats: bool = True,
     momentum: float = 0.1,
     eps: float = 1e-5,
+    *,
+    memory_format: torch.memory_format = torch.contiguous_format,
 ) -> Tensor:
     r"""Normalisation of each channel of each sample of an (N, C, *) input over its positions.
 
@@ -213,11 +179,16 @@ def instance_norm(
         use_input_stats: normalise with the statistics of input.
         momentum: the weight of the new statistics.
         eps: added to the variance.
+        memory_format: how the result lies in memory. `torch.contiguous_format`, as torch's does, or
+            `torch.preserve_format`: channels-last (or channels-last-3d) where input is, with the strides of
+            `torch.empty_like(input)`, and else contiguous.
 
-    Returns a contiguous tensor of input's shape and dtype, as torch does; the kernel reads a copy of input
-    that is not contiguous. Raises what `torch.nn.functional.instance_norm` raises: RuntimeError for channel
-    counts, devices and dtypes, ValueError for one position. No kernel has updated anything by then. Where the
-    kernel does not apply (`normreg.functional.dispatch`) this is torch's operator.
+    Returns a tensor of input's shape and dtype. With `torch.preserve_format` the kernel reads channels-last
+    input as it is, and the gradient of input is channels-last, too; it reads a copy of any other input that
+    is not contiguous. Raises what `torch.nn.functional.instance_norm` raises: RuntimeError for channel
+    counts, devices and dtypes, ValueError for one position; and ValueError for another memory_format. No
+    kernel has updated anything by then. Where the kernel does not apply (`normreg.functional.dispatch`) this
+    is torch's operator, with a copy where its result lies differently.
 
     Equivalent::
 
@@ -229,9 +200,13 @@ def instance_norm(
     Source: Ulyanov, Vedaldi and Lempitsky, "Instance Normalization" (2016), arXiv 1607.08022;
     https://docs.pytorch.org/docs/stable/generated/torch.nn.functional.instance_norm.html
     """
+    preserves = check_memory_format(memory_format) is torch.preserve_format
     statistics = (running_mean, running_var)
     if dispatch.instance_norm(input, *statistics, weight, bias, use_input_stats, momentum, eps):
-        return F.instance_norm(input, *statistics, weight, bias, use_input_stats, momentum, eps)
+        y = F.instance_norm(input, *statistics, weight, bias, use_input_stats, momentum, eps)
+        return y.contiguous(memory_format=suggest_memory_format(input)) if preserves else y
+    if not (input.is_contiguous() or (preserves and (is_dense(input) or is_channels_last(input)))):
+        input = input.contiguous()
     if use_input_stats:
-        return _instance_norm(input.contiguous(), weight, bias, *statistics, momentum, eps)
-    return _batch_norm.batch_norm(input.contiguous(), weight, bias, *statistics, None, False, momentum, eps)
+        return _instance_norm(input, weight, bias, *statistics, momentum, eps)
+    return _batch_norm.batch_norm(input, weight, bias, *statistics, None, False, momentum, eps)

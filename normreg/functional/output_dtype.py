@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from normreg.functional import dispatch
-from normreg.kernels.dtypes import FLOATING
+from normreg.kernels.dtypes import FLOAT8, FLOATING
 
 
 class autocast_output:
@@ -41,11 +41,22 @@ class autocast_output:
         dispatch.AUTOCAST_OUTPUT = self.before
 
 
-def check_out_dtype(out_dtype: Any) -> torch.dtype | None:
+def check_out_dtype(out_dtype: Any, scale: Any = None) -> torch.dtype | None:
+    """The dtype of a result that is no pair; raises ValueError for another, and for a scale beside it."""
+    if out_dtype == FLOAT8:
+        raise ValueError(
+            f"expected out_dtype to be one of {', '.join(map(str, FLOATING))} or None, got {FLOAT8}, "
+            f"which layer_norm and rms_norm take, without a residual: add that before"
+        )
     if out_dtype is not None and out_dtype not in FLOATING:
         raise ValueError(
             f"expected out_dtype to be one of {', '.join(map(str, FLOATING))} or None, got {out_dtype!r}: "
             f"pass None for the dtype that torch's result has"
+        )
+    if scale is not None:
+        raise ValueError(
+            f"expected no scale with out_dtype={out_dtype}, got one: pass out_dtype={FLOAT8}, of whose "
+            f"result it is the scale"
         )
     return out_dtype
 

@@ -49,6 +49,22 @@ def rms_norm(module: Any, x: Tensor) -> Tensor:
     return functional.rms_norm(x, module.normalized_shape, module.weight, module.eps)
 
 
+@register_layer("timm.layers.norm.RmsNorm2d")
+def rms_norm_2d(module: Any, x: Tensor) -> Tensor:
+    """RMS normalisation over the channels, unless timm's fast norms are on."""
+    if _is_fast(module) or not same_dtype(x, module.weight):
+        return as_before(module, x)
+    return functional.rms_norm_channels(x, module.weight, module.eps)
+
+
+@register_layer("timm.layers.norm.RmsNorm2dFp32")
+def rms_norm_2d_fp32(module: Any, x: Tensor) -> Tensor:
+    """RMS normalisation over the channels, with the input's dtype, whatever the weight's is."""
+    if x.dtype.itemsize > 4:
+        return as_before(module, x)
+    return functional.rms_norm_channels(x, module.weight, module.eps, out_dtype=x.dtype)
+
+
 def _activation(module: Any) -> tuple[str, float] | None:
     """The name and slope of the activation that a norm's call may compute, or None."""
     bypassed = type(module.drop) is torch.nn.Identity and not is_listened_to(module.drop, module.act)

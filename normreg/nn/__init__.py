@@ -23,6 +23,7 @@ from normreg.nn.layer_norm import LayerNorm
 from normreg.nn.layer_norm_channels import LayerNorm1d, LayerNorm2d, LayerNorm3d
 from normreg.nn.qk_norm import QKNorm
 from normreg.nn.rms_norm import RMSNorm
+from normreg.nn.rms_norm_channels import RMSNorm2d
 from normreg.nn.rms_norm_gated import RMSNormGated
 from normreg.nn.sync_batch_norm import SyncBatchNorm, SyncBatchNormAct
 
@@ -58,6 +59,7 @@ __all__ = [
     "LayerNorm3d",
     "QKNorm",
     "RMSNorm",
+    "RMSNorm2d",
     "RMSNormGated",
     "SyncBatchNorm",
     "SyncBatchNormAct",

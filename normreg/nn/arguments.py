@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from normreg.functional.output_dtype import check_out_dtype
+from normreg.kernels.dtypes import FLOAT8
 
 Constructor = TypeVar("Constructor", bound=Callable[..., None])
 
@@ -78,6 +79,17 @@ def probability(name: str, p: Any) -> Any:
     return p
 
 
+def check_dimensions(layer: Any, x: Tensor, dimensions: int, of_rows: str) -> None:
+    """Raises ValueError for an x of another number of dimensions. of_rows: the layer for (N, C)."""
+    if x.dim() != dimensions:
+        no_batch = x.dim() == dimensions - 1
+        remedy = "add the batch with x.unsqueeze(0)" if no_batch else f"of (N, C), take {of_rows}"
+        raise ValueError(
+            f"{type(layer).__name__} expected an input of {dimensions} dimensions, (N, C, *), got "
+            f"shape {list(x.shape)}: {remedy}"
+        )
+
+
 def bias_option(bias: bool) -> dict[str, bool]:
     """The option that only newer versions of torch's layers have, unless it has its default."""
     return {} if bias else {"bias": False}
@@ -88,9 +100,10 @@ class OutDtype:
 
     out_dtype: torch.dtype | None = None  # the layer's own where it was given one
 
-    def _set_out_dtype(self, out_dtype: torch.dtype | None) -> None:
+    def _set_out_dtype(self, out_dtype: torch.dtype | None, may_be_float8: bool = False) -> None:
         if out_dtype is not None:
-            self.out_dtype = check_out_dtype(out_dtype)
+            in_float8 = may_be_float8 and out_dtype == FLOAT8
+            self.out_dtype = out_dtype if in_float8 else check_out_dtype(out_dtype)
 
     def extra_repr(self) -> str:
         asked = f", out_dtype={self.out_dtype}" if self.out_dtype else ""

@@ -12,7 +12,10 @@ from normreg.nn.arguments import OutDtype
 
 @leaf
 class LayerNorm(OutDtype, torch.nn.LayerNorm):
-    """`torch.nn.LayerNorm` on `normreg.functional.layer_norm`, whose out_dtype it takes as well."""
+    """`torch.nn.LayerNorm` on `normreg.functional.layer_norm`, whose out_dtype it takes as well.
+
+    With out_dtype=torch.float8_e4m3fn a call returns (y8, scale), for inference.
+    """
 
     def __init__(
         self,
@@ -27,7 +30,7 @@ class LayerNorm(OutDtype, torch.nn.LayerNorm):
     ) -> None:
         shape: Any = normalized_shape  # torch says list, and takes any sequence
         super().__init__(shape, eps, elementwise_affine, bias, device, dtype)
-        self._set_out_dtype(out_dtype)
+        self._set_out_dtype(out_dtype, may_be_float8=True)
 
     def forward(self, input: Tensor) -> Tensor:
         own = self._parameters

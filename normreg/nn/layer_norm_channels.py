@@ -4,7 +4,13 @@ from torch.types import Device
 
 from normreg import functional
 from normreg.functional.tracing import leaf
-from normreg.nn.arguments import OutDtype, instead
+from normreg.nn.arguments import OutDtype, check_dimensions, instead
+
+OF_TIMMS = dict(
+    elementwise_affine="pass affine={}, as to timm's layer",
+    normalized_shape="pass num_channels, the number of channels",
+    num_features="pass num_channels={}",
+)
 
 
 class _LayerNormChannels(OutDtype, torch.nn.LayerNorm):
@@ -20,11 +26,7 @@ class _LayerNormChannels(OutDtype, torch.nn.LayerNorm):
 
     dimensions: int
 
-    @instead(
-        elementwise_affine="pass affine={}, as to timm's layer",
-        normalized_shape="pass num_channels, the number of channels",
-        num_features="pass num_channels={}",
-    )
+    @instead(**OF_TIMMS)
     def __init__(
         self,
         num_channels: int,
@@ -40,13 +42,7 @@ class _LayerNormChannels(OutDtype, torch.nn.LayerNorm):
         self._set_out_dtype(out_dtype)
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.dim() != self.dimensions:
-            no_batch = x.dim() == self.dimensions - 1
-            remedy = "add the batch with x.unsqueeze(0)" if no_batch else "of (N, C), take LayerNorm"
-            raise ValueError(
-                f"{type(self).__name__} expected an input of {self.dimensions} dimensions, (N, C, *), got "
-                f"shape {list(x.shape)}: {remedy}"
-            )
+        check_dimensions(self, x, self.dimensions, "LayerNorm")
         return functional.layer_norm_channels(x, self.weight, self.bias, self.eps, out_dtype=self.out_dtype)
 
 

@@ -12,7 +12,10 @@ from normreg.nn.arguments import OutDtype
 
 @leaf
 class RMSNorm(OutDtype, torch.nn.RMSNorm):
-    """`torch.nn.RMSNorm` on `normreg.functional.rms_norm`, whose out_dtype it takes as well."""
+    """`torch.nn.RMSNorm` on `normreg.functional.rms_norm`, whose out_dtype it takes as well.
+
+    With out_dtype=torch.float8_e4m3fn a call returns (y8, scale), for inference.
+    """
 
     def __init__(
         self,
@@ -26,7 +29,7 @@ class RMSNorm(OutDtype, torch.nn.RMSNorm):
     ) -> None:
         shape: Any = normalized_shape  # torch says list, and takes any sequence
         super().__init__(shape, eps, elementwise_affine, device, dtype)
-        self._set_out_dtype(out_dtype)
+        self._set_out_dtype(out_dtype, may_be_float8=True)
 
     def forward(self, x: Tensor) -> Tensor:
         try:  # without the call of __getattr__

@@ -8,20 +8,20 @@ from normreg.ops.batch_norm import over_channels
 from normreg.ops.operation import Operation, Operator
 
 
-def fake(x, out_dtype, save_statistics):
+def fake(x, out_dtype, save_statistics, centered=True):
     y = torch.empty(x.shape, dtype=out_dtype, device=x.device)
     positions = x.shape[0] * x.shape[2:].numel()
-    return y, layer_norm.fake_statistics(x, positions, True) if save_statistics else None
+    return y, layer_norm.fake_statistics(x, positions, centered) if save_statistics else None
 
 
 def fake_backward(x, parameter_dtype, wanted):
     return gradient.fakes(x, x.shape[1:2], parameter_dtype, wanted)
 
 
-def formula(dy, x, weight, eps, wanted):
+def formula(dy, x, weight, eps, wanted, centered=True):
     others, per_channel = over_channels(x)
     weight = None if weight is None else weight.view(per_channel)
-    mean, rstd = gradient.statistics(x, (1,), eps)
+    mean, rstd = gradient.statistics(x, (1,), eps, centered)
     return gradient.normalization_backward(dy, x, weight, mean, rstd, (1,), others, wanted)
 
 

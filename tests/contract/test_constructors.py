@@ -61,6 +61,7 @@ OTHER_NAMES = {
     "LayerNorm2d(7, elementwise_affine=False)": "elementwise_affine=False: pass affine=False",
     "LayerNorm1d(normalized_shape=7)": "pass num_channels",
     "LayerNorm3d(num_features=7)": "pass num_channels=7",
+    "RMSNorm2d(channels=7)": "pass num_channels=7",
     "BatchNormAct2d(7, inplace=True)": "inplace=True: leave it out",
     "BatchNormAct1d(7, act_layer=torch.nn.ReLU)": "pass act=, the name",
     "BatchNormAct3d(7, apply_act=False)": "pass act=None",

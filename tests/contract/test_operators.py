@@ -63,6 +63,10 @@ CASES = {
         "rms_norm", lambda d: (images(d, DOUBLE, LAST), None, (2, 5), 1e-5, DOUBLE, True)),
     "rms_norm without statistics": (
         "rms_norm", lambda d: (rows(d, HALF), values(d, 8), (8,), 1e-5, HALF, False)),
+    "layer_norm_float8": (
+        "layer_norm_float8", lambda d: (rows(d, HALF), values(d, 8), values(d, 8), None, (8,), True, 1e-5)),
+    "layer_norm_float8 of a slice with a scale a row, not centred": ("layer_norm_float8", lambda d: (
+        images(d)[..., 1:], values(d, 2, 4), None, values(d, 3, 4, 1, 1), (2, 4), False, 1e-5)),
     "rms_norm_backward": ("rms_norm_backward", lambda d: (
         rows(d), rows(d), values(d, 8), values(d, 6, 1), (8,), FLOAT, [True, True])),
     "rms_norm_backward of weight": ("rms_norm_backward", lambda d: (
@@ -114,6 +118,11 @@ CASES = {
         images(d), images(d), values(d, 4), statistics(d, 30), FLOAT, [True, True, True])),
     "layer_norm_channels_backward of bias": ("layer_norm_channels_backward", lambda d: (
         images(d, HALF, LAST), images(d, HALF), None, statistics(d, 30), FLOAT, [False, False, True])),
+    "rms_norm_channels": ("rms_norm_channels", lambda d: (images(d), values(d, 4), 1e-5, FLOAT, True)),
+    "rms_norm_channels of channels_last without statistics": (
+        "rms_norm_channels", lambda d: (images(d, HALF, LAST), None, 1e-5, FLOAT, False)),
+    "rms_norm_channels_backward": ("rms_norm_channels_backward", lambda d: (
+        images(d, HALF, LAST), images(d, HALF), values(d, 4), values(d, 30, 1), FLOAT, [True, True])),
     "group_norm": ("group_norm", lambda d: (images(d), values(d, 4), values(d, 4), 2, 1e-5, FLOAT, True)),
     "group_norm of channels_last bfloat16, in float32": (
         "group_norm", lambda d: (images(d, HALF, LAST), values(d, 4), None, 4, 1e-5, FLOAT, True)),

@@ -27,6 +27,21 @@ CALLS = {
         if library is functional
         else F.layer_norm(x, x.shape[1:2], w, b)
     ),
+    "ada_layer_norm": lambda library, x, w, b, **o: (
+        functional.ada_layer_norm(x, w, b, **o)
+        if library is functional
+        else F.layer_norm(x, x.shape[1:2], eps=1e-6) * (1 + w) + b
+    ),
+    "ada_rms_norm of a sum": lambda library, x, w, b, **o: (
+        functional.ada_rms_norm(x, w, residual=x, **o)
+        if library is functional
+        else F.rms_norm(x + x, x.shape[1:2], eps=1e-6) * (1 + w)
+    ),
+    "rms_norm_channels": lambda library, x, w, b, **o: (
+        functional.rms_norm_channels(x, w, 1e-5, **o)
+        if library is functional
+        else F.rms_norm(x, x.shape[1:2], w, 1e-5)
+    ),
     "layer_norm of a sum": lambda library, x, w, b, **o: (
         functional.layer_norm(x, x.shape[1:2], w, b, residual=x, **o)
         if library is functional
@@ -45,8 +60,11 @@ LAYERS = {
     "GroupNorm": (4, 16),
     "GroupNormAct": (4, 16),
     "LayerNorm2d": (16,),
+    "RMSNorm2d": (16,),
     "DropoutAddLayerNorm": (16,),
     "DropoutAddRMSNorm": (16,),
+    "AdaLayerNorm": (16,),
+    "AdaRMSNorm": (16,),
 }
 every_layer = pytest.mark.parametrize("kind", LAYERS)
 
@@ -121,11 +139,12 @@ def test_layers(device, kind):
     """The constructor takes it, repr says it, copies have it; a layer of torch.nn gets none by `replace`."""
     layer = getattr(normreg, kind)(*LAYERS[kind], device=device, out_dtype=torch.bfloat16)
     x = torch.randn(3, 16, 2, 2, device=device) if kind.endswith("2d") else torch.randn(3, 16, device=device)
+    inputs = (x, x[0]) if kind.startswith("Ada") else (x,)
     for one in (layer, copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
-        assert one(x).dtype == torch.bfloat16
+        assert one(*inputs).dtype == torch.bfloat16
         assert ", out_dtype=torch.bfloat16" in repr(one)
     layer.out_dtype = None
-    assert layer(x).dtype == torch.float32
+    assert layer(*inputs).dtype == torch.float32
     plain = getattr(normreg, kind)(*LAYERS[kind], device=device)
     assert "out_dtype" not in repr(plain)
     assert "out_dtype" not in vars(plain)

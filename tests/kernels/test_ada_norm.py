@@ -68,6 +68,18 @@ def test_dimensions(device, shape, ones):
 
 
 @every_norm
+@pytest.mark.parametrize(
+    "shapes",
+    [((2, 3, 1), (2, 3, 1), (2, 1, 1)), ((2, 1, 1), (2, 3, 5), (2, 3, 1)), ((2, 3, 5), (2, 3, 1), (2,))],
+    ids=["of frames", "gate of frames", "shift of frames"],
+)
+def test_frames(device, norm, shapes):
+    """Each frame of a video has its modulation, [2, 3, 1, 24] of [2, 3, 5, 24]; others are the sample's."""
+    x, residual = made(device, torch.float32, 2, 3, 5, 24), made(device, torch.float32, 2, 3, 5, 24)
+    assert_agrees(*both(norm), [x, residual, *(made(device, torch.float32, *s, 24) for s in shapes)])
+
+
+@every_norm
 @pytest.mark.parametrize("wanted", [*(1 << i for i in range(7)), 0b1010100, 0b0000110])
 @pytest.mark.parametrize("kinds", [KINDS["samples"], KINDS["rows"]], ids=["samples", "rows"])
 def test_gradient_of_any_subset(device, norm, kinds, wanted):

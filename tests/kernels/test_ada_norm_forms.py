@@ -27,9 +27,46 @@ def test_pieces_of_a_projection_are_read_where_they_are(device, cols, dtype, mon
             return library.ada_layer_norm(x, scale, shift, weight, residual=residual, gate=gate)
 
         assert_agrees(lambda *t: of(OURS, *t), lambda *t: of(TORCH, *t), [projection, weight])
-        rows, layout = kernels.laid_out(x, *projection.chunk(6, -1)[:3])
+        _, rows, layout = kernels.laid_out(x, *projection.chunk(6, -1)[:3])
         assert [r.data_ptr() for r in rows] == [p.data_ptr() for p in projection.chunk(6, -1)[:3]]
-        assert layout.strides == (6 * cols,) * 3
+        assert layout.strides == (None, *(6 * cols,) * 3)
+
+
+@pytest.mark.some(4)
+@pytest.mark.parametrize("norm", ["layer_norm", "rms_norm"])
+@pytest.mark.parametrize("cols", [24, 25, 5120])
+@pytest.mark.parametrize("seam", [False, True], ids=["alone", "behind a gated sum"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_rows_of_a_slice_are_read_where_they_are(device, monkeypatch, norm, cols, seam, dtype):
+    """x is a slice of a projection, whose rows are further apart than they are long, in both directions."""
+    projection = made(device, dtype, 2, 7, 3 * cols + (4 if cols == 24 else 8))
+    scale, gate, residual = (made(device, dtype, *s, cols) for s in ((2,), (2,), (2, 7)))
+    given = dict(residual=residual, gate=gate) if seam else {}
+
+    def of(library, projection, scale, gate, residual):
+        given = dict(residual=residual, gate=gate) if seam else {}
+        return getattr(library, f"ada_{norm}")(projection[..., cols : 2 * cols], scale, **given)
+
+    inputs = [projection, scale, gate, residual][: 4 if seam else 2]
+    whole = projection.detach()[..., cols : 2 * cols].contiguous()
+    expected = getattr(functional, f"ada_{norm}")(whole, scale, **given)
+    monkeypatch.setattr(torch.Tensor, "contiguous", refuse_slices(torch.Tensor.contiguous))
+    y = of(OURS, *inputs, *[None] * (4 - len(inputs)))
+    torch.autograd.grad(y, inputs, torch.ones_like(y))
+    monkeypatch.undo()
+    assert torch.equal(y, expected)
+    none = [None] * (4 - len(inputs))
+    assert_agrees(lambda *t: of(OURS, *t, *none), lambda *t: of(TORCH, *t, *none), inputs)
+
+
+def refuse_slices(contiguous):
+    """Tensor.contiguous, which copies nothing."""
+
+    def of(tensor, *arguments, **options):
+        assert tensor.is_contiguous()
+        return contiguous(tensor, *arguments, **options)
+
+    return of
 
 
 def test_modulations_of_any_layout(device):

@@ -269,6 +269,18 @@ for narrow in ("bf16", "f16"):
     case(f"cvt.rn.{narrow}x2.f32", f"{narrow}x2", "f32 f32", lambda high, low: (low, high))
 
 
+def e4m3(a):
+    """The bits of a number as e4m3, whose largest is 448."""
+    if math.isnan(a):
+        return 0x7F
+    sign, a = math.copysign(1, a) < 0, min(abs(a), 448)
+    exponent = max(math.frexp(a)[1] - 1, -6) if a else -6
+    return sign << 7 | (exponent + 6 << 3) + round(math.ldexp(a, 3 - exponent))
+
+
+case("cvt.rn.satfinite.e4m3x2.f32", "b16", "f32 f32", lambda high, low: e4m3(high) << 8 | e4m3(low))
+
+
 def nearest_integer(a):
     return math.copysign(round(a), a) if math.isfinite(a) else a
 

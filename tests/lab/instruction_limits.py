@@ -28,12 +28,13 @@ LIMITS = {
     "dropout_grouped": 22,
     "gated_norm_backward": 56,
     "gated_norm_forward": 37,
-    "group_norm_backward": 34,
+    "group_norm_backward": 40,
     "group_norm_backward_input": 18,
-    "group_norm_backward_merge": 3.1,
+    "group_norm_backward_merge": 2.1,
     "group_norm_backward_sums": 24,
-    "group_norm_forward": 30,
-    "group_norm_normalize": 11,
+    "group_norm_forward": 31,
+    "group_norm_merge": 1.6,
+    "group_norm_normalize": 13.4,
     "layer_norm_backward": 51,
     "layer_norm_backward wide": 51,
     "column_sums": 21,
@@ -62,10 +63,10 @@ LIMITS = {
     "dropout_channels_last": 27,
     "group_norm_backward act": 94,
     "group_norm_backward_input act": 41,
-    "group_norm_backward_merge act": 3.1,
+    "group_norm_backward_merge act": 2.1,
     "group_norm_backward_sums act": 48,
     "group_norm_forward act": 51,
-    "group_norm_merge act": 6.2,
+    "group_norm_merge act": 4.9,
     "group_norm_normalize act": 28,
 }
 # Sectors over bytes of launches that move more than 1 MiB, at most, where it is more than 1.05
@@ -78,12 +79,16 @@ SECTORS = {
     # 56 positions a channel: so do channels, and what follows them has bits of its own in bytes
     "batch_norm_tile": 1.16,
     "batch_norm_tile_backward": 1.15,
-    # 16 of 56 positions a channel, which begin within sectors; statistics of rows, 12 bytes apart
+    # 16 and 8 of 56 positions a channel, which begin within sectors; statistics of rows, 12 bytes apart
     "layer_norm_forward": 1.75,
-    "layer_norm_backward": 1.4,
+    "layer_norm_backward": 1.75,
     # groups of 16 elements, a sector, with statistics of their own
     "group_norm_forward": 1.23,
     "group_norm_backward": 1.18,
+    # 64 instances side by side with statistics of their own, 12 bytes apart, which every warp loads
+    "group_norm_backward_sums": 1.35,
+    "group_norm_backward_input": 1.38,
+    "group_norm_normalize": 1.4,
     # 40 channels a group side by side, which begin within sectors
     "group_norm_backward_sums act": 1.13,
     "group_norm_normalize act": 1.13,
@@ -114,6 +119,8 @@ PASSES = {
     "group_norm_backward_merge": 2.6,
     "group_norm_backward_merge act": 1.9,
     "group_norm_backward_sums act": 6.5,
+    "group_norm_backward_sums": 6.2,
+    "group_norm_forward": 3.5,
     "group_norm_forward act": 7.3,
     "layer_norm_backward": 7.2,
     "layer_norm_backward wide": 7.7,

@@ -7,10 +7,13 @@ import zlib
 import kernel_opcodes
 import numpy as np
 import pytest
+import torch
 from exact_numbers import FORMATS, bits_of, flushed, infinity, is_float, numbers, once_rounded, width
 from instruction_cases import CASES, Case
 from small_kernels import aligned, machine, opcodes, written
 from warp_kernels import KERNELS
+
+from bench.lab.ptx.values import float8_bits
 
 ROWS = 512  # of operands
 REGISTERS = {1: "%p", 8: "%rs", 16: "%rs", 32: "%r", 64: "%rd"}
@@ -221,6 +224,17 @@ def test_product_and_sum_round_once_where_fused(kind, fuse, text, formula):
     with np.errstate(all="ignore"):
         expected = formula(a, b, c)
     assert np.array_equal(result.view(expected.dtype), expected, equal_nan=True)
+
+
+def test_numbers_of_e4m3_are_those_of_torch():
+    """All of float16, and what lies at and next to the middle of neighbours; beyond 448 it is 448."""
+    numbers = torch.arange(127, dtype=torch.uint8).view(torch.float8_e4m3fn).double()
+    ties = (numbers[1:] + numbers[:-1]) / 2
+    halves = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16).view(torch.float16)
+    near = torch.cat([ties * (1 + shift) for shift in (-(2**-23), 0, 2**-23)])
+    x = torch.cat([halves.float(), near.float(), -near.float(), torch.tensor([torch.inf, -3e38])])
+    expected = x.clamp(-448, 448).to(torch.float8_e4m3fn).view(torch.uint8).masked_fill(x.isnan(), 0x7F)
+    assert np.array_equal(float8_bits(x.numpy()), expected.numpy())
 
 
 def test_product_that_is_used_twice_or_states_its_rounding_is_not_fused():

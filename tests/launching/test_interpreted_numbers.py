@@ -1,4 +1,4 @@
-"""Sums, `tl.fma`, and casts from and to bfloat16, in the interpreter: those of a GPU, casts bit by bit."""
+"""Sums, maxima, `tl.fma`, and casts from and to bfloat16, and to float8, in the interpreter: a GPU's."""
 
 import pytest
 import torch
@@ -26,7 +26,7 @@ def cast(x, dtype):
 
 
 def bits(x):
-    return x.view({2: torch.int16, 4: torch.int32}[x.element_size()])
+    return x.view({1: torch.int8, 2: torch.int16, 4: torch.int32}[x.element_size()])
 
 
 def ties():
@@ -77,6 +77,33 @@ def test_every_number_of_bfloat16_comes_back():
     assert torch.equal(bits(wide), bits(NUMBERS.float()))
     numbers = ~NUMBERS.isnan()
     assert torch.equal(bits(cast(wide, torch.bfloat16))[numbers], ALL_BITS[numbers])
+
+
+def test_float8_rounds_to_nearest_even_and_saturates():
+    """As torch does between -448 and 448; NaN has one code on a GPU."""
+    drawn = torch.randint(-(2**31), 2**31, (2**16,)).to(torch.int32).view(torch.float32)
+    numbers = torch.arange(127, dtype=torch.uint8).view(torch.float8_e4m3fn).float()
+    ties = (numbers[1:] + numbers[:-1]) / 2
+    near = torch.cat(
+        [numbers, ties, ties * (1 + 2**-23), ties * (1 - 2**-23), torch.tensor([464.0, torch.inf])]
+    )
+    x = torch.cat([drawn, NUMBERS.float(), near, -near, torch.randn(2**16) * 100])
+    made, expected = cast(x, torch.float8_e4m3fn), x.clamp(-448, 448).to(torch.float8_e4m3fn)
+    assert torch.equal(bits(made)[~x.isnan()], bits(expected)[~x.isnan()])
+    assert (bits(made)[x.isnan()] == 0x7F).all()
+
+
+@triton.jit
+def maximum_kernel(x_ptr, y_ptr, made_ptr, BLOCK: tl.constexpr):
+    at = tl.arange(0, BLOCK)
+    tl.store(made_ptr + at, tl.maximum(tl.load(x_ptr + at), tl.load(y_ptr + at)))
+
+
+def test_a_maximum_is_of_the_numbers():
+    nan = torch.nan
+    x, y, made = torch.tensor([1.0, nan, 2.0, nan]), torch.tensor([nan, -3.0, 1.0, nan]), torch.empty(4)
+    maximum_kernel[(1,)](x, y, made, BLOCK=4)
+    torch.testing.assert_close(made, torch.tensor([1.0, -3.0, 2.0, nan]), equal_nan=True)
 
 
 @triton.jit

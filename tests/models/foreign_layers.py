@@ -108,6 +108,19 @@ class TimmRmsNorm(nn.Module):
         return x * root_mean_square(x, self.eps) * self.weight
 
 
+@at("timm.layers.norm.RmsNorm2d")
+class TimmRmsNorm2d(TimmRmsNorm):
+    def forward(self, x):
+        rstd = x.square().mean(1, keepdim=True).add(self.eps).rsqrt()
+        return x * rstd * self.weight.reshape(1, -1, 1, 1)
+
+
+@at("timm.layers.norm.RmsNorm2dFp32")
+class TimmRmsNorm2dFp32(TimmRmsNorm2d):
+    def forward(self, x):
+        return super().forward(wide(x)).to(x.dtype)
+
+
 @at("torchvision.ops.misc.FrozenBatchNorm2d")
 class FrozenBatchNorm2d(nn.Module):
     def __init__(self, channels, eps=1e-5):
@@ -159,6 +172,8 @@ NORMS = {
     TimmLayerNorm: (ROWS, "layer_norm"),
     TimmGroupNorm1: (IMAGES, "group_norm"),
     TimmRmsNorm: (ROWS, "layer_norm"),
+    TimmRmsNorm2d: (IMAGES, "layer_norm"),
+    TimmRmsNorm2dFp32: (IMAGES, "layer_norm"),
     TimmBatchNormAct2d: (IMAGES, "batch_norm"),
     TimmGroupNormAct: (IMAGES, "group_norm"),
     FrozenBatchNorm2d: (IMAGES, "batch_norm"),

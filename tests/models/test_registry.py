@@ -21,6 +21,7 @@ from foreign_layers import (
     TimmGroupNormAct,
     TimmLayerNorm2d,
     TimmRmsNorm,
+    TimmRmsNorm2d,
     every_norm,
 )
 from support.reference import assert_accurate
@@ -129,7 +130,7 @@ def test_nothing_but_the_forward_changes(device, cls):
     assert type(layer) is cls
 
 
-@pytest.mark.parametrize("cls", [TimmRmsNorm, FrozenBatchNorm2d])
+@pytest.mark.parametrize("cls", [TimmRmsNorm, TimmRmsNorm2d, FrozenBatchNorm2d])
 def test_a_result_that_is_promoted_stays_so(device, launches, cls):
     """float32 parameters make the original's result float32, which normreg's layer would not."""
     layer = built(cls, device)

@@ -62,6 +62,21 @@ def test_trains_as_before(device, launches, memory_format):
     assert any("norm" in name for name in launches)
 
 
+def test_instances_of_volumes_stay_channels_last(device):
+    """What a user sets after `replace`, which then is the format of the whole network."""
+    torch.manual_seed(0)
+    model = Volumes().to(device, memory_format=torch.channels_last_3d)
+    normreg.replace(model)
+    for module in model.modules():
+        if isinstance(module, normreg.InstanceNorm3d):
+            module.memory_format = torch.preserve_format
+    x = torch.randn(2, 8, 8, 6, 10, device=device).to(memory_format=torch.channels_last_3d)
+    norm = model.down[0][2]
+    y = norm(x.requires_grad_())
+    assert y.stride() == x.stride() == torch.autograd.grad(y.sum(), x)[0].stride()
+    torch.testing.assert_close(y, nn.functional.instance_norm(x, weight=norm.weight, bias=norm.bias))
+
+
 def test_dropout_of_volumes_takes_them_as_they_lie(device, launches):
     """Elementwise dropout of channels_last_3d is one launch each way, beside the layers' around it."""
     torch.manual_seed(0)

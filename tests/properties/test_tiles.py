@@ -152,7 +152,7 @@ def test_tiles_of_groups(groups, channels, spatial, last, samples, dtype):
 ELEMENT_TILES = {
     "elements": tiling.elements.elements_tile,
     "bias_act forward": tiling.elements.bias_act_forward_tile,
-    "bias_act backward": tiling.elements.bias_act_backward_tile,
+    "bias_act backward": lambda rows, cols: tiling.elements.bias_act_backward_tile(rows, cols, 32),
     "groups": lambda rows, cols: tiling.elements.dropout_grouped_tile(rows, cols, False),
     "groups last": lambda rows, cols: tiling.elements.dropout_grouped_tile(rows, cols, True),
 }

@@ -22,6 +22,7 @@ NORMS = {
             "LayerNorm2d",
             "LayerNorm3d",
             "RMSNorm",
+            "RMSNorm2d",
             "BatchNorm1d",
             "BatchNorm2d",
             "BatchNorm3d",

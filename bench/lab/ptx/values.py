@@ -103,6 +103,23 @@ def bfloat16_bits(x: Array) -> Array:
     return np.where(nan, np.uint16(0x7FFF), rounded) if nan.any() else rounded
 
 
+@cache
+def float8_ties() -> Array:
+    """What lies halfway between each positive number of e4m3 and the next larger one."""
+    bits = np.arange(127)  # the last is 448
+    exponent, digits = bits >> 3, bits & 7
+    numbers = np.where(exponent, (8 + digits) * 2.0 ** (exponent - 10), digits * 2.0**-9)
+    return (numbers[:-1] + numbers[1:]) / 2
+
+
+def float8_bits(x: Array) -> Array:
+    """The bits of numbers as e4m3, rounded to nearest even, at most 448; NaN becomes 0x7f."""
+    ties, magnitude = float8_ties(), np.abs(x).astype(np.float64)
+    bits = np.searchsorted(ties, magnitude)  # of a tie the lower neighbour
+    bits += (bits & 1) * (ties[np.minimum(bits, len(ties) - 1)] == magnitude)
+    return np.where(np.isnan(x), 0x7F, bits | np.signbit(x) * 0x80).astype(np.uint8)
+
+
 def flushed(x: Array) -> Array:
     """Float32 numbers with subnormals as zeros of the same sign (.ftz)."""
     magnitude = np.abs(x)
