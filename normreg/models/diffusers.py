@@ -5,7 +5,7 @@ from typing import Any
 from torch import Tensor
 
 from normreg import functional
-from normreg.models.registry import as_before, register_layer
+from normreg.models.registry import as_before, register_layer, same_dtype
 from normreg.models.transformers import rms_norm_of
 
 LIKE_MOCHI = """
@@ -56,6 +56,15 @@ def mochi_rms_norm(module: Any, hidden_states: Tensor) -> Tensor:
 def krea_rms_norm(module: Any, hidden_states: Tensor) -> Tensor:
     """RMS normalisation with the weight 1 + weight and the input's dtype."""
     return rms_norm_of(module, hidden_states, 1.0 + module.weight.float(), hidden_states.dtype)
+
+
+@register_layer("diffusers.models.transformers.transformer_stable_audio3.StableAudio3RMSNorm")
+def stable_audio_rms_norm(module: Any, hidden_states: Tensor) -> Tensor:
+    """RMS normalisation with the input's dtype, computed in float32 where the layer says so."""
+    x, weight = hidden_states, module.gamma
+    if x.dtype.itemsize > 4 or not (module.force_fp32 or same_dtype(x, weight)):
+        return as_before(module, x)
+    return rms_norm_of(module, x, weight, x.dtype)
 
 
 @register_layer("diffusers.models.normalization.FP32LayerNorm")

@@ -8,36 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from normreg import functional
-from normreg.models.hooks import has_global_hooks, why_not_bypassed
-from normreg.models.naming import path_of
-from normreg.models.registry import original, register_layer, same_dtype
+from normreg.models.modulated import modulated
+from normreg.models.registry import register_layer
 
 FAMILY = "diffusers.models.normalization"
-TRANSFORMERS = "diffusers.models.transformers.transformer"
-LAYER_NORMS = {"torch.nn.modules.normalization.LayerNorm", f"{FAMILY}.FP32LayerNorm", f"{FAMILY}.LayerNorm"}
-RMS_NORMS = {"torch.nn.modules.normalization.RMSNorm", f"{FAMILY}.RMSNorm"}
-
-
-def modulated(norm: Any, x: Tensor, scale: Tensor, shift: Tensor | None = None) -> Tensor:
-    """norm(x) * (1 + scale) + shift, in one call where nobody listens to the norm's own.
-
-    scale, shift: (B, C) or as they broadcast with x.
-    """
-    cls = path_of(original(type(norm)) or type(norm))
-    vectors = [m for m in (scale, shift, norm.weight, getattr(norm, "bias", None)) if m is not None]
-    bypassed = not (has_global_hooks() or why_not_bypassed(norm)) and same_dtype(x, *vectors)
-    if bypassed and cls in LAYER_NORMS:
-        return functional.ada_layer_norm(x, scale, shift, norm.weight, norm.bias, norm.eps)
-    if bypassed and cls in RMS_NORMS and norm.eps is not None and getattr(norm, "bias", None) is None:
-        return functional.ada_rms_norm(x, scale, shift, norm.weight, norm.eps)
-    y: Tensor = norm(x) * (1 + _beside(x, scale))
-    return y if shift is None else y + _beside(x, shift)
-
-
-def _beside(x: Tensor, m: Tensor) -> Tensor:
-    """A modulation as it broadcasts with x."""
-    return m if m.dim() == x.dim() else m[:, None]
 
 
 @register_layer(f"{FAMILY}.AdaLayerNorm")
@@ -102,16 +76,6 @@ def ada_layer_norm_continuous(module: Any, x: Tensor, conditioning_embedding: Te
     return modulated(module.norm, x, scale, shift)
 
 
-@register_layer(
-    f"{TRANSFORMERS}_cogview4.CogView4AdaLayerNormContinuous",
-    f"{TRANSFORMERS}_glm_image.GlmImageAdaLayerNormContinuous",
-)
-def cogview4_ada_layer_norm_continuous(module: Any, x: Tensor, conditioning_embedding: Tensor) -> Tensor:
-    """Layer or RMS normalisation, scaled and shifted by an embedding that is linear."""
-    scale, shift = module.linear(conditioning_embedding.to(x.dtype)).chunk(2, dim=1)
-    return modulated(module.norm, x, scale, shift)
-
-
 @register_layer(f"{FAMILY}.LuminaLayerNormContinuous")
 def lumina_layer_norm_continuous(module: Any, x: Tensor, conditioning_embedding: Tensor) -> Tensor:
     """Layer or RMS normalisation, scaled by an embedding, then a projection where the layer has one."""
@@ -140,10 +104,3 @@ def cogvideox_layer_norm_zero(
     y = modulated(module.norm, hidden_states, scale, shift)
     context = modulated(module.norm, encoder_hidden_states, c_scale, c_shift)
     return y, context, gate[:, None], c_gate[:, None]
-
-
-@register_layer(f"{TRANSFORMERS}_flux3.Flux3AdaLayerNorm")
-def flux3_ada_layer_norm(module: Any, hidden_states: Tensor, temb: Tensor) -> Tensor:
-    """Layer normalisation, scaled and shifted by an embedding of each token."""
-    scale, shift = module.linear(module.act_fn(temb)).chunk(2, dim=-1)
-    return modulated(module.norm, hidden_states, scale, shift)

@@ -24,3 +24,8 @@ def why_not_bypassed(module: nn.Module) -> str | None:
         if attributes[hooks]:
             return "a hook sits on it"
     return "its forward is overridden on the instance" if "forward" in attributes else None
+
+
+def is_listened_to(*modules: nn.Module) -> bool:
+    """Whether a call of one of these cannot be left out."""
+    return has_global_hooks() or any(why_not_bypassed(module) for module in modules)

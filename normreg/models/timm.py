@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from normreg import functional
-from normreg.models.hooks import has_global_hooks, why_not_bypassed
+from normreg.models.hooks import is_listened_to
 from normreg.models.registry import as_before, register_layer, same_dtype
 from normreg.nn.batch_norm import call_batch_norm
 from normreg.ops.activations import activation_of
@@ -65,14 +65,32 @@ def rms_norm_2d_fp32(module: Any, x: Tensor) -> Tensor:
     return functional.rms_norm_channels(x, module.weight, module.eps, out_dtype=x.dtype)
 
 
+def _activation(module: Any) -> tuple[str, float] | None:
+    """The name and slope of the activation that a norm's call may compute, or None."""
+    bypassed = type(module.drop) is torch.nn.Identity and not is_listened_to(module.drop, module.act)
+    return activation_of(module.act) if bypassed else None
+
+
 @register_layer("timm.layers.norm_act.BatchNormAct2d")
 def batch_norm_act_2d(module: Any, x: Tensor) -> Tensor:
     """Batch normalisation and the activation behind it in one call, where that is one of torch.nn's."""
-    act, called = activation_of(module.act), why_not_bypassed(module.drop) or why_not_bypassed(module.act)
-    if act is None or called or has_global_hooks() or type(module.drop) is not torch.nn.Identity:
+    act = _activation(module)
+    if act is None:
         return module.act(module.drop(call_batch_norm(module, functional.batch_norm, x)))
     name, negative_slope = act
     return call_batch_norm(module, functional.batch_norm_act, x, act=name, negative_slope=negative_slope)
+
+
+@register_layer("timm.layers.norm_act.GroupNormAct", "timm.layers.norm_act.GroupNorm1Act")
+def group_norm_act(module: Any, x: Tensor) -> Tensor:
+    """Group normalisation and the activation behind it in one call, where that is one of torch.nn's."""
+    if _is_fast(module):
+        return as_before(module, x)
+    act, own = _activation(module), (module.num_groups, module.weight, module.bias, module.eps)
+    if act is None:
+        return module.act(module.drop(functional.group_norm(x, *own)))
+    name, negative_slope = act
+    return functional.group_norm_act(x, *own, act=name, negative_slope=negative_slope)
 
 
 @register_layer("timm.layers.drop.DropPath")

@@ -7,8 +7,10 @@ from torch import Tensor
 
 from normreg import functional
 from normreg.models import transformers_classes as classes
+from normreg.models.hooks import is_listened_to
 from normreg.models.registry import as_before, register_layer, same_dtype
 from normreg.models.torchvision import frozen_batch_norm
+from normreg.ops.activations import activation_of
 
 
 def _paths(names: str) -> list[str]:
@@ -161,6 +163,17 @@ def chameleon_layer_norm(module: Any, hidden_states: Tensor) -> Tensor:
 def group_norm(module: Any, input: Tensor, quant_states: Tensor | None = None) -> Tensor:
     """Group normalisation."""
     return functional.group_norm(input, module.num_groups, module.weight, module.bias, module.eps)
+
+
+@register_layer(*_paths("bit.BitGroupNormActivation"))
+def group_norm_activation(module: Any, hidden_state: Tensor) -> Tensor:
+    """Group normalisation and the activation behind it in one call, where that is one of torch.nn's."""
+    own = module.num_groups, module.weight, module.bias, module.eps
+    act = None if is_listened_to(module.activation) else activation_of(module.activation)
+    if act is None:
+        return module.activation(functional.group_norm(hidden_state, *own))
+    name, negative_slope = act
+    return functional.group_norm_act(hidden_state, *own, act=name, negative_slope=negative_slope)
 
 
 @register_layer(*_paths(classes.DROP_PATHS))

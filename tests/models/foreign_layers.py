@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from support.elsewhere import TimmBatchNormAct2d, at
+from support.elsewhere import TimmBatchNormAct2d, TimmGroupNormAct, at
 from torch import nn
 
 
@@ -175,6 +175,7 @@ NORMS = {
     TimmRmsNorm2d: (IMAGES, "layer_norm"),
     TimmRmsNorm2dFp32: (IMAGES, "layer_norm"),
     TimmBatchNormAct2d: (IMAGES, "batch_norm"),
+    TimmGroupNormAct: (IMAGES, "group_norm"),
     FrozenBatchNorm2d: (IMAGES, "batch_norm"),
 }
 every_norm = pytest.mark.parametrize("cls", NORMS, ids=lambda cls: cls.__name__)

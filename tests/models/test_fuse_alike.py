@@ -61,7 +61,39 @@ def a_term_that_broadcasts_in_place(m, x):
     return z + y
 
 
+def scaled_and_shifted_by_rows(m, x):
+    return x * 3 + m.layer_norm(x + m.linear(x)) * (1 + m.linear(x))
+
+
+def scaled_for_all(m, x):
+    return m.layer_norm(x).mul_(m.linear(x).mean(0) + 1)
+
+
+def one_scale_of_two(m, x):
+    factor = 1 + m.linear(x)
+    return m.layer_norm(x) * factor + m.layer_norm(x * 2) * factor
+
+
+def scaled_for_all_and_shifted_by_rows(m, x):
+    return m.layer_norm(x) * (1 + m.linear(x[:1])) + x * 2
+
+
+def scaled_by_frames(m, x):
+    frames = torch.stack([x, x * 2, x * 3], 1)[None]  # (1, 5, 3, 8)
+    return m.layer_norm(frames) * (1 + m.linear(x)[None, :, None]) + m.linear(x * 2)[None, :, None]
+
+
+def dropped_and_scaled(m, x):
+    return m.layer_norm(m.linear(x) + m.drop(x)) * (1 + m.linear(x))
+
+
 FUSED = [
+    (scaled_and_shifted_by_rows, ["+ -> layer_norm -> * -> +"]),
+    (scaled_for_all, ["layer_norm -> mul_"]),
+    (one_scale_of_two, ["layer_norm -> * -> +", "layer_norm -> *"]),
+    (scaled_for_all_and_shifted_by_rows, ["layer_norm -> *"]),
+    (scaled_by_frames, ["layer_norm -> * -> +"]),
+    (dropped_and_scaled, ["layer_norm -> *", "drop -> +"]),
     (a_sum_that_is_read_before_the_norm, ["drop -> + -> layer_norm"]),
     (a_term_that_broadcasts, ["+ -> + -> layer_norm"]),
     (a_term_that_broadcasts_in_place, ["+ -> + -> layer_norm"]),
@@ -94,6 +126,14 @@ def a_value_added_to_itself(m, x):
     return m.act(y + y)
 
 
+def scaled_without_one(m, x):
+    return m.layer_norm(x) * m.linear(x) + x * 2
+
+
+def scaled_by_two_and_more(m, x):
+    return m.layer_norm(x) * (2 + m.linear(x))
+
+
 def another_clamp(m, x):
     return F.hardtanh(m.norm(x), -0.5, 0.5)
 
@@ -106,7 +146,15 @@ def dropout_of_samples(m, x):
     return x + m.rows(m.linear(x))
 
 
-NONE = [a_scaled_sum, a_value_added_to_itself, another_clamp, dropout_of_channels, dropout_of_samples]
+NONE = [
+    scaled_without_one,
+    scaled_by_two_and_more,
+    a_scaled_sum,
+    a_value_added_to_itself,
+    another_clamp,
+    dropout_of_channels,
+    dropout_of_samples,
+]
 
 
 @pytest.mark.parametrize("forward", NONE, ids=lambda forward: forward.__name__)

@@ -17,13 +17,15 @@ def made_of(monkeypatch):
     return graphs
 
 
-def test_at_most_two_graphs_of_many_batch_sizes(device, made_of):
-    model, twin, x = made("post-norm", device)
+@pytest.mark.parametrize("block", ["post-norm", "conditioned"])
+def test_at_most_two_graphs_of_many_batch_sizes(device, made_of, block):
+    model, twin, x = made(block, device)
     normreg.replace(model, fuse=True)
     for batch in (2, 3, 5, 8, 1, 4):
         x = torch.randn(batch + 1, 3, 8, device=device, dtype=torch.float64)
         assert_close(step(model, x), step(twin, x))
     assert len(made_of) == 2
+    assert patterns(normreg.explain(model, x)) == BLOCKS[block][2]
 
 
 def test_classes_do_not_use_up_each_others_graphs(device):

@@ -85,6 +85,8 @@ def test_inductor_compiles_the_fused_graph(device, launches):
 @pytest.mark.parametrize("pattern", PATTERNS)
 def test_some_patterns(device, pattern):
     wanted = {
+        "ada_layer_norm": [],
+        "ada_rms_norm": [],
         "batch_norm_act": [],
         "dropout_add_layer_norm": ["dropout1 -> + -> norm1", "dropout2 -> + -> norm2"],
         "dropout_add_rms_norm": [],
@@ -115,7 +117,7 @@ def test_an_unknown_pattern_is_refused(device, given):
     for function in (lambda: normreg.fused(patterns=given), lambda: normreg.replace(model, fuse=given)):
         with pytest.raises(
             ValueError,
-            match=r"expected names of what can be fused, batch_norm_act, .* got '(layer_norm|relu|batch)",
+            match=r"expected names of what can be fused, ada_layer_norm, .* got '(layer_norm|relu|batch)",
         ):
             function()
     assert type(model.norm1) is nn.LayerNorm

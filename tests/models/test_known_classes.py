@@ -7,6 +7,7 @@ import ast
 import importlib
 import importlib.util
 import inspect
+import types
 from pathlib import Path
 
 import pytest
@@ -33,6 +34,9 @@ SPECIAL = {
     "FP32LayerNorm": dict(normalized_shape=SIZE),
     "SDCascadeLayerNorm": dict(normalized_shape=SIZE),
     "WuerstchenLayerNorm": dict(normalized_shape=SIZE),
+    "BitGroupNormActivation": dict(
+        config=types.SimpleNamespace(num_groups=4, hidden_act="relu"), num_channels=SIZE
+    ),
     "ChameleonLayerNorm": dict(hidden_size=(4, SIZE)),
     "Emu3VQVAEGroupNorm": dict(num_groups=4, num_channels=SIZE),
 }
@@ -69,7 +73,7 @@ def first_of_each_forward(library):
             source = written(path)
             if source is None:
                 missing.append(path)
-            elif forward.__module__ != "normreg.models.diffusers_adaptive":  # test_diffusers.py has these
+            elif "_adaptive" not in forward.__module__:  # test_adaptive.py has these
                 found.setdefault((forward, source), path)
     return [*found.values()], missing
 
@@ -137,6 +141,7 @@ FIRST = [  # one of each function, of the models that are imported most quickly
     "transformers.models.nemotron.modeling_nemotron.NemotronLayerNorm1P",
     "transformers.models.eomt.modeling_eomt.EomtLayerNorm2d",
     "transformers.models.poolformer.modeling_poolformer.PoolFormerGroupNorm",
+    "transformers.models.bit.modeling_bit.BitGroupNormActivation",
     "transformers.models.chameleon.modeling_chameleon.ChameleonLayerNorm",
     "transformers.models.convnext.modeling_convnext.ConvNextDropPath",
     "transformers.models.mamba2.modeling_mamba2.MambaRMSNormGated",

@@ -18,6 +18,7 @@ from foreign_layers import (
     T5LayerNorm,
     TimmBatchNormAct2d,
     TimmDropPath,
+    TimmGroupNormAct,
     TimmLayerNorm2d,
     TimmRmsNorm,
     TimmRmsNorm2d,
@@ -73,9 +74,12 @@ TIMM_ACTS = {
 }
 
 
+@pytest.mark.parametrize(
+    ("cls", "operation"), [(TimmBatchNormAct2d, "batch_norm"), (TimmGroupNormAct, "group_norm")]
+)
 @pytest.mark.parametrize(("fused", "change"), TIMM_ACTS.values(), ids=TIMM_ACTS)
-def test_timms_activation_is_fused_or_called(device, fused, change):
-    layer = built(TimmBatchNormAct2d, device, torch.float64)
+def test_timms_activation_is_fused_or_called(device, fused, change, cls, operation):
+    layer = built(cls, device, torch.float64)
     change(layer)
     twin = copy.deepcopy(layer)
     normreg.replace(layer)
@@ -85,7 +89,7 @@ def test_timms_activation_is_fused_or_called(device, fused, change):
     operations = []
     with dispatch.watched(lambda operation, *_: operations.append(operation)):
         layer(x)
-    assert operations == ["batch_norm_act" if fused else "batch_norm"]
+    assert operations == [f"{operation}_act" if fused else operation]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)

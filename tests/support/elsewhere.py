@@ -27,3 +27,15 @@ class TimmBatchNormAct2d(nn.BatchNorm2d):
 
     def forward(self, x):
         return self.act(self.drop(super().forward(x)))
+
+
+@at("timm.layers.norm_act.GroupNormAct")
+class TimmGroupNormAct(nn.GroupNorm):
+    _fast_norm = False
+
+    def __init__(self, channels):
+        super().__init__(4, channels)
+        self.drop, self.act = nn.Identity(), nn.SiLU()
+
+    def forward(self, x):
+        return self.act(self.drop(super().forward(x)))

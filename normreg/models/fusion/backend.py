@@ -127,15 +127,16 @@ def fused(backend: Any = None, patterns: str | Sequence[str] | None = None) -> B
 
     In the graphs that torch.compile traces, one operator takes the place of an activation behind a GroupNorm,
     a BatchNorm or its sum with a residual, of dropout and a sum, or the sum, in front of a LayerNorm or
-    RMSNorm, of dropout behind an activation (and a linear layer's bias), and of dropout in front of a sum. A
+    RMSNorm, of dropout behind an activation (and a linear layer's bias), of dropout in front of a sum, and of
+    a LayerNorm or RMSNorm, the scale and shift of a condition behind it and the gated sum in front of it. A
     value that is used elsewhere, or overwritten, is not fused away.
 
     Args:
         backend: another backend of torch.compile, by name or as a function, that is handed the fused graphs:
             `fused("inductor")`. None: they run as eager mode does, without a compiler.
-        patterns: names of what to fuse, None for all: "batch_norm_act", "bias_act_dropout", "dropout_add",
-            "dropout_add_layer_norm", "dropout_add_rms_norm", "group_norm_act", the functions of
-            `normreg.functional` that compute the same.
+        patterns: names of what to fuse, None for all: "ada_layer_norm", "ada_rms_norm", "batch_norm_act",
+            "bias_act_dropout", "dropout_add", "dropout_add_layer_norm", "dropout_add_rms_norm",
+            "group_norm_act", the functions of `normreg.functional` that compute the same.
 
     Raises ValueError for an unknown pattern or backend, TypeError for a backend of another type.
 

@@ -11,10 +11,14 @@ from normreg.kernels import cpu
 from normreg.kernels.device.activations import LINES
 from normreg.kernels.dropout.drop import of_elements
 from normreg.kernels.dtypes import FLOATING
+from normreg.models.fusion import steps
+from normreg.models.fusion.modulation import Modulated, why_not_modulated
 from normreg.models.fusion.steps import NORMREG, Step, value_of
 
 # the functions of normreg.functional that compute the same
 PATTERNS = (
+    "ada_layer_norm",
+    "ada_rms_norm",
     "batch_norm_act",
     "bias_act_dropout",
     "dropout_add",
@@ -33,8 +37,9 @@ class Match(NamedTuple):
     target: Any
     given: dict[str, Any]  # arguments by name
     results: tuple[Node, ...]  # whose values the operator's first results are
-    keeps: Any = None  # a value that its backward needs and theirs did not
+    keeps: tuple[Node, ...] = ()  # values that its backward needs and theirs did not
     first: tuple[Any, ...] = ()  # function and arguments of a call that takes the first one's place
+    beside: tuple[Node, ...] = ()  # calls that it computes as well, which others may use
 
     @property
     def named(self) -> list[Node]:
@@ -63,7 +68,7 @@ def batch_norm_act(norm: Step, act: Step, plus: Step | None = None) -> Match:
     training = norm.call.target is NORMREG.batch_norm.default
     target = NORMREG.batch_norm_act if training else NORMREG.batch_norm_act_inference
     save, residual = value_of(act.node).requires_grad, plus and plus.given["residual"]
-    keeps = residual if save and act.given["act"] not in LINES else None
+    keeps = (plus.given["residual"],) if plus and save and act.given["act"] not in LINES else ()
     found = (norm, plus, act) if plus else (norm, act)
     given = norm.given | act.given | dict(residual=residual, save=save)
     return Match("batch_norm_act", found, target.default, given, (act.node,), keeps)
@@ -107,10 +112,42 @@ def dropout_add(dropout: Step, plus: Step) -> Match:
 def bias_act_dropout(act: Step, dropout: Step, linear: Step | None = None) -> Match:
     given = act.given | _dropped(dropout, act.source) | dict(bias=linear and linear.given["bias"])
     found = (linear, act, dropout) if linear else (act, dropout)
-    keeps = act.source if value_of(dropout.node).requires_grad and not linear else None
+    keeps = (act.source,) if value_of(dropout.node).requires_grad and not linear else ()
     first = (F.linear, *linear.node.args[:2], None) if linear else ()
     return Match(
         "bias_act_dropout", found, NORMREG.bias_act_dropout.default, given, (dropout.node,), keeps, first
+    )
+
+
+def ada_norm(
+    modulated: Modulated, plus: Step | None = None, gate: Step | None = None, rounding: Step | None = None
+) -> Match:
+    """plus, gate, rounding: the sum that is normalised, the product that is a term of it, what rounds it."""
+    norm, source, given, _, beside = modulated
+    last, before = modulated.last, tuple(step for step in (gate, plus, rounding) if step)
+    x, residual = before[0].source if before else source, plus and plus.given["residual"]
+    if rounding:  # whose sum is one of values of 16 bits then
+        narrow = steps.widened(x), steps.widened(residual)
+        beside = (*beside, *(term for term, found in zip((x, residual), narrow) if term and found))
+        x, residual = narrow[0] or x, narrow[1] or residual
+    given = given | dict(x=x, residual=residual, gate=gate and gate.given["factor"])
+    save, prenorm = value_of(last.node).requires_grad, bool(before) and len(source.users) > 1
+    given |= dict(z_dtype=value_of(source).dtype, out_dtype=value_of(last.node).dtype)
+    given |= dict(save_z=prenorm, save_statistics=save)
+    keeps = [given[name] for name in ("scale", "shift") if modulated.behind and given[name] is not None]
+    if gate:  # which keeps each factor for the gradient of the other
+        factors = (x, given["gate"]), (given["gate"], x)
+        keeps += [kept for other, kept in factors if not value_of(other).requires_grad]
+    if (gate or not before) and x is not (gate or norm).source:  # of which a wider copy was kept
+        keeps.append(x)
+    return Match(
+        "ada_layer_norm" if given["centered"] else "ada_rms_norm",
+        (*before, norm, *modulated.behind),
+        NORMREG.ada_norm.default,
+        given,
+        (last.node, source) if prenorm else (last.node,),
+        keeps=tuple(keeps) if save else (),
+        beside=beside,
     )
 
 
@@ -136,4 +173,6 @@ def why_no_kernel(match: Match) -> str | None:
     beside = (x.dtype, torch.float32 if x.dtype.itemsize == 2 else x.dtype)
     if match.function == "bias_act_dropout" and bias is not None and bias.dtype not in beside:
         return f"the bias is {bias.dtype}, the input {x.dtype}"
-    return None
+    is_modulated = match.target is NORMREG.ada_norm.default
+    of_operator = is_modulated and match.named[-1].target is match.target
+    return why_not_modulated(match.given, of_operator) if is_modulated else None

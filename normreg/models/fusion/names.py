@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from torch.fx import Node
 
-from normreg.models.fusion.steps import ADDITIONS
+from normreg.models.fusion.steps import ADDITIONS, MULTIPLICATIONS
 from normreg.models.naming import ROOT
 from normreg.models.registry import Foreign
 
@@ -20,7 +20,7 @@ def modules_of(node: Node) -> dict[Path, int]:
 
 
 def _path(source: str) -> Path:
-    return tuple(part for part in re.split(r"\W+|_modules", source)[2:] if part)
+    return tuple(part for part in re.split(r"\W+|_modules|__dict__", source)[2:] if part)
 
 
 def _call(node: Node) -> tuple[Path, str, bool]:
@@ -31,6 +31,8 @@ def _call(node: Node) -> tuple[Path, str, bool]:
     if path and layer and "transformer" not in cls.__module__:  # whose forwards call several
         return path[:-1], path[-1], True
     target: Any = "+" if node.target in ADDITIONS else node.target
+    if MULTIPLICATIONS.get(target) is False:  # an overwriting one is named as it is written
+        target = "*"
     return path, target if isinstance(target, str) else target.__name__, False
 
 

@@ -2,7 +2,7 @@
 
 batch norm [-> +] -> activation             [dropout ->] + -> layer or RMS norm
 [linear's bias ->] activation -> dropout    dropout -> +
-group norm -> activation
+group norm -> activation                    [[gate * ->] + ->] layer or RMS norm -> * (1 + scale) [-> + shift]
 """
 
 import operator
@@ -14,9 +14,10 @@ import torch.nn.functional as F
 from torch.fx import Graph, Node, map_arg
 from torch.utils._pytree import tree_leaves
 
-from normreg.models.fusion import matches, steps
+from normreg.models.fusion import matches, modulation, steps
 from normreg.models.fusion.matches import TO_BE_DRAWN, Match, shape_of, why_no_kernel
 from normreg.models.fusion.memory import Memory
+from normreg.models.fusion.modulation import Modulated
 from normreg.models.fusion.names import name_of
 from normreg.models.fusion.running import SEED
 from normreg.models.fusion.steps import Step, value_of
@@ -30,14 +31,22 @@ class Finder:
 
     def __init__(self, graph: Graph, patterns: Collection[str], is_chosen: Callable[[Match], bool]) -> None:
         for node in reversed(graph.nodes):  # results that nobody takes, and what our own dispatch asked
-            if not node.users and node.target in UNUSED:
+            idle = steps.is_identity(node)
+            if idle:
+                node.replace_all_uses_with(node.args[0])
+            if not node.users and (idle or node.target in UNUSED):
                 graph.erase_node(node)
         self.patterns, self.is_chosen, self.memory = patterns, is_chosen, Memory(graph)
         self.taken: set[Node] = set()
         self.found: list[Match] = []
         self.refused: list[tuple[Match, str]] = []
         found = [step for step in map(steps.step_of, graph.nodes) if step is not None]
-        behind = {"act": self.behind_channels, "norm": self.behind_sum, "dropout": self.behind_activation}
+        behind: dict[str, Callable[[Step], Iterator[Match]]] = {
+            "act": self.behind_channels,
+            "norm": self.around_norm,
+            "modulated norm": self.modulated,
+            "dropout": self.behind_activation,
+        }
         for step in found:
             if find := behind.get(step.kind):
                 self.match([*find(step)])
@@ -57,6 +66,27 @@ class Finder:
         for term in self.terms(act.source):
             if norm := steps.step_of(term, "batch norm"):
                 yield matches.batch_norm_act(norm, act, steps.sum_of(act.source, term))
+
+    def around_norm(self, norm: Step) -> Iterator[Match]:
+        for modulated in modulation.behind(norm, self.memory.order):
+            yield from self.behind_gate(modulated)
+            yield matches.ada_norm(modulated)
+        yield from self.behind_sum(norm)
+
+    def modulated(self, call: Step) -> Iterator[Match]:
+        if modulated := modulation.of_operator(call):
+            yield from self.behind_gate(modulated)
+
+    def behind_gate(self, modulated: Modulated) -> Iterator[Match]:
+        rounding = steps.cast(modulated.source)
+        total: Any = rounding.source if rounding else modulated.source
+        terms = self.terms(total)
+        for term in terms:
+            for gate in modulation.gated(term, self.memory.order):
+                if shape_of(gate.source) == shape_of(total):
+                    yield matches.ada_norm(modulated, steps.sum_of(total, term), gate, rounding)
+        if terms and not any(steps.step_of(term, "dropout") for term in terms):
+            yield matches.ada_norm(modulated, steps.sum_of(total, terms[0]), rounding=rounding)
 
     def behind_sum(self, norm: Step) -> Iterator[Match]:
         terms: Any = self.terms(norm.source)
@@ -101,7 +131,8 @@ class Finder:
 
     def objection(self, match: Match) -> str | None:
         """Why one operator cannot take the place of these, or None."""
-        memory, nodes, first, last = self.memory, match.nodes, match.nodes[0], match.nodes[-1]
+        memory, nodes, last = self.memory, [*match.nodes, *match.beside], match.nodes[-1]
+        first = min(nodes)
         for step, node in zip(match.steps, match.named):
             if node is not match.named[-1] and len(step.node.users) > 1 and step.node not in match.results:
                 return f"what {name_of(node)} returns is used elsewhere, too"
@@ -124,13 +155,12 @@ class Finder:
 
     def why_not_kept(self, match: Match) -> str | None:
         """Why the backward cannot count on a value that it did not need before, or None."""
-        if match.keeps is None:
-            return None
         if writer := self.memory.writer(match.keeps, match.nodes[-1], None, match.nodes):
             return f"{name_of(writer)}, called after it, may overwrite what the backward would need"
-        if self.memory.is_new(match.keeps) or any(user.target in KEEPING for user in match.keeps.users):
-            return None
-        return "the backward would need a value that the caller may overwrite"
+        for kept in match.keeps:
+            if not self.memory.is_new(kept) and all(user.target not in KEEPING for user in kept.users):
+                return "the backward would need a value that the caller may overwrite"
+        return None
 
     def why_different(self, match: Match) -> str | None:
         """What of the results would not be as it was, by the operator's rule for tensors without values."""
@@ -175,5 +205,6 @@ def rewrite(graph: Graph, matches: Iterable[Match]) -> None:
                 new = now[result] = call if single else graph.call_function(operator.getitem, (call, index))
                 new.meta = {**result.meta}
                 result.replace_all_uses_with(new)
-        for node in reversed(match.nodes):
-            graph.erase_node(node)
+        for node in (*reversed(match.nodes), *match.beside):
+            if node not in match.beside or not node.users:
+                graph.erase_node(node)

@@ -9,6 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.fx import Node
 
+from normreg.kernels.dtypes import FLOATING
+
 NORMREG = torch.ops.normreg
 DROPOUT = NORMREG.dropout.default
 # {operator of normreg with several results: kind of step}
@@ -18,6 +20,7 @@ NORMS: dict[Any, str] = {
     NORMREG.group_norm.default: "group norm",
     NORMREG.layer_norm.default: "norm",
     NORMREG.rms_norm.default: "norm",
+    NORMREG.ada_norm.default: "modulated norm",
 }
 INPLACE = {"input": None, "inplace": False}
 # {function or method: activation, and {name: default} of its arguments, in order}
@@ -38,6 +41,14 @@ ADDITIONS: dict[Any, bool] = {
     "add": False,
     operator.iadd: True,
     "add_": True,
+}
+CASTS = ("bfloat16", "float", "half", "to", "type_as")
+MULTIPLICATIONS: dict[Any, bool] = {
+    operator.mul: False,
+    torch.mul: False,
+    "mul": False,
+    operator.imul: True,
+    "mul_": True,
 }
 
 
@@ -120,9 +131,9 @@ def _dropout(node: Node, source: Node) -> Step | None:
     return Step("dropout", node, source, given, source if given.get("inplace") else None)
 
 
-def operands(node: Any, order: dict[Node, int]) -> Sequence[Node]:
-    """The two operands of a sum of two tensors, the later one first; else none."""
-    if not isinstance(node, Node) or node.target not in ADDITIONS or node.kwargs:
+def operands(node: Any, order: dict[Node, int], calls: dict[Any, bool] = ADDITIONS) -> Sequence[Node]:
+    """The two operands of a sum, or of another of `calls`, of two tensors, the later one first; else none."""
+    if not isinstance(node, Node) or node.target not in calls or node.kwargs:
         return ()
     tensors = [operand for operand in node.all_input_nodes if isinstance(value_of(operand), Tensor)]
     return sorted(tensors, key=order.__getitem__, reverse=True) if len(tensors) == len(node.args) == 2 else ()
@@ -132,3 +143,50 @@ def sum_of(node: Any, operand: Node) -> Step:
     """The step of a sum, one of whose operands is computed with it."""
     residual = node.args[1 - node.args.index(operand)]
     return Step("+", node, operand, {"residual": residual}, node.args[0] if ADDITIONS[node.target] else None)
+
+
+def product_of(node: Any, operand: Node) -> Step:
+    """The step of a product, one of whose factors is computed with it."""
+    factor = node.args[1 - node.args.index(operand)]
+    overwritten = node.args[0] if MULTIPLICATIONS[node.target] else None
+    return Step("*", node, operand, {"factor": factor}, overwritten)
+
+
+def cast(node: Any) -> Step | None:
+    """The step of a method that gives a value another floating-point dtype and else leaves it, or None."""
+    if not isinstance(node, Node) or node.op != "call_method" or node.target not in CASTS:
+        return None
+    source: Any = node.args[0]
+    was, now = value_of(source), value_of(node)
+    if not (isinstance(was, Tensor) and isinstance(now, Tensor)):
+        return None
+    alike = was.device == now.device and was.dtype != now.dtype and {*node.kwargs} <= {"dtype"}
+    return Step("cast", node, source, {}) if alike and {was.dtype, now.dtype} <= {*FLOATING} else None
+
+
+def is_identity(node: Node) -> bool:
+    """Whether a method returns the tensor that it is called of, which has the dtype that it asks for."""
+    if node.op != "call_method" or node.target not in CASTS or {*node.kwargs} - {"dtype"}:
+        return False
+    source, result = value_of(node.args[0]), value_of(node)
+    if not (isinstance(source, Tensor) and isinstance(result, Tensor) and torch._C._has_storage(source)):
+        return False
+    alike = (source.dtype, source.device) == (result.dtype, result.device)
+    return alike and source.untyped_storage()._cdata == result.untyped_storage()._cdata
+
+
+def widened(node: Any) -> Node | None:
+    """What a call that nothing but one other takes converts from 16 bits to float32, or None."""
+    step = cast(node) if len(node.users) == 1 else None
+    widens = step and (value_of(step.source).dtype.itemsize, value_of(node).dtype) == (2, torch.float32)
+    return step.source if step and widens else None
+
+
+def increased(node: Any) -> Node | None:
+    """What a call adds 1 to, in memory of its own, or None."""
+    if ADDITIONS.get(node.target) is not False or node.kwargs or len(node.args) != 2:
+        return None
+    for one, value in (node.args, node.args[::-1]):
+        if type(one) in (int, float) and one == 1 and isinstance(value_of(value), Tensor):
+            return value if isinstance(value, Node) else None
+    return None
