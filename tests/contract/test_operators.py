@@ -108,8 +108,8 @@ CASES = {
     "batch_norm_act_backward of bits in evaluation": ("batch_norm_act_backward", lambda d: (
         images(d), images(d, FLOAT, LAST), None, None, None, torch.ones(30, 1, dtype=torch.int8, device=d),
         *running(d), "relu", 0.0, 1e-5, FLOAT, False, [True, False, True, True])),
-    "layer_norm_channels": (
-        "layer_norm_channels", lambda d: (images(d), values(d, 4), values(d, 4), 1e-5, FLOAT, True)),
+    "layer_norm_channels": ("layer_norm_channels", lambda d: (
+        images(d), values(d, 4), values(d, 4), 1e-5, FLOAT, True)),
     "layer_norm_channels of channels_last bfloat16, in float32": (
         "layer_norm_channels", lambda d: (images(d, HALF, LAST), values(d, 4), None, 1e-5, FLOAT, True)),
     "layer_norm_channels without statistics": (
@@ -118,7 +118,6 @@ CASES = {
         images(d), images(d), values(d, 4), statistics(d, 30), FLOAT, [True, True, True])),
     "layer_norm_channels_backward of bias": ("layer_norm_channels_backward", lambda d: (
         images(d, HALF, LAST), images(d, HALF), None, statistics(d, 30), FLOAT, [False, False, True])),
-    "rms_norm_channels": ("rms_norm_channels", lambda d: (images(d), values(d, 4), 1e-5, FLOAT, True)),
     "rms_norm_channels alone": ("rms_norm_channels", lambda d: (images(d), None, 1e-5, FLOAT, False)),
     "rms_norm_channels_backward": ("rms_norm_channels_backward", lambda d: (
         images(d, HALF, LAST), images(d, HALF), values(d, 4), values(d, 30, 1), FLOAT, [True, True])),
