@@ -249,7 +249,7 @@ def forward(
     partition = rows_in_splits(x)
     if x.is_contiguous():
         whole = x.view(1, samples * groups, -1)
-        partial = moments(whole, in_splits(whole, tiling.groups.group_norm_splits))
+        partial = moments(whole, in_splits(whole, tiling.groups.group_norm_splits, groups))
         per_group = PerGroup(statistics, partial=partial)
     else:
         partial = moments(x, partition, rows=rows)
