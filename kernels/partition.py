@@ -25,6 +25,10 @@ class Partition(NamedTuple):
     def splits(self) -> int:
         return self.grid[1]
 
+    def in_warps(self, num_warps: int) -> "Partition":
+        """The same programs with so many warps each."""
+        return self._replace(constants=self.constants | dict(num_warps=num_warps))
+
     def launch(
         self, kernel: Any, tensors: Iterable[torch.Tensor | None], *numbers: float, **constants: Any
     ) -> None:

@@ -245,7 +245,8 @@ def forward_launch(
 ) -> launch.Launch | None:
     """None where a group is too large for a tile."""
     samples, *group = in_groups(shape, groups)
-    tile = tiling.groups.group_norm_forward_tile(*group, not contiguous, dtypes.compute_dtype(dtype))
+    of_elements = dtypes.compute_dtype(dtype), dtype.itemsize, act
+    tile = tiling.groups.group_norm_forward_tile(*group, not contiguous, *of_elements)
     if tile is None:
         return None
     sizes, constants = sizes_and_constants(samples, *group, tile)
@@ -267,7 +268,8 @@ def backward_launch(
 ) -> launch.Launch | None:
     """None where a group is too large; its grid is (group blocks, partial sums)."""
     samples, *group = in_groups(shape, groups)
-    tile = tiling.groups.group_norm_backward_tile(*group, not contiguous, dtypes.compute_dtype(dtype))
+    of_elements = dtypes.compute_dtype(dtype), dtype.itemsize, act
+    tile = tiling.groups.group_norm_backward_tile(*group, not contiguous, *of_elements)
     if tile is None:
         return None
     sizes, constants = sizes_and_constants(samples, *group, tile)

@@ -44,23 +44,40 @@ def _group_norm_tile(
 
 
 def group_norm_forward_tile(
-    groups: int, channels: int, spatial: int, channels_last: bool, compute_dtype: torch.dtype
+    groups: int,
+    channels: int,
+    spatial: int,
+    channels_last: bool,
+    compute_dtype: torch.dtype,
+    itemsize: int = 2,
+    act: str | None = None,
 ) -> ChannelTile | None:
     """32 words a thread, 16 by 32 warps where a group has 16384, as in layer_norm.
+
+    Half as many where elements have 32 bits and an activation, or one position a channel and so parameters
+    that are as many: 32 of these took 166 registers, and 16 take 95.
 
     One sample's few groups are held by as few multiprocessors. A model says why: 16384 elements, loaded all
     at once, take one of them 2.1 us of instructions (28 each, 128 lanes at 1.76 GHz); splits take less of it,
     but another launch, 2 us or more.
     """
+    words_per_thread = 16 if itemsize > 2 and (spatial == 1 or act is not None) else 32
     sizes = groups, channels, spatial, channels_last
-    return _group_norm_tile(*sizes, compute_dtype, hardware.TILE_WORDS_FORWARD, 32)
+    return _group_norm_tile(*sizes, compute_dtype, hardware.TILE_WORDS_FORWARD, words_per_thread)
 
 
 def group_norm_backward_tile(
-    groups: int, channels: int, spatial: int, channels_last: bool, compute_dtype: torch.dtype
+    groups: int,
+    channels: int,
+    spatial: int,
+    channels_last: bool,
+    compute_dtype: torch.dtype,
+    itemsize: int = 2,
+    act: str | None = None,
 ) -> ChannelTile | None:
-    # two tiles are loaded; where there is one position a channel, its two sums are as large
-    words_per_thread = 16 if spatial > 1 else 8
+    # two tiles are loaded; where there is one position a channel, its two sums are as large; 16 of SiLU in
+    # 32 bits take 140 registers
+    words_per_thread = 8 if spatial == 1 or (itemsize > 2 and act is not None) else 16
     held_words = hardware.TILE_WORDS_BACKWARD // hardware.words_of(compute_dtype)
     sizes = groups, channels, spatial, channels_last
     tile = _group_norm_tile(*sizes, compute_dtype, held_words, words_per_thread)
@@ -94,6 +111,11 @@ def group_norm_splits(tiles: int, positions: int, group_blocks: int, device: tor
     fewest = triton.cdiv(tiles, min(most, hardware.MAX_SPLITS))
     tiles_per_split = max(1, fewest, min(4, tiles // wave))
     return triton.cdiv(tiles, tiles_per_split), tiles_per_split
+
+
+def group_norm_backward_split_warps(itemsize: int, act: str | None) -> int:
+    """Those of the tile of splits, or twice: 32 elements a thread of 32 bits took 175 registers for SiLU."""
+    return 8 if act is not None and itemsize > 2 else 4
 
 
 def group_norm_merge_tile(group_channels: int) -> RowTile:
