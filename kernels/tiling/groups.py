@@ -90,12 +90,14 @@ def group_norm_backward_tile(
 def group_norm_backward_programs(
     samples: int, spatial: int, tile: ChannelTile, group_blocks: int, device: torch.device
 ) -> int:
-    """Four programs a multiprocessor, and at least 64 positions for each.
+    """As many programs as run at a time, four a multiprocessor at most, and at least 64 positions for each.
 
-    A partial sum is 8 bytes written and 8 read for every 6 x 64 of the positions.
+    128 registers leave room for 16 warps a multiprocessor. A partial sum is 8 bytes written and 8 read for
+    every 6 x 64 of the positions.
     """
     tiles, tiles_each = triton.cdiv(samples, tile.samples), triton.cdiv(64, tile.samples * spatial)
-    return partials.programs(tiles, group_blocks, 4, tiles_each, device)
+    at_once = min(4, max(1, 16 // tile.num_warps))
+    return partials.programs(tiles, group_blocks, at_once, tiles_each, device)
 
 
 def group_norm_splits(tiles: int, positions: int, group_blocks: int, device: torch.device) -> tuple[int, int]:
