@@ -25,6 +25,10 @@ class Partition(NamedTuple):
     def splits(self) -> int:
         return self.grid[1]
 
+    def in_warps(self, num_warps: int) -> "Partition":
+        """The same programs with so many warps each."""
+        return self._replace(constants=self.constants | dict(num_warps=num_warps))
+
     def launch(
         self, kernel: Any, tensors: Iterable[torch.Tensor | None], *numbers: float, **constants: Any
     ) -> None:
@@ -77,22 +81,26 @@ def in_tiles(x: torch.Tensor, choose: Callable[..., ChannelTile | None], *detail
 
 
 @launch.kept
-def _in_splits(shape, contiguous, device, split):
+def _in_splits(shape, contiguous, device, split, at_once=None):
     x = layout(shape, contiguous)
     samples, channels, spatial, _ = x
     tile = tiling.channels.batch_norm_split_tile(*x)
     tiles = triton.cdiv(samples, tile.samples) * triton.cdiv(spatial, tile.spatial)
-    channel_blocks = triton.cdiv(channels, tile.channels)
+    channel_blocks = triton.cdiv(at_once or channels, tile.channels)
     splits, tiles_per_split = split(tiles, tile.samples * tile.spatial, channel_blocks, device)
     return _partition(x, device, tile, (splits,), (tiles, tiles_per_split))
 
 
-def in_splits(x: torch.Tensor, split: Callable[..., tuple[int, int]] | None = None) -> Partition:
+def in_splits(
+    x: torch.Tensor, split: Callable[..., tuple[int, int]] | None = None, at_once: int | None = None
+) -> Partition:
     """Splits of several tiles each; x is as `dense` returns it.
 
     split: the function of `tiling` that says how many, BatchNorm's where it is None.
+    at_once: the number of channels whose splits fill a GPU, where it is not all of them.
     """
-    return _in_splits(x.shape, x.is_contiguous(), x.device, split or tiling.channels.batch_norm_splits)
+    split = split or tiling.channels.batch_norm_splits
+    return _in_splits(x.shape, x.is_contiguous(), x.device, split, at_once)
 
 
 @launch.kept

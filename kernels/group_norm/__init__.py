@@ -23,13 +23,80 @@ by the last launch (`column_sums`).
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
+import triton
 
-from normreg.kernels import dtypes, launch
+from normreg.kernels import dtypes, launch, tiling
 from normreg.kernels.column_sums import column_sums
-from normreg.kernels.group_norm import splits, tile
+from normreg.kernels.group_norm import splits
+from normreg.kernels.group_norm.tile import group_norm_backward_kernel, group_norm_forward_kernel
 from normreg.kernels.memory_format import contiguous, dense, empty_in_format_of, in_format_of
+from normreg.kernels.partition import in_format
+from normreg.kernels.tiling.channels import ChannelTile
+
+
+@launch.kept
+def forward_launch(
+    shape: torch.Size,
+    contiguous: bool,
+    groups: int,
+    dtype: torch.dtype,
+    eps: float,
+    act: str | None,
+    negative_slope: float,
+    device: torch.device,
+) -> launch.Launch | None:
+    """None where a group is too large for a tile."""
+    samples, *group = in_groups(shape, groups)
+    of_elements = dtypes.compute_dtype(dtype), dtype.itemsize, act
+    tile = tiling.groups.group_norm_forward_tile(*group, not contiguous, *of_elements)
+    if tile is None:
+        return None
+    sizes, constants = sizes_and_constants(samples, *group, tile)
+    programs = triton.cdiv(samples, tile.samples) * triton.cdiv(groups, tile.groups)
+    numbers = *sizes, eps, negative_slope
+    return launch.Launch(group_norm_forward_kernel, (programs,), device, *numbers, ACT=act, **constants)
+
+
+@launch.kept
+def backward_launch(
+    shape: torch.Size,
+    contiguous: bool,
+    groups: int,
+    dtype: torch.dtype,
+    eps: float,
+    act: str | None,
+    negative_slope: float,
+    device: torch.device,
+) -> launch.Launch | None:
+    """None where a group is too large; its grid is (group blocks, partial sums)."""
+    samples, *group = in_groups(shape, groups)
+    of_elements = dtypes.compute_dtype(dtype), dtype.itemsize, act
+    tile = tiling.groups.group_norm_backward_tile(*group, not contiguous, *of_elements)
+    if tile is None:
+        return None
+    sizes, constants = sizes_and_constants(samples, *group, tile)
+    group_blocks = triton.cdiv(groups, tile.groups)
+    partials = tiling.groups.group_norm_backward_programs(samples, group[-1], tile, group_blocks, device)
+    grid, numbers = (group_blocks, partials), (*sizes, eps, negative_slope)
+    return launch.Launch(group_norm_backward_kernel, grid, device, *numbers, ACT=act, **constants)
+
+
+def in_groups(shape: torch.Size, groups: int) -> tuple[int, int, int, int]:
+    """Samples, groups, channels of a group, and positions."""
+    return shape[0], groups, shape[1] // groups, shape[2:].numel()
+
+
+def sizes_and_constants(
+    samples: int, groups: int, channels: int, spatial: int, tile: ChannelTile
+) -> tuple[tuple[int, ...], dict[str, Any]]:
+    """The kernels' sizes, the contiguous one in vectors, and what they are compiled for."""
+    of_one = tile.channels_last and channels == 1  # groups are what lies side by side
+    tile, (side, spatial) = in_format(tile, groups if of_one else channels, spatial, tile.channels_last)
+    groups, channels = (side, 1) if of_one else (groups, side)
+    return (samples, groups, channels, spatial), dict(TILE=tile, num_warps=tile.num_warps)
 
 
 def group_norm_forward(
@@ -51,7 +118,7 @@ def group_norm_forward(
     if save_statistics:
         statistics = x.new_empty(x.shape[0], groups, 3, dtype=dtypes.compute_dtype(x.dtype))
     numbers = eps, act, negative_slope
-    of_tile = tile.forward_launch(x.shape, x.is_contiguous(), groups, x.dtype, *numbers, x.device)
+    of_tile = forward_launch(x.shape, x.is_contiguous(), groups, x.dtype, *numbers, x.device)
     if of_tile is not None:
         launch.launch(of_tile, x, y, weight, bias, statistics)
     else:
@@ -83,7 +150,7 @@ def group_norm_backward(
     (samples, channels), device = x.shape[:2], x.device
     dx = empty_in_format_of(x) if want_dx else None
     numbers = eps, act, negative_slope
-    of_tile = tile.backward_launch(x.shape, x.is_contiguous(), groups, x.dtype, *numbers, device)
+    of_tile = backward_launch(x.shape, x.is_contiguous(), groups, x.dtype, *numbers, device)
     partials = samples if of_tile is None else of_tile.grid[1]  # splits leave one for each sample
     sums = [statistics.new_empty(partials, channels) if want else None for want in want_parameters]
     if of_tile is not None:

@@ -18,7 +18,7 @@ import triton.language as tl
 
 from normreg.kernels import tiling
 from normreg.kernels.batch_norm.splits import statistics as moments
-from normreg.kernels.device.channel_moments import merged_group_moments, merged_moments
+from normreg.kernels.device.channel_moments import fours, merged_group_moments, merged_moments
 from normreg.kernels.device.channels import (
     Elements,
     ElementsBackward,
@@ -131,14 +131,14 @@ def group_norm_backward_sums_kernel(
     mean = load_mean(statistics_ptr, row // group_channels, row_mask)
     std = exact_std(load_spread(statistics_ptr, row // group_channels, row_mask), eps)
     affine = load_affine(per_channel, mean, std, row % channels, row_mask, DTYPE)
-    dbias = tl.zeros([ROWS, POSITIONS], DTYPE)
-    dweight = tl.zeros([ROWS, POSITIONS], DTYPE)
+    dbias = fours(tl.zeros([ROWS, POSITIONS], DTYPE), TILE)
+    dweight = tl.zeros_like(dbias)
     first_tile, last_tile = span
     for tile in range(first_tile, last_tile):
         access = tile_access(tile, program, TILE)
         dz, deviation = load_dz(elements, affine, access, program, negative_slope, ACT, TILE)
-        dbias += dz
-        dweight += dz * deviation  # dz is 0 where there is no element
+        dbias += fours(dz, TILE)
+        dweight += fours(dz * deviation, TILE)  # dz is 0 where there is no element
 
     dbias = tl.sum(dbias, 1)
     dweight = divide(tl.sum(dweight, 1) - mean.low * dbias, std.value)
@@ -249,7 +249,7 @@ def forward(
     partition = rows_in_splits(x)
     if x.is_contiguous():
         whole = x.view(1, samples * groups, -1)
-        partial = moments(whole, in_splits(whole, tiling.groups.group_norm_splits))
+        partial = moments(whole, in_splits(whole, tiling.groups.group_norm_splits, groups))
         per_group = PerGroup(statistics, partial=partial)
     else:
         partial = moments(x, partition, rows=rows)
@@ -281,7 +281,8 @@ def backward(
     """Fills those of dx and of the partial sums of each sample that are given; dy has x's strides."""
     samples, channels = x.shape[:2]
     rows, group_channels = samples * channels, channels // groups
-    partition = rows_in_splits(x)
+    num_warps = tiling.groups.group_norm_backward_split_warps(x.dtype.itemsize, act)
+    partition = rows_in_splits(x).in_warps(num_warps)
     partial = partial_values(x, 2, partition.splits, rows)
     numbers = group_channels, channels, eps, negative_slope
     of_act = PerChannel() if act is None else PerChannel(weight, bias)

@@ -6,11 +6,9 @@ ones of a sample, then the same ones of several samples.
 
 from typing import Any, NamedTuple
 
-import torch
 import triton
 import triton.language as tl
 
-from normreg.kernels import dtypes, launch, tiling
 from normreg.kernels.device.activations import activate, activation_backward
 from normreg.kernels.device.rows import Parameters, load_mean, load_spread, store_statistics
 from normreg.kernels.device.statistics import (
@@ -25,12 +23,13 @@ from normreg.kernels.device.statistics import (
     sum_of_squares,
     two_sums,
 )
-from normreg.kernels.partition import in_format
-from normreg.kernels.tiling.channels import ChannelTile
 
 
 class GroupAccess(NamedTuple):
-    """Where the rows of a tile, and their elements [rows, channels, spatial], are."""
+    """Where the rows of a tile are, and their elements [rows, channels, spatial].
+
+    The contiguous dimension is the last: in channels-last format they are [rows, spatial, channels].
+    """
 
     first_row: Any  # of [samples, groups]
     row: Any  # from the first one
@@ -64,18 +63,25 @@ def program_groups(group_block, TILE: tl.constexpr):
 
 
 @triton.jit
+def of_channels(value, TILE: tl.constexpr):
+    """[rows, channels] as what a tile of elements is combined with."""
+    return value[:, None, :] if TILE.channels_last else value[:, :, None]
+
+
+@triton.jit
 def tile_access(
     first_sample, first_group, sample, group, samples, groups, channels, spatial, TILE: tl.constexpr
 ):
     """Where the rows of a tile and their elements are.
 
-    Rows are (sample, group) of the tile; offsets [rows, channels, spatial] are from base.
+    Rows are (sample, group) of the tile; offsets are from base.
     """
     row_mask = (first_sample + sample < samples) & (first_group + group < groups)
     row = sample * groups + group
     first_row = first_sample * groups + first_group
-    channel = tl.arange(0, TILE.channels)[None, :, None]
-    position = tl.arange(0, TILE.spatial)[None, None, :]
+    channel = of_channels(tl.arange(0, TILE.channels)[None, :], TILE)
+    position = tl.arange(0, TILE.spatial)
+    position = position[None, :, None] if TILE.channels_last else position[None, None, :]
     mask = row_mask[:, None, None] & (channel < channels) & (position < spatial)
     if TILE.channels_last:
         stride = groups * channels
@@ -91,11 +97,11 @@ def tile_access(
 
 @triton.jit
 def load_parameter(ptr, group, channels, groups_left, TILE: tl.constexpr, DTYPE: tl.constexpr):
-    """[rows, channels, 1] of [groups, channels], which ptr is in."""
+    """A parameter of each channel of a tile, of [groups, channels], which ptr is in."""
     channel = tl.arange(0, TILE.channels)[None, :]
     mask = (group < groups_left)[:, None] & (channel < channels)
     value = tl.load(ptr + group[:, None] * channels + channel, mask=mask, other=0.0)
-    return value.to(DTYPE)[:, :, None]
+    return of_channels(value.to(DTYPE), TILE)
 
 
 @triton.jit(do_not_specialize=["samples", "groups", "channels", "spatial"])
@@ -124,20 +130,13 @@ def group_norm_forward_kernel(
     at = tile_access(first_sample, first_group, sample, group, samples, groups, channels, spatial, TILE)
 
     x = tl.load(x_ptr + at.base + at.offsets, mask=at.mask, other=0.0).to(DTYPE)
-    if LAST:  # Triton 3.6 and 3.7 compile sums over such elements wrongly where they are reshaped
-        SHARE: tl.constexpr = 1.0 / ELEMENTS
-        count = (channels * spatial).to(DTYPE)
-        high = divide(tl.sum(tl.sum(x * SHARE, 2), 1), count * SHARE)
-    else:
-        high = rounded_mean(tl.reshape(x, [ROWS, ELEMENTS]), channels * spatial, 1)
+    high = rounded_mean(tl.reshape(x, [ROWS, ELEMENTS]), channels * spatial, 1)
     d = tl.where(at.mask, x - high[:, None, None], 0.0)
-    total = tl.sum(tl.sum(d, 2), 1) if LAST else tl.sum(tl.reshape(d, [ROWS, ELEMENTS]), 1)
-    low = divide(total, channels * spatial)
+    low = divide(tl.sum(tl.reshape(d, [ROWS, ELEMENTS]), 1), channels * spatial)
     d = tl.where(at.mask, d - low[:, None, None], 0.0)
-    if LAST:
-        squares = tl.sum(tl.sum(d * d, 2), 1)
-    else:
-        squares = sum_of_squares(tl.reshape(d, [ROWS, ELEMENTS]))
+    d_of_row = tl.reshape(d, [ROWS, ELEMENTS])
+    # the layout of sums of four neighbours has a thread hold all channels' parameters
+    squares = tl.sum(d_of_row * d_of_row, 1) if LAST else sum_of_squares(d_of_row)
     var = divide(squares, channels * spatial)
     std = exact_std(var, eps)
     std = Std(std.value[:, None, None], std.error[:, None, None])
@@ -180,6 +179,7 @@ def group_norm_backward_kernel(
     SAMPLES: tl.constexpr = TILE.samples
     GROUPS: tl.constexpr = TILE.groups
     CHANNELS: tl.constexpr = TILE.channels
+    SPATIAL: tl.constexpr = 1 if TILE.channels_last else 2  # which dimension it is
     program = tl.program_id(1).to(tl.int64)
     groups, channels, spatial = in_elements(groups, channels, spatial, TILE)
     first_group, sample, group = program_groups(tl.program_id(0), TILE)
@@ -202,15 +202,16 @@ def group_norm_backward_kernel(
         deviation = x - mean.high[:, None, None] - mean.low[:, None, None]
         dz = tl.load(dy_ptr + at.base + at.offsets, mask=at.mask, other=0.0).to(DTYPE)
         if ACT is not None:
-            z = deviation * rstd[:, None, None]
+            scale = rstd[:, None, None]
             if parameters.weight is not None:
-                z *= weight
+                scale *= weight
+            z = deviation * scale
             if parameters.bias is not None:
                 z += bias
             dz = activation_backward(dz, z, negative_slope, ACT, x_ptr.dtype.element_ty)
             dz = tl.where(at.mask, dz, 0.0)
 
-        tile_dweight, tile_dbias = two_sums(dz * deviation, dz, 2)  # dz is 0 where there is no element
+        tile_dweight, tile_dbias = two_sums(dz * deviation, dz, SPATIAL)  # dz is 0 where there is no element
         tile_dweight *= rstd[:, None]
         dweight += tile_dweight
         dbias += tile_dbias
@@ -238,63 +239,3 @@ def group_norm_backward_kernel(
     if dbias_partial_ptr is not None:
         dbias = tl.sum(tl.reshape(dbias, [SAMPLES, GROUPS, CHANNELS]), 0)
         tl.store(dbias_partial_ptr + offsets, dbias, mask=mask)
-
-
-@launch.kept
-def forward_launch(
-    shape: torch.Size,
-    contiguous: bool,
-    groups: int,
-    dtype: torch.dtype,
-    eps: float,
-    act: str | None,
-    negative_slope: float,
-    device: torch.device,
-) -> launch.Launch | None:
-    """None where a group is too large for a tile."""
-    samples, *group = in_groups(shape, groups)
-    tile = tiling.groups.group_norm_forward_tile(*group, not contiguous, dtypes.compute_dtype(dtype))
-    if tile is None:
-        return None
-    sizes, constants = sizes_and_constants(samples, *group, tile)
-    programs = triton.cdiv(samples, tile.samples) * triton.cdiv(groups, tile.groups)
-    numbers = *sizes, eps, negative_slope
-    return launch.Launch(group_norm_forward_kernel, (programs,), device, *numbers, ACT=act, **constants)
-
-
-@launch.kept
-def backward_launch(
-    shape: torch.Size,
-    contiguous: bool,
-    groups: int,
-    dtype: torch.dtype,
-    eps: float,
-    act: str | None,
-    negative_slope: float,
-    device: torch.device,
-) -> launch.Launch | None:
-    """None where a group is too large; its grid is (group blocks, partial sums)."""
-    samples, *group = in_groups(shape, groups)
-    tile = tiling.groups.group_norm_backward_tile(*group, not contiguous, dtypes.compute_dtype(dtype))
-    if tile is None:
-        return None
-    sizes, constants = sizes_and_constants(samples, *group, tile)
-    group_blocks = triton.cdiv(groups, tile.groups)
-    partials = tiling.groups.group_norm_backward_programs(samples, group[-1], tile, group_blocks, device)
-    grid, numbers = (group_blocks, partials), (*sizes, eps, negative_slope)
-    return launch.Launch(group_norm_backward_kernel, grid, device, *numbers, ACT=act, **constants)
-
-
-def in_groups(shape: torch.Size, groups: int) -> tuple[int, int, int, int]:
-    """Samples, groups, channels of a group, and positions."""
-    return shape[0], groups, shape[1] // groups, shape[2:].numel()
-
-
-def sizes_and_constants(
-    samples: int, groups: int, channels: int, spatial: int, tile: ChannelTile
-) -> tuple[tuple[int, ...], dict[str, Any]]:
-    """The kernels' sizes, the contiguous one in vectors, and what they are compiled for."""
-    of_one = tile.channels_last and channels == 1  # groups are what lies side by side
-    tile, (side, spatial) = in_format(tile, groups if of_one else channels, spatial, tile.channels_last)
-    groups, channels = (side, 1) if of_one else (groups, side)
-    return (samples, groups, channels, spatial), dict(TILE=tile, num_warps=tile.num_warps)

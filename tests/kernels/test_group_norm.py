@@ -254,9 +254,11 @@ def test_float32_from_16_bits(device, dtype):
 
 
 @tile_and_split
-def test_a_sample_does_not_depend_on_the_others(device, case):
+def test_a_sample_does_not_depend_on_the_others(device, case, monkeypatch):
+    """Nor does the number of splits, although eight samples fill a GPU with fewer than one does."""
+    monkeypatch.setattr(tiling.hardware, "multiprocessors", lambda device: 4)
     shape, groups = case
-    x, weight, bias = inputs_for(shape, torch.float32, device)
+    x, weight, bias = inputs_for((8, *shape[1:]), torch.float32, device)
     ours, _ = functions(groups)
     alone = torch.cat([ours(sample[None], weight, bias) for sample in x])
     assert torch.equal(ours(x, weight, bias), alone)
@@ -279,9 +281,8 @@ def test_many_splits(device, monkeypatch, shape):
     """More splits than are merged at a time, the last of them shorter."""
     nothing_fits_a_tile(monkeypatch)
     monkeypatch.setattr(tiling.hardware, "multiprocessors", lambda device: 64)
-    monkeypatch.setattr(tiling.groups, "GROUP_NORM_SPLIT_TILES", 1)
     x = torch.empty(shape, device=device)
-    rows, group = in_splits(x), in_splits(x.view(1, 1, -1), tiling.groups.group_norm_splits)
+    rows, group = in_splits(x), in_splits(x.view(1, 1, -1), tiling.groups.group_norm_splits, 1)
     assert (group.grid[1] > rows.constants["TILE"].partials) == (shape[1] > 1)
     assert (rows.grid[1] > tiling.groups.group_norm_merge_tile(1).rows) == (shape[1] == 1)
     assert_agrees(*functions(1), inputs_for(shape, torch.float32, device))
