@@ -31,7 +31,7 @@ LIMITS = {
     "group_norm_backward": 40,
     "group_norm_backward_input": 18,
     "group_norm_backward_merge": 2.1,
-    "group_norm_backward_sums": 24,
+    "group_norm_backward_sums": 21,
     "group_norm_forward": 31,
     "group_norm_merge": 1.6,
     "group_norm_normalize": 13.4,
@@ -61,11 +61,11 @@ LIMITS = {
     "batch_norm_statistics act": 33,
     "column_sums act": 6.5,
     "dropout_channels_last": 27,
-    "group_norm_backward act": 94,
+    "group_norm_backward act": 83,
     "group_norm_backward_input act": 41,
     "group_norm_backward_merge act": 2.1,
     "group_norm_backward_sums act": 48,
-    "group_norm_forward act": 51,
+    "group_norm_forward act": 42,
     "group_norm_merge act": 4.9,
     "group_norm_normalize act": 28,
 }
@@ -90,7 +90,7 @@ SECTORS = {
     "group_norm_backward_input": 1.38,
     "group_norm_normalize": 1.4,
     # 40 channels a group side by side, which begin within sectors
-    "group_norm_backward_sums act": 1.13,
+    "group_norm_backward_sums act": 1.17,
     "group_norm_normalize act": 1.13,
     "ada_norm_backward": 1.07,
     # heads of 64 elements, 4 sectors, whose statistics are 12 bytes apart
