@@ -168,6 +168,16 @@ def weight_of_the_sum(m, x):
     return normreg.functional.layer_norm(z, (8,), z[0] * 2)
 
 
+def weight_in_the_sum(m, x):
+    z = x + m.linear(x)
+    return normreg.functional.layer_norm(z, (8,), z[0])
+
+
+def the_sum_as_weight(m, x):
+    z = x[0] + m.linear(x[0])
+    return normreg.functional.layer_norm(z, (8,), z)
+
+
 ELSEWHERE = "what {} returns is used elsewhere, too"
 OVERWRITES = "{} overwrites a value that may be used elsewhere"
 BETWEEN = "{}, called after it, may overwrite what {} reads"
@@ -198,6 +208,8 @@ LEFT = [
     (residual_handed_out, "the backward would need a value that the caller may overwrite"),
     (terms_of_two_dtypes, "the terms of the sum are torch.float64 and torch.float32"),
     (weight_of_the_sum, "getitem uses the sum before what layer_norm.default reads is there"),
+    (weight_in_the_sum, "getitem uses the sum before what layer_norm.default reads is there"),
+    (the_sum_as_weight, ELSEWHERE.format("+")),
     (called_between, BETWEEN.format("norm", "norm")),
     (buffer_read_between, "* is called in between, too"),
 ]

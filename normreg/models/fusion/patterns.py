@@ -147,7 +147,11 @@ class Finder:
             if memory.order[first] < position < memory.order[last] and node not in nodes:
                 if buffers & memory.of(node.all_input_nodes):
                     return f"{name_of(node)} is called in between, too"
-        if any(match.place < x for x in tree_leaves([match.given, match.first]) if isinstance(x, Node)):
+        reads = [x for x in tree_leaves([match.given, match.first]) if isinstance(x, Node)]
+        for node in match.nodes[bool(match.first) :]:  # that call takes the place of the first one
+            if node in reads:
+                return f"what {name_of(node)} returns is used elsewhere, too"
+        if any(match.place <= x for x in reads):
             return (
                 f"{name_of(match.place)} uses the sum before what {name_of(match.named[-1])} reads is there"
             )
