@@ -241,6 +241,25 @@ def test_what_the_caller_may_overwrite_is_not_kept(device):
         assert patterns(normreg.explain(model, x, y)) == ["norm -> + -> silu"]
 
 
+@pytest.mark.parametrize("frozen", [False, True], ids=["trained", "frozen"])
+def test_what_a_layer_keeps_anyway(device, frozen):
+    """A linear layer keeps its input for the gradient of its weight, and else the caller may overwrite it."""
+
+    class Gated(Twice):
+        def forward(self, x, y):
+            return self.compute(self.norm(x) + y) + self.linear(y)
+
+    model = Gated(nn.functional.silu).double().to(device)
+    model.linear.requires_grad_(not frozen)
+    x, y = (torch.randn(5, 8, device=device, dtype=torch.float64) for _ in range(2))
+    report = normreg.replace(model, fuse=True, example_inputs=(x, y))
+    assert patterns(report) == ["norm -> + -> silu"] * (not frozen)
+    z = model(x.requires_grad_(), y)
+    if frozen:
+        y.mul_(2)
+    z.sum().backward()
+
+
 def test_strides_stay_where_they_can_be_seen(device):
     """A sum of transposed values is one; fused it would not be, so that its view would be refused."""
 
