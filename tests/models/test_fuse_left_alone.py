@@ -168,6 +168,16 @@ def weight_of_the_sum(m, x):
     return normreg.functional.layer_norm(z, (8,), z[0] * 2)
 
 
+def weight_in_the_sum(m, x):
+    z = x + m.linear(x)
+    return normreg.functional.layer_norm(z, (8,), z[0])
+
+
+def the_sum_as_weight(m, x):
+    z = x[0] + m.linear(x[0])
+    return normreg.functional.layer_norm(z, (8,), z)
+
+
 ELSEWHERE = "what {} returns is used elsewhere, too"
 OVERWRITES = "{} overwrites a value that may be used elsewhere"
 BETWEEN = "{}, called after it, may overwrite what {} reads"
@@ -198,6 +208,8 @@ LEFT = [
     (residual_handed_out, "the backward would need a value that the caller may overwrite"),
     (terms_of_two_dtypes, "the terms of the sum are torch.float64 and torch.float32"),
     (weight_of_the_sum, "getitem uses the sum before what layer_norm.default reads is there"),
+    (weight_in_the_sum, "getitem uses the sum before what layer_norm.default reads is there"),
+    (the_sum_as_weight, ELSEWHERE.format("+")),
     (called_between, BETWEEN.format("norm", "norm")),
     (buffer_read_between, "* is called in between, too"),
 ]
@@ -227,6 +239,25 @@ def test_what_the_caller_may_overwrite_is_not_kept(device):
     model.eval()
     with torch.no_grad():
         assert patterns(normreg.explain(model, x, y)) == ["norm -> + -> silu"]
+
+
+@pytest.mark.parametrize("frozen", [False, True], ids=["trained", "frozen"])
+def test_what_a_layer_keeps_anyway(device, frozen):
+    """A linear layer keeps its input for the gradient of its weight, and else the caller may overwrite it."""
+
+    class Gated(Twice):
+        def forward(self, x, y):
+            return self.compute(self.norm(x) + y) + self.linear(y)
+
+    model = Gated(nn.functional.silu).double().to(device)
+    model.linear.requires_grad_(not frozen)
+    x, y = (torch.randn(5, 8, device=device, dtype=torch.float64) for _ in range(2))
+    report = normreg.replace(model, fuse=True, example_inputs=(x, y))
+    assert patterns(report) == ["norm -> + -> silu"] * (not frozen)
+    z = model(x.requires_grad_(), y)
+    if frozen:
+        y.mul_(2)
+    z.sum().backward()
 
 
 def test_strides_stay_where_they_can_be_seen(device):

@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from fusible import assert_left_alone, fresh_graphs, patterns  # noqa: F401
+from fusible import assert_close, assert_left_alone, fresh_graphs, model_of, patterns, step  # noqa: F401
 from support.reference import error, unit
 from torch import nn
 
@@ -106,6 +106,45 @@ def test_modulations_of_another_dtype(device, rows, modulation):
         assert error(ours, truth) <= error(theirs, truth) + unit(truth, theirs.dtype)
 
 
+def scale_is_the_sum(m, x):
+    z = x + m.linear(x)
+    return m.layer_norm(z) * (1 + z)
+
+
+def shift_is_the_sum(m, x):
+    z = x + m.linear(x)
+    return m.layer_norm(z) * (1 + x * 2) + z
+
+
+def scale_of_the_sum(m, x):
+    z = x + m.linear(x)
+    return m.layer_norm(z) * (1 + z * 2)
+
+
+def scale_and_shift_of_the_sum(m, x):
+    z = x + m.linear(x)
+    scale = z * 2
+    return m.layer_norm(z) * (1 + scale) + scale
+
+
+WITHOUT_THE_SUM = {
+    scale_is_the_sum: "layer_norm -> *",
+    shift_is_the_sum: "layer_norm -> * -> +",
+    scale_of_the_sum: "layer_norm -> *",
+    scale_and_shift_of_the_sum: "layer_norm -> * -> +",
+}
+
+
+@pytest.mark.parametrize("forward", WITHOUT_THE_SUM, ids=lambda forward: forward.__name__)
+def test_modulations_made_of_the_sum(device, forward):
+    """No operator computes the sum that it reads itself."""
+    model = model_of(forward, device)
+    twin, x = copy.deepcopy(model), torch.randn(5, 8, device=device, dtype=torch.float64)
+    report = normreg.replace(model, fuse=True, example_inputs=x + 0)
+    assert patterns(report) == [WITHOUT_THE_SUM[forward]]
+    assert_close(step(model, x), step(twin, x))
+
+
 class InFloat32(nn.Module):
     """Wan's way: 16 bits, converted to float32 for each norm and each sum."""
 
@@ -161,6 +200,23 @@ def test_conversions_to_float32_and_back(device, dtype, rounding):
     for ours, theirs, truth in zip(*results, strict=True):
         assert ours.dtype == theirs.dtype
         assert error(ours, truth) <= 2 * error(theirs, truth) + 2 * unit(truth, dtype)
+
+
+def test_a_sum_converted_before_the_scale_is_there(device):
+    """The conversion is a part of the operator, so that its place is no hindrance."""
+
+    def converted_first(m, x):
+        z = x + m.linear(x)
+        wider = z.float()
+        return (m.layer_norm(wider) * (1 + m.linear(x * 2))).type_as(z) + z
+
+    model = model_of(converted_first, device).to(torch.bfloat16)
+    model.layer_norm.float()
+    twin, x = copy.deepcopy(model), torch.randn(5, 8, device=device, dtype=torch.bfloat16)
+    report = normreg.replace(model, fuse=True, example_inputs=x + 0)
+    assert patterns(report) == ["+ -> layer_norm -> * -> type_as"]
+    for ours, theirs in zip(step(model, x), step(twin, x), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0.03, atol=0.03 * theirs.abs().max().item())
 
 
 def test_what_is_converted_stays_the_callers(device):

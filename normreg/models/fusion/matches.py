@@ -60,7 +60,8 @@ class Match(NamedTuple):
     @property
     def place(self) -> Node:
         """The call in front of which the operator stands: the last, or the first that uses the sum else."""
-        users = [user for result in self.results[1:] for user in result.users if user not in self.nodes]
+        own = {*self.nodes, *self.beside}
+        users = [user for result in self.results[1:] for user in result.users if user not in own]
         return min([self.named[-1], *users])
 
 

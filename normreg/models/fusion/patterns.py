@@ -147,7 +147,11 @@ class Finder:
             if memory.order[first] < position < memory.order[last] and node not in nodes:
                 if buffers & memory.of(node.all_input_nodes):
                     return f"{name_of(node)} is called in between, too"
-        if any(match.place < x for x in tree_leaves([match.given, match.first]) if isinstance(x, Node)):
+        reads = [x for x in tree_leaves([match.given, match.first]) if isinstance(x, Node)]
+        for node in match.nodes[bool(match.first) :]:  # that call takes the place of the first one
+            if node in reads:
+                return f"what {name_of(node)} returns is used elsewhere, too"
+        if any(match.place <= x for x in reads):
             return (
                 f"{name_of(match.place)} uses the sum before what {name_of(match.named[-1])} reads is there"
             )
@@ -158,7 +162,7 @@ class Finder:
         if writer := self.memory.writer(match.keeps, match.nodes[-1], None, match.nodes):
             return f"{name_of(writer)}, called after it, may overwrite what the backward would need"
         for kept in match.keeps:
-            if not self.memory.is_new(kept) and all(user.target not in KEEPING for user in kept.users):
+            if not self.memory.is_new(kept) and not any(_is_kept(kept, user) for user in kept.users):
                 return "the backward would need a value that the caller may overwrite"
         return None
 
@@ -178,6 +182,15 @@ class Finder:
                 if now != before and not (what == "stride" and self.memory.lies_anyhow(node)):
                     return f"the result would have {what} {now}, not {before}"
         return None
+
+
+def _is_kept(value: Node, user: Node) -> bool:
+    """Whether a call's backward needs a value of these: a factor, where the other one is trained."""
+    factors = user.args[:2] if user.target in KEEPING else ()
+    others = [factor for factor in factors if factor is not value]
+    if len(others) != 1 or not value_of(user).requires_grad or not value_of(others[0]).requires_grad:
+        return False
+    return value_of(user).dtype == value_of(value).dtype  # autocast's copy is another
 
 
 def rewrite(graph: Graph, matches: Iterable[Match]) -> None:
