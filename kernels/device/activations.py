@@ -98,8 +98,8 @@ def reciprocal(y, DTYPE: tl.constexpr):
 
 @triton.jit
 def times_sigmoid(z, u, DTYPE: tl.constexpr):
-    """z sigmoid(u)."""
-    if tl.float32 == DTYPE:
+    """z sigmoid(u), for results in DTYPE."""
+    if tl.float32 == DTYPE and z.dtype == tl.float32:  # which float64 rounded to it is not
         e = exp_of_negative(tl.abs(u), DTYPE)
         return tl.div_rn(tl.where(u >= 0.0, z, z * e), 1.0 + e)
     else:

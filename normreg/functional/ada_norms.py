@@ -270,6 +270,7 @@ def _as_vectors(x: Tensor, modulation: Modulation) -> Iterator[Tensor | None]:
             yield cast(Tensor, _beside_rows(x, m)).expand(x.shape)
         elif cast(int, _shared(x, m)) < most:
             vectors = *x.shape[:most], *[1] * (x.dim() - 1 - most), x.shape[-1]
-            yield cast(Tensor, _beside_rows(x, m)).expand(vectors)
+            wide = m.to(compute_dtype(x.dtype))  # of which gradients are summed before they are rounded
+            yield cast(Tensor, _beside_rows(x, wide)).expand(vectors)
         else:
             yield m

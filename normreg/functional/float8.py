@@ -51,14 +51,16 @@ def norm_in_float8(
     centered: bool,
 ) -> tuple[Tensor, Tensor]:
     """y8 and the scale, found or as it was given."""
+    if not isinstance(input, Tensor):
+        raise TypeError(f"expected input to be a tensor, got {input!r}: pass one of (*, *normalized_shape)")
+    if scale is not None:
+        _check_scale(scale, input, normalized_shape)
     if wants_gradient((input, weight, bias, scale)):
         raise RuntimeError(
             f"expected a call without a gradient, because {FLOAT8} has none, got tensors that require one: "
             f"call it under torch.no_grad(), or pass another out_dtype"
         )
-    if scale is not None:
-        _check_scale(scale, input, normalized_shape)
-    if eps is None and isinstance(input, Tensor):
+    if eps is None:
         eps = torch.finfo(compute_dtype(input.dtype)).eps
     reason = layer_norm_reason if centered else rms_norm_reason
     if reason(input, normalized_shape, weight, bias, scale, eps):
@@ -94,8 +96,10 @@ def _check_scale(scale: Any, input: Any, normalized_shape: Any) -> None:
     if not isinstance(scale, Tensor) or scale.dtype != torch.float32:
         got = scale.dtype if isinstance(scale, Tensor) else repr(scale)
         raise ValueError(f"expected scale to be a tensor of float32, got {got}: pass scale.float()")
+    if scale.numel() == 1 or not isinstance(normalized_shape, (tuple, list)):  # of which torch says more
+        return
     of_rows = scale_shape(input.shape, normalized_shape)
-    if scale.numel() != 1 and scale.shape != of_rows:
+    if scale.shape != of_rows:
         raise ValueError(
             f"expected scale to have one element, or shape {of_rows}, one for each row, got "
             f"{tuple(scale.shape)}: pass one of these, or None for the scale that each row asks for"

@@ -204,7 +204,9 @@ def instance_norm(
     statistics = (running_mean, running_var)
     if dispatch.instance_norm(input, *statistics, weight, bias, use_input_stats, momentum, eps):
         y = F.instance_norm(input, *statistics, weight, bias, use_input_stats, momentum, eps)
-        return y.contiguous(memory_format=suggest_memory_format(input)) if preserves else y
+        if preserves:  # flattened, because of one sample's channels-last dy torch's backward is wrong
+            y = y.flatten().view(y.shape).contiguous(memory_format=suggest_memory_format(input))
+        return y
     if not (input.is_contiguous() or (preserves and (is_dense(input) or is_channels_last(input)))):
         input = input.contiguous()
     if use_input_stats:

@@ -149,10 +149,11 @@ def _check(q: Tensor, k: Tensor, norm: str, parameters: dict[str, Tensor | None]
                 f"expected q and k of one {of}, got {getattr(q, of)} and {getattr(k, of)}: convert one by .to"
             )
     for name, parameter in parameters.items():
-        if parameter is not None and parameter.shape != q.shape[-1:]:
+        if parameter is not None and getattr(parameter, "shape", None) != q.shape[-1:]:
+            got = str(tuple(parameter.shape)) if isinstance(parameter, Tensor) else repr(parameter)
             raise ValueError(
                 f"expected a {name} of shape ({q.shape[-1]},), one value for each element of a head, got "
-                f"{tuple(parameter.shape)}: split q and k into heads of that size"
+                f"{got}: split q and k into heads of that size"
             )
 
 
@@ -160,12 +161,19 @@ def _check_rotary(q: Tensor, k: Tensor, rotary: Any) -> None:
     if rotary is None:
         return
     if not isinstance(rotary, (tuple, list)) or [isinstance(t, Tensor) for t in rotary] != [True, True]:
-        raise ValueError(f"expected rotary to be two tensors, (cos, sin), got {rotary!r}: pass both")
+        parts = rotary if isinstance(rotary, (tuple, list)) else [rotary]
+        got = ", ".join(type(part).__name__ for part in parts)
+        raise ValueError(f"expected rotary to be two tensors, (cos, sin), got ({got}): pass both")
     cos, sin = rotary
     if cos.shape != sin.shape or cos.dtype != sin.dtype:
         raise ValueError(
             f"expected cos and sin of one shape and dtype, got {tuple(cos.shape)} of {cos.dtype} and "
             f"{tuple(sin.shape)} of {sin.dtype}: pass both as they are multiplied with q"
+        )
+    if not cos.is_floating_point():
+        raise ValueError(
+            f"expected cos and sin of a floating-point dtype, got {cos.dtype}: pass the real and the "
+            f"imaginary part of complex ones, each of a pair's twice"
         )
     if cos.dim() == 0 or cos.shape[-1] % 2 or not 0 < cos.shape[-1] <= q.shape[-1]:
         raise ValueError(

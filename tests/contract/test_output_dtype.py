@@ -117,6 +117,18 @@ def test_results_are_rounded_once(
 
 
 @every_call
+def test_float64_gives_float32(device, launches, name):
+    """Kernels that compute in float64 for a result of float32, which another arithmetic is for elsewhere."""
+    tensors = inputs(device, torch.float64, torch.float64)
+    tensors[2] = None if "rms" in name else tensors[2]
+    y = CALLS[name](functional, *tensors, out_dtype=torch.float32)
+    exact = CALLS[name](F, *tensors)
+    assert y.dtype == torch.float32
+    assert launches
+    assert error(y, exact) <= 0.51 * unit(exact, torch.float32)
+
+
+@every_call
 def test_second_derivatives(device, name):
     """A float64 result of float32 has them; the formula must compute in the input's dtype."""
     tensors = inputs(device, torch.float32, torch.float32)[: 2 if "rms" in name else 3]

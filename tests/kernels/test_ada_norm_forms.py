@@ -234,3 +234,13 @@ def test_the_widest_rows_of_float64(device, launches, cols):
     inputs += [torch.randn(cols, device=device, dtype=torch.float64).requires_grad_() for _ in range(2)]
     assert_agrees(OURS.ada_layer_norm, TORCH.ada_layer_norm, inputs)
     assert ("ada_norm_forward_kernel" in launches) == (cols == 2048)
+
+
+def test_a_vector_beside_many_has_a_gradient_rounded_once(device):
+    """A scale for all beside a shift of each sample: its sums are not rounded sample by sample."""
+    x, dy = torch.randn(2, 64, 4, 64, device=device).bfloat16()
+    scale, shift = torch.randn(64, device=device).bfloat16(), torch.randn(64, 64, device=device).bfloat16()
+    y = normreg.functional.ada_layer_norm(x, scale.requires_grad_(), shift)
+    (gradient,) = torch.autograd.grad(y, scale, dy)
+    exact = (torch.nn.functional.layer_norm(x.double(), (64,), eps=1e-6) * dy.double()).sum((0, 1))
+    torch.testing.assert_close(gradient.double(), exact, rtol=0.51 * 2**-7, atol=1e-4)

@@ -13,6 +13,7 @@ from test_instance_norm import both_modes, running_for
 from torch._prims_common import suggest_memory_format
 
 import normreg
+from normreg.functional import dispatch
 
 SHAPES = [(2, 3, 7, 5), (3, 70, 5, 3), (2, 64, 16, 16), (3, 40, 3, 5, 4), (1, 20, 33, 65), (2, 9, 31, 35)]
 
@@ -61,6 +62,17 @@ def test_a_sample_of_channels_last_does_not_depend_on_the_others(device):
         x, weight, bias = last_inputs(shape, torch.float32, device)
         y, alone = preserving(x, weight, bias), preserving(x[1:2], weight, bias)
         assert torch.equal(y[1:2], alone)
+
+
+@both_modes
+def test_a_sample_that_torch_takes(device, monkeypatch, use_input_stats):
+    """torch's own backward is wrong for one sample's dy in channels_last, which such networks have."""
+    monkeypatch.setattr(dispatch, "tensor_reason", lambda *_: "a test asks for torch's operators")
+    inputs = last_inputs((1, 8, 3, 5), torch.float32, device)
+    options = dict(running=running_for((1, 8, 3, 5), device), use_input_stats=use_input_stats)
+    theirs = functools.partial(preserving, **options, library=F)
+    dy = torch.randn(1, 8, 3, 5, device=device).contiguous(memory_format=torch.channels_last)
+    assert_agrees(functools.partial(preserving, **options), theirs, inputs, dy)
 
 
 @pytest.mark.parametrize("view", VIEWS.values(), ids=VIEWS)
