@@ -60,7 +60,7 @@ def test_quick_ends_in_time_and_names_what_it_left_out(monkeypatch, quick, capsy
     peers = [record["peer"] for record in records if "peer" in record]
     assert peers == ["normreg", "torch eager"] * 3 + ["third"]
     assert budget.left_out == [f"{SMALL[name]} (third)" for name in ("batch_norm", "dropout")]
-    assert "a full run has 15 cases for 3 peers: about 1 min, estimated" in capsys.readouterr().err
+    assert "a full run has 16 cases for 3 peers: about 1 min, estimated" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("in_time", "found"), [(0, []), (4, ["forward"])])

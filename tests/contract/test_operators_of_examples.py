@@ -108,7 +108,8 @@ def test_every_operator_is_called(device, monkeypatch):
         for operator, _ in calls_of(kind, variant, device, monkeypatch)
     }
     of_ranks = {f"normreg::{name}{end}" for name in OF_RANKS for end in ("", "_backward")}
-    assert defined == called | of_ranks
+    without_gradients = {"normreg::layer_norm_float8"}  # which examples need: called in test_operators.py
+    assert defined == called | of_ranks | without_gradients
 
 
 # torch's own look at the arguments it makes; it hides the warning, but not where warnings are errors

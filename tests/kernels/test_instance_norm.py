@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from instances import both_modes, running_for
 from over_channels import VIEWS, inputs_for, nothing_fits_a_tile
 from support.reference import (
     DTYPES,
@@ -24,11 +25,6 @@ from normreg.kernels import tiling
 SHAPES = [(2, 3, 7), (1, 2, 3), (33, 5, 17), (3, 70, 5), (2, 6, 5, 25), (2, 65, 3, 3), (1, 2, 3, 3, 5)]
 SHAPES += [(1, 2, 129, 131)]
 every_shape = pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: "x".join(map(str, shape)))
-both_modes = pytest.mark.parametrize("use_input_stats", [True, False], ids=["input", "running"])
-
-
-def running_for(shape, device, dtype=torch.float32):
-    return [t.to(device, dtype) for t in (torch.randn(shape[1]), torch.rand(shape[1]) + 0.1)]
 
 
 def functions(running=(None, None), use_input_stats=True, eps=1e-5):

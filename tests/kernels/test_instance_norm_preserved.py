@@ -7,9 +7,9 @@ import pickle
 import pytest
 import torch
 import torch.nn.functional as F
+from instances import both_modes, running_for
 from over_channels import LAST, VIEWS, inputs_for, nothing_fits_a_tile
 from support.reference import DTYPES, assert_agrees, gradient_layouts
-from test_instance_norm import both_modes, running_for
 from torch._prims_common import suggest_memory_format
 
 import normreg

@@ -3,6 +3,7 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
+from positions import SHAPES, inputs_of
 from support.reference import (
     DTYPES,
     ROUNDED,
@@ -15,34 +16,11 @@ from support.reference import (
 
 import normreg
 
-# N, C, *spatial: one position, few, more than a tile; channels held, held by the forward alone, in chunks
-SHAPES = (
-    (3, 5, 1),
-    (2, 1, 7, 9),
-    (2, 17, 5, 13),
-    (1, 96, 8, 16),
-    (2, 130, 67),
-    (2, 33, 3, 4, 5),
-    (1, 1030, 9),
-    (1, 2100, 3, 11),
-)
-
 
 def permuting(x, *parameters):
     """timm's LayerNorm2d, in the memory format of x."""
     y = F.layer_norm(x.movedim(1, -1), x.shape[1:2], *parameters, 1e-6).movedim(-1, 1)
     return y.contiguous() if x.is_contiguous() else y
-
-
-def inputs_of(shape, dtype, device, present=(True, True)):
-    x = torch.randn(shape, dtype=torch.float64, device=device).to(dtype).requires_grad_()
-    parameters = (
-        torch.randn(shape[1], dtype=torch.float64, device=device).to(dtype).requires_grad_()
-        if there
-        else None
-        for there in present
-    )
-    return [x, *parameters]
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

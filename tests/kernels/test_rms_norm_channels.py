@@ -3,8 +3,8 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from positions import SHAPES, inputs_of
 from support.reference import DTYPES, assert_agrees, gradient_layouts
-from test_layer_norm_channels import SHAPES, inputs_of
 
 import normreg
 
