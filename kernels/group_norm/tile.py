@@ -219,8 +219,10 @@ def group_norm_backward_kernel(
             wdz = dz
             if parameters.weight is not None:
                 wdz = dz * weight
-                tile_dweight *= tl.reshape(weight, tile_dweight.shape)
-                tile_dbias *= tl.reshape(weight, tile_dbias.shape)
+                # selected: each lane would fuse its own product with a sum, and lanes differ in the last digit
+                row_mask = at.row_mask[:, None]
+                tile_dweight = tl.where(row_mask, tile_dweight * tl.reshape(weight, tile_dweight.shape), 0.0)
+                tile_dbias = tl.where(row_mask, tile_dbias * tl.reshape(weight, tile_dbias.shape), 0.0)
             c1, c2 = two_sums(tile_dweight, tile_dbias, 1)
             c1 = (divide(c1, channels * spatial) * rstd)[:, None, None]
             c2 = divide(c2, channels * spatial)[:, None, None]
