@@ -219,7 +219,7 @@ def group_norm_backward_kernel(
             wdz = dz
             if parameters.weight is not None:
                 wdz = dz * weight
-                # selected: each lane would fuse its own product with a sum, and lanes differ in the last digit
+                # selected: each lane would fuse its own product with a sum, and lanes differ in a last digit
                 row_mask = at.row_mask[:, None]
                 tile_dweight = tl.where(row_mask, tile_dweight * tl.reshape(weight, tile_dweight.shape), 0.0)
                 tile_dbias = tl.where(row_mask, tile_dbias * tl.reshape(weight, tile_dbias.shape), 0.0)
