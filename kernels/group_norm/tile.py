@@ -130,13 +130,20 @@ def group_norm_forward_kernel(
     at = tile_access(first_sample, first_group, sample, group, samples, groups, channels, spatial, TILE)
 
     x = tl.load(x_ptr + at.base + at.offsets, mask=at.mask, other=0.0).to(DTYPE)
-    high = rounded_mean(tl.reshape(x, [ROWS, ELEMENTS]), channels * spatial, 1)
+    if LAST:  # Triton 3.6 compiles sums over such elements wrongly where they are reshaped
+        SHARE: tl.constexpr = 1.0 / ELEMENTS
+        count = (channels * spatial).to(DTYPE)
+        high = divide(tl.sum(tl.sum(x * SHARE, 2), 1), count * SHARE)
+    else:
+        high = rounded_mean(tl.reshape(x, [ROWS, ELEMENTS]), channels * spatial, 1)
     d = tl.where(at.mask, x - high[:, None, None], 0.0)
-    low = divide(tl.sum(tl.reshape(d, [ROWS, ELEMENTS]), 1), channels * spatial)
+    total = tl.sum(tl.sum(d, 2), 1) if LAST else tl.sum(tl.reshape(d, [ROWS, ELEMENTS]), 1)
+    low = divide(total, channels * spatial)
     d = tl.where(at.mask, d - low[:, None, None], 0.0)
-    d_of_row = tl.reshape(d, [ROWS, ELEMENTS])
-    # the layout of sums of four neighbours has a thread hold all channels' parameters
-    squares = tl.sum(d_of_row * d_of_row, 1) if LAST else sum_of_squares(d_of_row)
+    if LAST:
+        squares = tl.sum(tl.sum(d * d, 2), 1)
+    else:
+        squares = sum_of_squares(tl.reshape(d, [ROWS, ELEMENTS]))
     var = divide(squares, channels * spatial)
     std = exact_std(var, eps)
     std = Std(std.value[:, None, None], std.error[:, None, None])
