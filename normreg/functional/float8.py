@@ -1,5 +1,6 @@
 """`layer_norm` and `rms_norm` with a result in float8_e4m3fn: y and its scale, for inference."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -26,10 +27,11 @@ def float8_reason(x: Any, normalized_shape: Any, weight: Any, bias: Any, scale: 
         return reason
     if not supported(x.device):
         return "the GPU does not round to float8_e4m3fn: NVIDIA's do from compute capability 8.9 on"
-    cols = 1
-    for size in normalized_shape:
-        cols *= size
-    return None if float8_is_held(cols, x.dtype) else "a row has more elements than a program holds"
+    return (
+        None
+        if float8_is_held(math.prod(normalized_shape), x.dtype)
+        else "a row has more elements than a program holds"
+    )
 
 
 @torch.compiler.assume_constant_result
