@@ -12,7 +12,7 @@ from normreg.functional.output_dtype import check_out_dtype
 from normreg.kernels.dtypes import compute_dtype
 from normreg.ops.layer_norm import layer_norm as _layer_norm
 from normreg.ops.layer_norm_channels import layer_norm_channels as _layer_norm_channels
-from normreg.ops.operation import PLAIN
+from normreg.ops.operation import is_plain
 from normreg.ops.rms_norm import rms_norm as _rms_norm
 from normreg.ops.rms_norm_channels import rms_norm_channels as _rms_norm_channels
 
@@ -128,11 +128,11 @@ def _check_channels(input: Any, *parameters: Any) -> None:
             f"expected an (N, C, *) input, got {input.dim()} dimensions: add those that are missing, as by "
             f"input.unsqueeze(0)"
         )
-    if type(input) not in PLAIN or input.is_nested:
+    if not is_plain(input) or input.is_nested:
         return
     channels = input.shape[1]
     for name, parameter in zip(("weight", "bias"), parameters):
-        if type(parameter) in PLAIN and parameter.shape != (channels,):
+        if is_plain(parameter) and parameter.shape != (channels,):
             raise ValueError(
                 f"expected a {name} of shape ({channels},), one value for each channel of the input, got "
                 f"{tuple(parameter.shape)}: make the layer with num_channels={channels}"

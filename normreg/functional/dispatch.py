@@ -14,6 +14,7 @@ reason that legal arguments can have must not print a number that may be symboli
 import contextlib
 import functools
 import itertools
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, TypeVar, cast
 
@@ -25,7 +26,7 @@ from normreg.kernels import cpu
 from normreg.kernels.cpu import ABSENT
 from normreg.kernels.dtypes import FLOATING
 from normreg.kernels.memory_format import is_channels_last
-from normreg.ops.operation import PLAIN
+from normreg.ops.operation import PLAIN, is_plain
 
 is_wrapped = torch._C._functorch.is_functorch_wrapped_tensor
 HALF = (torch.bfloat16, torch.float16)
@@ -70,18 +71,16 @@ def watched(told: Told) -> Iterator[None]:
 
 def tensor_reason(x: Any, others: Iterable[Any], may_be_empty: bool = False) -> str | None:
     """Why no kernel takes these tensors, whatever the operation. `others` may contain None."""
-    if type(x) not in PLAIN:
+    if type(x) not in PLAIN and not is_plain(x):
         return f"the input is a {type(x).__name__}, not a plain tensor"
     compiling = torch.compiler.is_compiling()
-    if compiling:
-        if torch.compiler._is_exporting_flag:
-            return "an exported program consists of torch's operators"
-    elif torch._C._is_tracing() or torch._C._len_torch_dispatch_stack():
-        return "a tracer or dispatch mode records torch's operators"
-    elif x.is_neg():  # torch.compile cannot trace this; the operator that it records is given the values
-        return "the input is lazily negated"
-    elif is_wrapped(x):
-        return "the input has escaped from a transform of torch.func"
+    if not compiling:
+        if torch._C._is_tracing() or torch._C._len_torch_dispatch_stack():
+            return "a tracer or dispatch mode records torch's operators"
+        if x.is_neg():  # torch.compile cannot trace this; the operator that it records is given the values
+            return "the input is lazily negated"
+        if is_wrapped(x):
+            return "the input has escaped from a transform of torch.func"
     if not (x.is_cuda or (cpu.KERNELS and x.is_cpu)) or ABSENT:
         if not compiling and x.is_cpu:  # which Dynamo would put into the graph
             cpu.warn_at_the_first_tensor()
@@ -100,7 +99,7 @@ def tensor_reason(x: Any, others: Iterable[Any], may_be_empty: bool = False) -> 
     for other in others:
         if other is None:
             continue
-        if type(other) not in PLAIN:
+        if type(other) not in PLAIN and not is_plain(other):
             return f"a parameter or buffer is a {type(other).__name__}, not a plain tensor"
         if other.device != device:
             return f"the input is on {device}, a parameter or buffer on {other.device}"
@@ -256,7 +255,7 @@ def instance_norm(
     reason = channels_reason(x, mean, var, weight, bias, use_input_stats, momentum, eps)
     if reason:
         return reason
-    if use_input_stats and x.shape[2:].numel() == 1:
+    if use_input_stats and math.prod(x.shape[2:]) == 1:
         return "there is only one value per channel of a sample to train on"
     return None
 

@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import inspect
+import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -98,7 +99,7 @@ def _sum_with_the_same_mask(
     elif given.get("layer_scale") is not None or given.get("bias") is not None:
         rows = x.shape[-1]
     elif row_scale is not None:
-        rows = x.shape[row_scale.dim() :].numel()
+        rows = math.prod(x.shape[row_scale.dim() :])
     options = dict(training=given["training"], generator=given["generator"])
     if rows is not None:
         options["layer_scale"] = torch.ones(rows, dtype=x.dtype, device=x.device)

@@ -14,7 +14,7 @@ from normreg.kernels.dropout.drop import of_elements, of_samples
 from normreg.kernels.dtypes import FLOATING
 from normreg.ops import dropout as _dropout
 from normreg.ops import dropout_add as _dropout_add
-from normreg.ops.operation import PLAIN
+from normreg.ops.operation import is_plain
 
 NO_TENSOR = (
     "expected a residual that is a tensor, got {!r}: pass a tensor, such as torch.full_like(input, 3.0)"
@@ -158,7 +158,7 @@ def branch_reason(branch: Branch, scaled_shape: Sequence[int]) -> str | None:
 
 def residual_reason(x: Tensor, residual: Any) -> str | None:
     """Why no kernel adds `residual` to a result of x's shape."""
-    if type(residual) not in PLAIN:
+    if not is_plain(residual):
         return f"the residual is a {type(residual).__name__}, not a plain tensor"
     if residual.dtype not in FLOATING:
         return f"the residual is {residual.dtype}"
@@ -198,7 +198,7 @@ def check_can_be_added(residual: Any) -> None:
 
 def check_broadcasts(x: Any, residual: Any) -> None:
     """Refuses what torch would refuse to add, before anything has been computed."""
-    if not (type(x) in PLAIN and type(residual) in PLAIN) or x.is_nested or residual.is_nested:
+    if not (is_plain(x) and is_plain(residual)) or x.is_nested or residual.is_nested:
         return
     if residual.device != x.device and residual.dim():
         raise ValueError(

@@ -1,5 +1,7 @@
 """GroupNorm. The formulas are in `normreg.kernels.group_norm`."""
 
+import math
+
 from normreg.kernels import group_norm as kernels
 from normreg.kernels.dtypes import compute_dtype
 from normreg.kernels.memory_format import dense, empty_in_format_of
@@ -20,7 +22,7 @@ def fake_backward(x, parameter_dtype, wanted):
 
 def in_groups(x, groups):
     """The shape (N, groups, channels of a group, positions)."""
-    return x.shape[0], groups, x.shape[1] // groups, x.shape[2:].numel()
+    return x.shape[0], groups, x.shape[1] // groups, math.prod(x.shape[2:])
 
 
 def statistics(x, groups, eps):

@@ -1,5 +1,7 @@
 """InstanceNorm: GroupNorm of one channel a group, and running statistics that are averages over the batch."""
 
+import math
+
 import torch
 
 from normreg.kernels.group_norm import instance_norm as kernels
@@ -20,7 +22,7 @@ def instance_norm(x, weight, bias, running_mean, running_var, momentum, eps):
     if running_mean is None:
         return group_norm(x, weight, bias, channels, eps, x.dtype)
     y, statistics = normalized(x, weight, bias, channels, eps, x.dtype, True)
-    update_running(statistics, running_mean, running_var, x.shape[2:].numel(), momentum)
+    update_running(statistics, running_mean, running_var, math.prod(x.shape[2:]), momentum)
     if not torch.compiler.is_compiling():  # a kernel's stores do not count as a version
         torch.autograd.graph.increment_version((running_mean, running_var))
     return y

@@ -1,5 +1,7 @@
 """LayerNorm over channels. The formulas are in `normreg.kernels.layer_norm.channels`."""
 
+import math
+
 import torch
 
 from normreg.kernels.layer_norm import channels as kernels
@@ -10,7 +12,7 @@ from normreg.ops.operation import Operation, Operator
 
 def fake(x, out_dtype, save_statistics, centered=True):
     y = torch.empty(x.shape, dtype=out_dtype, device=x.device)
-    positions = x.shape[0] * x.shape[2:].numel()
+    positions = x.shape[0] * math.prod(x.shape[2:])
     return y, layer_norm.fake_statistics(x, positions, centered) if save_statistics else None
 
 

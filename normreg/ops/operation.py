@@ -19,8 +19,11 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 from torch._library.autograd import Info, make_autograd_impl
+from torch._subclasses.fake_tensor import FakeTensor
+from torch._subclasses.functional_tensor import FunctionalTensorMode
 
 from normreg.kernels import cpu
+from normreg.ops.recording import made_functional
 from normreg.ops.schema import Seed as Seed
 from normreg.ops.schema import arguments, is_tensor, schema
 
@@ -34,6 +37,12 @@ OPERATIONS: dict[Any, "Operation"] = {}  # by their operator
 def traces(tensor: Tensor) -> bool:
     """Whether a call on this tensor is being recorded, so that it has to be that of an operator."""
     return torch.compiler.is_compiling() or type(tensor) not in PLAIN
+
+
+def is_plain(tensor: Any) -> bool:
+    """Whether this is a tensor of no subclass, or what torch.export has made of one."""
+    kind = type(tensor)
+    return kind in PLAIN or (kind is FakeTensor and torch.compiler._is_exporting_flag)
 
 
 def wants_gradient(tensors: Iterable[Tensor | None]) -> bool:
@@ -94,6 +103,9 @@ class Operator:
         LIBRARY.define(name + schema(run, results, mutates), tags=tags)
         for device in ("CUDA", "CPU") if cpu.KERNELS or everywhere else ("CUDA",):
             LIBRARY.impl(name, run, device)
+        torch.library.register_torch_dispatch(
+            f"{LIBRARY.ns}::{name}", FunctionalTensorMode, made_functional, lib=LIBRARY
+        )
         pick = picker(arguments(fake), [*arguments(run)])
         torch.library.register_fake(f"{LIBRARY.ns}::{name}", lambda *inputs: fake(*pick(inputs)), lib=LIBRARY)
         self.operator = getattr(getattr(torch.ops, LIBRARY.ns), name).default

@@ -1,5 +1,7 @@
 """Norms of the heads of queries and keys. The formulas are in `normreg.kernels.qk_norm`."""
 
+import math
+
 import torch
 
 from normreg.kernels import qk_norm as kernels
@@ -13,7 +15,7 @@ def fake(q, k, out_dtype, centered, save_statistics):
     y = [dense_heads_like(x, out_dtype) for x in (q, k)]
     if not save_statistics:
         return *y, None, None
-    return *y, *(layer_norm.fake_statistics(x, x.shape[:-1].numel(), centered) for x in (q, k))
+    return *y, *(layer_norm.fake_statistics(x, math.prod(x.shape[:-1]), centered) for x in (q, k))
 
 
 def fake_backward(dk_y, q, k, parameter_dtype, wanted):

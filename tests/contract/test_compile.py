@@ -257,18 +257,3 @@ def test_compiled_autograd(device, launches):
         assert torch.equal(x.grad, expected)
         assert len(launches) == 1 + 2 + 2 + 1
     assert counter.frame_count <= 2
-
-
-@pytest.mark.parametrize("strict", [False, True], ids=["non-strict", "strict"])
-def test_export(device, launches, strict):
-    """An exported program runs where normreg is not installed."""
-    ours = layers(device).eval()
-    with normreg.restored(ours):
-        theirs = copy.deepcopy(ours)
-    x = torch.randn(6, 4, device=device)
-    programs = [torch.export.export(model, (x,), strict=strict) for model in (ours, theirs)]
-    graphs = [[str(node.target) for node in program.graph.nodes] for program in programs]
-    assert graphs[0] == graphs[1]
-    assert "aten.layer_norm.default" in graphs[0]
-    assert launches == []
-    assert torch.equal(programs[0].module()(x), theirs(x))

@@ -1,0 +1,110 @@
+"""torch.export: programs have one of our operators for each call that a kernel takes, when loaded, too."""
+
+import io
+
+import pytest
+import torch
+from operations import LAYERS, OURS, every_function, every_layer
+
+from normreg.functional import dispatch
+
+BATCH = 6
+
+
+@pytest.fixture(autouse=True)
+def guarded_memory():
+    """Guards nothing: what torch.export itself allocates must not be moved between guard bands."""
+
+
+def nodes(program):
+    """The operators of ours in an exported program, in their order."""
+    found = [str(n.target) for n in program.graph.nodes if str(n.target).startswith("normreg.")]
+    return [name for name in found if name != "normreg.instance_norm_update_running.default"]  # a second one
+
+
+def taken_by_kernels(call, *inputs):
+    """The result of an eager call, and how many operations of it kernels took."""
+    taken = []
+    with dispatch.watched(lambda operation, x, why: taken.append(why is None)):
+        y = call(*inputs)
+    return y, sum(taken)
+
+
+def saved_and_loaded(program):
+    file = io.BytesIO()
+    torch.export.save(program, file)
+    file.seek(0)
+    return torch.export.load(file)
+
+
+def assert_same(ours, theirs):
+    ours, theirs = (y if isinstance(y, (tuple, list)) else (y,) for y in (ours, theirs))
+    for our, their in zip(ours, theirs, strict=True):
+        assert torch.equal(our, their)
+        assert our.stride() == their.stride()
+
+
+@pytest.mark.parametrize("training", [False, True], ids=["evaluation", "training"])
+@every_layer
+def test_layers(device, row, training):
+    """Programs of layers, for batches of any size; results, and running statistics, are eager mode's."""
+    layer = row.make().to(device).train(training)
+    x = torch.randn(BATCH, *row.sample, device=device)
+    program = torch.export.export(layer, (x,), dynamic_shapes=({0: torch.export.Dim("batch")},))
+    loaded = saved_and_loaded(program)
+    module = loaded.module()
+    x = torch.randn(BATCH + 3, *row.sample, device=device)
+    y, calls = taken_by_kernels(layer, x)
+    assert nodes(loaded) == nodes(program)
+    assert len(nodes(program)) == calls
+    if row.draws and training:  # of other seeds
+        return
+    assert_same(module(x), y)
+    state = module.state_dict()  # without what no operator reads
+    for name, buffer in layer.named_buffers():
+        assert name not in state or torch.equal(state[name], buffer)
+
+
+@pytest.mark.parametrize("kind", ["BatchNormAct2d", "Dropout", "LayerNorm", "QKNorm"])
+def test_strict(device, kind):
+    """Dynamo's way to export."""
+    layer = LAYERS[kind].make().to(device)
+    x = torch.randn(BATCH, *LAYERS[kind].sample, device=device)
+    programs = [torch.export.export(layer, (x,), strict=strict) for strict in (False, True)]
+    assert nodes(programs[0]) == nodes(programs[1]) != []
+
+
+@pytest.mark.parametrize("kind", ["BatchNorm2d", "Dropout2d", "GroupNorm", "InstanceNorm2d", "LayerNorm2d"])
+def test_images_of_any_size(device, kind):
+    layer = LAYERS[kind].make().to(device)
+    small, large = (
+        torch.randn(3, *LAYERS[kind].sample[:1], *image, device=device) for image in ((6, 7), (9, 5))
+    )
+    of_any = {dim: torch.export.Dim(f"size{dim}") for dim in (0, 2, 3)}
+    program = torch.export.export(layer, (small,), dynamic_shapes=(of_any,))
+    assert len(nodes(program)) == 1
+    if not LAYERS[kind].draws:
+        assert_same(program.module()(large), layer(large))
+
+
+class Called(torch.nn.Module):
+    """A function of ours, as a module, which is what torch.export takes."""
+
+    def __init__(self, row):
+        super().__init__()
+        self.row = row
+
+    def forward(self, *inputs):
+        return self.row(OURS, *inputs)
+
+
+@every_function
+def test_functions(device, row):
+    inputs = [t.detach() for t in row.inputs(device)]
+    program = torch.export.export(Called(row), tuple(inputs))
+    loaded = saved_and_loaded(program)
+    y, calls = taken_by_kernels(Called(row), *inputs)
+    assert nodes(loaded) == nodes(program)
+    assert len(nodes(program)) == calls
+    if not row.draws:
+        assert_same(loaded.module()(*inputs), y)
