@@ -108,3 +108,20 @@ def test_functions(device, row):
     assert len(nodes(program)) == calls
     if not row.draws:
         assert_same(loaded.module()(*inputs), y)
+
+
+def test_a_decomposition_of_an_operator_that_updates_its_arguments(device):
+    """torch.export wraps such an operator where it asks for decompositions."""
+
+    def decomposition(x, weight, bias, running_mean, running_var, tracked, momentum, eps, save):
+        tracked.add_(7)
+        return x * 2, running_mean * 0, running_var * 0
+
+    layer = LAYERS["BatchNorm2d"].make().to(device)
+    x = torch.randn(BATCH, *LAYERS["BatchNorm2d"].sample, device=device)
+    program = torch.export.export(layer, (x,))
+    program = program.run_decompositions({torch.ops.normreg.batch_norm.default: decomposition})
+    module = program.module()
+    assert nodes(program) == []
+    assert torch.equal(module(x), x * 2)
+    assert module.state_dict()["num_batches_tracked"] == 7
