@@ -16,6 +16,7 @@ from normreg.models.restore import restore, restored
 from normreg.models.tools import register_with
 from normreg.nn import *  # noqa: F403
 from normreg.nn.sync_batch_norm import convert_sync_batchnorm
+from normreg.ops.recording import recorded_as
 from normreg.training import init
 from normreg.training.l2_penalty import l2_penalty
 from normreg.training.parameter_groups import parameter_groups, register_no_decay
@@ -45,6 +46,7 @@ __all__ = [
     "l2_penalty",
     "parameter_groups",
     "recalibrate_batch_norm",
+    "recorded_as",
     "register_layer",
     "register_no_decay",
     "register_with",

@@ -20,10 +20,9 @@ import torch
 from torch import Tensor
 from torch._library.autograd import Info, make_autograd_impl
 from torch._subclasses.fake_tensor import FakeTensor
-from torch._subclasses.functional_tensor import FunctionalTensorMode
 
 from normreg.kernels import cpu
-from normreg.ops.recording import made_functional
+from normreg.ops import recording
 from normreg.ops.schema import Seed as Seed
 from normreg.ops.schema import arguments, is_tensor, schema
 
@@ -103,9 +102,7 @@ class Operator:
         LIBRARY.define(name + schema(run, results, mutates), tags=tags)
         for device in ("CUDA", "CPU") if cpu.KERNELS or everywhere else ("CUDA",):
             LIBRARY.impl(name, run, device)
-        torch.library.register_torch_dispatch(
-            f"{LIBRARY.ns}::{name}", FunctionalTensorMode, made_functional, lib=LIBRARY
-        )
+        recording.register(LIBRARY, name, run)
         pick = picker(arguments(fake), [*arguments(run)])
         torch.library.register_fake(f"{LIBRARY.ns}::{name}", lambda *inputs: fake(*pick(inputs)), lib=LIBRARY)
         self.operator = getattr(getattr(torch.ops, LIBRARY.ns), name).default

@@ -25,6 +25,7 @@ TOOLS = {
     "init",
     "parameter_groups",
     "recalibrate_batch_norm",
+    "recorded_as",
     "register_layer",
     "register_no_decay",
     "register_with",
