@@ -7,6 +7,7 @@ the `id` of its metadata, and its operators have the name of their package as th
 import ast
 import base64
 import hashlib
+import importlib.metadata
 import importlib.util
 import json
 import os
@@ -82,9 +83,18 @@ def relative(text: str, depth: int) -> str:
     return "".join(lines)
 
 
+def licences() -> list[str]:
+    """The text of the licence, which a copy has to carry: of the checkout, or of what is installed."""
+    places = [Path(__file__).parents[2] / "LICENSE"]
+    for distribution in importlib.metadata.distributions(name=PACKAGE):
+        files = distribution.files or ()
+        places += [Path(str(file.locate())) for file in files if file.name == "LICENSE"]
+    return [place.read_text() for place in places if place.is_file()]
+
+
 def contents() -> dict[str, str]:
     """{path: text} of the files of a copy."""
-    texts = {"__init__.py": INIT}
+    texts = {"__init__.py": INIT, "LICENSE": licences()[0]}
     for module, file in needed([*MOVED]).items():
         parts = MOVED.get(module, module.removeprefix(f"{PACKAGE}.")).split(".")
         is_package = file.name == "__init__.py"

@@ -60,6 +60,8 @@ def backend_of(device):
 
 
 def test_a_copy_needs_torch_and_triton_alone(folder):
+    """And carries the licence."""
+    assert (folder / "build" / "torch-cuda" / "LICENSE").read_text() == (ROOT / "LICENSE").read_text()
     files = [*(folder / "build" / "torch-cuda").rglob("*.py")]
     assert len(files) > 50
     roots = set()

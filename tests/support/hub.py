@@ -14,7 +14,7 @@ import normreg
 from normreg.functional import dispatch
 
 ROOT = Path(__file__).parents[2]
-DECORATED = re.compile(r'^@use_kernel_forward_from_hub\("(\w+)"\)\nclass (\w+)', re.MULTILINE)
+DECORATED = re.compile(r'^@use_kernel_forward_from_hub\("(\w+)"\)\n(?:[@#].*\n)*class (\w+)', re.MULTILINE)
 
 
 @functools.cache
