@@ -83,18 +83,18 @@ def relative(text: str, depth: int) -> str:
     return "".join(lines)
 
 
-def licences() -> list[str]:
-    """The text of the licence, which a copy has to carry: of the checkout, or of what is installed."""
-    places = [Path(__file__).parents[2] / "LICENSE"]
+def licence() -> str:
+    """The text that a copy has to carry: of what is installed, or of the checkout."""
     for distribution in importlib.metadata.distributions(name=PACKAGE):
-        files = distribution.files or ()
-        places += [Path(str(file.locate())) for file in files if file.name == "LICENSE"]
-    return [place.read_text() for place in places if place.is_file()]
+        for file in distribution.files or ():
+            if file.name == "LICENSE":
+                return Path(str(file.locate())).read_text()
+    return Path(__file__).parents[2].joinpath("LICENSE").read_text()
 
 
 def contents() -> dict[str, str]:
     """{path: text} of the files of a copy."""
-    texts = {"__init__.py": INIT, "LICENSE": licences()[0]}
+    texts = {"__init__.py": INIT, "LICENSE": licence()}
     for module, file in needed([*MOVED]).items():
         parts = MOVED.get(module, module.removeprefix(f"{PACKAGE}.")).split(".")
         is_package = file.name == "__init__.py"
