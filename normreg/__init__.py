@@ -2,7 +2,7 @@
 
 import sys as _sys
 
-from normreg import functional, nn
+from normreg import functional, hub, nn
 from normreg.functional.masks import dropout_mask
 from normreg.functional.output_dtype import autocast_output
 from normreg.inspection.diagnose import diagnose
@@ -42,6 +42,7 @@ __all__ = [
     "freeze_batch_norm",
     "functional",
     "fused",
+    "hub",
     "init",
     "l2_penalty",
     "parameter_groups",

@@ -26,7 +26,7 @@ from normreg.ops import recording
 from normreg.ops.schema import Seed as Seed
 from normreg.ops.schema import arguments, is_tensor, schema
 
-LIBRARY = torch.library.Library("normreg", "DEF")
+LIBRARY = torch.library.Library(__name__.partition(".")[0], "DEF")  # of a vendored copy, another one
 PLAIN = (torch.Tensor, torch.nn.Parameter)
 Values: TypeAlias = tuple[Any, ...]
 EMPTY: Mapping[str, Any] = {}

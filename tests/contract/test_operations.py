@@ -22,6 +22,7 @@ TOOLS = {
     "freeze_batch_norm",
     "functional",
     "fused",
+    "hub",
     "init",
     "parameter_groups",
     "recalibrate_batch_norm",
