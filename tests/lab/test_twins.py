@@ -67,7 +67,7 @@ def test_graphs_hold_every_launch(row, training, launches):
         results.append(step(row, kind, backend, training))
         launched[kind] = len(launches)
     assert graphs["operators"].calls(TWIN) == []
-    assert graphs["kernels"].calls("normreg") == []
+    assert {str(node.target) for node in graphs["kernels"].calls("normreg")} <= {"normreg.draw_seed.default"}
     assert len(graphs["kernels"].calls(TWIN)) == launched["operators"]
     for node in graphs["kernels"].calls(TWIN):
         given = node.kwargs["kwargs"]
@@ -149,5 +149,5 @@ def test_an_exported_program_holds_operators_until_it_is_compiled():
 def test_every_operator_is_known_to_caches():
     for name in dir(torch.ops.normreg):
         operator = getattr(torch.ops.normreg, name, None)
-        if hasattr(operator, "default"):
+        if hasattr(operator, "default") and name != "draw_seed":  # which launches nothing of ours
             assert torch._library.triton.get_triton_kernels_for_op(operator.default._name), name
