@@ -95,6 +95,14 @@ def test_inductor_launches_kernels_itself(kind):
     assert "clone" not in program
 
 
+def test_a_seed_is_handed_over_in_memory():
+    """Of a scalar of the CPU Inductor would give the value."""
+    x = torch.ones(4096, requires_grad=True)
+    y = torch.compile(lambda x: functional.dropout(x, 0.5), fullgraph=True)(x)
+    (dx,) = torch.autograd.grad(y.sum(), x)
+    assert torch.equal(dx, y)
+
+
 def test_a_view_that_begins_within_a_word():
     """Inductor knows of a view whether its address is a multiple of 16 bytes."""
 
