@@ -21,6 +21,13 @@ BATCHES = (2, 3, 5, 8)  # not 1, for which every operator is compiled by itself
 
 
 @pytest.fixture
+def launches(launches):
+    """Launches of operators: of kernels that Inductor launches itself nothing would be heard."""
+    with normreg.recorded_as("operators"):
+        yield launches
+
+
+@pytest.fixture
 def seeds_of_graphs(device, monkeypatch):
     """Makes eager mode draw dropout's seeds as a compiled graph does; on a GPU it would draw others."""
     if device.type == "cuda":
@@ -43,19 +50,24 @@ def assert_same(ours, theirs):
 
 
 def assert_steps_are_same(launches, eager, backend, batches):
-    """Asserts that `eager` and a compiled copy agree in results and launches over a sweep of batches."""
+    """Asserts that `eager` and a compiled copy agree in results and launches over a sweep of batches.
+
+    launches: those so far, or None not to compare them.
+    """
     model = copy.deepcopy(eager)
     call = compiled(model, backend)
+    heard = [] if launches is None else launches
     for x in batches:
-        launches.clear()
+        heard.clear()
         theirs = step(eager, eager, x)
-        expected = [*launches]
-        launches.clear()
+        expected = [*heard]
+        heard.clear()
         assert_same(step(model, call, x), theirs)
-        assert launches == expected
+        assert heard == expected
     return expected
 
 
+@pytest.mark.place("torch.compile")
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
 @pytest.mark.some(12)
 @every_layer
@@ -79,6 +91,11 @@ def layers(device):
 def test_model(device, launches, seeds_of_graphs, inductor_afresh, backend):
     assert_steps_are_same(launches, layers(device), backend, torch.randn(2, 6, 4, device=device))
     assert len(launches) == 2 + 3 + 3 + 2
+
+
+@pytest.mark.parametrize("backend", [pytest.param("inductor", marks=OF_INDUCTOR)])
+def test_a_model_whose_kernels_inductor_launches(device, seeds_of_graphs, inductor_afresh, backend):
+    assert_steps_are_same(None, layers(device), backend, torch.randn(2, 6, 4, device=device))
 
 
 def test_channels_last_and_16_bits(device, launches):
