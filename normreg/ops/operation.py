@@ -5,7 +5,8 @@ An operation has a forward and a fake, a backward and a formula. `Operation` mak
 dispatch would cost more. A call takes one of three paths: the operator where calls are recorded, the Function
 where autograd records, else the forward itself.
 
-The names of parameters say what these functions are given. A fake takes any arguments of what it stands for.
+The names of parameters say what these functions are given. A fake and a decomposition, the same in torch's
+operations, take any arguments of what they stand for.
 Backward and formula take any arguments and results of the forward, which are then kept for them, incoming
 gradients as `d<result>`, and `wanted`, a bool for each gradient: whether it is to be computed. The schema of
 an operator follows from annotations; parameters that have a default are not in it.

@@ -4,7 +4,7 @@ import programs
 import pytest
 import torch
 from functorch.compile import make_boxed_func
-from operations import OURS, every_function, every_layer
+from operations import LAYERS, OURS, every_function, every_layer
 from operator_calls import EXAMPLES, calls_of, copied
 from operator_calls import guarded_memory as guarded_memory
 from support.reference import UNITS, assert_accurate, copies, error, leave_initial_values, nudged, unit
@@ -153,9 +153,21 @@ def test_programs(device, row, training):
     for module in modules:
         torch.manual_seed(3)
         results.append(module(x))
-    for ours, theirs in zip(results, results[::-1]):
-        torch.testing.assert_close(ours, theirs)
+    torch.testing.assert_close(*results)
     torch.testing.assert_close(*(module.state_dict() for module in modules))
+
+
+@pytest.mark.parametrize("kind", ["BatchNormAct2d with a residual", "Dropout", "GroupNorm", "LayerNorm2d"])
+def test_images_of_any_size(device, kind):
+    layer, of_any = LAYERS[kind].make().to(device), {dim: torch.export.Dim(f"size{dim}") for dim in (0, 2, 3)}
+    channels, *_ = LAYERS[kind].sample
+    small, large = (torch.randn(3, channels, *image, device=device) for image in ((6, 7), (9, 5)))
+    program = torch.export.export(layer, (small,), dynamic_shapes=(of_any,))
+    results = []
+    for one in (program.run_decompositions(TABLE), program):
+        torch.manual_seed(3)
+        results.append(one.module()(large))
+    torch.testing.assert_close(*results)
 
 
 def test_a_process_without_normreg(device, tmp_path):
