@@ -99,11 +99,14 @@ def flags_of(bits: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
 
 def bits_of(flags: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     """Bits like x, of a bool for each of its elements."""
-    samples, channels, _, channels_last = layout(x.shape, dense(x).is_contiguous())
-    rows = (
-        flags.movedim(1, -1).reshape(-1, channels) if channels_last else flags.reshape(samples, channels, -1)
-    )
-    rows = torch.constant_pad_nd(rows.to(torch.int32), (0, -rows.shape[-1] % 8)).unflatten(-1, (-1, 8))
+    samples, channels, spatial, channels_last = layout(x.shape, dense(x).is_contiguous())
+    if channels_last:
+        rows = flags.movedim(1, -1).reshape(samples * spatial, channels)
+    else:
+        rows = flags.reshape(samples, channels, spatial)
+    beyond = -rows.shape[-1] % 8
+    rows = torch.constant_pad_nd(rows.to(torch.int32), (0, beyond))
+    rows = rows.view(*rows.shape[:-1], rows.shape[-1] // 8, 8)
     return (rows << torch.arange(8, device=rows.device)).sum(-1).to(torch.int8)
 
 

@@ -209,8 +209,13 @@ def the_operator_is_what_it_says(rank, size):
 
 
 def its_decomposition(rank, size):
-    """Results, gradients and running statistics, and one collective each way, changed nothing in place."""
-    group, x = dist.group.WORLD.group_name, torch.randn(4, 3, 2, 5).contiguous(memory_format=LAST[4])
+    """Results, gradients and running statistics, also of an empty batch; no collective changes its input."""
+    for samples in (4, 4 * rank):
+        decomposed_batch(torch.randn(samples, 3, 2, 5).contiguous(memory_format=LAST[4]), size)
+
+
+def decomposed_batch(x, size):
+    group = dist.group.WORLD.group_name
     weight, bias, *running = [torch.rand(3) for _ in range(4)]
     options = "leaky_relu", 0.2, 1e-5, group
     forward, backward = torch.ops.normreg.sync_batch_norm, torch.ops.normreg.sync_batch_norm_backward
