@@ -21,9 +21,10 @@ def decomposition_table() -> dict[OpOverload, Callable[..., Any]]:
         table.update(normreg.decomposition_table())
         program = program.run_decompositions(table)
 
-    Backward operators are there, too: `aot_autograd(decompositions=...)` takes the table, and what it or
-    torch.compile has traced without can be traced again, by `make_fx(graph, decomposition_table=...)`, except
-    for operators that update running statistics, around which they have put another.
+    Backward operators are there, too, for `aot_autograd(decompositions=...)`. A graph that torch.compile has
+    made within `normreg.recorded_as("operators")` can be traced again, by
+    `make_fx(graph, decomposition_table=...)`, except for operators that update running statistics, around
+    which AOTAutograd has put another.
 
     Functions return what the operators do, in the same dtypes and strides, compute in float32 (float64 of
     float64), and update running statistics in place. Dropout drops the same elements for the same seed.

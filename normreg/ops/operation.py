@@ -20,15 +20,14 @@ import torch
 from torch import Tensor
 from torch._library.autograd import Info, make_autograd_impl
 from torch._subclasses.fake_tensor import FakeTensor
-from torch._subclasses.functional_tensor import FunctionalTensorMode
 
 from normreg.kernels import cpu
-from normreg.ops.decomposition import register
-from normreg.ops.recording import made_functional
+from normreg.ops import decomposition as decompositions
+from normreg.ops import recording
 from normreg.ops.schema import Seed as Seed
 from normreg.ops.schema import Values, arguments, is_tensor, picker, places, schema
 
-LIBRARY = torch.library.Library("normreg", "DEF")
+LIBRARY = torch.library.Library(__name__.partition(".")[0], "DEF")  # of a vendored copy, another one
 PLAIN = (torch.Tensor, torch.nn.Parameter)
 EMPTY: Mapping[str, Any] = {}
 OPERATIONS: dict[Any, "Operation"] = {}  # by their operator
@@ -95,9 +94,7 @@ class Operator:
         LIBRARY.define(name + schema(run, results, mutates), tags=tags)
         for device in ("CUDA", "CPU") if cpu.KERNELS or everywhere else ("CUDA",):
             LIBRARY.impl(name, run, device)
-        torch.library.register_torch_dispatch(
-            f"{LIBRARY.ns}::{name}", FunctionalTensorMode, made_functional, lib=LIBRARY
-        )
+        recording.register(LIBRARY, name, run)
         pick = picker(arguments(fake), [*arguments(run)])
 
         def fake_of(*inputs: Any) -> Any:
@@ -106,7 +103,7 @@ class Operator:
         torch.library.register_fake(f"{LIBRARY.ns}::{name}", fake_of, lib=LIBRARY)
         self.operator = getattr(getattr(torch.ops, LIBRARY.ns), name).default
         if decomposition is not None:
-            register(self.operator, fake_of, decomposition)
+            decompositions.register(self.operator, fake_of, decomposition)
 
     def __call__(self, *inputs: Any) -> Any:
         return (self.operator if traces(inputs[0]) else self.run)(*inputs)
