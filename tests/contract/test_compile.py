@@ -1,5 +1,6 @@
 """torch.compile: one graph without a break, in which the kernels run, with eager mode's results."""
 
+import contextlib
 import copy
 import shutil
 
@@ -32,6 +33,13 @@ def compiled_afresh():
 
 
 @pytest.fixture
+def launches(launches):
+    """Launches of operators: of kernels that Inductor launches itself nothing would be heard."""
+    with normreg.recorded_as("operators"):
+        yield launches
+
+
+@pytest.fixture
 def seeds_of_graphs(monkeypatch):
     """Makes eager mode draw dropout's seeds as a compiled graph does; on a GPU it would draw others."""
     monkeypatch.setattr(seed, "draw", lambda device, _: torch.randint(2**63 - 1, (), device=device))
@@ -57,19 +65,24 @@ def assert_same(ours, theirs):
 
 
 def assert_steps_are_same(launches, eager, backend, batches):
-    """Asserts that `eager` and a compiled copy agree in results and launches over a sweep of batches."""
+    """Asserts that `eager` and a compiled copy agree in results and launches over a sweep of batches.
+
+    launches: those so far, or None not to compare them.
+    """
     model = copy.deepcopy(eager)
     call = compiled(model, backend)
+    heard = [] if launches is None else launches
     for x in batches:
-        launches.clear()
+        heard.clear()
         theirs = step(eager, eager, x)
-        expected = [*launches]
-        launches.clear()
+        expected = [*heard]
+        heard.clear()
         assert_same(step(model, call, x), theirs)
-        assert launches == expected
+        assert heard == expected
     return expected
 
 
+@pytest.mark.place("torch.compile")
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
 @pytest.mark.some(12)
 @every_layer
@@ -99,12 +112,28 @@ NO_COMPILER = pytest.mark.skipif(
 @pytest.mark.filterwarnings("ignore:TensorFloat32 tensor cores:UserWarning")
 @pytest.mark.parametrize("backend", ["eager", "aot_eager", pytest.param("inductor", marks=NO_COMPILER)])
 def test_model(device, launches, seeds_of_graphs, backend):
-    # torch's generator, not inductor's own; no graph from the disk, of operators as they once were; no
-    # processes to compile in, which outlive the test
-    no_graphs = functorch_config.patch(enable_autograd_cache=False)
-    with no_graphs, inductor_config.patch(fallback_random=True, fx_graph_cache=False, compile_threads=1):
+    with written_by_inductor():
         assert_steps_are_same(launches, layers(device), backend, torch.randn(2, 6, 4, device=device))
     assert len(launches) == 2 + 3 + 3 + 2
+
+
+@NO_COMPILER
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")
+@pytest.mark.filterwarnings("ignore:TensorFloat32 tensor cores:UserWarning")
+def test_a_model_whose_kernels_inductor_launches(device, seeds_of_graphs):
+    with written_by_inductor():
+        assert_steps_are_same(None, layers(device), "inductor", torch.randn(2, 6, 4, device=device))
+
+
+def written_by_inductor():
+    """Draws by torch's generator, not Inductor's, and takes no graph from the disk.
+
+    Processes to compile in would outlive the test.
+    """
+    stack = contextlib.ExitStack()
+    stack.enter_context(functorch_config.patch(enable_autograd_cache=False))
+    stack.enter_context(inductor_config.patch(fallback_random=True, fx_graph_cache=False, compile_threads=1))
+    return stack
 
 
 def test_channels_last_and_16_bits(device, launches):

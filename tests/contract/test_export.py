@@ -44,6 +44,7 @@ def assert_same(ours, theirs):
         assert our.stride() == their.stride()
 
 
+@pytest.mark.place("torch.export")
 @pytest.mark.parametrize("training", [False, True], ids=["evaluation", "training"])
 @every_layer
 def test_layers(device, row, training):
@@ -65,6 +66,7 @@ def test_layers(device, row, training):
         assert name not in state or torch.equal(state[name], buffer)
 
 
+@pytest.mark.place("torch.export")
 @pytest.mark.parametrize("kind", ["BatchNormAct2d", "Dropout", "LayerNorm", "QKNorm"])
 def test_strict(device, kind):
     """Dynamo's way to export."""
@@ -98,6 +100,7 @@ class Called(torch.nn.Module):
         return self.row(OURS, *inputs)
 
 
+@pytest.mark.place("torch.export")
 @every_function
 def test_functions(device, row):
     inputs = [t.detach() for t in row.inputs(device)]

@@ -54,6 +54,7 @@ def step(row, kind, backend, training):
     return [y.detach(), *gradients, *layer.buffers()]
 
 
+@pytest.mark.place("torch.compile")
 @pytest.mark.some(12)
 @pytest.mark.parametrize("training", [False, True], ids=["evaluation", "training"])
 @every_layer
@@ -78,6 +79,7 @@ def test_graphs_hold_every_launch(row, training, launches):
         assert torch.equal(ours, theirs)
 
 
+@pytest.mark.place("torch.compile")
 @pytest.mark.some(3)
 @pytest.mark.parametrize("kind", ["BatchNormAct2d", "DropoutAddLayerNorm", "GroupNorm", "QKNorm"])
 def test_inductor_launches_kernels_itself(kind):
@@ -134,6 +136,7 @@ def test_recorded_as_says_what_it_takes():
         normreg.recorded_as("triton")
 
 
+@pytest.mark.place("AOTInductor")
 def test_an_exported_program_holds_operators_until_it_is_compiled():
     """AOTInductor's program launches the kernels; on a CPU it ends for want of their launchers in C++."""
     model = torch.nn.Sequential(normreg.LayerNorm(64), torch.nn.ReLU(), normreg.RMSNorm(64)).eval()
