@@ -3,6 +3,7 @@
 import sys as _sys
 
 from normreg import functional, nn
+from normreg.export.onnx import onnx_table
 from normreg.functional.masks import dropout_mask
 from normreg.functional.output_dtype import autocast_output
 from normreg.inspection.diagnose import diagnose
@@ -43,6 +44,7 @@ __all__ = [
     "fused",
     "init",
     "l2_penalty",
+    "onnx_table",
     "parameter_groups",
     "recalibrate_batch_norm",
     "register_layer",

@@ -23,6 +23,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch._subclasses.functional_tensor import FunctionalTensorMode
 
 from normreg.kernels import cpu
+from normreg.ops import untranslated
 from normreg.ops.recording import made_functional
 from normreg.ops.schema import Seed as Seed
 from normreg.ops.schema import arguments, is_tensor, schema
@@ -107,8 +108,13 @@ class Operator:
             f"{LIBRARY.ns}::{name}", FunctionalTensorMode, made_functional, lib=LIBRARY
         )
         pick = picker(arguments(fake), [*arguments(run)])
-        torch.library.register_fake(f"{LIBRARY.ns}::{name}", lambda *inputs: fake(*pick(inputs)), lib=LIBRARY)
+
+        def fake_of(*inputs: Any) -> Any:
+            return fake(*pick(inputs))
+
+        torch.library.register_fake(f"{LIBRARY.ns}::{name}", fake_of, lib=LIBRARY)
         self.operator = getattr(getattr(torch.ops, LIBRARY.ns), name).default
+        untranslated.enter(self.operator, fake_of)
 
     def __call__(self, *inputs: Any) -> Any:
         return (self.operator if traces(inputs[0]) else self.run)(*inputs)

@@ -6,6 +6,8 @@ from typing import Any
 from torch._subclasses.functional_tensor import FunctionalTensorMode
 from torch.fx.experimental import proxy_tensor
 
+from normreg.ops import untranslated
+
 
 def made_functional(
     mode: FunctionalTensorMode, operator: Any, types: Any, inputs: tuple[Any, ...], options: dict[str, Any]
@@ -14,7 +16,7 @@ def made_functional(
 
     Asked here, because torch wraps an operator that updates its arguments before it asks the table.
     """
-    decomposition = decompositions().get(operator)
+    decomposition = untranslated.asked(decompositions().get(operator), inputs, options)
     if decomposition is None:
         return mode.__torch_dispatch__(operator, types, inputs, options)
     with mode:

@@ -1,0 +1,1 @@
+"""What becomes of exported programs elsewhere."""
