@@ -93,6 +93,7 @@ def test_one_node_a_norm(device, kind):
     assert_same(in_runtime(program, [x]), layer(x))
 
 
+@pytest.mark.some(4)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("kind", ONE_NODE)
 def test_16_bits_are_computed_in_float32(device, kind, dtype):

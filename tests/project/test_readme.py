@@ -18,7 +18,7 @@ def test_examples(tmp_path):
         (code, output)
         for code, output in EXAMPLES
         if code.startswith("import ")
-        and ("transformers" not in code or importlib.util.find_spec("transformers"))
+        and all(word not in code or importlib.util.find_spec(word) for word in ("transformers", "onnx"))
     ]
     files = [tmp_path / f"{number}.py" for number, _ in enumerate(chosen)]
     for file, (code, _) in zip(files, chosen):
