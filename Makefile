@@ -4,6 +4,7 @@
 # make test-planted   the planted bugs alone, each of which tests must find
 # make lint    set everything up and check style, layout and types
 # make bench   set everything up and show the proof of speed that this machine can give
+# make hub     set everything up and write the layers for Hugging Face's kernels into HUB, a folder
 # make study   set everything up and run the experiments on normalisation and regularisation
 # make gpu     on a machine with a GPU: five minutes of smoke, kernel tests and speed, into RESULTS/results.tgz;
 #              with FULL=1 everything, which takes hours
@@ -17,11 +18,13 @@ CONSTRAINTS ?= constraints.txt
 # two processes: the interpreter is not thread-safe, and a GPU is shared
 PYTEST := $(RUN) -m pytest -n 2 --timeout 300
 BENCH_ARGS ?=
+HUB ?= build/hub
+HUB_ARGS ?=
 STUDY_ARGS ?=
 RESULTS ?= .
 COMMIT ?= $(shell git rev-parse HEAD 2>/dev/null)
 
-.PHONY: demo test test-all test-planted lint bench study gpu clean
+.PHONY: demo test test-all test-planted lint bench hub study gpu clean
 
 demo: $(INSTALLED)
 	$(RUN) -m bench.demo $(DEMO_ARGS)
@@ -52,6 +55,9 @@ lint: $(INSTALLED)
 
 bench: $(INSTALLED)
 	$(RUN) -m bench $(BENCH_ARGS)
+
+hub: $(INSTALLED)
+	$(RUN) -m normreg.hub --out $(HUB) $(HUB_ARGS)
 
 study: $(INSTALLED)
 	$(RUN) -m bench.study $(STUDY_ARGS)

@@ -29,10 +29,11 @@ A size has these words:
     program     one of the grid of a launch, Triton's word
 
 `launch` has what is decided once and kept (a Launch) and what runs it. `device/` is code for the GPU alone,
-`tiling/` every number that it is compiled for, with its reason.
+`tiling/` every number that it is compiled for, with its reason. `twins` are kernels as the graphs of
+torch.compile hold them.
 """
 
-if __name__ != "normreg.kernels":
+if "." not in __name__:  # normreg.kernels, or that of a vendored copy
     raise ImportError("import this folder as normreg.kernels: `pip install -e .` maps it there")
 
 import sys
@@ -41,4 +42,4 @@ from . import absent
 from . import cpu as cpu  # before triton is imported, whose variable it may set
 
 if cpu.ABSENT:
-    absent.import_all(sys.modules[__name__], but=f"{__name__}.interpreter")
+    absent.import_all(sys.modules[__name__], but=("interpreter", "twins"))

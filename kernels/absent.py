@@ -6,6 +6,7 @@ Meanwhile `triton` and `triton.language` are stand-ins, afterwards as absent as 
 import importlib
 import pkgutil
 import sys
+from collections.abc import Collection
 from types import ModuleType
 from typing import Any
 
@@ -22,14 +23,14 @@ class StandIn(ModuleType):
         return self
 
 
-def import_all(package: ModuleType, but: str) -> None:
-    """Imports the package's modules except one, which needs Triton itself."""
+def import_all(package: ModuleType, but: Collection[str]) -> None:
+    """Imports the package's modules except those of these names, which need Triton itself."""
     names = "triton", "triton.language"
     before = {name: sys.modules[name] for name in names if name in sys.modules}
     sys.modules.update({name: StandIn(name) for name in names})
     try:
         for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
-            if module.name != but:
+            if module.name.rpartition(".")[2] not in but:
                 importlib.import_module(module.name)
     finally:
         for name in names:

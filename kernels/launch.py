@@ -3,9 +3,11 @@
 A warm call costs Python no arithmetic, and Triton no look at arguments that it has seen before.
 """
 
+import contextlib
 import copy
 import functools
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from operator import itemgetter
 from typing import Any, TypeVar
 
@@ -22,6 +24,7 @@ KEPT = 4096  # results of a function, at most
 _forgetting: list[Callable[[], None]] = []  # empties what one function has kept
 Make = TypeVar("Make", bound=Callable[..., Any])
 
+RECORDING: set[int] = set()  # threads whose launches are recorded
 STREAM = -1  # no stream's handle
 RUNTIME = triton.knobs.runtime
 HOOKS = RUNTIME.launch_enter_hook, RUNTIME.launch_exit_hook  # chains, empty unless somebody listens
@@ -40,6 +43,17 @@ def forget() -> None:
     """Forgets everything kept: what tests need after they have changed a number of `tiling`."""
     for clear in _forgetting:
         clear()
+
+
+@contextlib.contextmanager
+def recorded() -> Iterator[None]:
+    """Records this thread's launches, as twins, in the trace that is being made."""
+    thread = threading.get_ident()
+    RECORDING.add(thread)
+    try:
+        yield
+    finally:
+        RECORDING.remove(thread)
 
 
 def fields(kind: Any) -> tuple[str, ...]:
@@ -102,6 +116,14 @@ class Launch:
         # fusion stated, because Triton's default changes with its release and results must not
         options = dict(num_warps=num_warps, enable_fp_fusion=True)
         return self.kernel[self.grid](*self.arguments(tensors, numbers), **options)
+
+    def record(self, tensors: Sequence[torch.Tensor | None], numbers: Sequence[float]) -> None:
+        """Records the launch instead of making it."""
+        from normreg.kernels import twins  # which need Triton itself
+
+        num_warps = hardware.warps_of(self.num_warps, hardware.lanes(self.device))
+        values = self.arrange((*tensors, *numbers, *self.trailing))
+        twins.launch_twin(self.kernel, self.grid, num_warps, self.kinds, values)
 
     def again(self, tensors: Sequence[torch.Tensor | None], numbers: Sequence[float]) -> None:
         """Launches, looking at nothing except what makes another variant: dtypes and aligned addresses."""
@@ -196,6 +218,9 @@ def launch(call: Launch, *tensors: torch.Tensor | None, numbers: Sequence[float]
 
     numbers: those that differ from launch to launch, of which the kernel states the type.
     """
+    if RECORDING and threading.get_ident() in RECORDING:
+        call.record(tensors, numbers)
+        return
     run = call.first if INTERPRET else call.again
     if call.gpu is None or call.gpu == torch.cuda.current_device():
         run(tensors, numbers)

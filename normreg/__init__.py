@@ -2,7 +2,7 @@
 
 import sys as _sys
 
-from normreg import functional, nn
+from normreg import functional, hub, nn
 from normreg.export.onnx import onnx_table
 from normreg.functional.masks import dropout_mask
 from normreg.functional.output_dtype import autocast_output
@@ -17,6 +17,7 @@ from normreg.models.restore import restore, restored
 from normreg.models.tools import register_with
 from normreg.nn import *  # noqa: F403
 from normreg.nn.sync_batch_norm import convert_sync_batchnorm
+from normreg.ops.recording import recorded_as
 from normreg.training import init
 from normreg.training.l2_penalty import l2_penalty
 from normreg.training.parameter_groups import parameter_groups, register_no_decay
@@ -42,11 +43,13 @@ __all__ = [
     "freeze_batch_norm",
     "functional",
     "fused",
+    "hub",
     "init",
     "l2_penalty",
     "onnx_table",
     "parameter_groups",
     "recalibrate_batch_norm",
+    "recorded_as",
     "register_layer",
     "register_no_decay",
     "register_with",

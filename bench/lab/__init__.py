@@ -46,6 +46,7 @@ def install(arch: int | None = None, multiprocessors: int = 4, approximate: int 
     host = HostDriver(int(os.environ.get(ARCH, 90)) if arch is None else arch, multiprocessors, approximate)
     activate(host)
     os.environ["NORMREG_CPU_KERNELS"] = "compiled"
+    os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")  # its other processes know no lab
     from normreg.kernels import cpu
 
     if cpu.KERNELS != "compiled":

@@ -44,6 +44,20 @@ class PtxBackend(CUDABackend):
         return f"ptx-{super().hash()}"  # keeps PTX apart from cubins in Triton's cache
 
 
+class PtxForInductor(PtxBackend):
+    """The backend for the target "cpu", which Inductor names where tensors are in host memory."""
+
+    COMPILED_FOR: GPUTarget | None = None
+
+    @classmethod
+    def supports_target(cls, target: GPUTarget) -> bool:
+        return target.backend == "cpu" or target is cls.COMPILED_FOR
+
+    def __init__(self, target: GPUTarget) -> None:
+        PtxForInductor.COMPILED_FOR = driver.active.get_current_target()
+        super().__init__(self.COMPILED_FOR)
+
+
 @dataclass(frozen=True)
 class Executed:
     """What a launch ran, and what was counted while it ran."""
@@ -204,6 +218,7 @@ def activate(host: HostDriver) -> None:
     """Makes Triton compile and launch with this driver, in this process."""
     compile_to_ptx()
     driver.set_active(host)
+    backends["cpu"] = Backend(compiler=PtxForInductor, driver=HostDriver)
 
 
 @contextlib.contextmanager

@@ -109,16 +109,19 @@ def _of_thawed(cls: type, find: Callable[[type], type | None]) -> type | None:
 
 
 def as_before(module: torch.nn.Module, *inputs: Any, **options: Any) -> Any:
-    """Calls the forward of the class that `replace` found.
+    """Calls the forward of the class that `replace` found, or that Hugging Face's `kernels` left as it was.
 
-    Raises TypeError for a layer whose forward `replace` did not change by a registered function.
+    Raises TypeError for a layer whose forward neither did change by a registered function.
     """
-    if not isinstance(module, Foreign):
+    cls: Any = type(module)
+    if isinstance(module, Foreign):
+        cls = cls.original
+    elif not hasattr(cls, "kernel_layer_name"):
         raise TypeError(
             f"expected a layer of another library that normreg.replace has changed, got a "
-            f"{class_name(type(module))}: call as_before in functions that register_layer decorates"
+            f"{class_name(cls)}: call as_before in functions that register_layer decorates"
         )
-    return type(module).original.forward(module, *inputs, **options)  # type: ignore[attr-defined]
+    return cls.forward(module, *inputs, **options)
 
 
 def same_dtype(x: torch.Tensor, *tensors: torch.Tensor | None) -> bool:

@@ -22,10 +22,15 @@ def _paths(names: str) -> list[str]:
     ]
 
 
+def eps_of(module: Any) -> float:
+    """What a layer adds to the mean square, whichever of two names it has for it."""
+    eps: float = module.variance_epsilon if hasattr(module, "variance_epsilon") else module.eps
+    return eps
+
+
 def rms_norm_of(module: Any, x: Tensor, weight: Tensor | None, dtype: torch.dtype) -> Tensor:
     """RMS normalisation of a layer, with a result of the dtype, which autocast does not change."""
-    eps = module.variance_epsilon if hasattr(module, "variance_epsilon") else module.eps
-    return functional.rms_norm(x, x.shape[-1:], weight, eps, out_dtype=dtype)
+    return functional.rms_norm(x, x.shape[-1:], weight, eps_of(module), out_dtype=dtype)
 
 
 @register_layer(*_paths(classes.LIKE_LLAMA))
@@ -85,12 +90,12 @@ def mamba_2_gated_norm(module: Any, hidden_states: Tensor, gate: Tensor | None =
 
 
 @register_layer(*_paths(classes.LIKE_QWEN_3_NEXT))
-def qwen3_next_gated_norm(module: Any, hidden_states: Tensor, gate: Tensor) -> Tensor:
+def qwen3_next_gated_norm(module: Any, hidden_states: Tensor, gate: Tensor | None = None) -> Tensor:
     """RMS normalisation before a silu or sigmoid gate, rounded once."""
     x, act = hidden_states, "silu" if module.activation == "swish" else module.activation
     if act not in ("silu", "sigmoid") or gate is None or x.dtype.itemsize > 4:
         return as_before(module, x, gate)
-    return functional.rms_norm_gated(x, gate, module.weight, eps=module.variance_epsilon, act=act)
+    return functional.rms_norm_gated(x, gate, module.weight, eps=eps_of(module), act=act)
 
 
 @register_layer(*_paths("falcon_h1.FalconH1RMSNormGated"))

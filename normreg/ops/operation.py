@@ -20,15 +20,13 @@ import torch
 from torch import Tensor
 from torch._library.autograd import Info, make_autograd_impl
 from torch._subclasses.fake_tensor import FakeTensor
-from torch._subclasses.functional_tensor import FunctionalTensorMode
 
 from normreg.kernels import cpu
-from normreg.ops import untranslated
-from normreg.ops.recording import made_functional
+from normreg.ops import recording, untranslated
 from normreg.ops.schema import Seed as Seed
 from normreg.ops.schema import arguments, is_tensor, schema
 
-LIBRARY = torch.library.Library("normreg", "DEF")
+LIBRARY = torch.library.Library(__name__.partition(".")[0], "DEF")  # of a vendored copy, another one
 PLAIN = (torch.Tensor, torch.nn.Parameter)
 Values: TypeAlias = tuple[Any, ...]
 EMPTY: Mapping[str, Any] = {}
@@ -104,9 +102,7 @@ class Operator:
         LIBRARY.define(name + schema(run, results, mutates), tags=tags)
         for device in ("CUDA", "CPU") if cpu.KERNELS or everywhere else ("CUDA",):
             LIBRARY.impl(name, run, device)
-        torch.library.register_torch_dispatch(
-            f"{LIBRARY.ns}::{name}", FunctionalTensorMode, made_functional, lib=LIBRARY
-        )
+        recording.register(LIBRARY, name, run)
         pick = picker(arguments(fake), [*arguments(run)])
 
         def fake_of(*inputs: Any) -> Any:

@@ -160,7 +160,8 @@ class Checkout:
             shutil.copytree(
                 ROOT / room, self.root / room, symlinks=True, ignore=shutil.ignore_patterns("planted")
             )
-        shutil.copy(ROOT / "pyproject.toml", self.root)
+        for file in ("pyproject.toml", "LICENSE"):
+            shutil.copy(ROOT / file, self.root)
         # what a bug may be in is imported with the bug, and by nobody before
         self.with_bugs = Server(self.root, ["--version"])
         self.without = Server(self.root, [*OPTIONS, "--co", "tests/conftest.py"])
