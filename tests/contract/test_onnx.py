@@ -93,6 +93,15 @@ def test_one_node_a_norm(device, kind):
     assert_same(in_runtime(program, [x]), layer(x))
 
 
+@pytest.mark.parametrize("kind", ["GroupNorm", "InstanceNorm2d", "LayerNorm2d"])
+def test_images_of_any_size(device, kind):
+    layer, channels = layer_of(kind, device), LAYERS[kind].sample[0]
+    small, large = (torch.randn(3, channels, *image, device=device) for image in ((6, 7), (9, 5)))
+    of_any = {dim: torch.export.Dim(f"size{dim}") for dim in (0, 2, 3)}
+    program = exported(layer, (small,), OLDEST, dynamic_shapes=(of_any,))
+    assert_same(in_runtime(program, [large]), layer(large))
+
+
 @pytest.mark.some(4)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("kind", ONE_NODE)
