@@ -262,7 +262,7 @@ def _by_kernels(
 def _as_vectors(x: Tensor, modulation: Modulation) -> Iterator[Tensor | None]:
     """Each modulation of x's shape, or with as many vectors as any other that is not; shift as scale."""
     of_rows = is_of_rows(modulation.scale, x)
-    shared = [_shared(x, m) or 0 for m in modulation if not is_of_rows(m, x)]
+    shared = [_shared(x, m) or 0 for m in modulation if m is not None and not is_of_rows(m, x)]
     most = max(shared, default=0)
     for name, m in modulation._asdict().items():
         if is_of_rows(m, x):
