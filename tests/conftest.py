@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from support import selection
+from support import places, selection
 from support.gpu_watch import GpuWatch
 from support.selection import folder
 
@@ -17,6 +17,7 @@ def pytest_addoption(parser):
     parser.addoption(
         "--all", action="store_true", help="also the tests marked slow, and the slow form of others"
     )
+    parser.addoption("--places", type=Path, help="a file for what the tests marked place show")
 
 
 @pytest.fixture(scope="session")
@@ -73,6 +74,8 @@ def pytest_configure(config):
         os.environ.pop("NORMREG_CPU_KERNELS", None)
         os.environ["TRITON_INTERPRET"] = "1"  # which processes that tests start read as well
     config.pluginmanager.register(importlib.import_module("support.surroundings"))
+    if config.option.places:
+        config.pluginmanager.register(places.Shown(config.option.places))
 
 
 def pytest_report_header():

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from bench import ROOT
 from bench.gpu_pass import archive
-from bench.report import classes, machine_page, results
+from bench.report import classes, machine_page, places, results
 
 
 def add_arguments(parser):
@@ -50,6 +50,7 @@ def run(arguments):
             path.write_text(machine_page.instructions_page(machine))
             print(f"written: {path}")
     fill(arguments.readme, results.section(arguments.results), results.BEGIN, results.END)
-    fill(arguments.readme, classes.section(), classes.BEGIN, classes.END)
+    for part in (classes, places):
+        fill(arguments.readme, part.section(), part.BEGIN, part.END)
     print(f"written: {arguments.readme}")
     return 0

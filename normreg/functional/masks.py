@@ -53,9 +53,9 @@ def dropout_mask(function: Callable[..., Any], input: Tensor, *arguments: Any, *
         inplace=True.
 
     Returns a bool tensor of input's shape, True where an element is kept. The generator is set back to its
-    state, so that the call itself, made next, has this mask. It is the mask of eager mode: that of a compiled
-    graph comes from another seed. Raises ValueError for another function, TypeError for arguments that the
-    function does not take, and what it raises.
+    state, so that the call itself, made next, has this mask. It is the mask of eager mode: on a GPU that of a
+    compiled graph comes from another seed. Raises ValueError for another function, TypeError for arguments
+    that the function does not take, and what it raises.
 
     Equivalent::
 

@@ -7,12 +7,13 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from support.places import PLACES
 
 from bench import report
 from bench.gpu_pass import archive, checks
 from bench.harness import result_files
 from bench.perf.speed import compare
-from bench.report import classes
+from bench.report import classes, places
 from bench.report import results as section_of_results
 
 ROOT = Path(__file__).parents[2]
@@ -79,8 +80,8 @@ def results(tmp_path, monkeypatch):
     result_files.write(folder / "SOME-GPU", "models", STEPS, [], environment)
     copies = [dict(operation="copy", case="copy", bytes=2**21, gb_per_s=[4000.0, 4001.0])]
     result_files.write(folder / "SOME-GPU", "speed", copies, [], environment)
-    marks = section_of_results.BEGIN, section_of_results.END, classes.BEGIN, classes.END
-    (tmp_path / "README.md").write_text("# Title\n{}\nold\n{}\n{}\nold\n{}\nrest\n".format(*marks))
+    parts = [f"{part.BEGIN}\nold\n{part.END}\n" for part in (section_of_results, classes, places)]
+    (tmp_path / "README.md").write_text("".join(["# Title\n", *parts, "rest\n"]))
     return folder
 
 
@@ -107,7 +108,7 @@ def test_a_report_of_recorded_results(results, tmp_path):
 
     readme = (tmp_path / "README.md").read_text()
     assert readme.startswith("# Title\n")
-    assert readme.endswith(f"{classes.END}\nrest\n")
+    assert readme.endswith(f"{places.END}\nrest\n")
     assert "\nold\n" not in readme
     (layer_norm,) = [line for line in readme.splitlines() if line.startswith("| SOME GPU | layer_norm")]
     cells = [cell.strip() for cell in layer_norm.strip("|").split("|")]
@@ -137,7 +138,20 @@ def test_the_section_of_readme_is_what_report_writes():
     text = (ROOT / "README.md").read_text()
     section = text.split(section_of_results.BEGIN + "\n")[1].split(section_of_results.END)[0]
     assert section == section_of_results.section(ROOT / "bench/results")
-    assert text.split(classes.BEGIN + "\n")[1].split(classes.END)[0] == classes.section()
+    for part in (classes, places):
+        assert text.split(part.BEGIN + "\n")[1].split(part.END)[0] == part.section()
+
+
+def test_every_place_is_shown_by_tests_that_passed():
+    found = json.loads(places.FILE.read_text())["places"]
+    assert {name: one["runs"] for name, one in found.items()} == PLACES
+    for name, one in found.items():
+        assert one["tests"], name
+        for test, counts in one["tests"].items():
+            file, _, function = test.partition("::")
+            source = (ROOT / "tests" / file).read_text()
+            assert {*counts} == {"passed"}, test
+            assert f'@pytest.mark.place("{name}")' in source.partition(f"def {function}(")[0], test
 
 
 # Archives

@@ -1,15 +1,16 @@
 """torch.compile: one graph without a break, in which the kernels run, with eager mode's results."""
 
 import copy
-import shutil
 
 import pytest
 import torch
 import torch.nn.functional as F
+from compiling import OF_INDUCTOR, compiled
+from compiling import compiled_afresh as compiled_afresh
+from compiling import guarded_memory as guarded_memory
+from compiling import inductor_afresh as inductor_afresh
 from operations import every_layer
 from torch._dynamo.testing import CompileCounterWithBackend
-from torch._functorch import config as functorch_config
-from torch._inductor import config as inductor_config
 from torch.utils.checkpoint import checkpoint
 
 import normreg
@@ -19,26 +20,18 @@ from normreg.ops import seed
 BATCHES = (2, 3, 5, 8)  # not 1, for which every operator is compiled by itself
 
 
-@pytest.fixture(autouse=True)
-def guarded_memory():
-    """Guards nothing: what the compiler itself allocates must not be moved between guard bands."""
-
-
-@pytest.fixture(autouse=True)
-def compiled_afresh():
-    torch._dynamo.reset()
-    yield
-    torch._dynamo.reset()
+@pytest.fixture
+def launches(launches):
+    """Launches of operators: of kernels that Inductor launches itself nothing would be heard."""
+    with normreg.recorded_as("operators"):
+        yield launches
 
 
 @pytest.fixture
-def seeds_of_graphs(monkeypatch):
+def seeds_of_graphs(device, monkeypatch):
     """Makes eager mode draw dropout's seeds as a compiled graph does; on a GPU it would draw others."""
-    monkeypatch.setattr(seed, "draw", lambda device, _: torch.randint(2**63 - 1, (), device=device))
-
-
-def compiled(f, backend="aot_eager", **options):
-    return torch.compile(f, backend=backend, **dict(fullgraph=True) | options)
+    if device.type == "cuda":
+        monkeypatch.setattr(seed, "draw", lambda device, _: seed.draw_seed(device=device))
 
 
 def step(model, call, x):
@@ -57,19 +50,24 @@ def assert_same(ours, theirs):
 
 
 def assert_steps_are_same(launches, eager, backend, batches):
-    """Asserts that `eager` and a compiled copy agree in results and launches over a sweep of batches."""
+    """Asserts that `eager` and a compiled copy agree in results and launches over a sweep of batches.
+
+    launches: those so far, or None not to compare them.
+    """
     model = copy.deepcopy(eager)
     call = compiled(model, backend)
+    heard = [] if launches is None else launches
     for x in batches:
-        launches.clear()
+        heard.clear()
         theirs = step(eager, eager, x)
-        expected = [*launches]
-        launches.clear()
+        expected = [*heard]
+        heard.clear()
         assert_same(step(model, call, x), theirs)
-        assert launches == expected
+        assert heard == expected
     return expected
 
 
+@pytest.mark.place("torch.compile")
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
 @pytest.mark.some(12)
 @every_layer
@@ -89,22 +87,15 @@ def layers(device):
     ).to(device)
 
 
-NO_COMPILER = pytest.mark.skipif(
-    not any(map(shutil.which, ("g++", "clang++"))), reason="needs a C++ compiler"
-)
-
-
-# of torch's own modules, on their first import; what inductor advises where there are tensor cores
-@pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")
-@pytest.mark.filterwarnings("ignore:TensorFloat32 tensor cores:UserWarning")
-@pytest.mark.parametrize("backend", ["eager", "aot_eager", pytest.param("inductor", marks=NO_COMPILER)])
-def test_model(device, launches, seeds_of_graphs, backend):
-    # torch's generator, not inductor's own; no graph from the disk, of operators as they once were; no
-    # processes to compile in, which outlive the test
-    no_graphs = functorch_config.patch(enable_autograd_cache=False)
-    with no_graphs, inductor_config.patch(fallback_random=True, fx_graph_cache=False, compile_threads=1):
-        assert_steps_are_same(launches, layers(device), backend, torch.randn(2, 6, 4, device=device))
+@pytest.mark.parametrize("backend", ["eager", "aot_eager", pytest.param("inductor", marks=OF_INDUCTOR)])
+def test_model(device, launches, seeds_of_graphs, inductor_afresh, backend):
+    assert_steps_are_same(launches, layers(device), backend, torch.randn(2, 6, 4, device=device))
     assert len(launches) == 2 + 3 + 3 + 2
+
+
+@pytest.mark.parametrize("backend", [pytest.param("inductor", marks=OF_INDUCTOR)])
+def test_a_model_whose_kernels_inductor_launches(device, seeds_of_graphs, inductor_afresh, backend):
+    assert_steps_are_same(None, layers(device), backend, torch.randn(2, 6, 4, device=device))
 
 
 def test_channels_last_and_16_bits(device, launches):
@@ -161,7 +152,6 @@ def test_probabilities_of_a_schedule(device):
         assert abs((call(x, p) == 0).double().mean().item() - p) <= 5 * (p * (1 - p) / 2000) ** 0.5
 
 
-@inductor_config.patch(fallback_random=True)  # else what is recomputed on a GPU has a generator of its own
 def test_activation_checkpointing_draws_once(device, launches):
     """The recomputed forward has the first one's masks, and does not count its batch again."""
     model = layers(device)

@@ -78,6 +78,7 @@ TRANSFORMS = {
 }
 
 
+@pytest.mark.place("torch.func")
 @torchscript_is_deprecated
 @pytest.mark.parametrize("transform", TRANSFORMS.values(), ids=TRANSFORMS)
 @every_operation

@@ -62,6 +62,7 @@ def test_functions_agree_with_torch(device, launches, name, dtype):
     assert bool(launches) is row.launches
 
 
+@pytest.mark.place("eager mode")
 @every_layer
 def test_layers_launch_the_kernels_of_their_row(device, launches, row):
     module, x = row.make().to(device), torch.randn(5, *row.sample, device=device, requires_grad=True)

@@ -60,6 +60,7 @@ def same_results(device, row, *models):
         torch.testing.assert_close(*results, rtol=0, atol=0)
 
 
+@pytest.mark.place("torch.fx")
 @pytest.mark.parametrize("training", [True, False], ids=["traced in training", "traced in evaluation"])
 @pytest.mark.parametrize("tracer", [torch.fx.Tracer, Naming], ids=["torch.fx's", "torchvision's"])
 @every_layer

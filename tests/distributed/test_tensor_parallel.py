@@ -12,6 +12,7 @@ CHECKS = [
 ]
 
 
+@pytest.mark.place("DTensor")
 @pytest.mark.parametrize(("size", "check"), CHECKS)
 def test_dtensors(size, check):
     worlds.check("ranks_tensor_parallel", check, size)

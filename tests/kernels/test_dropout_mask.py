@@ -226,7 +226,7 @@ def test_under_capture_the_seed_is_drawn_on_the_device(monkeypatch):
     monkeypatch.setattr(torch, "randint", lambda *size, **options: calls.append((size, options)) or "tensor")
     cuda = torch.device("cuda", 0)
     assert seed.draw(cuda) == "tensor"
-    assert calls == [((2**63 - 1, ()), dict(device=cuda))]
+    assert calls == [((2**63 - 1, ()), dict(device=cuda, generator=None))]
 
 
 @triton.jit

@@ -66,6 +66,7 @@ def transformers():
         yield package
 
 
+@pytest.mark.place("Hugging Face's kernels")
 @pytest.mark.some(9)
 @pytest.mark.parametrize("by", ["eager", "aot_eager"])
 @pytest.mark.parametrize("mode", MODES)
@@ -89,6 +90,7 @@ def test_every_decorated_class_is_known(transformers):
     assert f"with which {len(found)} classes of transformers 5.23 are decorated" in readme
 
 
+@pytest.mark.place("Hugging Face's kernels")
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")
 @pytest.mark.parametrize("by", ["eager", "aot_eager"])

@@ -1,4 +1,5 @@
-"""Runs the files that it is given in one namespace, as a user on a CPU would from another folder.
+"""Runs the files that it is given, as a user on a CPU would from another folder: in one namespace or, after
+`--alone`, each in its own.
 
 One that sets a variable before it imports normreg runs in a process of its own.
 """
@@ -14,8 +15,11 @@ for variable in ("TRITON_INTERPRET", "NORMREG_CPU_KERNELS"):  # before normreg i
 sys.modules["kernels"] = None
 from support import hub  # noqa: E402
 
+alone, *paths = sys.argv[1:] if sys.argv[1:2] == ["--alone"] else [None, *sys.argv[1:]]
 namespace = {"__name__": "__main__"}
-for number, path in enumerate(sys.argv[1:]):
+for number, path in enumerate(paths):
+    if alone:
+        namespace = {"__name__": "__main__"}
     print(f"--- {number}", flush=True)
     code = Path(path).read_text()
     if "os.environ" in code:

@@ -32,6 +32,20 @@ def test_examples(tmp_path):
             assert output == expected
 
 
+@pytest.mark.parametrize("page", sorted((ROOT / "docs").glob("*.md")), ids=lambda page: page.stem)
+def test_each_example_of_a_page_stands_alone(tmp_path, page, thorough):
+    """What is marked as slow, by a word behind `python`, runs with --all."""
+    files = []
+    for number, (slow, code) in enumerate(
+        re.findall(r"```python( slow)?\n(.*?)```", page.read_text(), re.DOTALL)
+    ):
+        if thorough or not slow:
+            files.append(tmp_path / f"{number}.py")
+            files[-1].write_text(code)
+    assert files
+    programs.interpreted("examples", tmp_path / "log", "--alone", *files)
+
+
 def test_the_labs_example(tmp_path):
     """The example runs in a new process, from a file, because Triton reads a kernel's source there."""
     ((code, expected),) = [example for example in EXAMPLES if example[0].startswith("from bench import lab")]

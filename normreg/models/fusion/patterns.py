@@ -19,8 +19,8 @@ from normreg.models.fusion.matches import TO_BE_DRAWN, Match, shape_of, why_no_k
 from normreg.models.fusion.memory import Memory
 from normreg.models.fusion.modulation import Modulated
 from normreg.models.fusion.names import name_of
-from normreg.models.fusion.running import SEED
 from normreg.models.fusion.steps import Step, value_of
+from normreg.ops.seed import draw_seed
 
 KEEPING = (F.linear, torch.conv1d, torch.conv2d, torch.conv3d, torch.matmul, operator.matmul)
 UNUSED = (operator.getitem, getattr, torch._C._are_functorch_transforms_active)
@@ -206,7 +206,7 @@ def rewrite(graph: Graph, matches: Iterable[Match]) -> None:
             given: Any = {**map_arg(match.given, lambda node: now.get(node, node))}
             if given.get("seed") is TO_BE_DRAWN:
                 device = value_of(match.results[0]).device
-                given["seed"] = graph.call_function(torch.randint, SEED, {"device": device})
+                given["seed"] = graph.call_function(draw_seed, (), {"device": device})
             if isinstance(given.get("cols"), torch.SymInt):
                 given["cols"] = graph.call_method("numel", (given["x"],))
             call = graph.call_function(match.target, match._replace(given=given).arguments)

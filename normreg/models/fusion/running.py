@@ -3,7 +3,6 @@
 import operator
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch._higher_order_ops.wrap import tag_activation_checkpoint
 from torch.fx import GraphModule, Node
@@ -11,8 +10,6 @@ from torch.utils.checkpoint import checkpoint
 
 from normreg.ops import seed
 from normreg.ops.operation import OPERATIONS
-
-SEED = (2**63 - 1, ())  # arguments of torch.randint where `seed.draw` is recorded
 
 
 def _checkpointed(body: GraphModule, *inputs: Any, **options: Any) -> Any:
@@ -42,12 +39,8 @@ def _lower(node: Node) -> None:
     target: Any = node.target
     if target is tag_activation_checkpoint:
         node.target = _checkpointed
-    elif (
-        target is torch.randint
-        and node.args == SEED
-        and all(user.target in OPERATIONS for user in node.users)
-    ):
-        node.target, node.args, node.kwargs = seed.draw, (node.kwargs["device"],), {}
+    elif target is seed.draw_seed and all(user.target in OPERATIONS for user in node.users):
+        node.target = seed.draw
     elif target in OPERATIONS:
         results = [user for user in node.users if user.target is operator.getitem and user.args[1] == 0]
         if OPERATIONS[target].returned == 0:  # which returns the first result by itself
