@@ -57,6 +57,7 @@ def layers_in_runtime(opset, device):
     return dict(zip(layers, zip(in_runtime(program, given), model(*given), strict=True)))
 
 
+@pytest.mark.place("torch.onnx")
 @pytest.mark.parametrize("opset", [OLDEST, RMS])
 @pytest.mark.parametrize("key", LAYERS)
 def test_layers(device, key, opset):
@@ -64,6 +65,7 @@ def test_layers(device, key, opset):
     assert_same([ours], expected)
 
 
+@pytest.mark.place("torch.onnx")
 @pytest.mark.some(12)
 @pytest.mark.parametrize("opset", [OLDEST, RMS])
 @pytest.mark.parametrize("key", sorted(FUNCTIONS.keys() - {"l2_penalty"}))  # which has no operator of ours
@@ -84,6 +86,7 @@ def test_functions(device, key, opset):
         assert_same(ours, expected)
 
 
+@pytest.mark.place("torch.onnx")
 @pytest.mark.parametrize("kind", ONE_NODE)
 def test_one_node_a_norm(device, kind):
     layer, x = layer_of(kind, device), torch.randn(BATCH, *LAYERS[kind].sample, device=device)
