@@ -13,8 +13,8 @@ def onnx_table() -> dict[Any, Callable[..., Any]]:
     {operator: function that makes its nodes}, for every operator of a forward. Where ONNX has a node for an
     operator, that is what it becomes: LayerNormalization, RMSNormalization (from `opset_version` 23 on),
     GroupNormalization (21), InstanceNormalization, BatchNormalization, Dropout. Below those versions, and for
-    fusions, it becomes a few nodes. float8 needs 19. What is computed in float32 here is so there: nodes that
-    have a `stash_type` take 16 bits as they are, others are given float32.
+    fusions, it becomes a few nodes. float8 needs 19. Statistics of 16 bits are float32: nodes that have a
+    `stash_type` take 16 bits as they are, and multiply by weights in 16 bits; others are given float32.
 
     As with torch's own layers, dropout in training becomes ONNX's Dropout, with random numbers of its own.
     torch.onnx raises an error where BatchNorm or InstanceNorm would update running statistics, and, without
