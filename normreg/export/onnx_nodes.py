@@ -37,8 +37,8 @@ def translation(function):
     name = function.__name__
 
     @functools.wraps(function)
-    def translate(*arguments):
-        results = function(evaluator.default().opset, *arguments)
+    def translate(*arguments, **options):
+        results = function(evaluator.default().opset, *arguments, **options)
         several = len(getattr(torch.ops.normreg, name).default._schema.returns)
         if several == 1:
             return results
@@ -111,6 +111,12 @@ def group_norm(op, x, weight, bias, groups, eps, out_dtype, save_statistics):
 def group_norm_act(op, x, weight, bias, act, negative_slope, groups, eps, out_dtype, save_statistics):
     z = normalized_groups(op, x, weight, bias, groups, eps, None)
     return cast(op, activated(op, z, act, negative_slope), out_dtype)
+
+
+@translation
+def draw_seed(op, after=None, *, device):
+    """A value that no node makes: none takes it, as ONNX's Dropout draws for itself."""
+    return onnx_ir.Value()
 
 
 @translation
