@@ -1,6 +1,7 @@
 """How tensors lie in memory, in rows, contiguous or channels-last, and tensors made to match them."""
 
 import itertools
+import math
 from typing import NamedTuple
 
 import torch
@@ -19,7 +20,7 @@ class Layout(NamedTuple):
 
 
 def layout(shape: torch.Size, contiguous: bool) -> Layout:
-    samples, channels, spatial = shape[0], shape[1], shape[2:].numel()
+    samples, channels, spatial = shape[0], shape[1], math.prod(shape[2:])
     if spatial == 1 or not contiguous:
         return Layout(1, channels, samples * spatial, True)
     return Layout(samples, channels, spatial, False)
@@ -94,6 +95,19 @@ def flags_of(bits: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     if channels_last:
         return flags.view(x.movedim(1, -1).shape).movedim(-1, 1)
     return flags.view(x.shape)
+
+
+def bits_of(flags: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    """Bits like x, of a bool for each of its elements."""
+    samples, channels, spatial, channels_last = layout(x.shape, dense(x).is_contiguous())
+    if channels_last:
+        rows = flags.movedim(1, -1).reshape(samples * spatial, channels)
+    else:
+        rows = flags.reshape(samples, channels, spatial)
+    beyond = -rows.shape[-1] % 8
+    rows = torch.constant_pad_nd(rows.to(torch.int32), (0, beyond))
+    rows = rows.view(*rows.shape[:-1], rows.shape[-1] // 8, 8)
+    return (rows << torch.arange(8, device=rows.device)).sum(-1).to(torch.int8)
 
 
 def channel_values(x: torch.Tensor) -> torch.Tensor:

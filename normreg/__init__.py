@@ -3,6 +3,7 @@
 import sys as _sys
 
 from normreg import functional, hub, nn
+from normreg.export.decompositions import decomposition_table
 from normreg.export.onnx import onnx_table
 from normreg.functional.masks import dropout_mask
 from normreg.functional.output_dtype import autocast_output
@@ -37,6 +38,7 @@ __all__ = [
     "as_before",
     "autocast_output",
     "convert_sync_batchnorm",
+    "decomposition_table",
     "diagnose",
     "dropout_mask",
     "explain",

@@ -1,1 +1,1 @@
-"""What becomes of exported programs elsewhere."""
+"""Programs and models for where this package is not: its operators in operations of others."""

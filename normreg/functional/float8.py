@@ -11,10 +11,11 @@ from torch import Tensor
 from normreg.functional import dispatch
 from normreg.functional.output_dtype import rounded_to
 from normreg.kernels.dtypes import FLOAT8, compute_dtype
-from normreg.kernels.layer_norm.float8 import LARGEST, LEAST_SCALE, scale_shape
+from normreg.kernels.layer_norm.float8 import scale_shape
 from normreg.kernels.tiling import hardware
 from normreg.kernels.tiling.rows import float8_is_held
 from normreg.ops.float8 import layer_norm_float8 as _layer_norm_float8
+from normreg.ops.float8 import quantised
 from normreg.ops.operation import wants_gradient
 
 
@@ -84,14 +85,7 @@ def _composed(
         y = rounded_to(F.layer_norm, torch.float32)(input, normalized_shape, weight, bias, eps)
     else:
         y = rounded_to(F.rms_norm, torch.float32)(input, normalized_shape, weight, eps)
-    if scale is None:
-        dims = tuple(range(-len(normalized_shape), 0))
-        magnitude = torch.where(y.isnan(), 0.0, y.abs())
-        empty = 0 in normalized_shape
-        most = y.new_zeros(scale_shape(y.shape, normalized_shape)) if empty else magnitude.amax(dims, True)
-        scale = (most / LARGEST).clamp_min(LEAST_SCALE)
-    y = (y * scale.reciprocal()).clamp(-LARGEST, LARGEST)
-    return y.to(FLOAT8, memory_format=torch.contiguous_format), scale
+    return quantised(y, scale, normalized_shape)
 
 
 def _check_scale(scale: Any, input: Any, normalized_shape: Any) -> None:

@@ -49,6 +49,12 @@ def activation_in_torch(z, act, negative_slope):
     return activation(z, negative_slope)
 
 
+def is_steep(z, act):
+    """Whether an element is on the line of slope 1 of one of LINES."""
+    derivative = DZ[act]
+    return derivative(torch.ones_like(z), z, 0.0) != 0
+
+
 MODULES = {
     torch.nn.ReLU: "relu",
     torch.nn.ReLU6: "relu6",

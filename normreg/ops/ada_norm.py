@@ -119,13 +119,64 @@ def formula(
     parameter_dtype,
     wanted,
 ):
-    _, want_dscale, want_dshift, *want_parameters, want_dresidual, want_dgate = wanted
-    dtype, dims = compute_dtype(z.dtype), z.shape[-1:]
-    samples = next((m.numel() // dims[0] for m in (shift, scale, gate) if not is_of_rows(m, z)), 1)
+    tensors = dy, dz, z, x, scale, shift, weight, bias, gate
+    dtypes = dx_dtype, dresidual_dtype, shift_dtype, parameter_dtype
 
-    def spread(m):
-        """A modulation or a tensor of z's shape, which z's rows broadcast with."""
-        return m.to(dtype).reshape(samples, -1, *dims)
+    def statistics_of(rows):
+        return gradient.statistics(rows, -1, eps, centered)
+
+    return gradients_of(tensors, statistics_of, dtypes, wanted)
+
+
+def spreading(z, *modulation):
+    """Makes a modulation or a tensor of z's shape: [samples, -1, cols], in the dtype of arithmetic."""
+    dtype, cols = compute_dtype(z.dtype), z.shape[-1]
+    samples = next((m.numel() // cols for m in modulation if not is_of_rows(m, z)), 1)
+    return lambda m: m.to(dtype).reshape(samples, -1, cols)
+
+
+def decomposed(x, scale, shift, weight, bias, residual, gate, eps, z_dtype, centered):
+    spread = spreading(x, shift, scale, gate)
+    z = spread(x) if gate is None else spread(x) * spread(gate)
+    z = (z if residual is None else z + spread(residual)).to(z_dtype)
+    y, mean, rstd = gradient.normalized(z, weight, bias, (-1,), eps, centered)
+    y = y * (1 + spread(scale))
+    y = (y if shift is None else y + spread(shift)).reshape(x.shape)
+    return y, z.reshape(x.shape), gradient.packed(mean, rstd, -1)
+
+
+def decomposed_backward(
+    dy,
+    dz,
+    z,
+    x,
+    scale,
+    shift,
+    weight,
+    bias,
+    gate,
+    statistics,
+    dx_dtype,
+    dresidual_dtype,
+    shift_dtype,
+    parameter_dtype,
+    wanted,
+):
+    tensors = dy, dz, z, x, scale, shift, weight, bias, gate
+    dtypes = dx_dtype, dresidual_dtype, shift_dtype, parameter_dtype
+
+    def statistics_of(rows):
+        return gradient.unpacked(statistics, (*rows.shape[:-1], 1))
+
+    return gradients_of(tensors, statistics_of, dtypes, wanted)
+
+
+def gradients_of(tensors, statistics_of, dtypes, wanted):
+    """The gradients, of mean and rstd as a function of rows."""
+    dy, dz, z, x, scale, shift, weight, bias, gate = tensors
+    dx_dtype, dresidual_dtype, shift_dtype, parameter_dtype = dtypes
+    _, want_dscale, want_dshift, *want_parameters, want_dresidual, want_dgate = wanted
+    dims, spread = z.shape[-1:], spreading(z, shift, scale, gate)
 
     def gathered(product, m):
         return (product if is_of_rows(m, z) else product.sum(1)).reshape(m.shape).to(m.dtype)
@@ -136,13 +187,13 @@ def formula(
         incoming = spread(dy)
         if want_dshift:
             dshift = dy.to(shift_dtype) if shift is None else gathered(incoming, shift)
+        mean, rstd = statistics_of(rows)
         if want_dscale:
-            mean, rstd = gradient.statistics(rows, -1, eps, centered)
-            x_hat = (rows if mean is None else rows - mean) * rstd
-            x_hat = x_hat if weight is None else x_hat * weight
-            dscale = gathered(incoming * (x_hat if bias is None else x_hat + bias), scale)
-        of_norm, dweight, dbias = layer_norm.formula(
-            incoming * (1 + spread(scale)), rows, weight, dims, eps, (True, *want_parameters), centered
+            x_hat = gradient.deviation_of(rows, mean) * rstd
+            dscale = gathered(incoming * gradient.affine(x_hat, weight, bias), scale)
+        wanted = True, *want_parameters
+        of_norm, dweight, dbias = layer_norm.gradients_of(
+            incoming * (1 + spread(scale)), rows, weight, mean, rstd, dims, wanted
         )
         dweight, dbias = (None if grad is None else grad.to(parameter_dtype) for grad in (dweight, dbias))
         dz = of_norm if dz is None else of_norm + spread(dz)
@@ -163,6 +214,7 @@ backward = Operator(
     run_backward,
     fake_backward,
     ("dx", "dscale", "dshift", "dweight", "dbias", "dresidual", "dgate"),
+    decomposition=decomposed_backward,
 )
 ada_norm = Operation(
     "ada_norm",
@@ -186,4 +238,5 @@ ada_norm = Operation(
         "shift": lambda shift, x: None if is_of_rows(shift, x) else shift,
         "x": lambda x, gate: None if gate is None else x,
     },
+    decomposition=decomposed,
 )

@@ -1,5 +1,7 @@
 """BatchNorm. The formulas are in `normreg.kernels.batch_norm`."""
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -59,11 +61,35 @@ def over_channels(x):
 
 def statistics(x, mean, var, eps, training):
     """mean and rstd as differentiable torch operations; those saved are constants, in inference."""
-    dims, per_channel = over_channels(x)
-    if training:
-        return gradient.statistics(x, dims, eps)
-    var = var.to(compute_dtype(x.dtype))
-    return mean.view(per_channel), (var + eps).rsqrt().view(per_channel)
+    dims, _ = over_channels(x)
+    return gradient.statistics(x, dims, eps) if training else saved(x, mean, var, eps)
+
+
+def saved(x, mean, var, eps):
+    """mean and rstd, from those of each channel that were saved."""
+    _, per_channel = over_channels(x)
+    dtype = compute_dtype(x.dtype)
+    parts = pair(mean, dtype) if mean.dtype == torch.float64 != dtype else [mean.to(dtype)]
+    return tuple(t.view(per_channel) for t in parts), (var.to(dtype) + eps).rsqrt().view(per_channel)
+
+
+def pair(value, dtype):
+    """A float64 as the sum of two numbers of the dtype."""
+    high = value.to(dtype)
+    return [high, (value - high.double()).to(dtype)]
+
+
+def moved(running, value, factor):
+    """What running statistics become, in float64: value is a batch's, factor its weight."""
+    return (1 - factor) * running.double() + factor * value
+
+
+def z_of(x_hat, weight, bias, residual):
+    """The activation's input."""
+    _, per_channel = over_channels(x_hat)
+    z = x_hat if weight is None else x_hat * weight.view(per_channel)
+    z = z if bias is None else z + bias.view(per_channel)
+    return z if residual is None else z + residual
 
 
 def gradients_of(dz, x, weight, mean, rstd, training, wanted):
@@ -79,8 +105,49 @@ def formula(dy, x, weight, mean, var, eps, training, wanted):
     return gradients_of(dy, x, weight, mean, rstd, training, wanted)
 
 
+def normalized(x, running_mean, running_var, num_batches_tracked, momentum, eps):
+    """x_hat, and mean and var of each channel; moves the running statistics and counts the batch."""
+    dims, _ = over_channels(x)
+    deviation, (high, low), var = gradient.moments(x, dims)
+    x_hat = deviation * (var + eps).rsqrt()
+    mean, var = (high.double() + low.double()).flatten(), var.flatten()
+    if num_batches_tracked is not None:
+        num_batches_tracked.add_(1)
+    if running_mean is not None:
+        n = x.shape[0] * math.prod(x.shape[2:])
+        factor = 1 / num_batches_tracked.double() if momentum is None else momentum
+        running_mean.copy_(moved(running_mean, mean, factor))
+        running_var.copy_(moved(running_var, var.double() * n / (n - 1), factor))
+    return x_hat, mean, var
+
+
+def normalized_by(x, mean, var, eps):
+    """x_hat of statistics that are given."""
+    mean, rstd = saved(x, mean, var, eps)
+    return gradient.deviation_of(x.to(rstd.dtype), mean) * rstd
+
+
+def decomposed_training(x, weight, bias, running_mean, running_var, num_batches_tracked, momentum, eps):
+    running = running_mean, running_var, num_batches_tracked
+    x_hat, mean, var = normalized(x, *running, momentum, eps)
+    return z_of(x_hat, weight, bias, None), mean, var
+
+
+def decomposed_inference(x, weight, bias, running_mean, running_var, eps):
+    x_hat = normalized_by(x, running_mean, running_var, eps)
+    return z_of(x_hat, weight, bias, None), running_mean.clone(), running_var.clone()
+
+
+def decomposed_backward(dy, x, weight, mean, var, eps, training, wanted):
+    return gradients_of(dy, x, weight, *saved(x, mean, var, eps), training, wanted)
+
+
 backward = Operator(
-    "batch_norm_backward", kernels.batch_norm_backward, fake_backward, ("dx", "dweight", "dbias")
+    "batch_norm_backward",
+    kernels.batch_norm_backward,
+    fake_backward,
+    ("dx", "dweight", "dbias"),
+    decomposition=decomposed_backward,
 )
 in_training = Operation(
     "batch_norm",
@@ -93,6 +160,7 @@ in_training = Operation(
     dtypes=DTYPES,
     constants={"training": True},
     mutates=RUNNING,
+    decomposition=decomposed_training,
 )
 in_inference = Operation(
     "batch_norm_inference",
@@ -104,6 +172,7 @@ in_inference = Operation(
     gradients=3,
     dtypes=DTYPES,
     constants={"training": False},
+    decomposition=decomposed_inference,
 )
 
 

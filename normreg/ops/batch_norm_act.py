@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from normreg.kernels import batch_norm as kernels
-from normreg.kernels.memory_format import bits_like, dense, flags_of
-from normreg.ops import batch_norm
-from normreg.ops.activations import DZ
+from normreg.kernels.memory_format import bits_like, bits_of, dense, flags_of
+from normreg.ops import batch_norm, gradient
+from normreg.ops.activations import DZ, activation_in_torch, is_steep
 from normreg.ops.operation import Operation, Operator
 from normreg.ops.untranslated import WITHOUT_UPDATES
 
@@ -96,14 +96,6 @@ def fake_backward(x, parameter_dtype, wanted):
     return *result, torch.empty_like(dense(x)) if want_dresidual else None
 
 
-def z_of(x_hat, weight, bias, residual):
-    """The activation's input."""
-    _, per_channel = batch_norm.over_channels(x_hat)
-    z = x_hat if weight is None else x_hat * weight.view(per_channel)
-    z = z if bias is None else z + bias.view(per_channel)
-    return z if residual is None else z + residual
-
-
 @functools.wraps(run_backward)
 def gradients(*values):
     dy, x, weight, _, _, _, mean, var, act, _, *numbers, wanted = values
@@ -114,18 +106,67 @@ def gradients(*values):
 
 
 def formula(dy, x, weight, bias, residual, bits, mean, var, act, negative_slope, eps, training, wanted):
-    *wanted, want_dresidual = wanted
     mean, rstd = batch_norm.statistics(x, mean, var, eps, training)
+    *found, dz = gradients_of(
+        dy, x, weight, bias, residual, bits, mean, rstd, act, negative_slope, training, wanted
+    )
+    return *found, None if dz is None else dz.to(dy.dtype)
+
+
+def gradients_of(dy, x, weight, bias, residual, bits, mean, rstd, act, negative_slope, training, wanted):
+    """dx, dweight, dbias and dz, of statistics that are given."""
+    *wanted, want_dz = wanted
     dz = dy.to(rstd.dtype)
     if act is not None:
         if bits is None:
-            z = z_of((x - mean) * rstd, weight, bias, residual)
+            x_hat = gradient.deviation_of(x.to(rstd.dtype), mean) * rstd
+            z = batch_norm.z_of(x_hat, weight, bias, residual)
         else:
             z = flags_of(bits, x).to(dz.dtype)
         derivative = DZ[act]
         dz = derivative(dz, z, negative_slope)
-    found = batch_norm.gradients_of(dz, x, weight, mean, rstd, training, wanted)
-    return *found, dz.to(dy.dtype) if want_dresidual else None
+    return *batch_norm.gradients_of(dz, x, weight, mean, rstd, training, wanted), dz if want_dz else None
+
+
+def activated(x_hat, weight, bias, residual, act, negative_slope):
+    """y, and the bits that stand for the activation's input."""
+    z = batch_norm.z_of(x_hat, weight, bias, residual)
+    bits = bits_of(is_steep(z, act), x_hat) if kernels.keeps_bits(act, residual) else None
+    return activation_in_torch(z, act, negative_slope), bits
+
+
+def decomposed_training(
+    x,
+    weight,
+    bias,
+    residual,
+    act,
+    negative_slope,
+    eps,
+    running_mean,
+    running_var,
+    num_batches_tracked,
+    momentum,
+):
+    running = running_mean, running_var, num_batches_tracked
+    x_hat, mean, var = batch_norm.normalized(dense(x), *running, momentum, eps)
+    y, bits = activated(x_hat, weight, bias, residual, act, negative_slope)
+    return y, mean, var, bits
+
+
+def decomposed_inference(x, weight, bias, residual, act, negative_slope, eps, running_mean, running_var):
+    x_hat = batch_norm.normalized_by(dense(x), running_mean, running_var, eps)
+    y, bits = activated(x_hat, weight, bias, residual, act, negative_slope)
+    return y, running_mean.clone(), running_var.clone(), bits
+
+
+def decomposed_backward(
+    dy, x, weight, bias, residual, bits, mean, var, act, negative_slope, eps, training, wanted
+):
+    mean, rstd = batch_norm.saved(x, mean, var, eps)
+    return gradients_of(
+        dy, x, weight, bias, residual, bits, mean, rstd, act, negative_slope, training, wanted
+    )
 
 
 # the activation's input is computed again from its terms, unless bits stand for it
@@ -135,7 +176,11 @@ KEEP = {
 }
 RESULTS = ("y", "mean", "var", "bits")
 backward = Operator(
-    "batch_norm_act_backward", run_backward, fake_backward, ("dx", "dweight", "dbias", "dresidual")
+    "batch_norm_act_backward",
+    run_backward,
+    fake_backward,
+    ("dx", "dweight", "dbias", "dresidual"),
+    decomposition=decomposed_backward,
 )
 in_training = Operation(
     "batch_norm_act",
@@ -149,6 +194,7 @@ in_training = Operation(
     constants={"training": True},
     keep=KEEP,
     mutates=batch_norm.RUNNING,
+    decomposition=decomposed_training,
 )
 in_inference = Operation(
     "batch_norm_act_inference",
@@ -161,6 +207,7 @@ in_inference = Operation(
     dtypes=batch_norm.DTYPES,
     constants={"training": False},
     keep=KEEP,
+    decomposition=decomposed_inference,
 )
 
 

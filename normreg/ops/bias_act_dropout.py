@@ -9,8 +9,8 @@ from normreg.kernels.dropout import bias_act as kernels
 from normreg.kernels.dropout.drop import Drop
 from normreg.kernels.dtypes import compute_dtype
 from normreg.ops import gradient
-from normreg.ops.activations import DZ
-from normreg.ops.dropout_add import draw
+from normreg.ops.activations import DZ, activation_in_torch
+from normreg.ops.dropout_add import branch, draw
 from normreg.ops.operation import Operation, Operator, Seed
 
 
@@ -51,15 +51,24 @@ def fake_backward(x, bias, wanted):
 
 
 def formula(dy, x, bias, seed, p, bits, act, negative_slope, wanted):
-    want_dx, want_dbias = wanted
     dtype = compute_dtype(x.dtype)
-    dy, z = dy.to(dtype), x.to(dtype)
+    dy = dy.to(dtype)
     if bits:  # the mask is the branch of ones
         zeros = None if bias is None else torch.zeros_like(bias, requires_grad=False)
         dy = dy * run(torch.ones(x.shape, dtype=dtype, device=x.device), zeros, seed, p, bits, None, 0.0)
-    if bias is not None:
-        z = z + bias
-    derivative = DZ[act]
+    return gradients_of(dy, x, bias, act, negative_slope, wanted)
+
+
+def z_of(x, bias):
+    """The activation's input."""
+    z = x.to(compute_dtype(x.dtype))
+    return z if bias is None else z + bias
+
+
+def gradients_of(dy, x, bias, act, negative_slope, wanted):
+    """dx and dbias, of the gradient of the activation's result."""
+    want_dx, want_dbias = wanted
+    z, derivative = z_of(x, bias), DZ[act]
     dz = derivative(dy, z, negative_slope)
     dbias = None
     if want_dbias:
@@ -67,8 +76,31 @@ def formula(dy, x, bias, seed, p, bits, act, negative_slope, wanted):
     return dz.to(x.dtype) if want_dx else None, dbias
 
 
-backward = Operator("bias_act_dropout_backward", run_backward, fake_backward, ("dx", "dbias"))
-recorded = Operation("bias_act_dropout", run, fake, ("y",), backward, formula, gradients=2)
+def dropped(x, bias, seed, p, bits):
+    """Dropout of what has x's shape."""
+    _, cols = kernels.rows_and_cols(x, bias)
+    return branch(x, None, None, seed, Drop(p, bits), cols, compute_dtype(x.dtype))
+
+
+def decomposed(x, bias, seed, p, bits, act, negative_slope):
+    return dropped(activation_in_torch(z_of(x, bias), act, negative_slope), bias, seed, p, bits)
+
+
+def decomposed_backward(dy, x, bias, seed, p, bits, act, negative_slope, wanted):
+    dy = dropped(dy.to(compute_dtype(x.dtype)), bias, seed, p, bits)
+    return gradients_of(dy, x, bias, act, negative_slope, wanted)
+
+
+backward = Operator(
+    "bias_act_dropout_backward",
+    run_backward,
+    fake_backward,
+    ("dx", "dbias"),
+    decomposition=decomposed_backward,
+)
+recorded = Operation(
+    "bias_act_dropout", run, fake, ("y",), backward, formula, gradients=2, decomposition=decomposed
+)
 
 
 def bias_act_dropout(x, bias, act, negative_slope, rule, generator):

@@ -15,13 +15,19 @@ def all_reduce(tensor, group):
     return c10d.wait_tensor(c10d.all_reduce_(tensor, "sum", group))
 
 
+def all_reduced(tensor, group):
+    """The sum of the tensors of all ranks, as a tensor of its own."""
+    c10d = torch.ops._c10d_functional
+    return c10d.wait_tensor(c10d.all_reduce(tensor, "sum", group))
+
+
 class AllReduceFunction(torch.autograd.Function):
     """The sum over the ranks, which is its own gradient, of any order."""
 
     @staticmethod
     def forward(ctx, tensor, group):
         ctx.group = group
-        return all_reduce(tensor.clone(), group)
+        return all_reduced(tensor, group)
 
     @staticmethod
     def backward(ctx, dy):

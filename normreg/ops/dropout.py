@@ -7,9 +7,13 @@ import torch
 from torch import Tensor
 
 from normreg.kernels import dropout as kernels
+from normreg.kernels import tiling
+from normreg.kernels.device.random import GROUP_BITS
+from normreg.kernels.dtypes import compute_dtype
 from normreg.kernels.memory_format import is_dense
 from normreg.ops import seed
 from normreg.ops.operation import Operation, Seed, is_batched, wants_gradient
+from normreg.ops.random import keep_mask
 
 CONSTANTS = {"scaled": kernels.scaled, "unscaled": kernels.unscaled, "alpha": kernels.alpha}
 
@@ -41,7 +45,25 @@ def backward(dy, seed, p, leading, constants, wanted):
     return (under_mask(dy, seed, p, leading, constants, True),)
 
 
-under_mask = Operation("dropout", run, lambda x: torch.empty_like(x), ("y",), backward, gradients=1)
+def decomposed(x, seed, p, leading, constants, linear):
+    shape, bits = x.shape, tiling.elements.dropout_bits(x.dtype, p)
+    if leading is not None and math.prod(x.shape[leading:]) != 1:
+        shape, bits = (*x.shape[:leading], *[1] * (x.dim() - leading)), GROUP_BITS
+    threshold, scale, shift, dropped = kernels.layer_constants(p, bits, CONSTANTS[constants], linear)
+    y = x.to(compute_dtype(x.dtype)) * scale
+    y = y - shift if shift else y
+    return torch.where(keep_mask(seed, 1, math.prod(shape), threshold, bits).view(shape), y, dropped)
+
+
+under_mask = Operation(
+    "dropout",
+    run,
+    lambda x: torch.empty_like(x),
+    ("y",),
+    backward,
+    gradients=1,
+    decomposition=decomposed,
+)
 
 
 class InplaceDropoutFunction(torch.autograd.Function):

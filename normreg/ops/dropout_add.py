@@ -7,9 +7,11 @@ from torch import Tensor
 
 from normreg.kernels.dropout import add as kernels
 from normreg.kernels.dropout.drop import Drop
+from normreg.kernels.dtypes import compute_dtype
 from normreg.kernels.memory_format import dense, in_format_of
 from normreg.ops import gradient, seed
 from normreg.ops.operation import Operation, Operator, Seed, is_batched
+from normreg.ops.random import keep_mask
 
 
 def in_place_order(x, residual, layer_scale, row_scale, bits, shared):
@@ -101,6 +103,45 @@ def formula_of_branch(dz, x, layer_scale, row_scale, seed, rule, cols, x_dtype, 
     return dx, dlayer_scale
 
 
+def branch(x, layer_scale, row_scale, seed, drop, cols, dtype):
+    """What is added to the residual, in torch's operations, x's shape kept; None of the tensors has to be."""
+    samples = drop.samples_of(x, row_scale)
+    _, threshold, scale = drop.numbers(1, 1)
+    rows = x.to(dtype).reshape(samples, -1, cols)
+    factor = None if row_scale is None else row_scale.to(dtype).view(samples, 1, 1)
+    if drop.bits:
+        factor = scale if factor is None else factor * scale
+    rows = rows if factor is None else rows * factor
+    if drop.bits:
+        sizes = (1, samples) if drop.shared else (samples * rows.shape[1], cols)
+        keep = keep_mask(seed, *sizes, threshold, drop.bits)
+        rows = torch.where(keep.view(samples, *((1, 1) if drop.shared else rows.shape[1:])), rows, 0.0)
+    if layer_scale is not None:
+        rows = rows * layer_scale.to(dtype).reshape(cols)
+    return rows.reshape(x.shape)
+
+
+def decomposed(x, residual, layer_scale, row_scale, seed, p, bits, shared, scaled, cols, out_dtype):
+    drop, dtype = Drop(p, bits, shared, scaled), compute_dtype(out_dtype)
+    z = branch(x, layer_scale, row_scale, seed, drop, cols, dtype)
+    return z if residual is None else z + residual.to(dtype)
+
+
+def branch_backward(dz, x, layer_scale, row_scale, seed, drop, cols):
+    """dx and, where there is a layer scale and x is given, its gradient."""
+    dtype, dlayer_scale = dz.dtype, None
+    if x is not None:
+        product = dz * branch(x, None, row_scale, seed, drop, cols, dtype)
+        dlayer_scale = product.reshape(-1, cols).sum(0).view(layer_scale.shape)
+    return branch(dz, layer_scale, row_scale, seed, drop, cols, dtype), dlayer_scale
+
+
+def decomposed_backward(dz, x, layer_scale, row_scale, seed, p, bits, shared, scaled):
+    drop = Drop(p, bits, shared, scaled)
+    dz = dz.to(compute_dtype(dz.dtype))
+    return branch_backward(dz, x, layer_scale, row_scale, seed, drop, layer_scale.numel())
+
+
 def gradients(
     dz,
     x,
@@ -130,7 +171,13 @@ def formula(*values):
     return gradients(*values, by_formula=True)
 
 
-backward = Operator("dropout_add_backward", run_backward, fake_backward, ("dx", "dlayer_scale"))
+backward = Operator(
+    "dropout_add_backward",
+    run_backward,
+    fake_backward,
+    ("dx", "dlayer_scale"),
+    decomposition=decomposed_backward,
+)
 recorded = Operation(
     "dropout_add",
     run,
@@ -141,6 +188,7 @@ recorded = Operation(
     gradients=3,
     dtypes={"x_dtype": ("x",), "residual_dtype": ("residual", "x")},
     keep={"x": lambda x, layer_scale: None if layer_scale is None else x},
+    decomposition=decomposed,
 )
 
 

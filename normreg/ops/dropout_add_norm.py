@@ -9,7 +9,7 @@ from torch import Tensor
 
 from normreg.kernels.dropout import add_norm as kernels
 from normreg.kernels.dropout.drop import Drop
-from normreg.ops import dropout_add, layer_norm
+from normreg.ops import dropout_add, gradient, layer_norm
 from normreg.ops.operation import Operation, Operator, Seed, wants_formula
 
 
@@ -115,11 +115,9 @@ def formula(
     want_dx, want_dresidual, *want_parameters, want_dlayer_scale = wanted
     dweight = dbias = None
     if dy is not None:
-        of_norm, dweight, dbias = layer_norm.formula(
-            dy, z, weight, normalized_shape, eps, (True, *want_parameters), centered
-        )
+        mean, rstd = gradient.statistics(z, layer_norm.row_dims(normalized_shape), eps, centered)
+        dz, dweight, dbias = through_norm(dy, dz, z, weight, mean, rstd, normalized_shape, want_parameters)
         dweight, dbias = (None if grad is None else grad.to(parameter_dtype) for grad in (dweight, dbias))
-        dz = of_norm if dz is None else of_norm + dz
     rule, cols = (p, bits, False, True), math.prod(normalized_shape)
     wanted = want_dx, want_dlayer_scale
     dx, dlayer_scale = dropout_add.gradients_of_branch(
@@ -128,11 +126,64 @@ def formula(
     return dx, dz.to(dresidual_dtype) if want_dresidual else None, dweight, dbias, dlayer_scale
 
 
+def through_norm(dy, dz, z, weight, mean, rstd, normalized_shape, want_parameters):
+    """dz, dweight and dbias, of statistics that are given."""
+    wanted = True, *want_parameters
+    of_norm, *of_parameters = layer_norm.gradients_of(dy, z, weight, mean, rstd, normalized_shape, wanted)
+    return of_norm if dz is None else of_norm + dz, *of_parameters
+
+
+def decomposed(
+    x,
+    residual,
+    weight,
+    bias,
+    layer_scale,
+    row_scale,
+    seed,
+    p,
+    bits,
+    normalized_shape,
+    eps,
+    z_dtype,
+    centered,
+):
+    rule, cols = (p, bits, False, True), math.prod(normalized_shape)
+    z = dropout_add.decomposed(x, residual, layer_scale, row_scale, seed, *rule, cols, z_dtype).to(z_dtype)
+    y, statistics = layer_norm.decomposed(z, weight, bias, normalized_shape, eps, centered)
+    return y, z, statistics
+
+
+def decomposed_backward(
+    dy,
+    dz,
+    z,
+    x,
+    weight,
+    layer_scale,
+    row_scale,
+    statistics,
+    seed,
+    p,
+    bits,
+    normalized_shape,
+    wanted,
+):
+    _, _, *want_parameters, want_dlayer_scale = wanted
+    z = z.to(statistics.dtype)
+    mean, rstd = layer_norm.saved(statistics, z, normalized_shape)
+    dz, *of_parameters = through_norm(dy, dz, z, weight, mean, rstd, normalized_shape, want_parameters)
+    scales = layer_scale, row_scale, seed, Drop(p, bits), math.prod(normalized_shape)
+    dx, dlayer_scale = dropout_add.branch_backward(dz, x if want_dlayer_scale else None, *scales)
+    return dx, dz, *of_parameters, dlayer_scale
+
+
 backward = Operator(
     "dropout_add_norm_backward",
     run_backward,
     fake_backward,
     ("dx", "dresidual", "dweight", "dbias", "dlayer_scale"),
+    decomposition=decomposed_backward,
 )
 recorded = Operation(
     "dropout_add_norm",
@@ -150,6 +201,7 @@ recorded = Operation(
         "parameter_dtype": ("weight", "bias", "x"),
     },
     keep={"x": lambda x, layer_scale: None if layer_scale is None else x},
+    decomposition=decomposed,
 )
 
 

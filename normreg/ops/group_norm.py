@@ -46,17 +46,52 @@ def formula(dy, x, weight, groups, eps, wanted):
     return gradients_of(dy, x, weight, *statistics(x, groups, eps), groups, wanted)
 
 
+def z_of(x, weight, bias, mean, rstd, groups):
+    """x_hat weight + bias of what `statistics` returns, in x's shape."""
+    deviation = gradient.deviation_of(x.reshape(in_groups(x, groups)).to(rstd.dtype), mean)
+    return affine(deviation * rstd, weight, bias).view(x.shape)
+
+
+def affine(x_hat, weight, bias):
+    shape = 1, *x_hat.shape[1:3], 1
+    weight, bias = (None if t is None else t.view(shape) for t in (weight, bias))
+    return gradient.affine(x_hat, weight, bias)
+
+
+def decomposed(x, weight, bias, groups, eps):
+    deviation, mean, var = gradient.moments(x.reshape(in_groups(x, groups)), (2, 3))
+    z = affine(deviation * (var + eps).rsqrt(), weight, bias).view(x.shape)
+    return z, gradient.packed(mean, var, (x.shape[0], groups))
+
+
+def saved(statistics, eps):
+    """mean and rstd, from what was saved of groups."""
+    mean, var = gradient.unpacked(statistics, (*statistics.shape[:2], 1, 1))
+    return mean, (var + eps).rsqrt()
+
+
+def decomposed_backward(dy, x, weight, statistics, groups, eps, wanted):
+    return gradients_of(dy, x, weight, *saved(statistics, eps), groups, wanted)
+
+
 DTYPES = {"parameter_dtype": ("weight", "bias", "x")}
 normalized = Operation(
     "group_norm",
     kernels.group_norm_forward,
     fake,
     ("y", "statistics"),
-    Operator("group_norm_backward", kernels.group_norm_backward, fake_backward, ("dx", "dweight", "dbias")),
+    Operator(
+        "group_norm_backward",
+        kernels.group_norm_backward,
+        fake_backward,
+        ("dx", "dweight", "dbias"),
+        decomposition=decomposed_backward,
+    ),
     formula,
     gradients=3,
     returned=2,  # InstanceNorm averages the statistics
     dtypes=DTYPES,
+    decomposition=decomposed,
 )
 
 

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from normreg.kernels import group_norm as kernels
 from normreg.ops import group_norm
-from normreg.ops.activations import DZ
+from normreg.ops.activations import DZ, activation_in_torch
 from normreg.ops.operation import Operation, Operator
 
 
@@ -44,13 +44,25 @@ def run_backward(
 
 
 def formula(dy, x, weight, bias, act, negative_slope, groups, eps, wanted):
-    shape, (mean, rstd) = group_norm.in_groups(x, groups), group_norm.statistics(x, groups, eps)
-    z = (x.reshape(shape) - mean) * rstd
-    for parameter, operator in ((weight, torch.mul), (bias, torch.add)):
-        z = z if parameter is None else operator(z, parameter.view(1, *shape[1:3], 1))
-    derivative = DZ[act]
-    dz = derivative(dy.to(z.dtype), z.view(x.shape), negative_slope)
+    statistics = group_norm.statistics(x, groups, eps)
+    return gradients_of(dy, x, weight, bias, act, negative_slope, groups, *statistics, wanted)
+
+
+def gradients_of(dy, x, weight, bias, act, negative_slope, groups, mean, rstd, wanted):
+    """dx, dweight and dbias, of statistics that are given."""
+    z, derivative = group_norm.z_of(x, weight, bias, mean, rstd, groups), DZ[act]
+    dz = derivative(dy.to(z.dtype), z, negative_slope)
     return group_norm.gradients_of(dz, x, weight, mean, rstd, groups, wanted)
+
+
+def decomposed(x, weight, bias, act, negative_slope, groups, eps):
+    z, statistics = group_norm.decomposed(x, weight, bias, groups, eps)
+    return activation_in_torch(z, act, negative_slope), statistics
+
+
+def decomposed_backward(dy, x, weight, bias, statistics, act, negative_slope, groups, eps, wanted):
+    given = group_norm.saved(statistics, eps)
+    return gradients_of(dy, x, weight, bias, act, negative_slope, groups, *given, wanted)
 
 
 recorded = Operation(
@@ -58,10 +70,17 @@ recorded = Operation(
     run,
     group_norm.fake,
     ("y", "statistics"),
-    Operator("group_norm_act_backward", run_backward, group_norm.fake_backward, ("dx", "dweight", "dbias")),
+    Operator(
+        "group_norm_act_backward",
+        run_backward,
+        group_norm.fake_backward,
+        ("dx", "dweight", "dbias"),
+        decomposition=decomposed_backward,
+    ),
     formula,
     gradients=3,
     dtypes=group_norm.DTYPES,
+    decomposition=decomposed,
 )
 
 

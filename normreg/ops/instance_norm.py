@@ -5,8 +5,16 @@ import math
 import torch
 
 from normreg.kernels.group_norm import instance_norm as kernels
+from normreg.ops.batch_norm import moved
 from normreg.ops.group_norm import group_norm, normalized
 from normreg.ops.operation import Operator
+
+
+def decomposed(statistics, running_mean, running_var, spatial, momentum):
+    high, low, var = statistics.double().mean(0).unbind(-1)
+    running_mean.copy_(moved(running_mean, high + low, momentum))
+    running_var.copy_(moved(running_var, var * spatial / (spatial - 1), momentum))
+
 
 update_running = Operator(
     "instance_norm_update_running",
@@ -14,6 +22,7 @@ update_running = Operator(
     lambda: None,
     (),
     mutates=("running_mean", "running_var"),
+    decomposition=decomposed,
 )
 
 

@@ -20,11 +20,27 @@ def fake_backward(x, parameter_dtype, wanted):
     return gradient.fakes(x, x.shape[1:2], parameter_dtype, wanted)
 
 
-def formula(dy, x, weight, eps, wanted, centered=True):
+def gradients_of(dy, x, weight, mean, rstd, wanted):
+    """dx, dweight and dbias of positions whose statistics are given."""
     others, per_channel = over_channels(x)
     weight = None if weight is None else weight.view(per_channel)
-    mean, rstd = gradient.statistics(x, (1,), eps, centered)
     return gradient.normalization_backward(dy, x, weight, mean, rstd, (1,), others, wanted)
+
+
+def formula(dy, x, weight, eps, wanted, centered=True):
+    return gradients_of(dy, x, weight, *gradient.statistics(x, (1,), eps, centered), wanted)
+
+
+def decomposed(x, weight, bias, eps, centered=True):
+    _, per_channel = over_channels(x)
+    weight, bias = (None if t is None else t.view(per_channel) for t in (weight, bias))
+    y, mean, rstd = gradient.normalized(x, weight, bias, (1,), eps, centered)
+    return y, gradient.packed(mean, rstd, -1)
+
+
+def decomposed_backward(dy, x, weight, statistics, wanted):
+    mean, rstd = gradient.unpacked(statistics, (x.shape[0], 1, *x.shape[2:]))
+    return gradients_of(dy, x, weight, mean, rstd, wanted)
 
 
 layer_norm_channels = Operation(
@@ -37,8 +53,10 @@ layer_norm_channels = Operation(
         kernels.layer_norm_channels_backward,
         fake_backward,
         ("dx", "dweight", "dbias"),
+        decomposition=decomposed_backward,
     ),
     formula,
     gradients=3,
     dtypes={"parameter_dtype": ("weight", "bias", "x")},
+    decomposition=decomposed,
 )

@@ -5,7 +5,8 @@ An operation has a forward and a fake, a backward and a formula. `Operation` mak
 dispatch would cost more. A call takes one of three paths: the operator where calls are recorded, the Function
 where autograd records, else the forward itself.
 
-The names of parameters say what these functions are given. A fake takes any arguments of what it stands for.
+The names of parameters say what these functions are given. A fake and a decomposition, the same in torch's
+operations, take any arguments of what they stand for.
 Backward and formula take any arguments and results of the forward, which are then kept for them, incoming
 gradients as `d<result>`, and `wanted`, a bool for each gradient: whether it is to be computed. The schema of
 an operator follows from annotations; parameters that have a default are not in it.
@@ -13,8 +14,7 @@ an operator follows from annotations; parameters that have a default are not in 
 
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from operator import itemgetter
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,13 +22,13 @@ from torch._library.autograd import Info, make_autograd_impl
 from torch._subclasses.fake_tensor import FakeTensor
 
 from normreg.kernels import cpu
+from normreg.ops import decomposition as decompositions
 from normreg.ops import recording, untranslated
 from normreg.ops.schema import Seed as Seed
-from normreg.ops.schema import arguments, is_tensor, schema
+from normreg.ops.schema import Values, arguments, is_tensor, picker, places, schema
 
 LIBRARY = torch.library.Library(__name__.partition(".")[0], "DEF")  # of a vendored copy, another one
 PLAIN = (torch.Tensor, torch.nn.Parameter)
-Values: TypeAlias = tuple[Any, ...]
 EMPTY: Mapping[str, Any] = {}
 OPERATIONS: dict[Any, "Operation"] = {}  # by their operator
 
@@ -68,16 +68,6 @@ def wants_formula(dy: Tensor) -> bool:
     return torch.is_grad_enabled() or is_batched(dy)
 
 
-def places(names: Iterable[str], known: Sequence[str]) -> list[int]:
-    return [known.index(name) for name in names]
-
-
-def picker(names: Iterable[str], known: Sequence[str]) -> Callable[[Sequence[Any]], Values]:
-    """A function that picks the values of the names from those of all known names."""
-    chosen = places(names, known)
-    return itemgetter(*chosen) if len(chosen) > 1 else lambda values: tuple([values[i] for i in chosen])
-
-
 class Operator:
     """A function of tensors and the operator that runs it; a call takes the operator where it is recorded."""
 
@@ -90,12 +80,14 @@ class Operator:
         *,
         mutates: Sequence[str] = (),
         everywhere: bool = False,
+        decomposition: Callable[..., Any] | None = None,
     ) -> None:
         """Defines the operator `normreg::<name>`.
 
         fake: makes empty tensors of the results' sizes, strides and dtypes.
         mutates: arguments that are changed in place.
         everywhere: `run` takes tensors of every device, not only of those that kernels run on.
+        decomposition: the same in torch's operations; takes any of the arguments, and may find more results.
         """
         self.name, self.run = name, run
         tags = torch.Tag.pt2_compliant_tag, torch.Tag.needs_exact_strides
@@ -110,6 +102,8 @@ class Operator:
 
         torch.library.register_fake(f"{LIBRARY.ns}::{name}", fake_of, lib=LIBRARY)
         self.operator = getattr(getattr(torch.ops, LIBRARY.ns), name).default
+        if decomposition is not None:
+            decompositions.register(self.operator, fake_of, decomposition)
         untranslated.enter(self.operator, fake_of)
 
     def __call__(self, *inputs: Any) -> Any:

@@ -15,8 +15,21 @@ def formula(dy, x, weight, normalized_shape, eps, wanted):
     return dx, dweight
 
 
+def decomposed(x, weight, normalized_shape, eps):
+    return layer_norm.decomposed(x, weight, None, normalized_shape, eps, centered=False)
+
+
+def decomposed_backward(dy, x, weight, statistics, normalized_shape, wanted):
+    given = dy, x, weight, statistics, normalized_shape
+    return layer_norm.decomposed_backward(*given, (*wanted, False))[:2]
+
+
 rms_norm_backward = Operator(
-    "rms_norm_backward", kernels.rms_norm_backward, layer_norm.fake_backward, ("dx", "dweight")
+    "rms_norm_backward",
+    kernels.rms_norm_backward,
+    layer_norm.fake_backward,
+    ("dx", "dweight"),
+    decomposition=decomposed_backward,
 )
 rms_norm = Operation(
     "rms_norm",
@@ -27,4 +40,5 @@ rms_norm = Operation(
     formula,
     gradients=2,
     dtypes={"parameter_dtype": ("weight", "x")},
+    decomposition=decomposed,
 )

@@ -14,6 +14,14 @@ def formula(dy, x, weight, eps, wanted):
     return dx, dweight
 
 
+def decomposed(x, weight, eps):
+    return layer_norm_channels.decomposed(x, weight, None, eps, centered=False)
+
+
+def decomposed_backward(dy, x, weight, statistics, wanted):
+    return layer_norm_channels.decomposed_backward(dy, x, weight, statistics, (*wanted, False))[:2]
+
+
 rms_norm_channels = Operation(
     "rms_norm_channels",
     kernels.rms_norm_channels_forward,
@@ -24,8 +32,10 @@ rms_norm_channels = Operation(
         kernels.rms_norm_channels_backward,
         layer_norm_channels.fake_backward,
         ("dx", "dweight"),
+        decomposition=decomposed_backward,
     ),
     formula,
     gradients=2,
     dtypes={"parameter_dtype": ("weight", "x")},
+    decomposition=decomposed,
 )

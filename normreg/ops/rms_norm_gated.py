@@ -21,23 +21,52 @@ def fake_backward(x, gate, parameter_dtype, wanted):
 
 
 def formula(dy, x, gate, weight, bias, group_size, norm_before_gate, act, eps, parameter_dtype, wanted):
+    def rstd_of(u):
+        return gradient.statistics(u, (-1,), eps, centered=False)[1]
+
+    inputs = dy, x, gate, weight, bias
+    return gradients_of(inputs, group_size, norm_before_gate, act, rstd_of, parameter_dtype, wanted)
+
+
+def in_groups(group_size, dtype, *tensors):
+    """The tensors, None kept, with a dimension of groups and in the dtype."""
+    return [None if t is None else t.to(dtype).unflatten(-1, (-1, group_size)) for t in tensors]
+
+
+def decomposed(x, gate, weight, bias, group_size, norm_before_gate, act, eps):
+    tensors = in_groups(group_size, compute_dtype(x.dtype), x, gate, weight, bias)
+    x, gate, weight, bias = tensors
+    value, _ = value_and_slope(gate, act)
+    u = x if norm_before_gate else x * value
+    y, _, rstd = gradient.normalized(u, weight, bias, (-1,), eps, centered=False)
+    return (y * value if norm_before_gate else y).flatten(-2), rstd.flatten()
+
+
+def decomposed_backward(
+    dy, x, gate, weight, bias, statistics, group_size, norm_before_gate, act, parameter_dtype, wanted
+):
+    def rstd_of(u):
+        return statistics.view(*u.shape[:-1], 1)
+
+    inputs = dy, x, gate, weight, bias
+    return gradients_of(inputs, group_size, norm_before_gate, act, rstd_of, parameter_dtype, wanted)
+
+
+def gradients_of(inputs, group_size, norm_before_gate, act, rstd_of, parameter_dtype, wanted):
+    """dx, dgate, dweight and dbias, of rstd as a function of what is normalised."""
+    _, x, gate, *_ = inputs
     want_dx, want_dgate, *want_parameters = wanted
     dtypes, dtype = (x.dtype, gate.dtype), compute_dtype(x.dtype)
-    dy, x, gate, weight, bias = (
-        None if t is None else t.to(dtype).unflatten(-1, (-1, group_size))
-        for t in (dy, x, gate, weight, bias)
-    )
+    dy, x, gate, weight, bias = in_groups(group_size, dtype, *inputs)
     value, slope = value_and_slope(gate, act)
     u, d = (x, dy * value) if norm_before_gate else (x * value, dy)
-    _, rstd = gradient.statistics(u, (-1,), eps, centered=False)
+    rstd = rstd_of(u)
     leading = tuple(range(x.dim() - 2))
     dx, *of_parameters = gradient.normalization_backward(
         d, u, weight, None, rstd, (-1,), leading, (True, *want_parameters)
     )
     if norm_before_gate:
-        y = u * rstd
-        y = y if weight is None else y * weight
-        dgate = dy * (y if bias is None else y + bias) * slope
+        dgate = dy * gradient.affine(u * rstd, weight, bias) * slope
     else:
         dx, dgate = dx * value, dx * x * slope
     return *(
@@ -58,6 +87,7 @@ rms_norm_gated_backward = Operator(
     kernels.gated_norm_backward,
     fake_backward,
     ("dx", "dgate", "dweight", "dbias"),
+    decomposition=decomposed_backward,
 )
 rms_norm_gated = Operation(
     "rms_norm_gated",
@@ -68,4 +98,5 @@ rms_norm_gated = Operation(
     formula,
     gradients=4,
     dtypes={"parameter_dtype": ("weight", "bias", "x")},
+    decomposition=decomposed,
 )

@@ -1,12 +1,14 @@
-"""Derives operator schemas from annotations."""
+"""Derives operator schemas from annotations, and picks arguments by their names."""
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from operator import itemgetter
 from typing import Any, TypeAlias, get_args
 
 import torch
 from torch import Tensor
 
+Values: TypeAlias = tuple[Any, ...]
 Seed: TypeAlias = Tensor | int  # an int in eager mode, a tensor where calls are recorded and replayed
 SCHEMA_TYPES = {Seed: Tensor, Seed | None: Tensor | None}  # in place of what a schema cannot say
 
@@ -35,3 +37,13 @@ def schema(function: Callable[..., Any], results: Sequence[str], mutates: Sequen
 
 def is_tensor(kind: Any) -> bool:
     return kind is Tensor or Tensor in get_args(kind)
+
+
+def places(names: Iterable[str], known: Sequence[str]) -> list[int]:
+    return [known.index(name) for name in names]
+
+
+def picker(names: Iterable[str], known: Sequence[str]) -> Callable[[Sequence[Any]], Values]:
+    """A function that picks the values of the names from those of all known names."""
+    chosen = places(names, known)
+    return itemgetter(*chosen) if len(chosen) > 1 else lambda values: tuple([values[i] for i in chosen])

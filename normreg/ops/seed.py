@@ -13,6 +13,7 @@ from torch._functorch import config
 from torch.fx.experimental.proxy_tensor import ProxyTorchDispatchMode, get_proxy_mode
 from torch.utils.checkpoint import CheckpointPolicy, _CachingTorchDispatchMode
 
+from normreg.ops.decomposition import DECOMPOSITIONS
 from normreg.ops.operation import LIBRARY
 
 MASK_64 = 2**64 - 1
@@ -102,6 +103,7 @@ torch.library.register_fake(NAME, fake, lib=LIBRARY)
 torch.library.register_torch_dispatch(NAME, ProxyTorchDispatchMode, record, lib=LIBRARY)
 torch.library.register_torch_dispatch(NAME, _CachingTorchDispatchMode, record_in_checkpoint, lib=LIBRARY)
 draw_seed = getattr(torch.ops, LIBRARY.ns).draw_seed.default
+DECOMPOSITIONS[draw_seed] = run
 
 
 def handle(generator):

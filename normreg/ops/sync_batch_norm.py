@@ -16,7 +16,8 @@ from normreg.kernels.memory_format import channel_values, dense, flags_of
 from normreg.ops import batch_norm, collectives
 from normreg.ops import sync_batch_norm_torch as in_torch
 from normreg.ops.activations import DZ
-from normreg.ops.batch_norm_act import KEEP, fake_backward, fake_bits, z_of
+from normreg.ops.batch_norm import z_of
+from normreg.ops.batch_norm_act import KEEP, fake_backward, fake_bits
 from normreg.ops.collectives import AllReduceFunction
 from normreg.ops.operation import Operation, Operator, is_batched
 
@@ -66,7 +67,9 @@ def run_backward(
     by_kernels: bool,
     parameter_dtype: torch.dtype,
     wanted: Sequence[bool],
+    decomposed: bool = False,
 ) -> tuple[Tensor | None, ...]:
+    """decomposed: nothing is changed in place."""
     steps = kernels if by_kernels else in_torch
     fused = batch_norm_kernels.Fused(act, negative_slope, residual, bits)
     statistics = mean, var
@@ -75,9 +78,26 @@ def run_backward(
     )
     dx = None
     if sums is not None:
-        sums = collectives.all_reduce(sums, group)
+        reduce = collectives.all_reduced if decomposed else collectives.all_reduce
+        sums = reduce(sums, group)
         dx = steps.backward(dy, x, weight, bias, *statistics, sums, dresidual, eps, fused)
     return dx, dweight, dbias, dresidual
+
+
+@functools.wraps(run)
+def decomposed(*values):
+    x, weight, bias, residual, act, _, eps, group, ranks, _, *others = values
+    y, mean, var, count, _ = run(*values[:7], group, ranks, False, *others)
+    bits = None
+    if batch_norm_kernels.keeps_bits(act, residual):
+        bits = in_torch.bits(x, weight, bias, residual, mean, var, act, eps)
+    return y, mean, var, count, bits
+
+
+@functools.wraps(run_backward)
+def decomposed_backward(*values):
+    *others, _, parameter_dtype, wanted = values
+    return run_backward(*others, False, parameter_dtype, wanted, decomposed=True)
 
 
 def fake(x, residual, act, by_kernels, save):
@@ -128,6 +148,7 @@ backward = Operator(
     fake_backward,
     ("dx", "dweight", "dbias", "dresidual"),
     everywhere=True,
+    decomposition=decomposed_backward,
 )
 # by_kernels: whether these take the tensors; group: the name of the process group, of `ranks` ranks
 sync_batch_norm = Operation(
@@ -142,4 +163,5 @@ sync_batch_norm = Operation(
     keep=KEEP,
     mutates=batch_norm.RUNNING,
     everywhere=True,
+    decomposition=decomposed,
 )

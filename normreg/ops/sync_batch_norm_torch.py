@@ -7,22 +7,16 @@ import torch
 
 from normreg.kernels.batch_norm.synchronized import EXTRA
 from normreg.kernels.dtypes import compute_dtype
-from normreg.kernels.memory_format import dense, flags_of
-from normreg.ops.activations import DZ, activation_in_torch
-from normreg.ops.batch_norm import over_channels
-
-
-def _pair(value, dtype):
-    """A float64 as the sum of two numbers of the dtype."""
-    high = value.to(dtype)
-    return [high, (value - high.double()).to(dtype)]
+from normreg.kernels.memory_format import bits_of, dense, flags_of
+from normreg.ops.activations import DZ, activation_in_torch, is_steep
+from normreg.ops.batch_norm import moved, over_channels, pair
 
 
 def _deviation(x, mean):
     """x - mean, without rounding the float64 mean first, in the dtype computed in."""
     _, per_channel = over_channels(x)
     dtype = compute_dtype(x.dtype)
-    high, low = (part.view(per_channel) for part in _pair(mean, dtype))
+    high, low = (part.view(per_channel) for part in pair(mean, dtype))
     return (x.to(dtype) - high).sub_(low)
 
 
@@ -56,7 +50,7 @@ def pack(x, num_batches_tracked):
     mean = deviation.mean(dims)
     m2 = deviation.sub_(mean.view(per_channel)).square_().sum(dims)
     count = torch.full((1,), x.numel() // channels, dtype=torch.float64, device=x.device)
-    return torch.cat([*_pair(shift + mean.double(), dtype), m2, *_pair(count, dtype)])
+    return torch.cat([*pair(shift + mean.double(), dtype), m2, *pair(count, dtype)])
 
 
 def merge(gathered, channels):
@@ -81,12 +75,17 @@ def normalize(
     if running_mean is not None:
         factor = 1 / num_batches_tracked.double() if momentum is None else momentum
         for running, value in ((running_mean, mean), (running_var, m2 / (count - 1))):
-            updated = (1 - factor) * running.double() + factor * value
-            running.copy_(torch.where(count > 0, updated, running.double()))
+            running.copy_(torch.where(count > 0, moved(running, value, factor), running.double()))
     var = (m2 / at_least_one).to(compute_dtype(x.dtype))
     z, _ = _z(x, weight, bias, mean, var, fused.residual, eps)
     y = activation_in_torch(z, fused.act, fused.negative_slope)
     return _like(x, y), mean, var, at_least_one
+
+
+def bits(x, weight, bias, residual, mean, var, act, eps):
+    """What stands for the activation's input, as the kernels keep it."""
+    z, _ = _z(x, weight, bias, mean, var, residual, eps)
+    return bits_of(is_steep(z, act), x)
 
 
 def _dz(dy, x, weight, bias, mean, var, eps, fused):

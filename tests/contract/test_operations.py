@@ -16,6 +16,7 @@ TOOLS = {
     "as_before",
     "autocast_output",
     "convert_sync_batchnorm",
+    "decomposition_table",
     "diagnose",
     "dropout_mask",
     "explain",

@@ -11,8 +11,10 @@ from over_channels import LAST
 from split_batches import agrees, fails, in_torch, launched, layers, sent, sizes_of, torchs, whole_batch
 from support.reference import copies
 from torch import nn
+from torch.fx.experimental.proxy_tensor import make_fx
 
 import normreg
+from normreg.kernels.memory_format import flags_of
 
 
 def unequal_and_empty_batches(rank, size):
@@ -204,6 +206,31 @@ def the_operator_is_what_it_says(rank, size):
         backward = *given, *settings, by_kernels, torch.float32, [True] * 4
         for utility in ("test_schema", "test_faketensor"):
             torch.library.opcheck(operators.sync_batch_norm_backward.default, backward, test_utils=utility)
+
+
+def its_decomposition(rank, size):
+    """Results, gradients and running statistics, also of an empty batch; no collective changes its input."""
+    for samples in (4, 4 * rank):
+        decomposed_batch(torch.randn(samples, 3, 2, 5).contiguous(memory_format=LAST[4]), size)
+
+
+def decomposed_batch(x, size):
+    group = dist.group.WORLD.group_name
+    weight, bias, *running = [torch.rand(3) for _ in range(4)]
+    options = "leaky_relu", 0.2, 1e-5, group
+    forward, backward = torch.ops.normreg.sync_batch_norm, torch.ops.normreg.sync_batch_norm_backward
+    table, found = normreg.decomposition_table(), []
+    for call in (lambda operator: operator, table.get):
+        tracked = [*copies(running), torch.tensor(3)]
+        y, *kept, bits = call(forward.default)(x, weight, bias, x, *options, size, True, *tracked, None, True)
+        given = torch.ones_like(x), x, weight, bias, None, bits, *kept, *options
+        gradients = call(backward.default)(*given, True, torch.float32, [True] * 4)
+        found.append([y, *kept, *flags_of(bits, x), *gradients, *tracked])
+        assert [t.stride() for t in (y, gradients[0])] == [x.stride()] * 2
+    torch.testing.assert_close(*found)
+    graph = make_fx(table[backward.default])(*given, True, torch.float32, [True] * 4)
+    collectives = [str(node.target) for node in graph.graph.nodes if "c10d" in str(node.target)]
+    assert collectives == [f"_c10d_functional.{name}.default" for name in ("all_reduce", "wait_tensor")]
 
 
 def bad_input_everywhere(rank, size):

@@ -23,6 +23,7 @@ CHECKS = [
     "nothing_waits_for_the_device",
     "one_compiled_graph",
     "the_operator_is_what_it_says",
+    "its_decomposition",
     "bad_input_everywhere",
     "ranks_that_disagree",
     "a_rank_that_dies",

@@ -8,6 +8,7 @@ import pytest
 import torch
 import triton
 import triton.language as tl
+from support.philox import philox_in_python
 
 import normreg
 from normreg.kernels import dropout as kernels
@@ -38,18 +39,9 @@ def test_rate(device, p, dtype):
 def test_the_mask_is_the_documented_function_of_seed_and_index(device, dtype):
     """Bits of Philox4x32-10 against an implementation in Python integers."""
     bits, seed_ = (16 if dtype == torch.float16 else 32), 0x123456789ABCDEF0 >> 1
-
-    def philox(counter):
-        c, k = [counter, 0, 0, 0], [seed_ & 0xFFFFFFFF, seed_ >> 32]
-        for _ in range(10):
-            low, high = 0xD2511F53 * c[0], 0xCD9E8D57 * c[2]
-            c = [high >> 32 ^ c[1] ^ k[0], high & 0xFFFFFFFF, low >> 32 ^ c[3] ^ k[1], low & 0xFFFFFFFF]
-            k = [(k[0] + 0x9E3779B9) & 0xFFFFFFFF, (k[1] + 0xBB67AE85) & 0xFFFFFFFF]
-        return c
-
     fields = []
     for call in range(64):
-        for word in philox(call):
+        for word in philox_in_python(seed_, call):
             fields += [word & 0xFFFF, word >> 16] if bits == 16 else [word]
     threshold = 2**bits - round(0.3 * 2**bits)
     expected = torch.tensor([field < threshold for field in fields], device=device)

@@ -15,8 +15,16 @@ ROOT = Path(__file__).resolve().parents[2]
 
 # rooms from the ground up: each imports only from those before it
 ORDER = (
-    *("kernels", "ops", "distributed", "functional", "nn", "models", "hub", "training", "inspection"),
+    "kernels",
+    "ops",
     "export",
+    "distributed",
+    "functional",
+    "nn",
+    "models",
+    "hub",
+    "training",
+    "inspection",
 )
 
 OPTIONAL = {"normreg.inspection.diagnosis": {"matplotlib"}}  # imported by the function that needs it
