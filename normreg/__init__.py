@@ -4,6 +4,7 @@ import sys as _sys
 
 from normreg import functional, hub, nn
 from normreg.export.decompositions import decomposition_table
+from normreg.export.onnx import onnx_table
 from normreg.functional.masks import dropout_mask
 from normreg.functional.output_dtype import autocast_output
 from normreg.inspection.diagnose import diagnose
@@ -47,6 +48,7 @@ __all__ = [
     "hub",
     "init",
     "l2_penalty",
+    "onnx_table",
     "parameter_groups",
     "recalibrate_batch_norm",
     "recorded_as",

@@ -14,6 +14,7 @@ from normreg.functional.tracing import one_call_when_traced
 from normreg.kernels.ada_norm import is_held
 from normreg.kernels.dtypes import FLOATING, compute_dtype
 from normreg.ops.ada_norm import ada_norm as _ada_norm
+from normreg.ops.ada_norm import is_of_rows
 
 
 class Modulation(NamedTuple):
@@ -195,7 +196,7 @@ def _shared(x: Tensor, m: Tensor) -> int | None:
 
     What has x's shape has a vector for each row; with two dimensions the first is x's.
     """
-    if m.shape == x.shape:
+    if is_of_rows(m, x):
         return x.dim() - 1
     if m.dim() == 0 or m.dim() > x.dim() or m.shape[-1] != x.shape[-1]:
         return None
@@ -260,11 +261,11 @@ def _by_kernels(
 
 def _as_vectors(x: Tensor, modulation: Modulation) -> Iterator[Tensor | None]:
     """Each modulation of x's shape, or with as many vectors as any other that is not; shift as scale."""
-    of_rows = modulation.scale.shape == x.shape
-    shared = [_shared(x, m) or 0 for m in modulation if m is not None and m.shape != x.shape]
+    of_rows = is_of_rows(modulation.scale, x)
+    shared = [_shared(x, m) or 0 for m in modulation if m is not None and not is_of_rows(m, x)]
     most = max(shared, default=0)
     for name, m in modulation._asdict().items():
-        if m is None or m.shape == x.shape:
+        if is_of_rows(m, x):
             yield m
         elif of_rows and name == "shift":
             yield cast(Tensor, _beside_rows(x, m)).expand(x.shape)

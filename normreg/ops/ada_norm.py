@@ -206,7 +206,7 @@ def gradients_of(tensors, statistics_of, dtypes, wanted):
 
 
 def is_of_rows(m, z):
-    return m is None or m.shape == z.shape
+    return m is None or (m.dim() == z.dim() and m.shape == z.shape)  # tuples compare items before lengths
 
 
 backward = Operator(
@@ -235,7 +235,7 @@ ada_norm = Operation(
     keep={
         "z": lambda z, x: x if z is None else z,
         # which has the shape of its gradient, where that is not dy
-        "shift": lambda shift, x: shift if shift is not None and shift.shape != x.shape else None,
+        "shift": lambda shift, x: None if is_of_rows(shift, x) else shift,
         "x": lambda x, gate: None if gate is None else x,
     },
     decomposition=decomposed,

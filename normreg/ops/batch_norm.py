@@ -10,6 +10,7 @@ from normreg.kernels.dtypes import compute_dtype
 from normreg.kernels.memory_format import channel_values, dense
 from normreg.ops import gradient
 from normreg.ops.operation import Operation, Operator
+from normreg.ops.untranslated import WITHOUT_UPDATES
 
 DTYPES = {"parameter_dtype": ("weight", "bias", "x")}
 RUNNING = ("running_mean", "running_var", "num_batches_tracked")
@@ -173,6 +174,19 @@ in_inference = Operation(
     constants={"training": False},
     decomposition=decomposed_inference,
 )
+
+
+def batch_statistics(x):
+    """What inference takes for running statistics in order to normalise by those of the batch."""
+    var, mean = torch.var_mean(x.to(compute_dtype(x.dtype)), over_channels(x)[0], correction=0)
+    return mean, var
+
+
+def without_updates(x, weight, bias, running_mean, running_var, tracked, momentum, eps, save_statistics):
+    return in_inference.operator(x, weight, bias, *batch_statistics(x), eps, False)
+
+
+WITHOUT_UPDATES[in_training.operator] = without_updates
 BatchNormFunction = in_training.function  # by which `diagnose` knows what is saved
 
 

@@ -11,6 +11,7 @@ from normreg.kernels.memory_format import bits_like, bits_of, dense, flags_of
 from normreg.ops import batch_norm, gradient
 from normreg.ops.activations import DZ, activation_in_torch, is_steep
 from normreg.ops.operation import Operation, Operator
+from normreg.ops.untranslated import WITHOUT_UPDATES
 
 
 def run_training(
@@ -208,6 +209,14 @@ in_inference = Operation(
     keep=KEEP,
     decomposition=decomposed_inference,
 )
+
+
+def without_updates(x, *values):
+    parameters = values[:6]  # up to eps
+    return in_inference.operator(x, *parameters, *batch_norm.batch_statistics(x), False)
+
+
+WITHOUT_UPDATES[in_training.operator] = without_updates
 
 
 def batch_norm_act(

@@ -23,7 +23,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 from normreg.kernels import cpu
 from normreg.ops import decomposition as decompositions
-from normreg.ops import recording
+from normreg.ops import recording, untranslated
 from normreg.ops.schema import Seed as Seed
 from normreg.ops.schema import Values, arguments, is_tensor, picker, places, schema
 
@@ -104,6 +104,7 @@ class Operator:
         self.operator = getattr(getattr(torch.ops, LIBRARY.ns), name).default
         if decomposition is not None:
             decompositions.register(self.operator, fake_of, decomposition)
+        untranslated.enter(self.operator, fake_of)
 
     def __call__(self, *inputs: Any) -> Any:
         return (self.operator if traces(inputs[0]) else self.run)(*inputs)

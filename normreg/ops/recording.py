@@ -22,6 +22,7 @@ from torch.utils import _pytree as pytree
 
 from normreg import kernels
 from normreg.kernels import launch
+from normreg.ops import untranslated
 
 # processes in which Inductor compiles import kernels by name, which finds no copy that `normreg.hub` wrote
 AS = "kernels" if __name__.startswith("normreg.") else "operators"
@@ -92,7 +93,7 @@ def register(library: torch.library.Library, name: str, run: Callable[..., Any])
 def rule_of(run: Callable[..., Any]) -> Callable[..., Any]:
     def rule(mode: FunctionalTensorMode, operator: Any, types: Any, inputs: Any, options: Any) -> Any:
         # asked here, because torch wraps an operator that updates its arguments before it asks the table
-        decomposition = decompositions().get(operator)
+        decomposition = untranslated.asked(decompositions().get(operator), inputs, options)
         if decomposition is not None:
             with mode:
                 return decomposition(*inputs, **options)

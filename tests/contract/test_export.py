@@ -93,6 +93,20 @@ def test_images_of_any_size(device, kind):
         assert_same(program.module()(large), layer(large))
 
 
+class Seam(torch.nn.Module):
+    def forward(self, x, scale, residual, gate):
+        return OURS.ada_layer_norm(x, scale, residual=residual, gate=gate)
+
+
+def test_sequences_of_any_length(device):
+    """A modulation of samples is not compared with the rows, of which there may be as many as columns."""
+    batch, rows = torch.export.Dim("batch"), torch.export.Dim("rows")
+    x, m = torch.randn(2, 3, 4, device=device), torch.randn(2, 4, device=device)
+    program = torch.export.export(Seam(), (x, m, x, m), dynamic_shapes=({0: batch, 1: rows}, {0: batch}) * 2)
+    x, m = torch.randn(3, 4, 4, device=device), torch.randn(3, 4, device=device)
+    assert_same(program.module()(x, m, x, m), Seam()(x, m, x, m))
+
+
 class Called(torch.nn.Module):
     """A function of ours, as a module, which is what torch.export takes."""
 

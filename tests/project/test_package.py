@@ -2,6 +2,7 @@ import ast
 import importlib
 import importlib.metadata
 import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -27,6 +28,11 @@ ORDER = (
 )
 
 OPTIONAL = {"normreg.inspection.diagnosis": {"matplotlib"}}  # imported by the function that needs it
+# modules that a function imports, and what they import for it
+ON_DEMAND = {
+    "normreg.export.onnx_nodes": {"onnx_ir", "onnxscript"},
+    "normreg.export.onnx_values": {"numpy", "onnx_ir"},
+}
 
 
 def top_level_roots(tree):
@@ -185,11 +191,17 @@ def test_nothing_else_is_needed(name):
     roots = {imported.split(".")[0] for imported in imports(name, SOURCES[name])}
     if name in OPTIONAL:
         roots -= OPTIONAL[name] - top_level_roots(SOURCES[name])
+    roots -= ON_DEMAND.get(name, set())
     assert roots - {"torch", "triton", "normreg"} <= set(sys.stdlib_module_names)
     if name in KERNELS:
         used = {ast.unparse(node) for node in ast.walk(SOURCES[name]) if isinstance(node, ast.Attribute)}
         used |= set(imports(name, SOURCES[name]))
         assert not {u for u in used if re.match(r"torch\.(nn|autograd)\b", u)}
+
+
+def test_what_is_imported_on_demand_is_not_before():
+    code = f"import sys, normreg; print(sorted(sys.modules.keys() & {[*ON_DEMAND]!r}))"
+    assert subprocess.check_output([sys.executable, "-c", code], cwd=ROOT, text=True) == "[]\n"
 
 
 @pytest.mark.parametrize(
