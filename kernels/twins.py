@@ -63,10 +63,14 @@ class Written:
                 self.imports.add(f"from {type(value).__module__} import {type(value).__name__}")
             return f"tl.{TYPES[value]}" if isinstance(value, tl.dtype) else repr(value)
         if isinstance(kind, tl.dtype):
-            return f"tl.full([], {value!r}, tl.{TYPES[kind]})"
+            # infinity has no literal, and NumPy's numbers have another one
+            written = repr(int(value)) if kind.is_int() else f"float('{float(value)!r}')"
+            return f"tl.full([], {written}, tl.{TYPES[kind]})"
         self.given[name] = value
-        # Inductor makes a 1 a constant, which has no dtype
-        return name if isinstance(value, torch.Tensor) else f"tl.cast({name}, tl.int32)"
+        if isinstance(value, torch.Tensor):
+            return name
+        # Inductor makes a 1 a constant, which has no dtype; the others are Triton's own
+        return f"tl.cast({name}, tl.{'int32' if -(2**31) <= value < 2**31 else 'int64'})"
 
 
 def launch_twin(

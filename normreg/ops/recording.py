@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch._inductor import config
 from torch._library.triton import triton_ops_to_kernels
 from torch._subclasses.functional_tensor import FunctionalTensorMode
 from torch.export import _trace
@@ -78,8 +79,9 @@ class Fingerprint:
 
 @functools.cache
 def digest_of_kernels() -> str:
-    """A digest of the source of kernels, and of what decides their launches."""
-    files = sorted(Path(kernels.__path__[0]).rglob("*.py"))
+    """A digest of the source of kernels, and of what decides their launches and derivatives."""
+    folders = kernels.__path__[0], Path(__file__).parent
+    files = [file for folder in folders for file in sorted(Path(folder).rglob("*.py"))]
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
 
 
@@ -111,6 +113,8 @@ def why_opaque(inputs: Any) -> str | None:
         return "normreg.recorded_as('operators') says so"
     if launch.INTERPRET:
         return "kernels are interpreted"
+    if config.triton_kernel_default_layout_constraint != "needs_fixed_stride_order":
+        return "Inductor may change the strides of what kernels take"
     if _trace.custom_triton_ops_decomposition_disabled():
         return "an exported program holds operators"
     for value in pytree.tree_leaves(inputs):

@@ -1,5 +1,8 @@
 """Twins: launches of kernels in the graphs of torch.compile, and in the programs that Inductor writes."""
 
+from pathlib import Path
+
+import numpy as np
 import pytest
 import torch
 from operations import LAYERS, every_layer
@@ -10,6 +13,8 @@ from torch._inductor.utils import run_and_get_code
 
 import normreg
 from normreg import functional
+from normreg.kernels import twins
+from normreg.kernels.dropout import elements
 from normreg.ops import recording
 
 TWIN = "triton_kernel_wrapper_functional"
@@ -115,6 +120,29 @@ def test_a_view_that_begins_within_a_word():
     assert torch.equal(torch.compile(call, fullgraph=True)(x), call(x))
 
 
+@pytest.mark.parametrize("eps", [np.float64(1e-5), 1, float("inf")], ids=repr)
+def test_numbers_of_other_types(eps):
+    """The source of a twin holds them."""
+    layer, x = normreg.LayerNorm(64, eps=eps), torch.randn(5, 64)
+    with torch.no_grad():
+        torch.testing.assert_close(torch.compile(layer, fullgraph=True)(x), layer(x))
+
+
+def test_numbers_beyond_32_bits():
+    """Elements of a dropout, or of a channel, of more than 2^31."""
+    source = twins.Written(elements.dropout_kernel)
+    widths = [source.value("n", None, n) for n in (-(2**31), 2**31 - 1, 2**31)]
+    assert widths == [f"tl.cast(n, tl.int{bits})" for bits in (32, 32, 64)]
+
+
+def test_layouts_that_inductor_may_change():
+    """Kernels are recorded for strides; torch would change these in silence."""
+    model = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), normreg.BatchNorm2d(8), torch.nn.Flatten())
+    x = torch.randn(2, 3, 8, 8)
+    with torch.no_grad(), config.patch(triton_kernel_default_layout_constraint="flexible_layout"):
+        torch.testing.assert_close(torch.compile(model, fullgraph=True)(x), model(x))
+
+
 def test_operators_where_a_size_is_symbolic():
     found = Graphs()
     compiled = torch.compile(
@@ -137,6 +165,14 @@ def test_caches_of_compiled_graphs_tell_kernels_by_their_source(monkeypatch):
     assert known_by.src == before
     monkeypatch.setattr(recording, "digest_of_kernels", lambda: "edited")
     assert known_by.src != before
+
+
+def test_the_digest_is_also_of_operators(monkeypatch):
+    """Launches and derivatives that a cached graph holds are decided in their files, too."""
+    read, before = Path.read_bytes, recording.digest_of_kernels.__wrapped__()
+    edited = Path(recording.__file__).with_name("batch_norm.py")
+    monkeypatch.setattr(Path, "read_bytes", lambda file: read(file) + b"#" * (file.name == edited.name))
+    assert recording.digest_of_kernels.__wrapped__() != before
 
 
 def test_recorded_as_says_what_it_takes():
