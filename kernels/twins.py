@@ -6,6 +6,7 @@ programs that it writes; that of a twin ends with an import, and the kernel stay
 """
 
 import functools
+import itertools
 import linecache
 from collections.abc import Sequence
 from typing import Any
@@ -15,6 +16,7 @@ import triton
 import triton.language as tl
 from torch.library import wrap_triton
 
+NUMBERS = itertools.count()  # of twins made
 TYPES = {getattr(tl, name): name for name in ("bfloat16", "float16", "float32", "float64", "int64")}
 
 
@@ -34,7 +36,7 @@ def twin(name: str, source: str, imports: str) -> Twin:
     """The twin of this name, which its source defines."""
     scope: dict[str, Any] = {"tl": tl}
     exec(imports, scope)
-    file = f"<twin {twin.cache_info().currsize} {name}>"
+    file = f"<twin {next(NUMBERS)} {name}>"
     linecache.cache[file] = len(source), None, source.splitlines(keepends=True), file  # where Triton reads it
     exec(compile(source, file, "exec"), scope)
     made = Twin(scope[name])

@@ -34,7 +34,8 @@ class recorded_as:
 
     With "kernels" Inductor launches our kernels itself, and AOTInductor packs them. With "operators" it calls
     `torch.ops.normreg`, which it does in either case where a size is symbolic: from the second batch size on.
-    The results are the same bits. Functions that are compiled already stay as they are.
+    The results are the same bits where addresses are multiples of 16 bytes, as torch allocates them;
+    elsewhere sums may be added in another order. Functions that are compiled already stay as they are.
 
     A call changes it from then on, for all threads; in a with statement it is what it was before afterwards::
 

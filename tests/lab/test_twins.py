@@ -9,7 +9,7 @@ from operations import LAYERS, every_layer
 from torch._dynamo.backends.common import aot_autograd
 from torch._functorch.aot_autograd import make_boxed_func
 from torch._inductor import config
-from torch._inductor.utils import run_and_get_code
+from torch._inductor.utils import run_and_get_code, tensor_is_aligned
 
 import normreg
 from normreg import functional
@@ -28,6 +28,8 @@ def guarded_memory():
 @pytest.fixture(autouse=True)
 def compiled_afresh(monkeypatch, tmp_path):
     monkeypatch.setenv("TRITON_DEFAULT_FP_FUSION", "1")  # 3.9 warns where torch's launches do not say
+    # as Inductor does for tensors of a GPU, and eager mode for all
+    monkeypatch.setattr("torch._inductor.graph.should_assume_input_aligned", tensor_is_aligned)
     torch._dynamo.reset()
     with config.patch(fx_graph_cache=False), torch._functorch.config.patch(enable_autograd_cache=False):
         yield
