@@ -176,7 +176,20 @@ class Operation(Operator):
         self.apply = super(torch.autograd.Function, self.function).apply  # type: ignore[misc]
         # torch.library.register_autograd is these two lines, but refuses an operator that updates buffers
         kernel = make_autograd_impl(self.operator, Info(self.function.backward, self.setup_context))
-        LIBRARY.impl(name, kernel, "Autograd", with_keyset=True)
+        LIBRARY.impl(name, self.keeping(kernel), "Autograd", with_keyset=True)
+
+    def keeping(self, kernel: Callable[..., Any]) -> Callable[..., Any]:
+        """The operator's kernel that autograd records, which has kept what its backward takes.
+
+        A program of torch.export that was made where nothing had a gradient says that nothing is to be kept.
+        """
+        if not [*arguments(self.run)][-1].startswith("save"):
+            return kernel
+
+        def keep(keyset: Any, *inputs: Any) -> Any:
+            return kernel(keyset, *inputs[:-1], inputs[-1] or wants_gradient(inputs[: self.gradients]))
+
+        return keep
 
     def __call__(self, *inputs: Any) -> Any:
         """The results that are returned, a single one by itself."""

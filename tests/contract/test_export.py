@@ -146,3 +146,20 @@ def test_a_decomposition_of_an_operator_that_updates_its_arguments(device):
     assert nodes(program) == []
     assert torch.equal(module(x), x * 2)
     assert module.state_dict()["num_batches_tracked"] == 7
+
+
+@pytest.mark.parametrize("training", [False, True], ids=["evaluation", "training"])
+@every_layer
+def test_programs_made_without_gradients_have_them(device, row, training):
+    """A program made within no_grad keeps nothing for a backward; autograd, where it runs, asks for that."""
+    if row.draws and training:  # of other seeds
+        return
+    layer = row.make().to(device).train(training)
+    x = torch.randn(BATCH, *row.sample, device=device)
+    with torch.no_grad():
+        program = torch.export.export(layer, (x,))
+    gradients = []
+    for call in (layer, program.module()):
+        given = x.clone().requires_grad_()
+        gradients.append(torch.autograd.grad(call(given).square().sum(), given))
+    assert_same(*gradients)
