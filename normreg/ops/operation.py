@@ -34,8 +34,10 @@ OPERATIONS: dict[Any, "Operation"] = {}  # by their operator
 
 
 def traces(tensor: Tensor) -> bool:
-    """Whether a call on this tensor is being recorded, so that it has to be that of an operator."""
-    return torch.compiler.is_compiling() or type(tensor) not in PLAIN
+    """Whether a call on this tensor has to be that of an operator: it is recorded, or no kernel takes it."""
+    if torch.compiler.is_compiling() or type(tensor) not in PLAIN:
+        return True
+    return not (tensor.is_cuda or cpu.KERNELS)
 
 
 def is_plain(tensor: Any) -> bool:
@@ -104,6 +106,8 @@ class Operator:
         self.operator = getattr(getattr(torch.ops, LIBRARY.ns), name).default
         if decomposition is not None:
             decompositions.register(self.operator, fake_of, decomposition)
+            if not (cpu.KERNELS or everywhere):  # for programs that were exported where there are kernels
+                LIBRARY.impl(name, decompositions.DECOMPOSITIONS[self.operator], "CPU")
         untranslated.enter(self.operator, fake_of)
 
     def __call__(self, *inputs: Any) -> Any:
