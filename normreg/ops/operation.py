@@ -34,8 +34,10 @@ OPERATIONS: dict[Any, "Operation"] = {}  # by their operator
 
 
 def traces(tensor: Tensor) -> bool:
-    """Whether a call on this tensor is being recorded, so that it has to be that of an operator."""
-    return torch.compiler.is_compiling() or type(tensor) not in PLAIN
+    """Whether a call on this tensor has to be that of an operator: it is recorded, or no kernel takes it."""
+    if torch.compiler.is_compiling() or type(tensor) not in PLAIN:
+        return True
+    return not (tensor.is_cuda or cpu.KERNELS)
 
 
 def is_plain(tensor: Any) -> bool:
@@ -104,6 +106,8 @@ class Operator:
         self.operator = getattr(getattr(torch.ops, LIBRARY.ns), name).default
         if decomposition is not None:
             decompositions.register(self.operator, fake_of, decomposition)
+            if not (cpu.KERNELS or everywhere):  # for programs that were exported where there are kernels
+                LIBRARY.impl(name, decompositions.DECOMPOSITIONS[self.operator], "CPU")
         untranslated.enter(self.operator, fake_of)
 
     def __call__(self, *inputs: Any) -> Any:
@@ -176,7 +180,20 @@ class Operation(Operator):
         self.apply = super(torch.autograd.Function, self.function).apply  # type: ignore[misc]
         # torch.library.register_autograd is these two lines, but refuses an operator that updates buffers
         kernel = make_autograd_impl(self.operator, Info(self.function.backward, self.setup_context))
-        LIBRARY.impl(name, kernel, "Autograd", with_keyset=True)
+        LIBRARY.impl(name, self.keeping(kernel), "Autograd", with_keyset=True)
+
+    def keeping(self, kernel: Callable[..., Any]) -> Callable[..., Any]:
+        """The operator's kernel that autograd records, which has kept what its backward takes.
+
+        A program of torch.export that was made where nothing had a gradient says that nothing is to be kept.
+        """
+        if not [*arguments(self.run)][-1].startswith("save"):
+            return kernel
+
+        def keep(keyset: Any, *inputs: Any) -> Any:
+            return kernel(keyset, *inputs[:-1], inputs[-1] or wants_gradient(inputs[: self.gradients]))
+
+        return keep
 
     def __call__(self, *inputs: Any) -> Any:
         """The results that are returned, a single one by itself."""

@@ -1,6 +1,9 @@
 """torch.export: programs have one of our operators for each call that a kernel takes, when loaded, too."""
 
 import io
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -9,6 +12,7 @@ from operations import LAYERS, OURS, every_function, every_layer
 from normreg.functional import dispatch
 
 BATCH = 6
+KERNELS_ON_A_CPU = "NORMREG_CPU_KERNELS", "TRITON_INTERPRET"
 
 
 @pytest.fixture(autouse=True)
@@ -146,3 +150,44 @@ def test_a_decomposition_of_an_operator_that_updates_its_arguments(device):
     assert nodes(program) == []
     assert torch.equal(module(x), x * 2)
     assert module.state_dict()["num_batches_tracked"] == 7
+
+
+@pytest.mark.parametrize("training", [False, True], ids=["evaluation", "training"])
+@every_layer
+def test_programs_made_without_gradients_have_them(device, row, training):
+    """A program made within no_grad keeps nothing for a backward; autograd, where it runs, asks for that."""
+    if row.draws and training:  # of other seeds
+        return
+    layer = row.make().to(device).train(training)
+    x = torch.randn(BATCH, *row.sample, device=device)
+    with torch.no_grad():
+        program = torch.export.export(layer, (x,))
+    gradients = []
+    for call in (layer, program.module()):
+        given = x.clone().requires_grad_()
+        gradients.append(torch.autograd.grad(call(given).square().sum(), given))
+    assert_same(*gradients)
+
+
+RUN_ON_A_CPU = """
+import sys, torch, normreg
+from torch.export.passes import move_to_device_pass
+
+program, x, expected = sys.argv[1], *torch.load(sys.argv[2])
+x.requires_grad_()
+y = move_to_device_pass(torch.export.load(program), "cpu").module()(x)
+torch.testing.assert_close(torch.autograd.grad(y.square().sum(), x)[0], expected, rtol=1e-4, atol=1e-4)
+"""
+
+
+@pytest.mark.parametrize("kind", ["AdaLayerNorm", "BatchNorm2d", "GroupNorm", "LayerNorm"])
+def test_a_program_runs_where_there_are_no_kernels(device, tmp_path, kind):
+    """An operator is its decomposition for tensors of a CPU that kernels do not run on."""
+    layer, x = LAYERS[kind].make().to(device), torch.randn(BATCH, *LAYERS[kind].sample, device=device)
+    torch.export.save(torch.export.export(layer, (x,)), tmp_path / "layer.pt2")
+    (dx,) = torch.autograd.grad(layer(x.requires_grad_()).square().sum(), x)
+    torch.save((x.detach().cpu(), dx.cpu()), tmp_path / "tensors")
+    environment = {name: value for name, value in os.environ.items() if name not in KERNELS_ON_A_CPU}
+    command = [sys.executable, "-c", RUN_ON_A_CPU, tmp_path / "layer.pt2", tmp_path / "tensors"]
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr[-2000:]
