@@ -122,13 +122,19 @@ def metadata(texts: dict[str, str], name: str, backend: str) -> str:
     return json.dumps(written, indent=2) + "\n"
 
 
+def is_of_before(copy: Path) -> bool:
+    """Whether `write` has written this copy."""
+    file = copy / "metadata.json"
+    return file.is_file() and f'"name": "{PACKAGE}"' in file.read_text()
+
+
 def write(
     folder: str | os.PathLike[str], namespace: str | None = None, backends: Sequence[str] = BACKENDS
 ) -> Path:
     """Writes a repository of `kernels` with normreg's layers, which needs torch and Triton and nothing else.
 
     Args:
-        folder: where; what was written there before is replaced.
+        folder: where; a copy that was written there before is replaced, files that were put into it, too.
         namespace: of its operators, `torch.ops._<namespace>_<backend>`, by which copies in one process are
             told apart; None for one that follows from the contents.
         backends: of "cuda", "rocm" and "cpu", for each of which there is a copy in build/torch-<backend>.
@@ -136,7 +142,7 @@ def write(
     Returns the folder's full path, which `LocalLayerRepository`, `LOCAL_KERNELS` and transformers'
     `KernelConfig` take. It works beside an installed normreg, and where none is installed; where torch is
     older than 2.11, or Triton than 3.6, loading it raises ImportError. Raises ValueError for a namespace that
-    is no name, and for another backend.
+    is no name, for another backend, and where a folder of a copy's name holds something else.
 
     Equivalent::
 
@@ -150,14 +156,21 @@ def write(
             f"expected a namespace of letters, digits and underscores, got {namespace!r}: pass a name that "
             f"no other repository has"
         )
+    if isinstance(backends, str):
+        raise ValueError(f"expected a sequence of backends, got {backends!r}: pass [{backends!r}]")
     if unknown := {*backends}.difference(BACKENDS):
         raise ValueError(f"expected backends of {', '.join(BACKENDS)}, got {unknown.pop()!r}: leave it out")
     texts, root = contents(), Path(folder).absolute()
+    copies = {backend: root / "build" / f"torch-{backend}" for backend in backends}
+    for copy in copies.values():
+        if copy.exists() and not is_of_before(copy):
+            raise ValueError(
+                f"expected a folder to write to, or a copy that was written before, got {copy}, of other "
+                f"files: pass another one, or delete it"
+            )
     name = namespace or f"{PACKAGE}_{sha256(''.join(texts.values())).hex()[:8]}"
-    for backend in backends:
-        copy = root / "build" / f"torch-{backend}"
-        if copy.exists():
-            shutil.rmtree(copy)
+    for backend, copy in copies.items():
+        shutil.rmtree(copy, ignore_errors=True)
         for path, text in texts.items():
             (copy / path).parent.mkdir(parents=True, exist_ok=True)
             (copy / path).write_text(text)

@@ -81,7 +81,7 @@ def pair(value, dtype):
 
 def moved(running, value, factor):
     """What running statistics become, in float64: value is a batch's, factor its weight."""
-    return (1 - factor) * running.double() + factor * value
+    return (1 - factor) * running.double() + factor * value.detach()
 
 
 def z_of(x_hat, weight, bias, residual):

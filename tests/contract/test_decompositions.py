@@ -170,6 +170,17 @@ def test_images_of_any_size(device, kind):
     torch.testing.assert_close(*results)
 
 
+@pytest.mark.parametrize("kind", ["BatchNorm2d", "BatchNormAct2d"])
+def test_a_program_that_trains(device, kind):
+    """Step after step: what moves the running statistics has no gradient."""
+    layer = LAYERS[kind].make().to(device)
+    x = torch.randn(5, *LAYERS[kind].sample, device=device)
+    program = torch.export.export(layer, (x,)).run_decompositions(TABLE).module()
+    for _ in range(2):
+        program(x.requires_grad_()).square().sum().backward()
+    assert not any(buffer.requires_grad for buffer in program.buffers())
+
+
 def test_a_process_without_normreg(device, tmp_path):
     """Runs a program that was saved, in torch's core operators, which updates its running statistics."""
     model = torch.nn.Sequential(

@@ -104,7 +104,7 @@ def test_the_versions_are_those_of_the_project():
 
 
 def test_the_program_writes_what_it_is_told(monkeypatch, capsys, tmp_path):
-    (tmp_path / "build" / "torch-cpu").mkdir(parents=True)
+    normreg.hub.write(tmp_path, backends=["cpu"])
     (tmp_path / "build" / "torch-cpu" / "of_before.py").touch()
     arguments = ["--out", tmp_path, "--namespace", "mine", "--backends", "cpu"]
     monkeypatch.setattr(sys, "argv", ["hub", *map(str, arguments)])
@@ -119,12 +119,22 @@ def test_the_program_writes_what_it_is_told(monkeypatch, capsys, tmp_path):
     [
         (dict(namespace="my-layers"), "expected a namespace of letters, .* got 'my-layers': pass a name"),
         (dict(backends=["tpu"]), "expected backends of cuda, rocm, cpu, got 'tpu': leave it out"),
+        (dict(backends="cpu"), r"expected a sequence of backends, got 'cpu': pass \['cpu'\]"),
     ],
 )
 def test_what_cannot_be_written(tmp_path, options, message):
     with pytest.raises(ValueError, match=f"^{message}"):
         normreg.hub.write(tmp_path, **options)
     assert not [*tmp_path.iterdir()]
+
+
+def test_what_somebody_else_wrote_stays(tmp_path):
+    other = tmp_path / "build" / "torch-rocm" / "notes.txt"
+    other.parent.mkdir(parents=True)
+    other.touch()
+    with pytest.raises(ValueError, match=r"^expected a folder to write to, .*torch-rocm, of other files"):
+        normreg.hub.write(tmp_path)
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == [other]
 
 
 def test_without_hugging_faces_package(monkeypatch):
