@@ -13,6 +13,7 @@ from pathlib import Path
 for variable in ("TRITON_INTERPRET", "NORMREG_CPU_KERNELS"):  # before normreg is imported
     os.environ.pop(variable, None)
 sys.modules["kernels"] = None
+import torch  # noqa: E402
 from support import hub  # noqa: E402
 
 alone, *paths = sys.argv[1:] if sys.argv[1:2] == ["--alone"] else [None, *sys.argv[1:]]
@@ -27,3 +28,5 @@ for number, path in enumerate(paths):
     else:
         with hub.hugging_faces_kernels() if "from kernels import" in code else contextlib.nullcontext():
             exec(code, namespace)
+    if alone and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
