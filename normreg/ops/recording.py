@@ -22,7 +22,7 @@ from torch.fx.experimental import proxy_tensor
 from torch.utils import _pytree as pytree
 
 from normreg import kernels
-from normreg.kernels import launch
+from normreg.kernels import cpu, launch
 from normreg.ops import untranslated
 
 # processes in which Inductor compiles import kernels by name, which finds no copy that `normreg.hub` wrote
@@ -112,7 +112,7 @@ def why_opaque(inputs: Any) -> str | None:
     """Why the graph holds the operator, and not its kernels."""
     if AS != "kernels":
         return "normreg.recorded_as('operators') says so"
-    if launch.INTERPRET:
+    if cpu.KERNELS == "interpreter":
         return "kernels are interpreted"
     if config.triton_kernel_default_layout_constraint != "needs_fixed_stride_order":
         return "Inductor may change the strides of what kernels take"

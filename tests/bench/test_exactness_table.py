@@ -116,7 +116,8 @@ def test_report_writes_page_plot_and_section(tmp_path):
     for records in (RECORDS[:1], RECORDS):  # run twice, of which the last counts
         result_files.write(results / "machine", "exactness", records, [], environment)
     readme = tmp_path / "README.md"
-    marks = (report.results.BEGIN, report.results.END, report.classes.BEGIN, report.classes.END)
+    parts = report.results, report.classes, report.places
+    marks = [mark for part in parts for mark in (part.BEGIN, part.END)]
     readme.write_text("\n".join(marks))
     report.run(SimpleNamespace(archive=None, results=results, readme=readme))
     assert (results / "machine/exactness/layer_norm.png").stat().st_size > 10**4

@@ -25,6 +25,7 @@ TOOLS = {
     "fused",
     "hub",
     "init",
+    "onnx_table",
     "parameter_groups",
     "recalibrate_batch_norm",
     "recorded_as",
