@@ -13,8 +13,8 @@ from bench.operations.dropout import Dropout
 from normreg.models.registry import COUNTERPARTS
 
 __all__ = [
-    "DECLARED", "FUNCTIONS", "KINDS", "LAYERS", "LIBRARIES", "OF_RANKS", "OPERATIONS", "OURS", "Dropout",
-    "every_function", "every_kind", "every_layer", "torch_layer",
+    "DECLARED", "FUNCTIONS", "KINDS", "LAYERS", "LIBRARIES", "OF_RANKS", "OPERATIONS", "OURS", "Called",
+    "Dropout", "every_function", "every_kind", "every_layer", "torch_layer",
 ]  # fmt: skip
 
 OF_RANKS = {"sync_batch_norm"}  # which needs torch.distributed: in ranks_sync_batch_norm.py
@@ -34,3 +34,14 @@ def torch_layer(kind, device, dtype=torch.float32):
     module = KINDS[kind].make(torch.nn).to(device, dtype)
     leave_initial_values(module)
     return module, torch.randn(5, *KINDS[kind].sample, device=device, dtype=dtype)
+
+
+class Called(torch.nn.Module):
+    """A function of ours, as a module, which is what torch.export takes."""
+
+    def __init__(self, row):
+        super().__init__()
+        self.row = row
+
+    def forward(self, *inputs):
+        return self.row(OURS, *inputs)

@@ -10,7 +10,7 @@ FILE = ROOT / "bench/results/no-gpu/places.json"
 
 
 def _shown(tests):
-    """`test_layers` of contract/test_export.py: 102 cases, ..."""
+    """The tests that show a place, as links, each with the number of its cases that passed."""
     texts = []
     for test, counts in tests.items():
         file, _, name = test.rpartition("::")

@@ -2,22 +2,10 @@
 
 import pytest
 import torch
-from operations import OURS
 
 import normreg
 
 onnxruntime = pytest.importorskip("onnxruntime")
-
-
-class Called(torch.nn.Module):
-    """A function of ours, as a module, which is what torch.export takes."""
-
-    def __init__(self, row):
-        super().__init__()
-        self.row = row
-
-    def forward(self, *inputs):
-        return self.row(OURS, *inputs)
 
 
 class Together(torch.nn.Module):

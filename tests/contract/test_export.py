@@ -7,7 +7,7 @@ import sys
 
 import pytest
 import torch
-from operations import LAYERS, OURS, every_function, every_layer
+from operations import LAYERS, OURS, Called, every_function, every_layer
 
 from normreg.functional import dispatch
 
@@ -109,17 +109,6 @@ def test_sequences_of_any_length(device):
     program = torch.export.export(Seam(), (x, m, x, m), dynamic_shapes=({0: batch, 1: rows}, {0: batch}) * 2)
     x, m = torch.randn(3, 4, 4, device=device), torch.randn(3, 4, device=device)
     assert_same(program.module()(x, m, x, m), Seam()(x, m, x, m))
-
-
-class Called(torch.nn.Module):
-    """A function of ours, as a module, which is what torch.export takes."""
-
-    def __init__(self, row):
-        super().__init__()
-        self.row = row
-
-    def forward(self, *inputs):
-        return self.row(OURS, *inputs)
 
 
 @pytest.mark.place("torch.export")

@@ -5,8 +5,8 @@ import importlib.util
 
 import pytest
 import torch
-from onnx_programs import Called, Together, assert_same, exported, in_reference, in_runtime, op_types, updated
-from operations import FUNCTIONS, LAYERS, TORCH
+from onnx_programs import Together, assert_same, exported, in_reference, in_runtime, op_types, updated
+from operations import FUNCTIONS, LAYERS, TORCH, Called
 from support.reference import leave_initial_values
 from torch import nn
 
