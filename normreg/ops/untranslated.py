@@ -15,10 +15,24 @@ WITHOUT_UPDATES: dict[Any, Callable[..., Any]] = {}
 
 
 class Untranslated:
-    """The entry of an operator in torch's table. It decomposes nothing: a trace records the operator."""
+    """The entry of an operator in torch's table, and its key there.
+
+    It decomposes nothing: traces record the operator. The table has the operator only while torch.onnx
+    exports, because DTensor, and Inductor where CI is set, take any entry for a decomposition.
+    """
 
     def __init__(self, operator: Any) -> None:
         self.operator = operator
+
+    def __hash__(self) -> int:
+        return hash(self.operator)
+
+    def __eq__(self, other: object) -> bool:
+        return other is self or (other is self.operator and torch.onnx.is_in_onnx_export())
+
+    def __getattr__(self, name: str) -> Any:
+        """What torch.onnx asks a key, which it takes for an operator."""
+        return getattr(self.operator, name)
 
     def __call__(self, *inputs: Any, **options: Any) -> Any:
         return NotImplemented
@@ -45,11 +59,12 @@ class Untranslated:
 
 def enter(operator: Any, fake: Callable[..., Any]) -> None:
     """Puts an operator into torch's tables, with its fake, which FakeTensorMode prefers to it."""
-    decomposition_table[operator], meta_table[operator] = Untranslated(operator), fake
+    entry: Any = Untranslated(operator)
+    decomposition_table[entry], meta_table[entry] = entry, fake
 
 
 def asked(decomposition: Any, inputs: tuple[Any, ...], options: Mapping[str, Any]) -> Any:
     """The decomposition that a trace was given for a call, or None."""
-    if not isinstance(decomposition, Untranslated):
-        return decomposition
-    return decomposition.in_onnx(inputs, options) if torch.onnx.is_in_onnx_export() else None
+    if isinstance(decomposition, Untranslated):
+        return decomposition.in_onnx(inputs, options)
+    return decomposition
