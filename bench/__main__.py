@@ -27,6 +27,7 @@ PARTS = {  # the quick ones first
 OTHERS = {
     "smoke": "whether every kernel launches and agrees with float64: interpreted, or a minute on a GPU",
     "grids": "multiprocessors of an H100 that each launch of a backward has a program for; launches nothing",
+    "first_step": "seconds of a first training step under Inductor, and sizes of its programs; needs no GPU",
     "gpu": "five minutes on a machine with a GPU: smoke, the kernel tests, the cases of speed that decide",
     "report": "tables and plots from the committed results",
 }
@@ -38,7 +39,11 @@ OPTIONS = {
     "--commit": dict(help="the commit to note where there is no git"),
     "--operations": dict(nargs="+", metavar="NAME", help="only these"),
 }
-OPTIONS_OF = {"gpu": ("--out", "--commit"), "report": ()}  # all other parts take all options
+OPTIONS_OF = {  # of those that write what they find themselves; all other parts take all options
+    "first_step": (),
+    "gpu": ("--out", "--commit"),
+    "report": (),
+}
 BUDGET_WITHOUT_GPU = 270  # seconds
 
 
@@ -145,7 +150,7 @@ def main():
     arguments = parse_arguments()
     if arguments.part is None:
         return run_all(arguments)
-    if arguments.part in ("report", "gpu"):
+    if arguments.part in OPTIONS_OF:
         return load(arguments.part).run(arguments)
     if arguments.part == "speed" and not has_gpu():
         print("speed: not measured. It needs a GPU, and none was found.", file=sys.stderr)

@@ -1,11 +1,10 @@
-"""Shows what a first training step under Inductor costs: `python -m bench.perf.first_step kernels|operators`.
+"""Shows what a first training step under Inductor costs: `python -m bench first_step kernels|operators`.
 
 The step is one of four encoder layers on the CPU, with kernels compiled to PTX and executed in host memory,
 without caches: seconds until it is done, and bytes of the two programs that Inductor wrote.
 """
 
 import os
-import sys
 import tempfile
 import time
 
@@ -32,14 +31,15 @@ def first_step(kind):
         return time.perf_counter() - start, [len(program) for program in programs]
 
 
-def main():
+def add_arguments(parser):
+    parser.add_argument("kind", choices=("kernels", "operators"), help="what `normreg.recorded_as` is given")
+
+
+def run(arguments):
     with tempfile.TemporaryDirectory() as empty:
         caches = ("TRITON_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR")
         os.environ |= {name: os.path.join(empty, name) for name in caches}
         os.environ["TORCHINDUCTOR_AUTOGRAD_CACHE"] = "0"
-        seconds, sizes = first_step(sys.argv[1])
-    print(f"{sys.argv[1]}: {seconds:.1f} s, programs of {' and '.join(map(str, sizes))} bytes")
-
-
-if __name__ == "__main__":
-    main()
+        seconds, sizes = first_step(arguments.kind)
+    print(f"{arguments.kind}: {seconds:.1f} s, programs of {' and '.join(map(str, sizes))} bytes")
+    return 0
