@@ -31,11 +31,8 @@ class Untranslated:
         return other is self or (other is self.operator and torch.onnx.is_in_onnx_export())
 
     def __getattr__(self, name: str) -> Any:
-        """What torch.onnx asks a key, which it takes for an operator."""
+        """Answers torch.onnx, which takes the key for an operator, as the operator does."""
         return getattr(self.operator, name)
-
-    def __call__(self, *inputs: Any, **options: Any) -> Any:
-        return NotImplemented
 
     def in_onnx(self, inputs: tuple[Any, ...], options: Mapping[str, Any]) -> Callable[..., Any]:
         """What torch.onnx is to record in place of this call; raises RuntimeError where that is nothing."""
