@@ -27,7 +27,23 @@ def _interrupt(*_):
     global _last
     if time.monotonic() - _last > ALIKE_S:
         _last = time.monotonic()
+        if _torch_is_half_imported():
+            _say()
+            os._exit(STATUS)
         raise KeyboardInterrupt
+
+
+def _torch_is_half_imported():
+    """Whether C++ code may be up the stack that lets no exception pass: it would abort the process."""
+    spec = getattr(sys.modules.get("torch"), "__spec__", None)
+    return getattr(spec, "_initializing", False)
+
+
+def _say():
+    if os.environ.get("RANK", "0") == "0":  # of several ranks one says it
+        files = ", ".join(dict.fromkeys(map(str, KEPT)))
+        what = f"kept: {files}" if files else "nothing was written"
+        print(f"interrupted; {what}", file=sys.stderr, flush=True)
 
 
 def _report(kind, error, traceback):
@@ -37,10 +53,7 @@ def _report(kind, error, traceback):
         return
     for process in multiprocessing.active_children():
         process.kill()
-    if os.environ.get("RANK", "0") == "0":  # of several ranks one says it
-        files = ", ".join(dict.fromkeys(map(str, KEPT)))
-        what = f"kept: {files}" if files else "nothing was written"
-        print(f"interrupted; {what}", file=sys.stderr, flush=True)
+    _say()
     sys.exit(STATUS)
 
 

@@ -95,6 +95,19 @@ def test_while_libraries_are_imported(begun, command):
     assert interrupted(process) == "interrupted; nothing was written\n"
 
 
+def test_where_c_code_lets_no_exception_pass(begun, tmp_path):
+    """As torch's does while it is imported, for some of the milliseconds: pybind11 then ends the process."""
+    (tmp_path / "torch.py").write_text(
+        "import os, signal\n"
+        "try:\n    os.kill(os.getpid(), signal.SIGINT)\n    'a handler has run by here'\n"
+        "except BaseException:\n    os.abort()\n"
+        "signal.pause()"
+    )
+    process = begun(programs.path_of("torch_from_a_folder"), tmp_path)
+    _, errors = process.communicate(timeout=LIMIT_S)
+    assert (process.returncode, errors) == (130, "interrupted; nothing was written\n")
+
+
 @pytest.mark.parametrize(("workers", "everybody"), [(1, False), (2, True)])
 def test_experiments_that_are_done_are_kept(begun, tmp_path, everybody, workers):
     process = begun(programs.path_of("study_that_waits"), tmp_path, workers)
