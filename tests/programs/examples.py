@@ -29,4 +29,5 @@ for number, path in enumerate(paths):
         with hub.hugging_faces_kernels() if "from kernels import" in code else contextlib.nullcontext():
             exec(code, namespace)
     if alone and torch.distributed.is_initialized():
+        namespace.clear()  # a model that outlives its group may wait for gloo forever
         torch.distributed.destroy_process_group()
