@@ -54,7 +54,7 @@ def main():
 
 
 def compare():
-    """Trains both and prints what came of it; returns whether they differ by more than rounding."""
+    """Trains both networks and returns, on rank 0, whether more than rounding tells them apart."""
     on_gpus = DEVICE == "cuda"
     rank, ranks = dist.get_rank(), dist.get_world_size()
     if on_gpus:

@@ -145,24 +145,9 @@ def decomposed(x, scale, shift, weight, bias, residual, gate, eps, z_dtype, cent
     return y, z.reshape(x.shape), gradient.packed(mean, rstd, -1)
 
 
-def decomposed_backward(
-    dy,
-    dz,
-    z,
-    x,
-    scale,
-    shift,
-    weight,
-    bias,
-    gate,
-    statistics,
-    dx_dtype,
-    dresidual_dtype,
-    shift_dtype,
-    parameter_dtype,
-    wanted,
-):
-    tensors = dy, dz, z, x, scale, shift, weight, bias, gate
+@functools.wraps(run_backward)
+def decomposed_backward(*values):
+    *tensors, statistics, _, dx_dtype, dresidual_dtype, shift_dtype, parameter_dtype, wanted = values
     dtypes = dx_dtype, dresidual_dtype, shift_dtype, parameter_dtype
 
     def statistics_of(rows):

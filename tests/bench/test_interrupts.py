@@ -96,7 +96,7 @@ def test_while_libraries_are_imported(begun, command):
 
 
 def test_where_c_code_lets_no_exception_pass(begun, tmp_path):
-    """As torch's does while it is imported, for some of the milliseconds: pybind11 then ends the process."""
+    """As torch's does for some milliseconds of its import: pybind11 then aborts the process."""
     (tmp_path / "torch.py").write_text(
         "import os, signal\n"
         "try:\n    os.kill(os.getpid(), signal.SIGINT)\n    'a handler has run by here'\n"

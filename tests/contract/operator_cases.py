@@ -175,6 +175,13 @@ CASES = {
     "dropout_add_norm_backward of a sum": ("dropout_add_norm_backward", lambda d: (
         rows(d, HALF), None, rows(d), None, None, None, None, values(d, 6, 1), None, 0.0, 0, (8,), False,
         HALF, FLOAT, HALF, [True, False, True, False, False])),
+    "ada_norm of bfloat16, sum in float32": ("ada_norm", lambda d: (
+        values(d, 2, 3, 8, dtype=HALF), values(d, 2, 1, 8), values(d, 2, 1, 8), values(d, 8), values(d, 8),
+        values(d, 2, 3, 8), values(d, 2, 1, 8), 1e-5, FLOAT, HALF, True, True, True)),
+    "ada_norm_backward of bfloat16, sum in float32": ("ada_norm_backward", lambda d: (
+        values(d, 2, 3, 8, dtype=HALF), values(d, 2, 3, 8), values(d, 2, 3, 8),
+        values(d, 2, 3, 8, dtype=HALF), values(d, 2, 1, 8), values(d, 2, 1, 8), values(d, 8), values(d, 8),
+        values(d, 2, 1, 8), statistics(d, 6), True, HALF, FLOAT, FLOAT, FLOAT, [True] * 7)),
     "bias_act_dropout": ("bias_act_dropout", lambda d: (
         rows(d), values(d, 8), seed(d), 0.4, 32, "gelu", 0.0)),
     "bias_act_dropout without bias": ("bias_act_dropout", lambda d: (

@@ -56,6 +56,8 @@ def test_saved_tensors(device, name, arguments):
     elif name == "dropout_add_norm":
         _, weight, _, layer_scale, row_scale, seed_ = others[:6]
         expected = [None if layer_scale is None else x, weight, layer_scale, row_scale, seed_, *result[1:]]
+    elif name == "ada_norm":
+        expected = [x, *others[:4], others[5], *result[1:]]
     elif name == "qk_norm":
         expected = [x, *others[:3], *others[5:7], *result[2:]]
     elif name == "bias_act_dropout":
