@@ -1,0 +1,47 @@
+"""The look of all figures: one style, colours that the colour-blind tell apart, the finding as the title."""
+
+import textwrap
+
+import matplotlib.style
+
+WIDTH = 7  # inches: text of 10 points stays legible on a phone, where all of it is four inches wide
+TITLE_WIDTH = 70  # characters
+COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")  # Okabe and Ito
+MARKERS = ("o", "s", "^", "D", "v", "P")
+STYLE = {
+    "figure.constrained_layout.use": True,
+    "figure.facecolor": "white",  # opaque, so that it reads on a dark page
+    "figure.titlesize": 12,
+    "figure.titleweight": "bold",
+    "savefig.dpi": 160,
+    "savefig.facecolor": "white",
+    "font.size": 10,
+    "axes.prop_cycle": matplotlib.cycler(color=COLORS),
+    "axes.titlesize": 10,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.ymargin": 0.08,
+    "grid.alpha": 0.3,
+    "legend.frameon": False,
+    "lines.linewidth": 1.6,
+    "lines.markersize": 4.5,
+    "errorbar.capsize": 2,
+}
+
+
+def styled():
+    """A context in which figures have this style, whatever matplotlib is set to."""
+    return matplotlib.style.context(["default", STYLE])
+
+
+def title(figure, sentence):
+    """Gives the figure its finding as the title."""
+    figure.suptitle(textwrap.fill(sentence, TITLE_WIDTH))
+
+
+def save(figure, path):
+    """Writes the figure, without the version of matplotlib, which would make each file a new one."""
+    with styled():
+        figure.savefig(path, metadata={"Software": None}, pil_kwargs={"optimize": True})
