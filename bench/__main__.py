@@ -9,6 +9,7 @@ import importlib
 import json
 import os
 import sys
+import textwrap
 import time
 from pathlib import Path
 
@@ -111,7 +112,10 @@ def run_part(arguments):
             for path in result_files.write(*given):
                 print(f"written: {path}", file=messages)
     if not arguments.json:
-        print(f"## {arguments.part}: {module.CAPTION}\n\n{module.table(records)}\n")
+        from bench.harness.tables import WIDTH
+
+        heading = textwrap.fill(f"## {arguments.part}: {module.CAPTION}", WIDTH)
+        print(f"{heading}\n\n{module.table(records)}\n")
     if budget.left_out:
         print(f"left out, because the budget was spent: {'; '.join(budget.left_out)}", file=messages)
     return module.status(records) if hasattr(module, "status") else 0

@@ -235,7 +235,7 @@ def table(records):
                 max(column["instructions_per_element"]),
             )
         )
-    return tables.markdown(headers, rows)
+    return tables.text(headers, rows)
 
 
 CAPTION = "compiled ahead of time, not run; the worst over the cases; access: the widest, a thread"

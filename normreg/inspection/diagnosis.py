@@ -2,6 +2,7 @@
 
 import math
 import os
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -49,18 +50,17 @@ class Diagnosis(Tables):
 
     def tables(self) -> Iterable[Table]:
         heading = f"{counted(self.layers)}, {len(self.flagged)} flagged; loss {self.loss:.4g}"
-        of = [f"{what} {of}" for of in ("activation", "gradient") for what in ("mean", "variance", "norm")]
+        of = [f"{of} {what}" for of in ("y", "dy") for what in ("mean", "var", "norm")]
         rows = [
             (
-                *(layer.name, layer.kind, str(list(layer.shape))),
+                *(layer.name, layer.kind.removeprefix("torch.nn."), str(list(layer.shape))),
                 *_cells(layer.activation),
                 *_cells(layer.gradient),
                 ", ".join(layer.flags),
             )
             for layer in self.layers
         ]
-        short = [name.replace("activation", "of y").replace("gradient", "of dy") for name in of]
-        return [Table(heading, ("name", "layer", "y", *short, "flags"), rows)]
+        return [Table(heading, ("name", "layer", "shape of y", *of, "flags"), rows)]
 
     def plot(self, path: str | os.PathLike[str]) -> None:
         """Writes root mean square and |mean| of activations and gradients, a row a layer, as a picture.
@@ -86,7 +86,13 @@ class Diagnosis(Tables):
 def _cells(statistics: Statistics | None) -> tuple[str, str, str]:
     if statistics is None:
         return "-", "-", "-"
-    return f"{statistics.mean:.1e}", f"{statistics.variance:.1e}", f"{statistics.norm:.1e}"
+    mean, variance, norm = map(_shortened, (statistics.mean, statistics.variance, statistics.norm))
+    return mean, variance, norm
+
+
+def _shortened(number: float) -> str:
+    """The number in two digits, without leading zeros in the exponent: 1.2e-7."""
+    return re.sub(r"(e[+-])0", r"\1", f"{number:.1e}")
 
 
 def reference(layers: Iterable[Layer], what: str) -> float:

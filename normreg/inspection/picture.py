@@ -1,6 +1,5 @@
 """The picture of a `Diagnosis`: a row a layer, its activation on the left and its gradient on the right."""
 
-import itertools
 import math
 import os
 from collections.abc import Sequence
@@ -12,7 +11,7 @@ from matplotlib.patches import Patch
 
 from normreg.inspection.diagnosis import Diagnosis, reference
 from normreg.inspection.measurement import Statistics
-from normreg.models.naming import counted
+from normreg.models.naming import counted, without_prefix
 
 ROUNDING = 1e-6  # share of the root mean square below which a mean is not drawn
 MOST_NAMED = 400  # layers; of more, a share is named, because a picture has an end
@@ -34,7 +33,7 @@ def figure_of(diagnosis: Diagnosis) -> Figure:
     every = math.ceil(len(layers) / MOST_NAMED) or 1
     rows = min(len(layers), MOST_NAMED)
     width = 7 + LETTER * max(map(len, names), default=0)
-    figure = Figure(figsize=(width, 2.4 + ROW * max(rows, 6)), layout="constrained")
+    figure = Figure(figsize=(width, 2.4 + ROW * max(rows, 16)), layout="constrained")
     panels = figure.subplots(1, 2, sharey=True)
     for panel, what in zip(panels, ("activation", "gradient")):
         _draw_panel(panel, diagnosis, what)
@@ -48,14 +47,6 @@ def figure_of(diagnosis: Diagnosis) -> Figure:
     look = dict(frameon=False, alignment="left", fontsize=8, title_fontsize=11)
     figure.legend(handles=_legend(panels, diagnosis), title=heading, loc="outside upper left", **look)
     return figure
-
-
-def without_prefix(names: Sequence[str]) -> tuple[str, list[str]]:
-    """The prefix that several names share, such as "model.layers.", and what is left of each name."""
-    around = zip(*(name.split(".")[:-1] for name in names)) if len(names) > 1 else ()
-    shared = itertools.takewhile(lambda words: len({*words}) == 1, around)
-    prefix = "".join(f"{word}." for word, *_ in shared)
-    return prefix, [name[len(prefix) :] for name in names]
 
 
 def _draw_panel(panel: Any, diagnosis: Diagnosis, what: str) -> None:

@@ -29,7 +29,7 @@ def of_constant(record):
     return "exactly the bias" if record["exact"] else "**not the bias**"
 
 
-def table(records):
+def rows_of(records):
     """A row for each case and kind of data."""
     rows = []
     for record in records:
@@ -38,7 +38,21 @@ def table(records):
         else:
             cells = [cell(record, name) for name in TARGETS]
         rows.append((record["case"], record["data"], *cells, record["on"]))
-    return tables.markdown(("case", "data", *TARGETS, "kernels"), rows)
+    return rows
+
+
+def table(records):
+    """The table for a page."""
+    return tables.markdown(("case", "data", *TARGETS, "kernels"), rows_of(records))
+
+
+def printed(records):
+    """The table for a terminal."""
+    rows = [
+        (case, on, data, *(cell.replace(" ± ", "±") for cell in cells))
+        for case, data, *cells, on in rows_of(records)
+    ]
+    return tables.text(("case", "kernels", "data", *TARGETS), rows, grouped=2)
 
 
 def by_case(records):

@@ -1,5 +1,7 @@
 """Tables of the counts of `bench instructions`, and of the times that a model derives from them."""
 
+import itertools
+
 from bench.harness import tables
 from bench.lab.ptx.counting import SECTOR
 from bench.lab.ptx.lanes import WARP
@@ -33,23 +35,43 @@ def counted(records):
     return [record for record in records if "refused" not in record]
 
 
-def table(records):
-    headers = ["case", "by", "direction", "kernel", "DRAM B", "sectors/B", "passes", "instr.", *CLASSES]
-    rows = []
+LAUNCH_HEADERS = ("case", "by", "direction", "kernel")
+COUNT_HEADERS = ("DRAM B", "sectors/B", "passes", "instr.")
+
+
+def rows_of(records):
+    """(launch, counts, instructions by class, times of the model) of each launch, as cells."""
     for record in counted(records):
-        rows.append(
-            [
-                *(record[name] for name in ("case", "peer", "direction")),
-                record["kernel"].removesuffix("_kernel"),
-                f"{record['dram_bytes'] / record['elements']:.2f}",
-                f"{sectors_over_bytes(record):.2f}",
-                f"{passes(record):.2f}",
-                f"{lanes_per_element(record):.1f}",
-                *(f"{lanes_per_element(record, name):.2f}" for name in CLASSES),
-                *model_cells(record["model"]),
-            ]
+        launch = [record[name] for name in ("case", "peer", "direction")]
+        counts = [record["dram_bytes"] / record["elements"], sectors_over_bytes(record), passes(record)]
+        yield (
+            [*launch, record["kernel"].removesuffix("_kernel")],
+            [*(f"{count:.2f}" for count in counts), f"{lanes_per_element(record):.1f}"],
+            [f"{lanes_per_element(record, name):.2f}" for name in CLASSES],
+            model_cells(record["model"]),
         )
-    return "\n\n".join([tables.markdown([*headers, *MODEL_HEADERS], rows), *refusals(records)])
+
+
+def table(records):
+    """The table for a page."""
+    headers = [*LAUNCH_HEADERS, *COUNT_HEADERS, *CLASSES, *MODEL_HEADERS]
+    rows = [[*itertools.chain(*cells)] for cells in rows_of(records)]
+    return "\n\n".join([tables.markdown(headers, rows), *refusals(records)])
+
+
+def printed(records):
+    """Two tables for a terminal, one with counts and times, and one with instructions by class."""
+    counts, classes = [], []
+    for launch, count, by_class, model in rows_of(records):
+        counts.append([*launch, *count, *model])
+        classes.append([*launch, *by_class])
+    headers = [*LAUNCH_HEADERS, *COUNT_HEADERS, *MODEL_HEADERS]
+    found = [
+        tables.text(headers, counts, grouped=3),
+        "Instructions an element, by class:",
+        tables.text([*LAUNCH_HEADERS, *CLASSES], classes, grouped=3),
+    ]
+    return "\n\n".join([*found, *refusals(records, tables.text)])
 
 
 def model_cells(model):
@@ -59,10 +81,10 @@ def model_cells(model):
     return [*times, f"{model['pipe_us']:.2f} {model['pipe']}", model["larger"]]
 
 
-def refusals(records):
+def refusals(records, write=tables.markdown):
     """A list with the table of what was not counted; empty where everything was."""
     refused = [(r["case"], r["peer"], r["refused"]) for r in records if "refused" in r]
-    return [f"Not counted:\n\n{tables.markdown(('case', 'by', 'why'), refused)}"] if refused else []
+    return [f"Not counted:\n\n{write(('case', 'by', 'why'), refused)}"] if refused else []
 
 
 def beyond_memory(record):
