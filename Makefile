@@ -70,7 +70,9 @@ gpu:
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv --clear $(VENV) || { \
 		$(PYTHON) -m venv --clear --without-pip $(VENV) && $(PYTHON) -m pip --python $(RUN) install pip; }
-	$(RUN) -m pip install --quiet --constraint $(CONSTRAINTS) --editable '.[test,bench]'
+	$(RUN) -m pip install --quiet --constraint $(CONSTRAINTS) --upgrade pip  # --group came with pip 25.1
+	$(RUN) -m pip install --quiet --constraint $(CONSTRAINTS) --editable . \
+		$(addprefix --group ,test bench docs)
 	touch $@
 
 clean:
