@@ -66,11 +66,14 @@ study: $(INSTALLED)
 gpu:
 	$(PYTHON) -m bench gpu --out $(RESULTS) $(addprefix --commit ,$(COMMIT)) $(if $(FULL),--full)
 
+# pip 25.1 is the first with --group, and tells of what setuptools warns for every editable install.
 # Debian's python3 may come without the part that puts pip into a new environment, but with a pip of its own
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv --clear $(VENV) || { \
 		$(PYTHON) -m venv --clear --without-pip $(VENV) && $(PYTHON) -m pip --python $(RUN) install pip; }
-	$(RUN) -m pip install --quiet --constraint $(CONSTRAINTS) --editable '.[test,bench]'
+	$(RUN) -m pip install --quiet --constraint $(CONSTRAINTS) --upgrade pip
+	PYTHONWARNINGS='ignore:Editable installation' $(RUN) -m pip install --quiet --constraint $(CONSTRAINTS) \
+		--editable . $(addprefix --group ,test bench docs)
 	touch $@
 
 clean:

@@ -257,6 +257,8 @@ def test_version():
     assert project["tool"]["setuptools"]["dynamic"]["version"] == {"attr": "normreg.__version__"}
     installed = {distribution.version for distribution in importlib.metadata.distributions(name="normreg")}
     assert installed <= {value}
+    assert f"\nversion: {value}\n" in (ROOT / "CITATION.cff").read_text()
+    assert re.search(rf"\b{re.escape(value)}\b", (ROOT / "CHANGELOG.md").read_text())
 
 
 def test_every_package_is_listed():
