@@ -3,6 +3,7 @@
 # make test-all       all tests: every dtype, every planted bug, code for other GPUs, the newest torch; an hour
 # make test-planted   the planted bugs alone, each of which tests must find
 # make lint    set everything up and check style, layout and types
+# make docs    set everything up and build the documentation into build/docs, offline
 # make bench   set everything up and show the proof of speed that this machine can give
 # make hub     set everything up and write the layers for Hugging Face's kernels into HUB, a folder
 # make study   set everything up and run the experiments on normalisation and regularisation
@@ -24,7 +25,7 @@ STUDY_ARGS ?=
 RESULTS ?= .
 COMMIT ?= $(shell git rev-parse HEAD 2>/dev/null)
 
-.PHONY: demo test test-all test-planted lint bench hub study gpu clean
+.PHONY: demo test test-all test-planted lint docs bench hub study gpu clean
 
 demo: $(INSTALLED)
 	$(RUN) -m bench.demo $(DEMO_ARGS)
@@ -47,6 +48,10 @@ test-all: $(INSTALLED)
 	for arch in 80 90 100; do \
 		NORMREG_LAB_ARCH=$$arch NORMREG_CPU_KERNELS=compiled $(PYTEST) --all -m gpu || exit; done
 	$(MAKE) test VENV=.venv-newest CONSTRAINTS=/dev/null
+
+docs: $(INSTALLED)
+	$(RUN) -m sphinx --fail-on-warning --keep-going --fresh-env --quiet docs build/docs
+	@echo "open build/docs/index.html"
 
 lint: $(INSTALLED)
 	$(VENV)/bin/ruff check .
