@@ -62,7 +62,7 @@ class AsOnCuda(TorchFunctionMode):
 
 
 class Rotary(qk_norm.Heads):
-    """Norms of queries and keys, then the rotary embedding of whole heads, as transformers' models have it."""
+    """Norms of queries and keys, then the rotary embedding of whole heads, as in transformers."""
 
     def forward(self, x):
         def turned(t):
@@ -91,7 +91,7 @@ class Gated(torch.nn.Module):
 
 
 class BehindLinear(torch.nn.Module):
-    """GELU and dropout behind a linear layer, which adds its bias by itself; the bias has its gradient here."""
+    """GELU and dropout behind a linear layer, which adds its bias itself; the bias has its gradient here."""
 
     def __init__(self, case, **options):
         super().__init__()

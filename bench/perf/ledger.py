@@ -119,28 +119,6 @@ def table(records):
     return tables.markdown(headers, rows)
 
 
-def summary(records):
-    """A row for each case, with launches, bytes and least bytes of both directions.
-
-    Launches include those of torch's operators.
-    """
-    by_case = {}
-    for record in records:
-        by_case.setdefault(record["case"], {})[record["direction"]] = record
-    headers = ["case"]
-    for direction in DIRECTIONS:
-        headers += [f"{direction}: launches", "moved", "least"]
-    rows = []
-    for case, by_direction in sorted(by_case.items()):
-        row = [case]
-        for direction in DIRECTIONS:
-            record = by_direction[direction]
-            row.append(len(record["launches"]) + len(record["torch_operators"]))
-            row += [per_element(record, record[bytes]) for bytes in ("moved_bytes", "least_bytes")]
-        rows.append(row)
-    return tables.markdown(headers, rows)
-
-
 CAPTION = (
     f"bytes an element, exact: code compiled for sm_{ARCH} runs with the grids of an {H100.name}, which has "
     f"{H100.multiprocessors} multiprocessors, and partial results are included; a tensor of up to 1 MiB "
