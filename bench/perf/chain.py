@@ -84,7 +84,7 @@ class Gated(torch.nn.Module):
     def __init__(self, case, **options):
         super().__init__()
         self.gate = torch.nn.Parameter(case.like_input(torch.empty, options["device"], options["dtype"]))
-        self.norm = torch.nn.RMSNorm(case.shape[-1], **options)
+        self.norm = torch.nn.RMSNorm(case.shape[-1], 1e-5, **options)
 
     def forward(self, x):
         return self.norm(x) * F.silu(self.gate)

@@ -78,10 +78,10 @@ def title(found):
 def rows(found):
     for one in found:
         theirs = f"{one.chain_bytes:.1f}", one.chain_launches
-        yield (one.label, one.shape, *theirs, f"{one.bytes:.1f}", one.launches, f"{one.fraction:.0%}")
+        yield (one.label, *theirs, f"{one.bytes:.1f}", one.launches, f"{one.fraction:.0%}", one.shape)
 
 
-HEADERS = ("forward + backward", "shape", "torch B", "launches", "normreg B", "launches", "of torch's B")
+HEADERS = ("forward + backward", "torch B", "launches", "normreg B", "launches", "of torch's B", "shape")
 CONDITIONS = (
     "Counted, not timed: bytes an element (B) and launches of a forward and a backward together, in "
     "bfloat16. torch's are the least of its eager operators (torch {torch}): each reads every tensor once, "
@@ -117,10 +117,12 @@ def told_operator(record, name, moved, number):
 
 
 def page(results):
-    """The page of chains, which has every operator."""
-    calls = by_call(results / "no-gpu", "chain")
-    lines = [table(results, "docs/benchmarks"), "## Every operator", ""]
-    lines += ["Bytes an element that each operator of torch moves at least.", ""]
+    return table(results, "docs/benchmarks")
+
+
+def operators(results):
+    """Every operator of every chain."""
+    calls, lines = by_call(results / "no-gpu", "chain"), []
     for chain in CHAINS:
         records = [calls[call] for direction in DIRECTIONS if (call := (str(chain.case), direction)) in calls]
         lines += [f"### {chain.label}", "", f"`{chain.case}`", ""] * bool(records)

@@ -28,13 +28,20 @@ def grouped(operation, records, cells):
     return [row + [""] * (width - len(row)) for row in rows]
 
 
+def of_model(model):
+    """The model's times, the largest in bold."""
+    memory, issue, pipe, larger = instructions.model_cells(model)
+    names = ("memory", "issue", pipe.split()[-1])
+    return [f"**{time}**" if name == larger else time for name, time in zip(names, (memory, issue, pipe))]
+
+
 def of_memory(record):
     return (
         f"{record['dram_bytes'] / record['elements']:.2f}",
         f"{instructions.sectors_over_bytes(record):.2f}",
         f"{instructions.passes(record):.2f}",
         f"{instructions.lanes_per_element(record):.1f}",
-        *instructions.model_cells(record["model"]),
+        *of_model(record["model"]),
     )
 
 
@@ -45,7 +52,7 @@ def of_classes(record):
 def text(machine, operation, records):
     records = sorted(records, key=lambda record: record["case"])
     counted = instructions.counted(records)
-    headers = ("launch", "DRAM B", "sectors/B", "passes", "instr.", *instructions.MODEL_HEADERS)
+    headers = ("launch", "DRAM B", "sectors/B", "passes", "instr.", *instructions.MODEL_HEADERS[:3])
     by_class = tables.markdown(("launch", *instructions.CLASSES), grouped(operation, counted, of_classes))
     return "\n\n".join(
         [

@@ -6,10 +6,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from bench.harness import result_files
 from bench.harness.budget import Budget
 from bench.operations import OPERATIONS, cases
 from bench.operations.case import cases_of
 from bench.perf import chain
+from bench.report import chain as report_of_chains
 
 ROWS, COLS = 6, 8
 N = ROWS * COLS  # elements of x
@@ -103,3 +105,40 @@ def test_records_are_the_same_at_every_run():
     ]
     assert gelu["moved_bytes"] == 9 * n
     assert "gelu: 4.00, native_dropout: 5.00" in chain.table(first)
+
+
+def made_up(case, launches, operators, moved, elements=100):
+    """Records of both directions, of which the backward moves twice as much."""
+    shared = dict(operation="made up", case=case, elements=elements)
+    kernels, noted = [dict(kernel="k")] * launches, [dict(name="aten::mul", bytes=moved)] * operators
+    for direction, factor in zip(chain.DIRECTIONS, (1, 2)):
+        counted = dict(launches=kernels) if launches else {}
+        yield shared | counted | dict(direction=direction, torch_operators=noted, moved_bytes=factor * moved)
+
+
+def test_a_fused_call_stands_beside_its_chain(tmp_path):
+    pytest.importorskip("matplotlib")
+    environment = dict(date="2026-11-29", torch="2.13.0+cpu")
+    cases = {one.label: str(one.case) for one in chain.CHAINS}
+    rotary, alone = cases["QK norm + rotary"], cases["LayerNorm alone"]
+    ours = [*made_up(rotary, 1, 1, 1000, 50), *made_up(alone, 2, 0, 400)]
+    theirs = [*made_up(rotary, 0, 7, 4000), *made_up(alone, 0, 1, 300)]
+    for part, records in (("ledger", ours), ("chain", theirs)):
+        result_files.write(tmp_path / "results/no-gpu", part, records, [], environment)
+    found = report_of_chains.compared(tmp_path / "results/no-gpu")
+    assert [(one.bytes, one.launches, one.chain_bytes, one.chain_launches) for one in found] == [
+        (30, 4, 120, 14),
+        (12, 4, 9, 2),
+    ]
+    text = report_of_chains.section(tmp_path / "results")
+    assert (
+        "![Fused calls move 25 % of the bytes of torch's operators, in 4 launches instead of 14](docs" in text
+    )
+    (row,) = [line for line in text.splitlines() if line.startswith("| QK norm + rotary ")]
+    numbers = [cell.strip() for cell in row.strip("|").split("|")][1:]
+    assert numbers == ["120.0", "14", "30.0", "4", "25%", "4x528x32x128"]
+    assert "(torch 2.13.0)" in text
+    assert "(../images/bytes" in report_of_chains.page(tmp_path / "results")
+    assert "- backward: 7 `mul` 40.00" in report_of_chains.operators(tmp_path / "results")
+    written = report_of_chains.write_image(tmp_path / "results", tmp_path)
+    assert written.stat().st_size > 10_000
