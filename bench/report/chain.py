@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from bench.harness import pictures, tables
 from bench.harness.result_files import load, records_of
 from bench.perf.chain import CHAINS, DIRECTIONS
-from bench.report.machine_page import machines_in, runs_of
 from bench.report.pages import paragraph
 
 IMAGE = "docs/images/bytes_and_launches.png"
@@ -89,7 +88,6 @@ CONDITIONS = (
     "H100 moves while a CPU executes it, partial results included. torch.compile fuses such operators, too; "
     "what it moves is not counted."
 )
-NO_TIMES = "\n**GPU timings: none yet.**\n"
 
 
 def table(results, folder):
@@ -105,9 +103,7 @@ def table(results, folder):
 
 
 def section(results):
-    """README's."""
-    timed = runs_of("speed", machines_in(results))
-    return table(results, "") + NO_TIMES * (not timed)
+    return table(results, "")
 
 
 def told_operator(record, name, moved, number):
@@ -144,9 +140,9 @@ def draw(path, found):
     """Draws a pair of bars for each chain, with bytes and launches beside them; wide enough for a phone."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(6.25, 6.6))
-    panel = figure.add_axes((0.3, 0.065, 0.69, 0.78))
-    height, longest = 0.4, max(one.chain_bytes for one in found)
+    figure = Figure(figsize=(6.25, 5.4))
+    panel = figure.add_axes((0.3, 0.075, 0.69, 0.745))
+    height, longest = 0.42, max(one.chain_bytes for one in found)
     sides = (("torch's operators, at least", "chain_", GREY, -1), ("normreg", "", BLUE, 1))
     for label, prefix, color, side in sides:
         places = [place + side * height / 2 for place in range(len(found))]
@@ -163,7 +159,7 @@ def draw(path, found):
     panel.spines[["top", "right", "bottom"]].set_visible(False)
     figure.text(0.015, 0.985, title(found), fontsize=14, fontweight="bold", va="top")
     look = dict(loc="upper left", ncols=2, fontsize=12, frameon=False, handlelength=1.2)
-    figure.legend(*panel.get_legend_handles_labels(), bbox_to_anchor=(0, 0.907), **look)
+    figure.legend(*panel.get_legend_handles_labels(), bbox_to_anchor=(0, 0.89), **look)
     below = "Bytes an element, forward + backward, bfloat16. Counted, not timed."
     figure.text(0.015, 0.018, below, fontsize=11.5)
     pictures.save(figure, path)
