@@ -6,6 +6,7 @@ import tarfile
 from pathlib import Path
 from types import SimpleNamespace
 
+import blank_pages
 import pytest
 from support.places import PLACES
 
@@ -13,8 +14,7 @@ from bench import report
 from bench.gpu_pass import archive, checks
 from bench.harness import result_files
 from bench.perf.speed import compare
-from bench.report import classes, places
-from bench.report import results as section_of_results
+from bench.report import places
 
 ROOT = Path(__file__).parents[2]
 ENVIRONMENT = dict(
@@ -80,13 +80,12 @@ def results(tmp_path, monkeypatch):
     result_files.write(folder / "SOME-GPU", "models", STEPS, [], environment)
     copies = [dict(operation="copy", case="copy", bytes=2**21, gb_per_s=[4000.0, 4001.0])]
     result_files.write(folder / "SOME-GPU", "speed", copies, [], environment)
-    parts = [f"{part.BEGIN}\nold\n{part.END}\n" for part in (section_of_results, classes, places)]
-    (tmp_path / "README.md").write_text("".join(["# Title\n", *parts, "rest\n"]))
+    blank_pages.write(tmp_path)
     return folder
 
 
 def run_report(results, packed=None):
-    arguments = SimpleNamespace(archive=packed, results=results, readme=results.parent.parent / "README.md")
+    arguments = SimpleNamespace(archive=packed, results=results, root=results.parent.parent)
     return report.run(arguments)
 
 
@@ -106,18 +105,19 @@ def test_a_report_of_recorded_results(results, tmp_path):
     assert "Left out, because the budget was spent: a wider case" in written
     assert (results / "SOME-GPU/layer_norm.png").stat().st_size > 10_000
 
-    readme = (tmp_path / "README.md").read_text()
-    assert readme.startswith("# Title\n")
-    assert readme.endswith(f"{places.END}\nrest\n")
-    assert "\nold\n" not in readme
-    (layer_norm,) = [line for line in readme.splitlines() if line.startswith("| SOME GPU | layer_norm")]
+    page = (tmp_path / "docs/benchmarks/speed.md").read_text()
+    assert page.startswith("# Title\n")
+    assert page.endswith("<!-- end of speed -->\nrest\n")
+    assert "\nold\n" not in page
+    assert "none yet" not in page
+    (layer_norm,) = [line for line in page.splitlines() if line.startswith("| SOME GPU | layer_norm")]
     cells = [cell.strip() for cell in layer_norm.strip("|").split("|")]
     assert cells == ["SOME GPU", "layer_norm", "forward", "2", "0.87", "0.50", "1.50", "31%"]
-    (gpt2,) = [line for line in readme.splitlines() if "GPT-2" in line]
+    (gpt2,) = [line for line in page.splitlines() if "GPT-2" in line]
     cells = [cell.strip() for cell in gpt2.strip("|").split("|")]
     assert cells[2:] == ["20.00 (20.00-20.00)", "1.20x", "1.0e-06", "2.0e-06"]
     assert "24.00 (24.00-24.00)" in written
-    (others,) = [line for line in readme.splitlines() if "| all others " in line]
+    (others,) = [line for line in page.splitlines() if "| all others " in line]
     assert others.count("not measured") == 6
 
 
@@ -134,12 +134,20 @@ def test_without_its_marks_a_readme_is_refused(tmp_path):
         report.fill(tmp_path / "README.md", "new\n", "<!-- begin -->", "<!-- end -->")
 
 
-def test_the_section_of_readme_is_what_report_writes():
-    text = (ROOT / "README.md").read_text()
-    section = text.split(section_of_results.BEGIN + "\n")[1].split(section_of_results.END)[0]
-    assert section == section_of_results.section(ROOT / "bench/results")
-    for part in (classes, places):
-        assert text.split(part.BEGIN + "\n")[1].split(part.END)[0] == part.section()
+@pytest.mark.parametrize("name", report.BLOCKS)
+def test_what_stands_between_marks_is_what_report_writes(name):
+    page, section = report.BLOCKS[name]
+    assert report.block(ROOT / page, name) == section(ROOT / "bench/results")
+    others = [path for path in (ROOT / "README.md", *(ROOT / "docs").rglob("*.md")) if path != ROOT / page]
+    assert not [path for path in others if report.marks(name)[0] in path.read_text()]
+
+
+def test_without_a_gpus_results_the_page_has_a_sentence_and_no_table(tmp_path):
+    blank_pages.write(tmp_path)
+    run_report(tmp_path / "bench/results")
+    page = report.block(tmp_path / "docs/benchmarks/speed.md", "speed")
+    assert page.startswith("**GPU timings: none yet.**")
+    assert "|" not in page
 
 
 def test_every_place_is_shown_by_tests_that_passed():
@@ -221,9 +229,9 @@ def test_an_archive_is_unpacked_and_rendered(results, pack, machine, capsys):
     assert "### CUDA graph" in written
     assert "3 passed, 2 failed, 2 skipped in 99 s." in written
     assert "| wide   | forward   | 1.0 |" in written  # without a copy that was timed, too
-    readme = (results.parent.parent / "README.md").read_text()
-    assert "[OTHER-GPU](bench/results/OTHER-GPU/report.md)" in readme
-    assert "[SOME-GPU](bench/results/SOME-GPU/report.md)" in readme
+    page = (results.parent.parent / "docs/benchmarks/speed.md").read_text()
+    assert "`bench/results/OTHER-GPU/report.md`" in page
+    assert "`bench/results/SOME-GPU/report.md`" in page
 
 
 @pytest.mark.parametrize("part", ["smoke", "tests"])
