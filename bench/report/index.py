@@ -3,6 +3,7 @@
 from bench.__main__ import PARTS
 from bench.harness import tables
 from bench.harness.result_files import records_of
+from bench.report import speed
 from bench.report.machine_page import machines_in, runs_of
 
 # {part: its page, where it has another name}
@@ -32,4 +33,5 @@ def section(results):
         (f"[{part}]({page or part}.md)", WHAT[part].replace("; needs no GPU", ""), found(results, part))
         for part, page in PAGES.items()
     ]
-    return tables.markdown(("part", "what it shows", "results here"), rows) + "\n"
+    table = tables.markdown(("part", "what it shows", "results here"), rows)
+    return f"{speed.NONE_YET}\n" * (not speed.is_measured(results)) + f"{table}\n"

@@ -10,6 +10,7 @@ from bench.perf.speed import compare
 from bench.report.machine_page import machines_in, runs_of, was_on_a_gpu
 
 NOT_MEASURED = "not measured"
+NONE_YET = "**GPU timings: none yet.** No GPU has run these kernels so far.\n"
 
 
 def speed_summary(machines):
@@ -68,10 +69,14 @@ def models_summary(machines):
     return tables.markdown(headers, rows)
 
 
+def is_measured(results):
+    return any(runs_of(part, machines_in(results)) for part in ("speed", "models"))
+
+
 def section(results):
     machines = machines_in(results)
-    if not any(runs_of(part, machines) for part in ("speed", "models")):
-        return "**GPU timings: none yet.** No GPU has run these kernels so far.\n"
+    if not is_measured(results):
+        return NONE_YET
     lines = ["## Layers, against the best of torch eager, torch.compile and the installed peers", ""]
     lines += [speed_summary(machines), ""]
     lines += ["## Training steps, against the faster of torch.nn and torch.compile", ""]
