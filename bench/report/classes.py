@@ -7,7 +7,7 @@ from normreg.models.registry import COUNTERPARTS, FORWARDS
 
 TORCH = "torch.nn"
 FEW = 3  # classes of a kind that need no list of their own
-COLUMNS = '<div style="columns: 16em">'  # a list beside itself, on a page that is wide
+COLUMNS = '<div class="columns">'  # docs/static/pages.css sets the list beside itself
 
 
 def _by_kind():
