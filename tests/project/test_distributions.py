@@ -123,15 +123,17 @@ def test_the_wheels_metadata(built):
     assert f">={versions[1]}" == metadata["Requires-Python"]  # behind "3 :: Only"
 
 
-def needed(names):
+def needed(*names):
     """Distributions of these names, and those that they need here."""
-    found, names = {}, [*names]
-    while names:
-        name = names.pop()
-        if name not in found:
-            found[name] = importlib.metadata.distribution(name)
-            requirements = map(Requirement, found[name].requires or [])
-            names += [r.name for r in requirements if r.marker is None or r.marker.evaluate({"extra": ""})]
+    found, left = {}, [*map(Requirement, names)]
+    while left:
+        requirement = left.pop()
+        for extra in {"", *requirement.extras}:
+            if (requirement.name, extra) not in found:
+                distribution = importlib.metadata.distribution(requirement.name)
+                found[requirement.name, extra] = distribution
+                others = map(Requirement, distribution.requires or [])
+                left += [r for r in others if r.marker is None or r.marker.evaluate({"extra": extra})]
     return found.values()
 
 
@@ -142,7 +144,7 @@ def clean(built, tmp_path_factory):
     venv.create(folder, symlinks=True)
     python = folder / "bin" / "python"
     packages = Path(sysconfig.get_path("purelib", vars=dict(base=folder, platbase=folder)))
-    for distribution in needed(["torch", "triton", "numpy"]):
+    for distribution in needed("torch", "triton", "numpy"):
         for top in {file.parts[0] for file in distribution.files} - {"..", "__pycache__"}:
             if not (packages / top).exists():
                 (packages / top).symlink_to(distribution.locate_file(top))
