@@ -40,7 +40,7 @@ def plot(path, curves, passed):
         figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
         same = "follows" if passed else "does not follow"
         pictures.title(figure, f"The training loss with normreg's layers {same} that with torch.nn's.")
-    pictures.save(figure, path)
+        pictures.save(figure, path)
 
 
 def parse_arguments():

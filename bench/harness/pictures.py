@@ -1,20 +1,20 @@
-"""The look of all figures: one style, colours that the colour-blind tell apart, the finding as the title."""
+"""Figures of one style in small files: opaque, of few colours, and the same bytes at every run."""
 
+import io
 import textwrap
 
 import matplotlib.style
 
+DPI = 160
+PALETTE = 128  # colours in a file
 WIDTH = 7  # inches: text of 10 points stays legible on a phone, where all of it is four inches wide
 TITLE_WIDTH = 70  # characters
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")  # Okabe and Ito
 MARKERS = ("o", "s", "^", "D", "v", "P")
 STYLE = {
     "figure.constrained_layout.use": True,
-    "figure.facecolor": "white",  # opaque, so that it reads on a dark page
     "figure.titlesize": 12,
     "figure.titleweight": "bold",
-    "savefig.dpi": 160,
-    "savefig.facecolor": "white",
     "font.size": 10,
     "axes.prop_cycle": matplotlib.cycler(color=COLORS),
     "axes.titlesize": 10,
@@ -42,6 +42,10 @@ def title(figure, sentence):
 
 
 def save(figure, path):
-    """Writes the figure, without the version of matplotlib, which would make each file a new one."""
-    with styled():
-        figure.savefig(path, metadata={"Software": None}, pil_kwargs={"optimize": True})
+    """Writes a figure as a PNG with a palette, a third as large as one without."""
+    from PIL import Image
+
+    figure.savefig(drawn := io.BytesIO(), dpi=DPI, facecolor="white")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    few = Image.open(drawn).convert("RGB").quantize(PALETTE, dither=Image.Dither.NONE)
+    few.save(path, optimize=True)

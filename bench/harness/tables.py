@@ -12,11 +12,8 @@ def _parts(headers, rows):
     headers = headers.split(" | ") if isinstance(headers, str) else [*headers]
     cells = [[str(cell) for cell in row] for row in rows]
     columns = [*zip(*cells)] or [()] * len(headers)
-    return (
-        headers,
-        cells,
-        [all(cell[:1].isdigit() or cell[:1] in "+-" for cell in column) for column in columns],
-    )
+    firsts = [[cell.lstrip("*")[:1] for cell in column] for column in columns]
+    return headers, cells, [all(first.isdigit() or first in "+-" for first in column) for column in firsts]
 
 
 def text(headers, rows, grouped=0):
@@ -36,7 +33,7 @@ def text(headers, rows, grouped=0):
 
 
 def markdown(headers, rows):
-    """An aligned markdown table; columns of numbers are flush right.
+    """An aligned markdown table; columns of numbers, bold or not, are flush right.
 
     headers: a sequence, or one line with " | " between them.
     """

@@ -93,5 +93,6 @@ def write(folder):
     paths[0].write_text(render(loaded))
     for name, found in loaded.items():
         paths.append(folder / f"{name}.png")
-        pictures.save(figure(name, found["results"]), paths[-1])
+        with pictures.styled():
+            pictures.save(figure(name, found["results"]), paths[-1])
     return paths

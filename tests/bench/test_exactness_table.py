@@ -1,9 +1,11 @@
 """What `bench exactness` draws, how it compares errors, and the tables and plots made of them."""
 
 import math
+import re
 import statistics
 from types import SimpleNamespace
 
+import blank_pages
 import pytest
 import torch
 
@@ -13,7 +15,6 @@ from bench.operations import DECLARED, OPERATIONS, cases
 from bench.operations.case import cases_of
 from bench.perf import exactness
 from bench.perf.exactness import data, tables
-from bench.report import results as section_of_results
 
 FAMILIES = ("layer_norm", "batch_norm", "group_norm")
 
@@ -97,15 +98,13 @@ RECORDS = [
 
 
 def test_tables_have_what_is_above_a_target_in_bold():
-    lines = [
-        [cell.strip() for cell in line.strip("|").split("|")] for line in tables.table(RECORDS).splitlines()
-    ]
-    assert lines[2][:3] == ["layer_norm fp32 2x3", "randn", "1.10 ± 0.01"]
-    dweight = lines[0].index("dweight")
-    assert lines[2][dweight] == "1.51 ± 0.01"  # not by more than its standard error
-    assert lines[3][2] == "**24.00 ± 0.01**"
-    assert lines[5][1:3] == ["constant", "**not the bias**"]
-    assert tables.table([]).startswith("| case | data")
+    lines = [re.split(r" {2,}", line.strip()) for line in tables.table(RECORDS).splitlines()]
+    assert lines[0][:2] == ["data", "y"]
+    assert lines[2][0].startswith("layer_norm fp32 2x3, ")
+    assert lines[3][:3] == ["randn", "1.10±0.01", "1.51±0.01"]  # not by more than its standard error
+    assert lines[4][1] == "**24.00±0.01**"
+    assert lines[6] == ["constant", "**not the bias**"]
+    assert tables.table([]).startswith("data  y  dx")
     assert exactness.status(RECORDS) == 1
     assert exactness.status(RECORDS[:3]) == 0
 
@@ -115,16 +114,14 @@ def test_report_writes_page_plot_and_section(tmp_path):
     results = tmp_path / "results"
     for records in (RECORDS[:1], RECORDS):  # run twice, of which the last counts
         result_files.write(results / "machine", "exactness", records, [], environment)
-    readme = tmp_path / "README.md"
-    parts = report.results, report.classes, report.places
-    marks = [mark for part in parts for mark in (part.BEGIN, part.END)]
-    readme.write_text("\n".join(marks))
-    report.run(SimpleNamespace(archive=None, results=results, readme=readme))
+    blank_pages.write(tmp_path)
+    report.run(SimpleNamespace(archive=None, results=results, root=tmp_path))
     assert (results / "machine/exactness/layer_norm.png").stat().st_size > 10**4
-    page = (results / "machine/exactness.md").read_text()
-    assert "![layer_norm](exactness/layer_norm.png)" in page
-    assert page.count("| layer_norm fp32 2x3") == 4
-    section = section_of_results.section(results)
-    assert "**1.10, 1000000000.00 (mean 10)**" in section
-    assert "the largest ratio is 1.04: y of layer_norm bf16 2x3, 50 first." in section
-    assert "[machine](bench/results/machine/exactness.md)" in section
+    page = report.block(tmp_path / "docs/benchmarks/exactness.md", "exactness")
+    assert "](../../bench/results/machine/exactness/layer_norm.png)" in page
+    assert page.count("| fp32 2x3 |") == 1 + 3  # the largest, then each kind of data
+    assert "Constant rows, channels or groups give **not the bias**." in page
+    lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in page.splitlines()]
+    assert ["fp32 2x3", "y", "1.10", "**1000000000.00**", "mean 10"] in lines
+    assert ["", "dweight", "1.51", "**inf**", "mean 10"] in lines
+    assert "the largest ratio is 1.04: y of layer_norm bf16 2x3, 50 first." in " ".join(page.split())

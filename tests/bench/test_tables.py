@@ -11,6 +11,7 @@ from bench.harness import result_files, tables
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "bench/results/no-gpu"
 LONG = "batch_norm+add+silu bf16 32x64x56x56 channels_last evaluation"
+TABLES = ("grids", "chain")  # of the other commands that print one
 GRAPHED = dict(device_us=[1234.5] * 5, end_to_end_us=[1234.5] * 5)
 
 
@@ -88,7 +89,7 @@ def printed(part):
     return module.table(result_files.records_of(runs) or MADE_UP[part])
 
 
-@pytest.mark.parametrize("part", [*__main__.PARTS, "grids"])
+@pytest.mark.parametrize("part", [*__main__.PARTS, *TABLES])
 def test_every_table_fits_100_columns(part):
     lines = printed(part).splitlines()
     assert max(map(len, lines)) <= 100

@@ -24,7 +24,7 @@ from bench.operations import OPERATIONS, cases
 from bench.operations.case import float64_results
 from bench.perf.contest import draw_layer
 from bench.perf.exactness.data import CONSTANT, DATA, constant
-from bench.perf.exactness.tables import printed as table
+from bench.perf.exactness.tables import table
 from normreg.kernels import launch
 
 __all__ = ["CAPTION", "OPERATIONS", "add_arguments", "run", "status", "table"]

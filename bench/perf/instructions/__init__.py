@@ -23,8 +23,7 @@ from bench.lab.driver import HostDriver, activate
 from bench.operations import OPERATIONS, cases
 from bench.perf.contest import Contestant, Subject
 from bench.perf.instructions.gpu_model import H100, terms
-from bench.perf.instructions.tables import CLASSES
-from bench.perf.instructions.tables import printed as table
+from bench.perf.instructions.tables import CLASSES, table
 from bench.perf.peers import OURS, PEERS
 
 __all__ = ["CAPTION", "OPERATIONS", "add_arguments", "run", "status", "table"]

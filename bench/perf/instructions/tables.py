@@ -9,7 +9,7 @@ from bench.perf.instructions.gpu_model import H100
 from bench.perf.peers import OURS
 
 CLASSES = tuple(H100.lanes)
-MODEL_HEADERS = ("memory us", "issue us", "busiest pipe us", "largest")
+MODEL_HEADERS = ("memory us", "issue us", "pipe us", "largest")
 WORTH_SHOWING = 0.1  # share of a call's bytes
 
 
@@ -35,43 +35,24 @@ def counted(records):
     return [record for record in records if "refused" not in record]
 
 
-LAUNCH_HEADERS = ("case", "by", "direction", "kernel")
-COUNT_HEADERS = ("DRAM B", "sectors/B", "passes", "instr.")
-
-
-def rows_of(records):
-    """(launch, counts, instructions by class, times of the model) of each launch, as cells."""
+def table(records):
+    """Two tables of all launches: counts and times of the model, and instructions by class."""
+    counts, classes = [], []
     for record in counted(records):
         launch = [record[name] for name in ("case", "peer", "direction")]
-        counts = [record["dram_bytes"] / record["elements"], sectors_over_bytes(record), passes(record)]
-        yield (
-            [*launch, record["kernel"].removesuffix("_kernel")],
-            [*(f"{count:.2f}" for count in counts), f"{lanes_per_element(record):.1f}"],
-            [f"{lanes_per_element(record, name):.2f}" for name in CLASSES],
-            model_cells(record["model"]),
-        )
-
-
-def table(records):
-    """The table for a page."""
-    headers = [*LAUNCH_HEADERS, *COUNT_HEADERS, *CLASSES, *MODEL_HEADERS]
-    rows = [[*itertools.chain(*cells)] for cells in rows_of(records)]
-    return "\n\n".join([tables.markdown(headers, rows), *refusals(records)])
-
-
-def printed(records):
-    """Two tables for a terminal, one with counts and times, and one with instructions by class."""
-    counts, classes = [], []
-    for launch, count, by_class, model in rows_of(records):
-        counts.append([*launch, *count, *model])
-        classes.append([*launch, *by_class])
-    headers = [*LAUNCH_HEADERS, *COUNT_HEADERS, *MODEL_HEADERS]
+        launch.append(record["kernel"].removesuffix("_kernel"))
+        moved = record["dram_bytes"] / record["elements"]
+        numbers = [f"{number:.2f}" for number in (moved, sectors_over_bytes(record), passes(record))]
+        numbers.append(f"{lanes_per_element(record):.1f}")
+        counts.append([*launch, *numbers, *model_cells(record["model"])])
+        classes.append([*launch, *(f"{lanes_per_element(record, name):.2f}" for name in CLASSES)])
+    launch, numbers = ("case", "by", "direction", "kernel"), ("DRAM B", "sectors/B", "passes", "instr.")
     found = [
-        tables.text(headers, counts, grouped=3),
+        tables.text([*launch, *numbers, *MODEL_HEADERS], counts, grouped=3),
         "Instructions an element, by class:",
-        tables.text([*LAUNCH_HEADERS, *CLASSES], classes, grouped=3),
+        tables.text([*launch, *CLASSES], classes, grouped=3),
     ]
-    return "\n\n".join([*found, *refusals(records, tables.text)])
+    return "\n\n".join([*found, *refusals(records)])
 
 
 def model_cells(model):
@@ -81,10 +62,10 @@ def model_cells(model):
     return [*times, f"{model['pipe_us']:.2f} {model['pipe']}", model["larger"]]
 
 
-def refusals(records, write=tables.markdown):
+def refusals(records):
     """A list with the table of what was not counted; empty where everything was."""
     refused = [(r["case"], r["peer"], r["refused"]) for r in records if "refused" in r]
-    return [f"Not counted:\n\n{write(('case', 'by', 'why'), refused)}"] if refused else []
+    return [f"Not counted:\n\n{tables.text(('case', 'by', 'why'), refused)}"] if refused else []
 
 
 def beyond_memory(record):
@@ -122,19 +103,13 @@ def worst(records):
         if counts and beyond_memory(record) > 1:
             known = worst_of.setdefault(record["kernel"], record)
             worst_of[record["kernel"]] = max(known, record, key=beyond_memory)
-    rows = [
-        (
-            record["kernel"].removesuffix("_kernel"),
-            record["case"],
-            record["direction"],
-            f"{share[id(record)]:.0%}",
-            f"{WARP * sum(record['warp_instructions'].values()) / record['dram_bytes']:.1f}",
-            *model_cells(record["model"]),
-        )
-        for record in sorted(worst_of.values(), key=beyond_memory, reverse=True)
-    ]
-    headers = ("kernel", "case", "direction", "of the call", "instr./B", *MODEL_HEADERS)
-    return tables.markdown(headers, rows)
+    rows = []
+    for record in sorted(worst_of.values(), key=beyond_memory, reverse=True):
+        rows.append((f"**{record['kernel'].removesuffix('_kernel')}**", *[""] * (2 + len(MODEL_HEADERS))))
+        by_byte = WARP * sum(record["warp_instructions"].values()) / record["dram_bytes"]
+        numbers = f"{share[id(record)]:.0%}", f"{by_byte:.1f}", *model_cells(record["model"])
+        rows.append((f"{record['direction']}: {record['case']}", *numbers))
+    return tables.markdown(("kernel, case", "of the call", "instr./B", *MODEL_HEADERS), rows)
 
 
 def calls(records):
@@ -181,20 +156,3 @@ BESIDE = (
     "Kernels of installed peers beside ours, launches of a call together; torch's own operators that a peer "
     "calls in between, as for the last sum over partial gradients, are not in it."
 )
-
-
-def section(records):
-    """README's lines: the kernels that memory does not bound, and peers."""
-    lines = ["### Instructions, and what a model makes of them", ""]
-    if not records:
-        return [*lines, "not counted."]
-    lines += [WHAT, "", "Kernels of which memory is not the largest term, each where it is furthest from it:"]
-    lines += ["", worst(records)]
-    if beside := beside_peers(records):
-        lines += ["", BESIDE, "", beside]
-    return lines
-
-
-def page(records):
-    """The lines of a page with every launch."""
-    return [WHAT, "", table(sorted(records, key=lambda record: record["case"]))]
