@@ -17,7 +17,7 @@ from bench.study.experiment import HELD, NOT_HELD, OPPOSITE, exceeds, lies  # no
 from normreg.kernels import cpu  # noqa: E402
 
 FOLDER = Path(page.__file__).parent
-LARGEST_PICTURE = 250_000  # bytes
+LARGEST_PICTURE = 150_000  # bytes
 
 
 @pytest.fixture(autouse=True)

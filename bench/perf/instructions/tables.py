@@ -1,7 +1,5 @@
 """Tables of the counts of `bench instructions`, and of the times that a model derives from them."""
 
-import itertools
-
 from bench.harness import tables
 from bench.lab.ptx.counting import SECTOR
 from bench.lab.ptx.lanes import WARP
@@ -52,7 +50,7 @@ def table(records):
         "Instructions an element, by class:",
         tables.text([*launch, *CLASSES], classes, grouped=3),
     ]
-    return "\n\n".join([*found, *refusals(records)])
+    return "\n\n".join([*found, *refusals(records, tables.text)])
 
 
 def model_cells(model):
@@ -62,10 +60,10 @@ def model_cells(model):
     return [*times, f"{model['pipe_us']:.2f} {model['pipe']}", model["larger"]]
 
 
-def refusals(records):
+def refusals(records, write=tables.markdown):
     """A list with the table of what was not counted; empty where everything was."""
     refused = [(r["case"], r["peer"], r["refused"]) for r in records if "refused" in r]
-    return [f"Not counted:\n\n{tables.text(('case', 'by', 'why'), refused)}"] if refused else []
+    return [f"Not counted:\n\n{write(('case', 'by', 'why'), refused)}"] if refused else []
 
 
 def beyond_memory(record):
