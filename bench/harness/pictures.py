@@ -47,5 +47,5 @@ def save(figure, path):
 
     figure.savefig(drawn := io.BytesIO(), dpi=DPI, facecolor="white")
     path.parent.mkdir(parents=True, exist_ok=True)
-    few = Image.open(drawn).convert("RGB").quantize(PALETTE, dither=Image.Dither.NONE)
-    few.save(path, optimize=True)
+    how = dict(method=Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)  # which keeps rare colours
+    Image.open(drawn).convert("RGB").quantize(PALETTE, **how).save(path, optimize=True)
