@@ -43,19 +43,31 @@ def plot(path, curves, passed):
         pictures.save(figure, path)
 
 
-def parse_arguments():
-    parser = argparse.ArgumentParser(prog="python -m bench.demo", description=demo.__doc__.split("\n\n")[0])
+def parse_arguments(arguments=None):
+    parser = argparse.ArgumentParser(
+        prog="python -m bench demo",
+        description=demo.__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--quick", action="store_true", help="fewer steps, and without a GPU fewer layers")
-    parser.add_argument("--seed", type=int, default=0, help="seed of weights, batches and masks (default 0)")
-    parser.add_argument("--output", type=Path, default="demo.png", help="the plot (default demo.png)")
-    arguments = parser.parse_args()
-    if not arguments.output.parent.is_dir():
-        parser.error(f"--output: there is no folder {arguments.output.parent}")
-    return arguments
+    parser.add_argument(
+        "--seed", type=int, default=0, metavar="N", help="seed of weights, batches and masks (default: 0)"
+    )
+    parser.add_argument(
+        "--output",
+        type=Path,
+        default="demo.png",
+        metavar="FILE",
+        help="picture of the loss curves to write (default: demo.png)",
+    )
+    parsed = parser.parse_args(arguments)
+    if not parsed.output.parent.is_dir():
+        parser.error(f"--output: there is no folder {parsed.output.parent}")
+    return parsed
 
 
-def main():
-    arguments = parse_arguments()
+def main(arguments=None):
+    arguments = parse_arguments(arguments)
     size = SIZES[DEVICE, arguments.quick]
     console = Console(highlight=False)
     torch.backends.cudnn.allow_tf32 = False  # its rounding would hide every other
