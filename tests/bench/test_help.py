@@ -1,4 +1,4 @@
-"""The help of every command: no command is missing from the list, and options say what they take by default."""
+"""The help of every command: no command is missing from the list, and options say their defaults."""
 
 import argparse
 import os
