@@ -78,7 +78,7 @@ def test_one_legend_collides_with_nothing(figures, name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_committed_pictures_are_wide_enough_and_opaque(figures, name):
-    """Of few colours, but those of the curves are among them."""
+    """The colours of the curves are among the few that a file has."""
     picture = Image.open(FOLDER / f"{name}.png")
     assert picture.width == 160 * pictures.WIDTH
     assert "transparency" not in picture.info

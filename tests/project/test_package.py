@@ -27,18 +27,12 @@ ORDER = (
     "inspection",
 )
 
-OPTIONAL = {"normreg.inspection.diagnosis": {"matplotlib"}}  # imported by the function that needs it
 # modules that a function imports, and what they import for it
 ON_DEMAND = {
     "normreg.export.onnx_nodes": {"onnx_ir", "onnxscript"},
     "normreg.export.onnx_values": {"numpy", "onnx_ir"},
+    "normreg.inspection.picture": {"matplotlib"},
 }
-
-
-def top_level_roots(tree):
-    """Top-level packages that a module imports when it is imported itself."""
-    body = [node for node in tree.body if isinstance(node, (ast.Import, ast.ImportFrom))]
-    return {name.split(".")[0] for name in imports("", ast.Module(body, []))}
 
 
 def installed_files():
@@ -189,8 +183,6 @@ def test_dispatch_is_read_by_what_chooses_and_watched_by_explain():
 def test_nothing_else_is_needed(name):
     """Users install torch and triton only; kernels know neither autograd nor modules."""
     roots = {imported.split(".")[0] for imported in imports(name, SOURCES[name])}
-    if name in OPTIONAL:
-        roots -= OPTIONAL[name] - top_level_roots(SOURCES[name])
     roots -= ON_DEMAND.get(name, set())
     assert roots - {"torch", "triton", "normreg"} <= set(sys.stdlib_module_names)
     if name in KERNELS:
