@@ -11,6 +11,7 @@ from bench.harness.requirements import imports_of
 with imports_of("bench.demo"):
     import torch
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator, NullLocator
     from rich.console import Console
 
     from bench.demo import comparisons
@@ -34,8 +35,9 @@ def plot(path, curves, passed):
                     panel.plot(range(1, len(losses) + 1), losses, color=color, label=label, **style)
             panel.set(title=network, xlabel="training step", yscale="log")
             panel.xaxis.get_major_locator().set_params(integer=True)
+            panel.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
             panel.yaxis.set_major_formatter("{x:g}")
-            panel.yaxis.set_minor_formatter("{x:g}")
+            panel.yaxis.set_minor_locator(NullLocator())
         panels[0].set_ylabel("cross-entropy of the batch")
         figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
         same = "follows" if passed else "does not follow"
