@@ -10,7 +10,7 @@ from pathlib import Path
 
 from bench import ROOT
 from bench.gpu_pass import archive
-from bench.report import classes, machine_page, places, results
+from bench.report import classes, layers, machine_page, places, results
 
 
 def add_arguments(parser):
@@ -52,5 +52,7 @@ def run(arguments):
     fill(arguments.readme, results.section(arguments.results), results.BEGIN, results.END)
     for part in (classes, places):
         fill(arguments.readme, part.section(), part.BEGIN, part.END)
+    for page, text in layers.pages(arguments.results, arguments.readme.parent / "docs/layers").items():
+        fill(page, text, layers.BEGIN, layers.END)
     print(f"written: {arguments.readme}")
     return 0
