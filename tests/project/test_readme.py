@@ -32,18 +32,29 @@ def test_examples(tmp_path):
             assert output == expected
 
 
-@pytest.mark.parametrize("page", sorted((ROOT / "docs").glob("*.md")), ids=lambda page: page.stem)
+PAGES = {
+    str(page.relative_to(ROOT / "docs").with_suffix("")): page
+    for page in sorted((ROOT / "docs").rglob("*.md"))
+}
+
+
+@pytest.mark.parametrize("page", PAGES)
 def test_each_example_of_a_page_stands_alone(tmp_path, page, thorough):
-    """What is marked as slow, by a word behind `python`, runs with --all."""
-    files = []
-    for number, (slow, code) in enumerate(
-        re.findall(r"```python( slow)?\n(.*?)```", page.read_text(), re.DOTALL)
+    """What is marked as slow, by a word behind `python`, runs with --all. A block that follows is printed."""
+    files, expected = [], []
+    for number, (slow, code, output) in enumerate(
+        re.findall(r"```python( slow)?\n(.*?)```\n(?:```\n(.*?)```)?", PAGES[page].read_text(), re.DOTALL)
     ):
         if can_run(code) and (thorough or not slow):
             files.append(tmp_path / f"{number}.py")
             files[-1].write_text(code)
+            expected.append(output)
     assert files
-    programs.interpreted("examples", tmp_path / "log", "--alone", *files)
+    log = programs.interpreted("examples", tmp_path / "log", "--alone", *files)
+    printed = re.split(r"^--- \d+\n", log, flags=re.MULTILINE)[1:]
+    assert [text for text, output in zip(printed, expected, strict=True) if output] == list(
+        filter(None, expected)
+    )
 
 
 def test_the_labs_example(tmp_path):
