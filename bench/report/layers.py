@@ -9,20 +9,22 @@ import torch
 from bench.harness import tables
 from bench.harness.result_files import load, records_of
 from bench.operations import DECLARED
-from bench.perf import ledger
+from bench.perf.ledger import DIRECTIONS, per_element
+from bench.report.ledger import launches
+from bench.report.machine_page import machines_in
+from bench.report.pages import paragraph
 from normreg.kernels import tiling
 from normreg.kernels.ada_norm import is_held
 from normreg.kernels.dtypes import compute_dtype
 from normreg.kernels.tiling import rows as of_rows
 from normreg.kernels.tiling.rows import Rows
 
-BEGIN, END = "<!-- facts: written by python -m bench report -->", "<!-- end of facts -->"
 MOST = 2**18  # elements: wider than anything that is held
 MANY = 4096  # rows, or positions and groups beside each other
 HELD = "What a program holds is read once; what is larger is read twice or more."
-COUNTED = (
-    "Launches, and the bytes an element that they move, of the least that any implementation moves. They are "
-    "counted on code compiled for sm_90 with the grids of an H100."
+COUNTED = paragraph(
+    "Launches, and the bytes an element that they move, of the least that any implementation moves: "
+    "[how they are counted](../benchmarks/ledger.md)."
 )
 
 
@@ -184,19 +186,19 @@ def kept_line(page):
 
 def counted(operation, results):
     """The records of the ledger of an operation, of all machines."""
-    machines = sorted(path for path in results.iterdir() if path.is_dir()) if results.is_dir() else []
+    machines = machines_in(results)
     return records_of([run for machine in machines for run in load(machine, "ledger").get(operation, [])])
 
 
 def counted_table(records):
     by_case = {}
     for one in records:
-        number = len(one["launches"]) + len(one["torch_operators"])
-        moved, least = (ledger.per_element(one, one[bytes]) for bytes in ("moved_bytes", "least_bytes"))
+        number = launches(one)
+        moved, least = (per_element(one, one[bytes]) for bytes in ("moved_bytes", "least_bytes"))
         told = f"{number} launch{'es' * (number > 1)}, {moved} of {least}"
         by_case.setdefault(one["case"], {})[one["direction"]] = told
-    rows = [(case, *(found[of] for of in ledger.DIRECTIONS)) for case, found in sorted(by_case.items())]
-    return tables.markdown(("case", *ledger.DIRECTIONS), rows)
+    rows = [(case, *(found[of] for of in DIRECTIONS)) for case, found in sorted(by_case.items())]
+    return tables.markdown(("case", *DIRECTIONS), rows)
 
 
 def section(page, results):
@@ -215,8 +217,7 @@ def overview(results):
     return f"\n{COUNTED}\n\n{counted_table(firsts)}\n\n"
 
 
-def pages(results, folder):
-    """{path of a page: the text between its marks}, of those that are in the folder."""
-    texts = {"index": overview(results)} | {name: section(page, results) for name, page in PAGES.items()}
-    found = {folder / f"{name}.md": text for name, text in texts.items()}
-    return {path: text for path, text in found.items() if path.exists()}
+BLOCKS = {
+    f"facts of {name}": (f"docs/layers/{name}.md", functools.partial(section, page))
+    for name, page in PAGES.items()
+} | {"overview of layers": ("docs/layers/index.md", overview)}

@@ -1,4 +1,4 @@
-"""The pages of layers: every layer has one, its tables are report's, and the tests that it names exist."""
+"""The pages of layers: every layer and function has one, and the tests that it names exist."""
 
 import re
 from collections import Counter
@@ -8,13 +8,11 @@ import pytest
 import torch
 
 import normreg
-from bench.report import layers
 from normreg.kernels.tiling.rows import Rows, layer_norm_backward_wide_tile
 
 ROOT = Path(__file__).parents[2]
-FOLDER = ROOT / "docs/layers"
-PAGES = {path.stem: path.read_text() for path in sorted(FOLDER.glob("[!_]*.md"))}
-TABLES = layers.pages(ROOT / "bench/results", FOLDER)
+
+PAGES = {path.stem: path.read_text() for path in sorted((ROOT / "docs/layers").glob("*.md"))}
 TESTS = set(
     re.findall(r"def (test_\w+)", "".join(p.read_text() for p in (ROOT / "tests").rglob("test_*.py")))
 )
@@ -44,18 +42,6 @@ def test_tests_that_a_page_names_exist(name):
     named = set(re.findall(r"`(test_\w+)`", PAGES[name]))
     assert named
     assert named <= TESTS
-
-
-@pytest.mark.parametrize("path", TABLES, ids=lambda path: path.stem)
-def test_tables_are_what_report_writes(path):
-    """Sizes that a program holds, too, which tiling decides."""
-    written = path.read_text().split(layers.BEGIN + "\n")[1].split(layers.END)[0]
-    assert written == TABLES[path]
-
-
-def test_pages_with_tables():
-    assert {path.stem for path in TABLES} == {name for name, text in PAGES.items() if layers.BEGIN in text}
-    assert {path.stem for path in TABLES} == {"index", *layers.PAGES}
 
 
 def test_the_widest_rows_that_layer_norm_adds_up_by_one_program():
