@@ -66,11 +66,13 @@ study: $(INSTALLED)
 gpu:
 	$(PYTHON) -m bench gpu --out $(RESULTS) $(addprefix --commit ,$(COMMIT)) $(if $(FULL),--full)
 
+# timm without torchvision, which the package index has for torch's builds for GPUs alone.
 # Debian's python3 may come without the part that puts pip into a new environment, but with a pip of its own
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv --clear $(VENV) || { \
 		$(PYTHON) -m venv --clear --without-pip $(VENV) && $(PYTHON) -m pip --python $(RUN) install pip; }
 	$(RUN) -m pip install --quiet --constraint $(CONSTRAINTS) --editable '.[test,bench]'
+	$(RUN) -m pip install --quiet --constraint $(CONSTRAINTS) --no-deps 'timm; python_version >= "3.11"'
 	touch $@
 
 clean:
