@@ -14,7 +14,7 @@ for variable in ("TRITON_INTERPRET", "NORMREG_CPU_KERNELS"):  # before normreg i
     os.environ.pop(variable, None)
 sys.modules["kernels"] = None
 import torch  # noqa: E402
-from support import hub  # noqa: E402
+from support import hub, torchvision  # noqa: E402
 
 alone, *paths = sys.argv[1:] if sys.argv[1:2] == ["--alone"] else [None, *sys.argv[1:]]
 namespace = {"__name__": "__main__"}
@@ -26,7 +26,8 @@ for number, path in enumerate(paths):
     if "os.environ" in code:
         subprocess.run([sys.executable, path], check=True)
     else:
-        with hub.hugging_faces_kernels() if "from kernels import" in code else contextlib.nullcontext():
+        hubs = hub.hugging_faces_kernels() if "from kernels import" in code else contextlib.nullcontext()
+        with hubs, torchvision.at_hand() if "import timm" in code else contextlib.nullcontext():
             exec(code, namespace)
     if alone and torch.distributed.is_initialized():
         namespace.clear()  # a model that outlives its group may wait for gloo forever

@@ -11,11 +11,12 @@ from support import hub
 ROOT = Path(__file__).parents[2]
 # an example, and the block that follows it at once, if any
 EXAMPLES = re.findall(r"```python\n(.*?)```\n(?:```\n(.*?)```)?", (ROOT / "README.md").read_text(), re.DOTALL)
+PACKAGES = "transformers", "onnx", "accelerate", "lightning", "peft", "timm"
 
 
 def can_run(code):
     """Whether the packages that an example needs are installed."""
-    others = all(word not in code or importlib.util.find_spec(word) for word in ("transformers", "onnx"))
+    others = all(word not in code or importlib.util.find_spec(word) for word in PACKAGES)
     return others and ("from kernels import" not in code or hub.spec() is not None)
 
 
