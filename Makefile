@@ -3,6 +3,7 @@
 # make test-all       all tests: every dtype, every planted bug, code for other GPUs, the newest torch; an hour
 # make test-planted   the planted bugs alone, each of which tests must find
 # make lint    set everything up and check style, layout and types
+# make docs    set everything up and build the documentation into build/docs, offline
 # make bench   set everything up and show the proof of speed that this machine can give
 # make hub     set everything up and write the layers for Hugging Face's kernels into HUB, a folder
 # make study   set everything up and run the experiments on normalisation and regularisation
@@ -24,7 +25,7 @@ STUDY_ARGS ?=
 RESULTS ?= .
 COMMIT ?= $(shell git rev-parse HEAD 2>/dev/null)
 
-.PHONY: demo test test-all test-planted lint bench hub study gpu clean
+.PHONY: demo test test-all test-planted lint docs bench hub study gpu clean
 
 demo: $(INSTALLED)
 	$(RUN) -m bench.demo $(DEMO_ARGS)
@@ -48,6 +49,10 @@ test-all: $(INSTALLED)
 		NORMREG_LAB_ARCH=$$arch NORMREG_CPU_KERNELS=compiled $(PYTEST) --all -m gpu || exit; done
 	$(MAKE) test VENV=.venv-newest CONSTRAINTS=/dev/null
 
+docs: $(INSTALLED)
+	$(RUN) -m sphinx --fail-on-warning --keep-going --fresh-env --quiet docs build/docs
+	@echo "open build/docs/index.html"
+
 lint: $(INSTALLED)
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
@@ -66,12 +71,15 @@ study: $(INSTALLED)
 gpu:
 	$(PYTHON) -m bench gpu --out $(RESULTS) $(addprefix --commit ,$(COMMIT)) $(if $(FULL),--full)
 
+# pip 25.1 is the first with --group, and tells of what setuptools warns for every editable install.
 # timm without torchvision, which the package index has for torch's builds for GPUs alone.
 # Debian's python3 may come without the part that puts pip into a new environment, but with a pip of its own
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv --clear $(VENV) || { \
 		$(PYTHON) -m venv --clear --without-pip $(VENV) && $(PYTHON) -m pip --python $(RUN) install pip; }
-	$(RUN) -m pip install --quiet --constraint $(CONSTRAINTS) --editable '.[test,bench]'
+	$(RUN) -m pip install --quiet --constraint $(CONSTRAINTS) --upgrade pip
+	PYTHONWARNINGS='ignore:Editable installation' $(RUN) -m pip install --quiet --constraint $(CONSTRAINTS) \
+		--editable . $(addprefix --group ,test bench docs)
 	$(RUN) -m pip install --quiet --constraint $(CONSTRAINTS) --no-deps 'timm; python_version >= "3.11"'
 	touch $@
 

@@ -27,6 +27,7 @@ PARTS = {  # the quick ones first
 OTHERS = {
     "smoke": "whether every kernel launches and agrees with float64: interpreted, or a minute on a GPU",
     "grids": "multiprocessors of an H100 that each launch of a backward has a program for; launches nothing",
+    "chain": "bytes and launches of torch's operators in place of a fused call, at least; needs no GPU",
     "first_step": "seconds of a first training step under Inductor, and sizes of its programs; needs no GPU",
     "gpu": "five minutes on a machine with a GPU: smoke, the kernel tests, the cases of speed that decide",
     "report": "tables and plots from the committed results",

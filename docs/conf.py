@@ -33,6 +33,7 @@ myst_enable_extensions = ["dollarmath", "colon_fence"]
 myst_heading_anchors = 3  # links to headings, as on a forge
 copybutton_exclude = ".linenos, .gp, .go"
 
+highlight_language = "text"  # blocks that name no language are what programs print
 default_role = "py:obj"
 autodoc_typehints = "signature"
 autodoc_typehints_format = "short"
@@ -76,6 +77,9 @@ def escape_signs(app, what, name, obj, options, lines):
         if code is None:
             lines[at] = SIGNS.sub(lambda found: found[1] or "\\" + found[2], line)
             code = indentation if line.endswith("::") else None
+            if line.strip() == "Equivalent::":
+                lines[at] = line.replace("::", f":\n\n{' ' * indentation}.. code-block:: python")
+    lines[:] = "\n".join(lines).split("\n")
 
 
 def name_torchs_base(app, name, obj, options, bases):

@@ -1,4 +1,20 @@
-"""Fused normalisation layers and Dropout: drop-in torch.nn layers on Triton kernels."""
+"""Fused normalisation layers and Dropout: drop-in torch.nn layers on Triton kernels.
+
+In a model that is there::
+
+    print(normreg.replace(model))      # torch.nn's layers become normreg's, in place
+    print(normreg.explain(model, x))   # which calls take a kernel, and why others do not
+    print(normreg.diagnose(model, x))  # mean, variance and norm of every output and gradient
+    normreg.restore(model)             # torch.nn's layers again
+
+In a new one, layers and functions have torch's names and signatures::
+
+    layer = normreg.LayerNorm(64)
+    y = normreg.functional.layer_norm(x, (64,))
+
+`normreg.nn.__all__` lists the layers, `normreg.functional.__all__` the functions. Ask for help on one name,
+as in `help(normreg.replace)`: that on a layer, or on all of normreg, repeats what layers inherit from torch.
+"""
 
 import sys as _sys
 

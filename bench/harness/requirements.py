@@ -10,5 +10,5 @@ def imports_of(command):
     try:
         yield
     except ModuleNotFoundError as error:
-        print(f"{command} needs {error.name}, not installed here: pip install -e '.[bench]'", file=sys.stderr)
+        print(f"{command} needs {error.name}, not installed here: pip install --group bench", file=sys.stderr)
         sys.exit(2)

@@ -6,7 +6,7 @@ marks the columns that are flush right.
 
 
 def markdown(headers, rows):
-    """An aligned markdown table; columns of numbers are flush right.
+    """An aligned markdown table; columns of numbers, bold or not, are flush right.
 
     headers: a sequence, or one line with " | " between them.
     """
@@ -14,7 +14,8 @@ def markdown(headers, rows):
     cells = [[str(cell) for cell in row] for row in (headers, *rows)]
     columns = list(zip(*cells))
     widths = [max(3, *map(len, column)) for column in columns]
-    numeric = [all(cell[:1].isdigit() or cell[:1] in "+-" for cell in column[1:]) for column in columns]
+    firsts = [[cell.lstrip("*")[:1] for cell in column[1:]] for column in columns]
+    numeric = [all(first.isdigit() or first in "+-" for first in column) for column in firsts]
 
     def line(row):
         return (

@@ -14,7 +14,6 @@ import math
 from unittest import mock
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import normreg
 from bench import lab
@@ -24,30 +23,11 @@ from bench.lab.without_gpu import as_on_a_gpu
 from bench.operations import OPERATIONS, cases
 from bench.perf.instructions import machine
 from bench.perf.instructions.gpu_model import H100
+from bench.perf.torch_operators import Operators
 from normreg.kernels.dropout.drop import seed_arguments
 
 DIRECTIONS = ("forward", "backward")
 ARCH = 90  # of an H100
-
-
-class Operators(TorchDispatchMode):
-    """Notes torch's operators that move memory in `moved`, as (name, bytes)."""
-
-    def __init__(self):
-        super().__init__()
-        self.moved = []
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        result = function(*args, **(kwargs or {}))
-        schema = function._schema
-        writes = schema.is_mutable or any(
-            returned.alias_info is None and str(returned.type).startswith("Tensor")
-            for returned in schema.returns
-        )
-        if writes and not schema.name.startswith(("aten::empty", "aten::new_empty")):
-            tensors = [t for t in (*args, *(kwargs or {}).values(), result) if isinstance(t, torch.Tensor)]
-            self.moved.append((schema.name, sum(t.numel() * t.element_size() for t in tensors)))
-        return result
 
 
 @contextlib.contextmanager
@@ -136,28 +116,6 @@ def table(records):
         )
         for record in sorted(records, key=lambda record: record["case"])
     ]
-    return tables.markdown(headers, rows)
-
-
-def summary(records):
-    """A row for each case, with launches, bytes and least bytes of both directions.
-
-    Launches include those of torch's operators.
-    """
-    by_case = {}
-    for record in records:
-        by_case.setdefault(record["case"], {})[record["direction"]] = record
-    headers = ["case"]
-    for direction in DIRECTIONS:
-        headers += [f"{direction}: launches", "moved", "least"]
-    rows = []
-    for case, by_direction in sorted(by_case.items()):
-        row = [case]
-        for direction in DIRECTIONS:
-            record = by_direction[direction]
-            row.append(len(record["launches"]) + len(record["torch_operators"]))
-            row += [per_element(record, record[bytes]) for bytes in ("moved_bytes", "least_bytes")]
-        rows.append(row)
     return tables.markdown(headers, rows)
 
 

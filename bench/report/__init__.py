@@ -1,8 +1,9 @@
-"""Writes tables and plots from the committed results into README and into a report of each machine.
+"""Writes tables and plots from the committed results into README and docs, and a report of each GPU.
 
 Results lie in bench/results/<machine>/<part>/<operation>.json, where `--out bench/results/<machine>` writes.
 An archive of such folders, as `make gpu` makes it, is unpacked there first. A machine with results of a GPU
-(`speed`, `models`, `smoke`, `tests`) gets a report.md and its plots beside them.
+(`speed`, `models`, `smoke`, `tests`) gets a report.md and its plots beside them. BLOCKS are what stands
+between marks of README and the pages.
 """
 
 import sys
@@ -10,7 +11,21 @@ from pathlib import Path
 
 from bench import ROOT
 from bench.gpu_pass import archive
-from bench.report import classes, machine_page, places, results
+from bench.report import chain, classes, exactness, index, instructions, ledger, machine_page, places, speed
+
+# {name: (page, the text between its marks, made of the folder of results)}
+BLOCKS = {
+    "chain": ("README.md", chain.section),
+    "classes": ("docs/classes.md", classes.section),
+    "places": ("docs/places.md", places.section),
+    "benchmarks": ("docs/benchmarks/index.md", index.section),
+    "fused calls": ("docs/benchmarks/chain.md", chain.page),
+    "operators": ("docs/benchmarks/chain.md", chain.operators),
+    "ledger": ("docs/benchmarks/ledger.md", ledger.section),
+    "exactness": ("docs/benchmarks/exactness.md", exactness.section),
+    "instructions": ("docs/benchmarks/instructions.md", instructions.section),
+    "speed": ("docs/benchmarks/speed.md", speed.section),
+}
 
 
 def add_arguments(parser):
@@ -23,34 +38,41 @@ def add_arguments(parser):
         default=ROOT / "bench/results",
         help="default: bench/results",
     )
-    parser.add_argument("--readme", type=Path, default=ROOT / "README.md", help="default: README.md")
+    parser.add_argument("--root", type=Path, default=ROOT, help="the folder of README.md and docs")
 
 
-def fill(readme, section, begin, end):
-    """Replaces the text between two marks of README."""
-    text = readme.read_text()
+def marks(name):
+    """The lines that a block stands between."""
+    return f"<!-- {name}: written by python -m bench report -->", f"<!-- end of {name} -->"
+
+
+def block(page, name):
+    """What stands between the marks of a block."""
+    begin, end = marks(name)
+    return page.read_text().split(f"{begin}\n")[1].split(end)[0]
+
+
+def fill(page, section, begin, end):
+    """Replaces the text between two marks of a page."""
+    text = page.read_text()
     if text.count(begin) != 1 or text.count(end) != 1:
-        sys.exit(f"{readme}: expected the lines {begin!r} and {end!r}, once each; put them where results go")
+        sys.exit(f"{page}: expected the lines {begin!r} and {end!r}, once each; put them where results go")
     before, rest = text.split(begin)
-    readme.write_text(f"{before}{begin}\n{section}{end}{rest.split(end)[1]}")
+    page.write_text(f"{before}{begin}\n{section}{end}{rest.split(end)[1]}")
 
 
 def run(arguments):
     if arguments.archive is not None:
         for path in archive.unpack(arguments.archive, arguments.results):
             print(f"unpacked: {path}")
-    machines = sorted(arguments.results.iterdir()) if arguments.results.is_dir() else []
-    for machine in machines:
+    for machine in machine_page.machines_in(arguments.results):
         if machine_page.was_on_a_gpu(machine):
             print(f"written: {machine_page.write(machine)}")
         if machine_page.runs_of("exactness", [machine]):
-            print(f"written: {machine_page.write_exactness(machine)}, with plots")
-        if machine_page.runs_of("instructions", [machine]):
-            path = machine / "instructions.md"
-            path.write_text(machine_page.instructions_page(machine))
-            print(f"written: {path}")
-    fill(arguments.readme, results.section(arguments.results), results.BEGIN, results.END)
-    for part in (classes, places):
-        fill(arguments.readme, part.section(), part.BEGIN, part.END)
-    print(f"written: {arguments.readme}")
+            print(f"written: {exactness.write_plots(machine)}")
+    if image := chain.write_image(arguments.results, arguments.root):
+        print(f"written: {image}")
+    for name, (page, section) in BLOCKS.items():
+        fill(arguments.root / page, section(arguments.results), *marks(name))
+        print(f"written: {arguments.root / page}")
     return 0

@@ -1,36 +1,53 @@
-"""README's section of the classes that `normreg.replace` knows."""
+"""The page of the classes that `normreg.replace` knows."""
 
 from collections import defaultdict
 
 from bench.harness import tables
 from normreg.models.registry import COUNTERPARTS, FORWARDS
 
-BEGIN, END = "<!-- classes: written by python -m bench report -->", "<!-- end of classes -->"
-SHOWN = 3  # classes of one forward in the table; all are listed below it
+TORCH = "torch.nn"
+FEW = 3  # classes of a kind that need no list of their own
+COLUMNS = '<div class="columns">'  # docs/static/pages.css sets the list beside itself
 
 
-def _by_forward():
-    """Names of classes in the order of registration: {(library, forward): names}."""
-    names = defaultdict(list)
+def _by_kind():
+    """{library: {what a layer becomes: names of classes}}, in the order of registration."""
+    found = defaultdict(lambda: defaultdict(list))
     for path, forward in FORWARDS.items():
-        names[path.split(".")[0], forward].append(path.split(".")[-1])
-    return {key: sorted(classes) for key, classes in names.items()}
+        what = forward.__doc__.splitlines()[0].removesuffix(".")
+        found[path.split(".")[0]][what].append(path.split(".")[-1])
+    kinds = {library: {what: sorted(names) for what, names in of.items()} for library, of in found.items()}
+    same = {"The class of the same name in `normreg`": sorted(cls.__name__ for cls in COUNTERPARTS)}
+    return {TORCH: same, **kinds}
 
 
-def _what(forward):
-    return forward.__doc__.splitlines()[0].removesuffix(".")
+def _listed(names):
+    return [COLUMNS, "", *(f"- `{name}`" for name in names), "", "</div>", ""]
 
 
-def section():
-    known = ", ".join(f"`{cls.__name__}`" for cls in COUNTERPARTS)
-    rows = [("torch.nn", len(COUNTERPARTS), known, "the classes of the same names in `normreg`")]
-    lists = []
-    for (library, forward), classes in _by_forward().items():
-        more = len(classes) - SHOWN
-        shown = ", ".join(f"`{name}`" for name in classes[:SHOWN]) + (f" and {more} more" if more > 0 else "")
-        rows.append((library, len(classes), shown, _what(forward)))
-        if more > 0:
-            lists += [f"{library}: {_what(forward)}", ""]
-            lists += [", ".join(f"`{name}`" for name in classes), ""]
-    table = tables.markdown(("library", "classes", "names", "becomes"), rows)
-    return "\n".join([table, "", "<details><summary>all names</summary>", "", *lists, "</details>", ""])
+def _of_library(library, kinds):
+    """All classes of a library: a list for each kind that has many, one for those of the other kinds."""
+    number = sum(map(len, kinds.values()))
+    lines = [f"## {library}: {number} classes", ""]
+    few = []
+    for what, names in kinds.items():
+        if len(names) > FEW:
+            lines += [f"**{what}**, {len(names)} classes:", "", *_listed(names)]
+        else:
+            few += [(name, what) for name in names]
+    if few:
+        one_a_name = defaultdict(list)
+        for name, what in sorted(few):
+            one_a_name[name].append(what)
+        lines += [f"- `{name}`: {'; or: '.join(whats)}" for name, whats in one_a_name.items()]
+        lines += [""]
+    return lines
+
+
+def section(results=None):
+    kinds = _by_kind()
+    rows = [(library, what, len(names)) for library, of in kinds.items() for what, names in of.items()]
+    lines = [tables.markdown(("library", "becomes", "classes"), rows), ""]
+    for library, of in kinds.items():
+        lines += _of_library(library, of)
+    return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""The report and the plots of one machine, and the pages of its errors and of launches executed for it."""
+"""The report and the plots of one machine with a GPU."""
 
 import json
 import statistics
@@ -6,12 +6,14 @@ import statistics
 from bench.gpu_pass import checks
 from bench.harness import tables
 from bench.harness.result_files import load, records_of
-from bench.perf.exactness import tables as exactness
-from bench.perf.instructions import tables as instructions
 from bench.perf.models import tables as models
 from bench.perf.speed import compare
 
 PARTS_OF_A_GPU = ("speed", "models", "smoke", "tests")
+
+
+def machines_in(results):
+    return sorted(path for path in results.iterdir() if path.is_dir()) if results.is_dir() else []
 
 
 def was_on_a_gpu(machine):
@@ -29,32 +31,6 @@ def environment_lines(runs):
 
 def runs_of(part, machines):
     return [run for machine in machines for found in load(machine, part).values() for run in found]
-
-
-def instructions_page(machine):
-    """The text of the page of all launches that were executed."""
-    runs = runs_of("instructions", [machine])
-    lines = [f"# Instructions: {machine.name}", "", *environment_lines(runs), ""]
-    return "\n".join([*lines, *instructions.page(records_of(runs)), ""])
-
-
-def exactness_page(machine):
-    """The text of the page of all errors."""
-    runs = runs_of("exactness", [machine])
-    lines = [f"# Exactness: {machine.name}", "", *environment_lines(runs), "", exactness.WHAT, ""]
-    for operation, found in load(machine, "exactness").items():
-        lines += [f"## {operation}", "", f"![{operation}](exactness/{operation}.png)", ""]
-        lines += [exactness.table(records_of(found)), ""]
-    return "\n".join(lines)
-
-
-def write_exactness(machine):
-    """Writes the page of all errors, and a plot an operation beside it."""
-    for operation, found in load(machine, "exactness").items():
-        exactness.plot(machine / f"exactness/{operation}.png", operation, records_of(found))
-    path = machine / "exactness.md"
-    path.write_text(exactness_page(machine))
-    return path
 
 
 def plot(folder, operation, found, copies):

@@ -1,26 +1,31 @@
-"""README's table of the places that layers are taken to, from what `pytest --places` wrote."""
+"""The table of the places that layers are taken to, from what `pytest --places` wrote."""
 
 import json
 
 from bench import ROOT
 from bench.harness import tables
+from bench.report.pages import folded
 
-BEGIN, END = "<!-- places: written by python -m bench report -->", "<!-- end of places -->"
 FILE = ROOT / "bench/results/no-gpu/places.json"
 
 
-def _shown(tests):
-    """The tests that show a place, as links, each with the number of its cases that passed."""
-    texts = []
+def _cases(tests):
+    """How many cases of all tests passed, and failed if any did."""
+    passed, failed = (sum(one.get(outcome, 0) for one in tests.values()) for outcome in ("passed", "failed"))
+    return f"{passed}" + f", {failed} failed" * (failed > 0)
+
+
+def _links(tests):
     for test, counts in tests.items():
         file, _, name = test.rpartition("::")
-        failed = f", {counts['failed']} failed" if "failed" in counts else ""
-        texts.append(f"[`{name}`](tests/{file}) {counts.get('passed', 0)}{failed}")
-    return ", ".join(texts) or "no test"
+        yield f"[`{name}`](../tests/{file}) {_cases({test: counts})}"
 
 
-def section():
+def section(results=None):
     found = json.loads(FILE.read_text())
-    rows = [(name, one["runs"], _shown(one["tests"])) for name, one in found["places"].items()]
-    table = tables.markdown(("where", "what runs there", "tests, and how many cases of theirs passed"), rows)
-    return f"{table}\ntorch {found['torch']}, Triton {found['triton']}, kernels on the CPU.\n"
+    rows = [(name, one["runs"], _cases(one["tests"])) for name, one in found["places"].items()]
+    table = tables.markdown(("where", "what runs there", "cases passed"), rows)
+    shown = [f"- {name}: {', '.join(_links(one['tests']))}" for name, one in found["places"].items()]
+    versions = f"torch {found['torch']}, Triton {found['triton']}, kernels on the CPU."
+    tests = folded("The tests, and how many cases of each passed", "\n".join(shown))
+    return "\n\n".join([table, versions, tests]) + "\n"

@@ -17,7 +17,7 @@ class _LayerNormChannels(OutDtype, torch.nn.LayerNorm):
     """timm's LayerNorm2d: LayerNorm over the channels of (N, C, *), with timm's constructor and parameters.
 
     Args:
-        num_channels: C.
+        num_channels: C, the number of channels.
         eps: added to the variance.
         affine: whether the layer has weight and bias.
         bias: whether it has a bias.

@@ -17,7 +17,7 @@ class RMSNorm2d(OutDtype, torch.nn.RMSNorm):
     The constructor and the parameters are those of timm's RmsNorm2d.
 
     Args:
-        num_channels: C.
+        num_channels: C, the number of channels.
         eps: added to the mean square.
         affine: whether the layer has a weight.
         out_dtype: that of `normreg.functional.rms_norm_channels`.

@@ -4,6 +4,7 @@ import math
 import statistics
 from types import SimpleNamespace
 
+import blank_pages
 import pytest
 import torch
 
@@ -13,7 +14,6 @@ from bench.operations import DECLARED, OPERATIONS, cases
 from bench.operations.case import cases_of
 from bench.perf import exactness
 from bench.perf.exactness import data, tables
-from bench.report import results as section_of_results
 
 FAMILIES = ("layer_norm", "batch_norm", "group_norm")
 
@@ -115,16 +115,14 @@ def test_report_writes_page_plot_and_section(tmp_path):
     results = tmp_path / "results"
     for records in (RECORDS[:1], RECORDS):  # run twice, of which the last counts
         result_files.write(results / "machine", "exactness", records, [], environment)
-    readme = tmp_path / "README.md"
-    parts = report.results, report.classes, report.places
-    marks = [mark for part in parts for mark in (part.BEGIN, part.END)]
-    readme.write_text("\n".join(marks))
-    report.run(SimpleNamespace(archive=None, results=results, readme=readme))
+    blank_pages.write(tmp_path)
+    report.run(SimpleNamespace(archive=None, results=results, root=tmp_path))
     assert (results / "machine/exactness/layer_norm.png").stat().st_size > 10**4
-    page = (results / "machine/exactness.md").read_text()
-    assert "![layer_norm](exactness/layer_norm.png)" in page
-    assert page.count("| layer_norm fp32 2x3") == 4
-    section = section_of_results.section(results)
-    assert "**1.10, 1000000000.00 (mean 10)**" in section
-    assert "the largest ratio is 1.04: y of layer_norm bf16 2x3, 50 first." in section
-    assert "[machine](bench/results/machine/exactness.md)" in section
+    page = report.block(tmp_path / "docs/benchmarks/exactness.md", "exactness")
+    assert "](../../bench/results/machine/exactness/layer_norm.png)" in page
+    assert page.count("| fp32 2x3 |") == 1 + 3  # the largest, then each kind of data
+    assert "Constant rows, channels or groups give **not the bias**." in page
+    lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in page.splitlines()]
+    assert ["fp32 2x3", "y", "1.10", "**1000000000.00**", "mean 10"] in lines
+    assert ["", "dweight", "1.51", "**inf**", "mean 10"] in lines
+    assert "the largest ratio is 1.04: y of layer_norm bf16 2x3, 50 first." in " ".join(page.split())

@@ -1,7 +1,5 @@
 """Tables, pages and a GPU model made from counted instructions, and what peers are told of the GPU."""
 
-from pathlib import Path
-
 import pytest
 import torch
 
@@ -11,10 +9,7 @@ from bench.perf.instructions import gpu_model
 from bench.perf.instructions import tables as instructions_table
 from bench.perf.instructions.gpu_model import H100
 from bench.perf.peers import OURS
-from bench.report import machine_page
-from bench.report import results as section_of_results
-
-ROOT = Path(__file__).parents[2]
+from bench.report import instructions as page_of_instructions
 
 # The model
 
@@ -108,9 +103,10 @@ def test_worst_are_ours_that_memory_does_not_bound():
     less = BUSY | dict(case="narrow", dram_bytes=10**6)
     less["model"] = gpu_model.terms(H100, 10**6, dict(fma=1000, mufu=1000))
     table = instructions_table.worst([MEMORY, less, BUSY, SLIGHT, PEERS_OWN | BUSY | dict(peer="peer")])
-    assert len(table.splitlines()) == 3
-    row = cells(table, "busy")
-    assert row[1:5] == ["wide", "backward", "98%", "10.0"]
+    assert len(table.splitlines()) == 2 + 2
+    assert cells(table, "**busy**")[1:] == [""] * 6
+    row = cells(table, "backward: wide")
+    assert row[1:3] == ["98%", "10.0"]
     assert row[-1] == "mufu"
 
 
@@ -125,21 +121,16 @@ def test_peers_stand_beside_ours_call_by_call():
     assert instructions_table.beside_peers([MEMORY, REFUSED]) is None
 
 
-def test_report_writes_the_page_and_the_section(tmp_path):
+def test_the_page_has_every_launch_below_its_case(tmp_path):
     results = tmp_path / "bench/results"
     environment = dict(date="2026-11-28", commit="0123", gpu=None, torch="2", triton="3", python="3")
     result_files.write(results / "no-gpu", "instructions", [MEMORY, BUSY, SLIGHT, REFUSED], [], environment)
-    written = machine_page.instructions_page(results / "no-gpu")
-    assert "a model, not a measurement" in written
-    assert written.count("| backward ") == 2
-    section = section_of_results.section(results)
-    assert "room for 9.6 lane instructions a byte moved" in section
-    assert cells(section, "busy")[-1] == "mufu"
-    assert "[no-gpu](bench/results/no-gpu/instructions.md)" in section
-
-
-def test_the_committed_page_is_what_report_writes():
-    machine = ROOT / "bench/results/no-gpu"
-    assert (machine / "instructions.md").read_text() == machine_page.instructions_page(machine)
-    if machine_page.runs_of("exactness", [machine]):
-        assert (machine / "exactness.md").read_text() == machine_page.exactness_page(machine)
+    page = page_of_instructions.section(results)
+    assert "a model, not a measurement" in page
+    assert "room for 9.6 lane instructions a byte moved" in " ".join(page.split())
+    assert cells(page, "backward: wide")[-1] == "mufu"
+    launches = page.partition("## layer_norm")[2].partition("<details>")[0]
+    firsts = [line.strip("|").split("|")[0].strip() for line in launches.splitlines()[4:] if line]
+    assert firsts == ["**wide**", "forward: copy", "backward: busy", "backward: slight"]
+    assert cells(launches, "forward: copy")[1:5] == ["2.00", "1.50", "1.50", "2.0"]
+    assert "Not counted:" in page

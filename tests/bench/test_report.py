@@ -6,17 +6,14 @@ import tarfile
 from pathlib import Path
 from types import SimpleNamespace
 
+import blank_pages
 import pytest
-from support.places import PLACES
 
 from bench import report
 from bench.gpu_pass import archive, checks
 from bench.harness import result_files
 from bench.perf.speed import compare
-from bench.report import classes, places
-from bench.report import results as section_of_results
 
-ROOT = Path(__file__).parents[2]
 ENVIRONMENT = dict(
     date="2026-11-28T06:25:00+00:00",
     commit="fedcba9876543210",
@@ -80,13 +77,12 @@ def results(tmp_path, monkeypatch):
     result_files.write(folder / "SOME-GPU", "models", STEPS, [], environment)
     copies = [dict(operation="copy", case="copy", bytes=2**21, gb_per_s=[4000.0, 4001.0])]
     result_files.write(folder / "SOME-GPU", "speed", copies, [], environment)
-    parts = [f"{part.BEGIN}\nold\n{part.END}\n" for part in (section_of_results, classes, places)]
-    (tmp_path / "README.md").write_text("".join(["# Title\n", *parts, "rest\n"]))
+    blank_pages.write(tmp_path)
     return folder
 
 
 def run_report(results, packed=None):
-    arguments = SimpleNamespace(archive=packed, results=results, readme=results.parent.parent / "README.md")
+    arguments = SimpleNamespace(archive=packed, results=results, root=results.parent.parent)
     return report.run(arguments)
 
 
@@ -106,18 +102,19 @@ def test_a_report_of_recorded_results(results, tmp_path):
     assert "Left out, because the budget was spent: a wider case" in written
     assert (results / "SOME-GPU/layer_norm.png").stat().st_size > 10_000
 
-    readme = (tmp_path / "README.md").read_text()
-    assert readme.startswith("# Title\n")
-    assert readme.endswith(f"{places.END}\nrest\n")
-    assert "\nold\n" not in readme
-    (layer_norm,) = [line for line in readme.splitlines() if line.startswith("| SOME GPU | layer_norm")]
+    page = (tmp_path / "docs/benchmarks/speed.md").read_text()
+    assert page.startswith("# Title\n")
+    assert page.endswith("<!-- end of speed -->\nrest\n")
+    assert "\nold\n" not in page
+    assert "none yet" not in page
+    (layer_norm,) = [line for line in page.splitlines() if line.startswith("| SOME GPU | layer_norm")]
     cells = [cell.strip() for cell in layer_norm.strip("|").split("|")]
     assert cells == ["SOME GPU", "layer_norm", "forward", "2", "0.87", "0.50", "1.50", "31%"]
-    (gpt2,) = [line for line in readme.splitlines() if "GPT-2" in line]
+    (gpt2,) = [line for line in page.splitlines() if "GPT-2" in line]
     cells = [cell.strip() for cell in gpt2.strip("|").split("|")]
     assert cells[2:] == ["20.00 (20.00-20.00)", "1.20x", "1.0e-06", "2.0e-06"]
     assert "24.00 (24.00-24.00)" in written
-    (others,) = [line for line in readme.splitlines() if "| all others " in line]
+    (others,) = [line for line in page.splitlines() if "| all others " in line]
     assert others.count("not measured") == 6
 
 
@@ -126,32 +123,6 @@ def test_a_run_that_is_repeated_counts_once(results):
     records = result_files.records_of(result_files.load(results / "SOME-GPU", "speed")["layer_norm"])
     assert len(records) == len(RECORDS)
     assert compare.comparisons(records)[0].speed_up == 3
-
-
-def test_without_its_marks_a_readme_is_refused(tmp_path):
-    (tmp_path / "README.md").write_text("# Title\n")
-    with pytest.raises(SystemExit, match="put them where results go"):
-        report.fill(tmp_path / "README.md", "new\n", "<!-- begin -->", "<!-- end -->")
-
-
-def test_the_section_of_readme_is_what_report_writes():
-    text = (ROOT / "README.md").read_text()
-    section = text.split(section_of_results.BEGIN + "\n")[1].split(section_of_results.END)[0]
-    assert section == section_of_results.section(ROOT / "bench/results")
-    for part in (classes, places):
-        assert text.split(part.BEGIN + "\n")[1].split(part.END)[0] == part.section()
-
-
-def test_every_place_is_shown_by_tests_that_passed():
-    found = json.loads(places.FILE.read_text())["places"]
-    assert {name: one["runs"] for name, one in found.items()} == PLACES
-    for name, one in found.items():
-        assert one["tests"], name
-        for test, counts in one["tests"].items():
-            file, _, function = test.partition("::")
-            source = (ROOT / "tests" / file).read_text()
-            assert {*counts} == {"passed"}, test
-            assert f'@pytest.mark.place("{name}")' in source.partition(f"def {function}(")[0], test
 
 
 # Archives
@@ -221,9 +192,9 @@ def test_an_archive_is_unpacked_and_rendered(results, pack, machine, capsys):
     assert "### CUDA graph" in written
     assert "3 passed, 2 failed, 2 skipped in 99 s." in written
     assert "| wide   | forward   | 1.0 |" in written  # without a copy that was timed, too
-    readme = (results.parent.parent / "README.md").read_text()
-    assert "[OTHER-GPU](bench/results/OTHER-GPU/report.md)" in readme
-    assert "[SOME-GPU](bench/results/SOME-GPU/report.md)" in readme
+    page = (results.parent.parent / "docs/benchmarks/speed.md").read_text()
+    assert "`bench/results/OTHER-GPU/report.md`" in page
+    assert "`bench/results/SOME-GPU/report.md`" in page
 
 
 @pytest.mark.parametrize("part", ["smoke", "tests"])

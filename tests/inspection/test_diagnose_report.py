@@ -94,12 +94,11 @@ def test_printed(device):
     assert str(normreg.diagnose(Weight().to(device))).splitlines()[0].startswith("1 layer, 0 flagged")
 
 
-def test_the_example_of_the_readme(capsys):
-    """README's layers, shapes and flags are those of any torch; the numbers are one version's."""
-    readme = (Path(__file__).parents[2] / "README.md").read_text()
-    code, shown = re.search(
-        r"## What passes through a model\n\n```python\n(.*?)```\n\n```\n(.*?)```", readme, re.DOTALL
-    ).groups()
+def test_the_example_of_the_page(capsys):
+    """The page's layers, shapes and flags are those of any torch; the numbers are one version's."""
+    page = (Path(__file__).parents[2] / "docs/inspection.md").read_text()
+    pattern = r"## diagnose: what passes through a model\n\n```python\n(.*?)```\n```text\n(.*?)```"
+    code, shown = re.search(pattern, page, re.DOTALL).groups()
     exec(code, {})
     words = [
         re.sub(r"-?\d\.\d+(e[+-]\d+)?", "#", re.sub(" +", " ", line))

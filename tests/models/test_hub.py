@@ -86,8 +86,8 @@ def test_every_decorated_class_is_known(transformers):
     found = hub.decorated()
     assert found.items() >= ONE_OF_EACH.items()
     assert found.keys() <= registry.FORWARDS.keys()
-    readme = " ".join((Path(__file__).parents[2] / "README.md").read_text().split())
-    assert f"with which {len(found)} classes of transformers 5.23 are decorated" in readme
+    page = " ".join((Path(__file__).parents[2] / "docs/hub.md").read_text().split())
+    assert f"with which {len(found)} classes of transformers 5.23 are decorated" in page
 
 
 @pytest.mark.place("Hugging Face's kernels")

@@ -1,5 +1,4 @@
-"""Runs the files that it is given, as a user on a CPU would from another folder: in one namespace or, after
-`--alone`, each in its own.
+"""Runs the files that it is given, each alone, as a user on a CPU would from another folder.
 
 One that sets a variable before it imports normreg runs in a process of its own.
 """
@@ -16,19 +15,17 @@ sys.modules["kernels"] = None
 import torch  # noqa: E402
 from support import hub, torchvision  # noqa: E402
 
-alone, *paths = sys.argv[1:] if sys.argv[1:2] == ["--alone"] else [None, *sys.argv[1:]]
-namespace = {"__name__": "__main__"}
-for number, path in enumerate(paths):
-    if alone:
-        namespace = {"__name__": "__main__"}
+ROOT = str(Path(__file__).parents[2])
+for number, path in enumerate(sys.argv[1:]):
+    namespace = {"__name__": "__main__"}
     print(f"--- {number}", flush=True)
     code = Path(path).read_text()
-    if "os.environ" in code:
-        subprocess.run([sys.executable, path], check=True)
+    if "os.environ" in code or "lab.install" in code:
+        subprocess.run([sys.executable, path], check=True, env=os.environ | {"PYTHONPATH": ROOT})
     else:
         hubs = hub.hugging_faces_kernels() if "from kernels import" in code else contextlib.nullcontext()
         with hubs, torchvision.at_hand() if "import timm" in code else contextlib.nullcontext():
             exec(code, namespace)
-    if alone and torch.distributed.is_initialized():
+    if torch.distributed.is_initialized():
         namespace.clear()  # a model that outlives its group may wait for gloo forever
         torch.distributed.destroy_process_group()

@@ -257,6 +257,8 @@ def test_version():
     assert project["tool"]["setuptools"]["dynamic"]["version"] == {"attr": "normreg.__version__"}
     installed = {distribution.version for distribution in importlib.metadata.distributions(name="normreg")}
     assert installed <= {value}
+    assert f"\nversion: {value}\n" in (ROOT / "CITATION.cff").read_text()
+    assert re.search(rf"\b{re.escape(value)}\b", (ROOT / "CHANGELOG.md").read_text())
 
 
 def test_every_package_is_listed():
@@ -270,18 +272,17 @@ def named_tests(text):
     return set(re.findall(r"`(test_\w+)`", text))
 
 
-def test_readme_names_tests_that_exist():
-    readme = (ROOT / "README.md").read_text()
-    (properties,) = re.findall(r"## What the layers do\n\n(.*?)\n\n", readme, re.DOTALL)
-    header, _, *rows = properties.splitlines()
-    assert header.endswith("| tests |")
-    assert len(rows) > 5
-    for row in rows:
-        assert named_tests(row.split("|")[-2]), f"no test is named for {row}"
+def test_pages_name_tests_that_exist():
+    named = {
+        test
+        for page in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")]
+        for test in named_tests(page.read_text())
+    }
+    assert len(named) > 20
     defined = {
         node.name
         for path in (ROOT / "tests").rglob("test_*.py")
         for node in ast.walk(ast.parse(path.read_text()))
         if isinstance(node, ast.FunctionDef)
     }
-    assert named_tests(readme) - defined == set()
+    assert named - defined == set()

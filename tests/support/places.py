@@ -1,4 +1,4 @@
-"""Where our layers run beside eager mode: what README's table of places is made of.
+"""Where our layers run beside eager mode: what the table of docs/places.md is made of.
 
 `pytest --all -m place --places FILE` writes which tests show each place, and how many cases of theirs passed.
 A second run, with other kernels of the CPU, adds to the file.

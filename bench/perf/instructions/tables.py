@@ -7,7 +7,7 @@ from bench.perf.instructions.gpu_model import H100
 from bench.perf.peers import OURS
 
 CLASSES = tuple(H100.lanes)
-MODEL_HEADERS = ("memory us", "issue us", "busiest pipe us", "largest")
+MODEL_HEADERS = ("memory us", "issue us", "pipe us", "largest")
 WORTH_SHOWING = 0.1  # share of a call's bytes
 
 
@@ -100,19 +100,13 @@ def worst(records):
         if counts and beyond_memory(record) > 1:
             known = worst_of.setdefault(record["kernel"], record)
             worst_of[record["kernel"]] = max(known, record, key=beyond_memory)
-    rows = [
-        (
-            record["kernel"].removesuffix("_kernel"),
-            record["case"],
-            record["direction"],
-            f"{share[id(record)]:.0%}",
-            f"{WARP * sum(record['warp_instructions'].values()) / record['dram_bytes']:.1f}",
-            *model_cells(record["model"]),
-        )
-        for record in sorted(worst_of.values(), key=beyond_memory, reverse=True)
-    ]
-    headers = ("kernel", "case", "direction", "of the call", "instr./B", *MODEL_HEADERS)
-    return tables.markdown(headers, rows)
+    rows = []
+    for record in sorted(worst_of.values(), key=beyond_memory, reverse=True):
+        rows.append((f"**{record['kernel'].removesuffix('_kernel')}**", *[""] * (2 + len(MODEL_HEADERS))))
+        by_byte = WARP * sum(record["warp_instructions"].values()) / record["dram_bytes"]
+        numbers = f"{share[id(record)]:.0%}", f"{by_byte:.1f}", *model_cells(record["model"])
+        rows.append((f"{record['direction']}: {record['case']}", *numbers))
+    return tables.markdown(("kernel, case", "of the call", "instr./B", *MODEL_HEADERS), rows)
 
 
 def calls(records):
@@ -159,20 +153,3 @@ BESIDE = (
     "Kernels of installed peers beside ours, launches of a call together; torch's own operators that a peer "
     "calls in between, as for the last sum over partial gradients, are not in it."
 )
-
-
-def section(records):
-    """README's lines: the kernels that memory does not bound, and peers."""
-    lines = ["### Instructions, and what a model makes of them", ""]
-    if not records:
-        return [*lines, "not counted."]
-    lines += [WHAT, "", "Kernels of which memory is not the largest term, each where it is furthest from it:"]
-    lines += ["", worst(records)]
-    if beside := beside_peers(records):
-        lines += ["", BESIDE, "", beside]
-    return lines
-
-
-def page(records):
-    """The lines of a page with every launch."""
-    return [WHAT, "", table(sorted(records, key=lambda record: record["case"]))]

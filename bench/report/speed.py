@@ -1,19 +1,16 @@
-"""README's section of results: tables of bytes, errors, instructions, time and training steps."""
+"""The page of times on GPUs: layers against torch and peers, and training steps."""
 
 import statistics
 
 from bench.harness import tables
 from bench.harness.result_files import load, records_of
 from bench.operations import OPERATIONS
-from bench.perf import ledger
-from bench.perf.exactness import tables as exactness
-from bench.perf.instructions import tables as instructions
 from bench.perf.models import tables as models
 from bench.perf.speed import compare
-from bench.report import machine_page
+from bench.report.machine_page import machines_in, runs_of, was_on_a_gpu
 
-BEGIN, END = "<!-- results: written by python -m bench report -->", "<!-- end of results -->"
 NOT_MEASURED = "not measured"
+NONE_YET = "**GPU timings: none yet.** No GPU has run these kernels so far.\n"
 
 
 def speed_summary(machines):
@@ -72,38 +69,22 @@ def models_summary(machines):
     return tables.markdown(headers, rows)
 
 
-def pages(part, tables_of_part, what, machines):
-    """The section of a part, and a link to each machine's page of it."""
-    lines = tables_of_part.section(records_of(machine_page.runs_of(part, machines)))
-    lines += [""] * bool(lines)
-    return lines + [
-        f"{what}: [{machine.name}](bench/results/{machine.name}/{part}.md)\n"
-        for machine in machines
-        if machine_page.runs_of(part, [machine])
-    ]
+def is_measured(results):
+    return any(runs_of(part, machines_in(results)) for part in ("speed", "models"))
 
 
 def section(results):
-    machines = sorted(path for path in results.iterdir() if path.is_dir()) if results.is_dir() else []
-    lines = ["### Bytes moved and kernels launched", ""]
-    runs = [run for machine in machines for found in load(machine, "ledger").values() for run in found]
-    if runs:
-        lines += [
-            f"{ledger.CAPTION[0].upper()}{ledger.CAPTION[1:]}. `least` is what any implementation moves."
-        ]
-        lines += ["", ledger.summary(records_of(runs)), ""]
-    else:
-        lines += [f"{NOT_MEASURED}.", ""]
-    lines += pages("exactness", exactness, "Every kind of data, with plots", machines)
-    lines += pages("instructions", instructions, "Every launch that was executed", machines)
-    lines += ["### Time, against the best of torch eager, torch.compile and the installed peers", ""]
+    machines = machines_in(results)
+    if not is_measured(results):
+        return NONE_YET
+    lines = ["## Layers, against the best of torch eager, torch.compile and the installed peers", ""]
     lines += [speed_summary(machines), ""]
-    lines += ["### Training steps, against the faster of torch.nn and torch.compile", ""]
+    lines += ["## Training steps, against the faster of torch.nn and torch.compile", ""]
     lines += [models_summary(machines), ""]
     for machine in machines:
-        if machine_page.was_on_a_gpu(machine):
+        if was_on_a_gpu(machine):
             lines += [
-                f"Everything of [{machine.name}](bench/results/{machine.name}/report.md), with plots",
+                f"Everything of {machine.name}, with plots: `bench/results/{machine.name}/report.md`",
                 "",
             ]
     return "\n".join(lines)
