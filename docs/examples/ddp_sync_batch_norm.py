@@ -1,9 +1,11 @@
-"""Trains a CNN with SyncBatchNorm under DistributedDataParallel, and the same CNN of torch.nn in one process.
+"""Trains a CNN with SyncBatchNorm under DistributedDataParallel, and the same
+CNN of torch.nn in one process.
 
-Each process has its part of every batch; statistics are those of all parts, so that parameters and running
-statistics are those of one process with the whole batch. Rank 0 trains that one, too, and compares.
+Each process has its part of every batch; statistics are those of all parts,
+so that parameters and running statistics are those of one process with the
+whole batch. Rank 0 trains that one, too, and compares.
 
-    torchrun --nproc-per-node=2 ddp_sync_batch_norm.py            # NCCL on GPUs, gloo on a CPU; seconds
+    torchrun --nproc-per-node=2 ddp_sync_batch_norm.py  # NCCL, or gloo on a CPU
 """
 
 import copy

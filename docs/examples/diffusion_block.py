@@ -1,10 +1,12 @@
-"""Builds a diffusion transformer's block of normreg's fused layers, trains it, and compares it with torch's.
+"""Builds a diffusion transformer's block of normreg's fused layers, trains it,
+and compares it with the same in torch's operators.
 
-The block is DiT's, with adaLN-Zero, query and key norms, and dropout: AdaLayerNorm, QKNorm and DropoutAdd
-compute in 4 calls what is 14 of torch's operators. Prints which path each call takes and how the loss falls.
+The block is DiT's, with adaLN-Zero, norms of queries and keys, and dropout.
+AdaLayerNorm, QKNorm and DropoutAdd compute in 4 calls what is 14 of torch's
+operators. Prints which path each call takes and how the loss falls.
 
-    python diffusion_block.py                                     # seconds on a GPU
-    python diffusion_block.py --tiny                              # seconds on a CPU
+    python diffusion_block.py                    # seconds on a GPU
+    python diffusion_block.py --tiny             # seconds on a CPU
 """
 
 import argparse

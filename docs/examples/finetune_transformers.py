@@ -1,15 +1,16 @@
-"""Fine-tune a language model with Hugging Face's Trainer: torch's layers and normreg's, side by side.
-
-Prints the loss of each step with both, undoes the replacement, saves, and loads the checkpoint into an
-unreplaced model. The text is Python's own documentation, which every installation of Python has.
+"""Fine-tunes a language model with Hugging Face's Trainer, with torch's layers
+and with normreg's: prints the loss of each step with both, undoes the
+replacement, saves, and loads the checkpoint into an unreplaced model.
+The text is Python's own documentation, which every installation has.
 
     pip install transformers accelerate
 
-    python finetune_transformers.py                               # a Llama of 26M parameters, from scratch
+    python finetune_transformers.py              # a Llama of 28M parameters
     python finetune_transformers.py --model HuggingFaceTB/SmolLM2-135M
-    python finetune_transformers.py --tiny                        # seconds on a CPU, no network
+    python finetune_transformers.py --tiny       # seconds on a CPU, no network
 
-A model with dropout draws other masks with normreg's layers, so its losses differ by noise.
+A model with dropout draws other masks with normreg's layers, so its losses
+differ by noise.
 """
 
 import argparse
@@ -43,23 +44,23 @@ else:
 length, batch = (32, 2) if options.tiny else (256, 8)
 blocks = tokens[: len(tokens) // length * length].view(-1, length)
 data = [dict(input_ids=block, labels=block) for block in blocks]
+settings = dict(
+    per_device_train_batch_size=batch,
+    max_steps=options.steps,
+    logging_steps=1,
+    save_strategy="no",
+    report_to="none",
+    disable_tqdm=True,
+)
 
 
 def trained(model):
     """The loss of each step."""
     groups = normreg.parameter_groups(model, weight_decay=0.1)  # norms and biases are not decayed
     optimizer = torch.optim.AdamW(groups, lr=3e-4)
-    arguments = transformers.TrainingArguments(
-        *(options.out,),
-        max_steps=options.steps,
-        per_device_train_batch_size=batch,
-        logging_steps=1,
-        bf16=torch.cuda.is_available(),
-        save_strategy="no",
-        report_to="none",
-        disable_tqdm=True,
-    )
+    arguments = transformers.TrainingArguments(options.out, **settings, bf16=torch.cuda.is_available())
     trainer = transformers.Trainer(model, arguments, train_dataset=data, optimizers=(optimizer, None))
+    trainer.remove_callback(transformers.PrinterCallback)
     trainer.train()
     return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
 

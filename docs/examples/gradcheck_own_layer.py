@@ -1,11 +1,12 @@
-"""Checks the gradients of a layer of your own, built on normreg's functions, by torch's gradcheck in float64.
+"""Checks the gradients of layers of your own, by torch's gradcheck in float64.
 
-The first layer calls `normreg.functional` and gets its gradients from it. The second is an
-autograd.Function with a backward by hand, as one writes to keep less for it. First and second derivatives
-of both are compared with finite differences, and `explain` says whether kernels computed them.
+The first layer calls `normreg.functional` and gets its gradients from it. The
+second has an autograd.Function with a backward by hand, as one writes to keep
+less for it. First and second derivatives of both are compared with finite
+differences, and `explain` says whether kernels computed them.
 
-    python gradcheck_own_layer.py                                 # on a GPU
-    TRITON_INTERPRET=1 python gradcheck_own_layer.py              # the kernels on a CPU, interpreted
+    python gradcheck_own_layer.py                # on a GPU
+    TRITON_INTERPRET=1 python gradcheck_own_layer.py  # the kernels, on a CPU
 """
 
 import torch

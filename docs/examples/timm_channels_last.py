@@ -1,13 +1,13 @@
-"""Trains a timm CNN in channels_last with BatchNorm, activation and residual fused, beside timm's own.
-
-Prints what `replace` changed and fused, the loss of each step with both, and by how much running statistics
-differ; then freezes BatchNorm, as for fine-tuning on small batches. Images are random.
+"""Trains a timm CNN in channels_last with BatchNorm, activations and residuals
+fused, beside timm's own: prints what changed, the loss of each step with both,
+and by how much running statistics differ. Then it freezes BatchNorm, as for
+fine-tuning on small batches. Images are random.
 
     pip install timm
 
-    python timm_channels_last.py                                  # ResNet-50 on a GPU
+    python timm_channels_last.py                 # ResNet-50 on a GPU
     python timm_channels_last.py --model convnext_tiny --batch 64
-    python timm_channels_last.py --tiny                           # seconds on a CPU
+    python timm_channels_last.py --tiny          # seconds on a CPU
 """
 
 import argparse
