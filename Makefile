@@ -72,6 +72,7 @@ gpu:
 	$(PYTHON) -m bench gpu --out $(RESULTS) $(addprefix --commit ,$(COMMIT)) $(if $(FULL),--full)
 
 # pip 25.1 is the first with --group, and tells of what setuptools warns for every editable install.
+# timm without torchvision, which the package index has for torch's builds for GPUs alone.
 # Debian's python3 may come without the part that puts pip into a new environment, but with a pip of its own
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv --clear $(VENV) || { \
@@ -79,6 +80,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(RUN) -m pip install --quiet --constraint $(CONSTRAINTS) --upgrade pip
 	PYTHONWARNINGS='ignore:Editable installation' $(RUN) -m pip install --quiet --constraint $(CONSTRAINTS) \
 		--editable . $(addprefix --group ,test bench docs)
+	$(RUN) -m pip install --quiet --constraint $(CONSTRAINTS) --no-deps 'timm; python_version >= "3.11"'
 	touch $@
 
 clean:

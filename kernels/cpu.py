@@ -39,7 +39,7 @@ def _chosen() -> tuple[str | None, str | None]:
         if isinstance(triton.language.sum, triton.JITFunction):
             raise RuntimeError(
                 f"{_setting(chosen)}: expected normreg to be imported before triton, got triton imported "
-                "without its interpreter: import normreg first, or set the variable before Python starts"
+                "without its interpreter: import it first, or set TRITON_INTERPRET=1 before Python starts"
             )
         from normreg.kernels import interpreter  # which imports triton
 

@@ -11,7 +11,18 @@ from pathlib import Path
 
 from bench import ROOT
 from bench.gpu_pass import archive
-from bench.report import chain, classes, exactness, index, instructions, ledger, machine_page, places, speed
+from bench.report import (
+    chain,
+    classes,
+    exactness,
+    index,
+    instructions,
+    layers,
+    ledger,
+    machine_page,
+    places,
+    speed,
+)
 
 # {name: (page, the text between its marks, made of the folder of results)}
 BLOCKS = {
@@ -25,6 +36,7 @@ BLOCKS = {
     "exactness": ("docs/benchmarks/exactness.md", exactness.section),
     "instructions": ("docs/benchmarks/instructions.md", instructions.section),
     "speed": ("docs/benchmarks/speed.md", speed.section),
+    **layers.BLOCKS,
 }
 
 

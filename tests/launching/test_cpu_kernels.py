@@ -57,7 +57,7 @@ def test_too_late_for_the_interpreter(setting):
     name, _, value = setting.partition("=")
     assert error_of(f"import os, triton; os.environ[{name!r}] = {value!r}; import normreg") == (
         f"RuntimeError: {setting}: expected normreg to be imported before triton, got triton imported "
-        "without its interpreter: import normreg first, or set the variable before Python starts"
+        "without its interpreter: import it first, or set TRITON_INTERPRET=1 before Python starts"
     )
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from known_layers import MODES, assert_equal, case_of, step
+from support import torchvision
 from support.hugging_face import imported
 
 import normreg
@@ -103,7 +104,7 @@ def installed(library):
 @pytest.mark.parametrize("library", ["transformers", "diffusers", "timm"])
 def test_the_known_classes_exist(library):
     """A class that was renamed would be left alone in silence."""
-    with installed(library):
+    with torchvision.at_hand(), installed(library):
         found, missing = first_of_each_forward(library)
     assert found
     assert missing == []

@@ -13,7 +13,7 @@ for variable in ("TRITON_INTERPRET", "NORMREG_CPU_KERNELS"):  # before normreg i
     os.environ.pop(variable, None)
 sys.modules["kernels"] = None
 import torch  # noqa: E402
-from support import hub  # noqa: E402
+from support import hub, torchvision  # noqa: E402
 
 ROOT = str(Path(__file__).parents[2])
 for number, path in enumerate(sys.argv[1:]):
@@ -23,7 +23,8 @@ for number, path in enumerate(sys.argv[1:]):
     if "os.environ" in code or "lab.install" in code:
         subprocess.run([sys.executable, path], check=True, env=os.environ | {"PYTHONPATH": ROOT})
     else:
-        with hub.hugging_faces_kernels() if "from kernels import" in code else contextlib.nullcontext():
+        hubs = hub.hugging_faces_kernels() if "from kernels import" in code else contextlib.nullcontext()
+        with hubs, torchvision.at_hand() if "import timm" in code else contextlib.nullcontext():
             exec(code, namespace)
     if torch.distributed.is_initialized():
         namespace.clear()  # a model that outlives its group may wait for gloo forever
