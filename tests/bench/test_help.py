@@ -1,4 +1,4 @@
-"""The help of every command: no command is missing from the list, and options say their defaults."""
+"""The help of every command: each is listed, and options say what they take by default."""
 
 import argparse
 import os

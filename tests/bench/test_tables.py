@@ -1,7 +1,10 @@
 """Tables that commands print: at most 100 columns, nothing in them lost."""
 
 import importlib
+import io
+import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -135,3 +138,18 @@ def test_numbers_are_flush_right_and_short_headers_stand_below():
         "a            1",
         "b         10.5",
     ]
+
+
+def test_what_the_demo_cannot_measure_is_one_sentence(monkeypatch):
+    monkeypatch.setenv("TRITON_INTERPRET", os.environ.get("TRITON_INTERPRET", ""))
+    rich = pytest.importorskip("rich.console")
+    comparisons = pytest.importorskip("bench.demo.comparisons")
+    monkeypatch.setattr(comparisons, "DEVICE", "cpu")
+    monkeypatch.setattr(comparisons, "kernel_launches", lambda model, data: (8, 2))
+    printed = io.StringIO()
+    console = rich.Console(file=printed, highlight=False, width=100)
+    assert comparisons.show_cost(console, {"normreg": SimpleNamespace(model=None)}, None)
+    assert printed.getvalue() == (
+        "normreg's kernels launched: 8 a training step, 2 an evaluation\n"
+        "time per step and peak memory: not measured, because there is no GPU\n\n"
+    )

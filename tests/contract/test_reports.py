@@ -1,7 +1,9 @@
 """What reports print: names that exist, a line for those that are alike, and HTML for notebooks."""
 
+import copy
 import dataclasses
 import importlib
+from collections import OrderedDict
 from html.parser import HTMLParser
 
 import pytest
@@ -49,6 +51,35 @@ def test_verbose_has_a_line_for_each(act):
         *(f"layers.{block}.{layer}" for block in range(3) for layer in range(3)),
         "final",
     ]
+
+
+def test_reports_fit_100_columns_whatever_the_names():
+    """What is too wide wraps, and says once how all names begin."""
+    branch = dict(
+        normalisation_in_front=nn.LayerNorm(4),
+        projection_of_features=nn.Linear(4, 4),
+        dropout_behind=nn.Dropout(),
+    )
+    branches = dict(attention_and_feed_forward=nn.Sequential(branch := OrderedDict(branch)))
+    branches["another_branch_of_it"] = copy.deepcopy(nn.Sequential(branch))
+    model = nn.Sequential(OrderedDict(transformer_encoder=nn.Sequential(OrderedDict(branches))))
+    x = torch.randn(2, 4)
+    printed = {
+        act.__name__: str(act(model, *inputs))
+        for act, *inputs in (
+            (normreg.replace,),
+            (normreg.diagnose, x),
+            (normreg.explain, x),
+            (normreg.parameter_groups, 0.1),
+            (normreg.init.kaiming_,),
+            (normreg.restore,),
+        )
+    }
+    assert {name for name, text in printed.items() if max(map(len, text.splitlines())) > 100} == set()
+    for name in ("diagnose", "explain"):
+        heading, *rows = printed[name].splitlines()
+        assert heading.endswith("; names begin with transformer_encoder.")
+        assert "transformer_encoder" not in "".join(rows)
 
 
 def test_the_last_line_says_what_tools_overlook():
