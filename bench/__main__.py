@@ -1,7 +1,7 @@
 """Proof of speed that anybody can rerun, with and without a GPU.
 
-python -m bench              everything this machine can show
-python -m bench PART --help  one part of it
+python -m bench              everything that this machine can measure, a part at a time
+python -m bench PART --help  one part of it, and its options
 """
 
 import argparse
@@ -9,6 +9,7 @@ import importlib
 import json
 import os
 import sys
+import textwrap
 import time
 from pathlib import Path
 
@@ -32,20 +33,31 @@ OTHERS = {
     "gpu": "five minutes on a machine with a GPU: smoke, the kernel tests, the cases of speed that decide",
     "report": "tables and plots from the committed results",
 }
+COMMANDS = {  # which parse their own arguments, also as python -m bench.<name>
+    "demo": "the main job: two torch.nn models trained beside the same two on normreg's layers; a minute",
+    "study": "six experiments on normalisation and regularisation; four and a half minutes on two cores",
+    "ranks": "the demo's convolutional network on several ranks, started by torchrun",
+}
+COMMAND_HOMES = {"demo": "bench.demo.__main__", "study": "bench.study.__main__", "ranks": "bench.ranks"}
 HOMES = {"smoke": "bench.smoke", "gpu": "bench.gpu_pass", "report": "bench.report"}  # PARTS are in bench.perf
+BUDGET_WITHOUT_GPU = 270  # seconds
 OPTIONS = {
-    "--budget": dict(type=float, metavar="SECONDS", help="begin nothing that would end later"),
-    "--out": dict(type=Path, metavar="DIR", help="write results to files in this folder"),
-    "--json": dict(action="store_true", help="print one JSON object a line, not tables"),
-    "--commit": dict(help="the commit to note where there is no git"),
-    "--operations": dict(nargs="+", metavar="NAME", help="only these"),
+    "--budget": dict(
+        type=float,
+        metavar="SECONDS",
+        help=f"begin nothing that would end later (default: no limit; {BUDGET_WITHOUT_GPU} for all parts "
+        "together without a GPU)",
+    ),
+    "--out": dict(type=Path, metavar="DIR", help="folder to write results to (default: only print them)"),
+    "--json": dict(action="store_true", help="print JSON, an object a line, in place of tables"),
+    "--commit": dict(metavar="HASH", help="commit to note in results (default: what git says)"),
+    "--operations": dict(nargs="+", metavar="NAME", help="only these, such as layer_norm (default: all)"),
 }
 OPTIONS_OF = {  # of those that write what they find themselves; all other parts take all options
     "first_step": (),
-    "gpu": ("--out", "--commit"),
+    "gpu": ("--commit",),
     "report": (),
 }
-BUDGET_WITHOUT_GPU = 270  # seconds
 
 
 def add_options(parser, names=OPTIONS, **defaults):
@@ -58,14 +70,25 @@ def parse_arguments():
         prog="python -m bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add_options(parser)
-    subparsers = parser.add_subparsers(dest="part", metavar="PART")
+    subparsers, parsers = parser.add_subparsers(dest="part", metavar="PART"), {}
     for name, description in {**PARTS, **OTHERS}.items():
-        subparser = subparsers.add_parser(name, help=description, description=description)
+        parsers[name] = subparsers.add_parser(name, help=description, description=description)
         # without defaults, which would replace what is given before the part's name
-        add_options(subparser, OPTIONS_OF.get(name, OPTIONS), default=argparse.SUPPRESS)
-        if name in sys.argv:
-            load(name).add_arguments(subparser)
+        add_options(parsers[name], OPTIONS_OF.get(name, OPTIONS), default=argparse.SUPPRESS)
+    for name, description in COMMANDS.items():
+        subparsers.add_parser(name, help=description)
+    without_help = [argument for argument in sys.argv[1:] if argument not in ("-h", "--help")]
+    part = parser.parse_known_args(without_help)[0].part
+    if part in COMMANDS:
+        parser.error(f"expected no option before {part}, which has its own: python -m bench {part} --help")
+    if part is not None:
+        load(part).add_arguments(parsers[part])
     return parser.parse_args()
+
+
+def run_command(name, arguments):
+    with imports_of(f"python -m bench {name}"):
+        return importlib.import_module(COMMAND_HOMES[name]).main(arguments)
 
 
 def load(part):
@@ -112,7 +135,10 @@ def run_part(arguments):
             for path in result_files.write(*given):
                 print(f"written: {path}", file=messages)
     if not arguments.json:
-        print(f"## {arguments.part}: {module.CAPTION}\n\n{module.table(records)}\n")
+        from bench.harness.tables import WIDTH
+
+        heading = textwrap.fill(f"## {arguments.part}: {module.CAPTION}", WIDTH)
+        print(f"{heading}\n\n{module.table(records)}\n")
     if budget.left_out:
         print(f"left out, because the budget was spent: {'; '.join(budget.left_out)}", file=messages)
     return module.status(records) if hasattr(module, "status") else 0
@@ -148,6 +174,8 @@ def run_all(arguments):
 
 
 def main():
+    if sys.argv[1:] and sys.argv[1] in COMMANDS:
+        return run_command(sys.argv[1], sys.argv[2:])
     arguments = parse_arguments()
     if arguments.part is None:
         return run_all(arguments)

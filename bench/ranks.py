@@ -1,6 +1,6 @@
 """The demo's convolutional network on several ranks, beside torch.nn's on one.
 
-    torchrun --nproc-per-node=2 -m bench.ranks
+    torchrun --nproc-per-node=2 -m bench ranks
 
 The ranks train it together, on GPUs with NCCL where there are any, else on CPUs with gloo: on normreg,
 with SyncBatchNorm, under DistributedDataParallel, each on its part of every batch. Rank 0 then
@@ -8,7 +8,9 @@ trains torch.nn's network from the same weights on the whole batches. Both compu
 dropout, so that they may differ by rounding only. The exit status is 1 where they differ by more.
 """
 
+import argparse
 import copy
+import os
 import sys
 
 import torch
@@ -46,7 +48,19 @@ def state_of(model):
     return torch.cat([tensor.detach().double().flatten() for tensor in model.state_dict().values()])
 
 
-def main():
+def parse_arguments(arguments=None):
+    parser = argparse.ArgumentParser(
+        prog="torchrun --nproc-per-node=2 -m bench ranks",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.parse_args(arguments)
+    if "RANK" not in os.environ:
+        parser.error(f"expected torchrun to start it, which tells each process its rank: {parser.prog}")
+
+
+def main(arguments=None):
+    parse_arguments(arguments)
     dist.init_process_group("nccl" if DEVICE == "cuda" else "gloo")
     failed = compare()  # and no model stays: one that outlives the group may wait for gloo forever
     dist.destroy_process_group()

@@ -1,7 +1,5 @@
 """The main job: two torch.nn models trained side by side with the same two on normreg's layers.
 
-    python -m bench.demo [--quick] [--seed N] [--output demo.png]
-
 A convolutional network (BatchNorm2d, Dropout) and an nn.TransformerEncoder classifier (LayerNorm, Dropout)
 learn the 1,797 handwritten digits that scikit-learn ships, each from the same weights and on the same
 batches as its copy after `normreg.replace`.

@@ -16,44 +16,58 @@ with imports_of("bench.demo"):
     from bench.demo import comparisons
     from bench.demo.networks import NETWORKS, SIZES, digits
     from bench.demo.training import DROPOUT, train_all
+    from bench.harness import pictures
     from bench.lab import interpreter
 
 
-def plot(path, curves):
+def plot(path, curves, passed):
     """Draws the loss curves of {network: {dropout: runs}}."""
-    figure = Figure(figsize=(11, 4.5), layout="constrained")
-    figure.suptitle("Training loss on handwritten digits: torch.nn layers and normreg layers")
-    styles = {"torch.nn": dict(linewidth=5, alpha=0.35), "normreg": dict(linewidth=1.5, linestyle="--")}
-    panels = figure.subplots(1, len(curves), sharey=True)
-    for panel, (network, runs_by_dropout) in zip(panels, curves.items()):
-        for (dropout, runs), color in zip(runs_by_dropout.items(), ("tab:blue", "tab:orange")):
-            for name, style in styles.items():
-                losses = torch.stack(runs[name].losses).cpu()
-                label = f"{name}, dropout {dropout or 'off'}"
-                panel.plot(range(1, len(losses) + 1), losses, color=color, label=label, **style)
-        panel.set(title=network, xlabel="training step", yscale="log")
-        panel.xaxis.get_major_locator().set_params(integer=True)
-        panel.yaxis.set_major_formatter("{x:g}")
-        panel.yaxis.set_minor_formatter("{x:g}")
-        panel.grid(alpha=0.3)
-        panel.legend()
-    panels[0].set_ylabel("cross-entropy of the batch")
-    figure.savefig(path, dpi=120)
+    with pictures.styled():
+        figure = Figure(figsize=(pictures.WIDTH, 4.2))
+        panels = figure.subplots(1, len(curves), sharey=True)
+        styles = {"torch.nn": dict(linewidth=5, alpha=0.35), "normreg": dict(linestyle="--")}
+        for panel, (network, runs_by_dropout) in zip(panels, curves.items()):
+            for (dropout, runs), color in zip(runs_by_dropout.items(), pictures.COLORS):
+                for name, style in styles.items():
+                    losses = torch.stack(runs[name].losses).cpu()
+                    label = f"{name}, dropout {dropout or 'off'}"
+                    panel.plot(range(1, len(losses) + 1), losses, color=color, label=label, **style)
+            panel.set(title=network, xlabel="training step", yscale="log")
+            panel.xaxis.get_major_locator().set_params(integer=True)
+            panel.yaxis.set_major_formatter("{x:g}")
+            panel.yaxis.set_minor_formatter("{x:g}")
+        panels[0].set_ylabel("cross-entropy of the batch")
+        figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
+        same = "follows" if passed else "does not follow"
+        pictures.title(figure, f"The training loss with normreg's layers {same} that with torch.nn's.")
+        pictures.save(figure, path)
 
 
-def parse_arguments():
-    parser = argparse.ArgumentParser(prog="python -m bench.demo", description=demo.__doc__.split("\n\n")[0])
+def parse_arguments(arguments=None):
+    parser = argparse.ArgumentParser(
+        prog="python -m bench demo",
+        description=demo.__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--quick", action="store_true", help="fewer steps, and without a GPU fewer layers")
-    parser.add_argument("--seed", type=int, default=0, help="seed of weights, batches and masks (default 0)")
-    parser.add_argument("--output", type=Path, default="demo.png", help="the plot (default demo.png)")
-    arguments = parser.parse_args()
-    if not arguments.output.parent.is_dir():
-        parser.error(f"--output: there is no folder {arguments.output.parent}")
-    return arguments
+    parser.add_argument(
+        "--seed", type=int, default=0, metavar="N", help="seed of weights, batches and masks (default: 0)"
+    )
+    parser.add_argument(
+        "--output",
+        type=Path,
+        default="demo.png",
+        metavar="FILE",
+        help="picture of the loss curves to write (default: demo.png)",
+    )
+    parsed = parser.parse_args(arguments)
+    if not parsed.output.parent.is_dir():
+        parser.error(f"--output: there is no folder {parsed.output.parent}")
+    return parsed
 
 
-def main():
-    arguments = parse_arguments()
+def main(arguments=None):
+    arguments = parse_arguments(arguments)
     size = SIZES[DEVICE, arguments.quick]
     console = Console(highlight=False)
     torch.backends.cudnn.allow_tf32 = False  # its rounding would hide every other
@@ -77,7 +91,7 @@ def main():
         passed &= comparisons.show_differences(console, runs[network][0.0], test)
         passed &= comparisons.show_results(console, runs[network], test)
         passed &= comparisons.show_cost(console, runs[network][DROPOUT], data)
-    plot(arguments.output, runs)
+    plot(arguments.output, runs, passed)
     console.print(f"Loss curves: {arguments.output}")
     console.print("All checks passed." if passed else "CHECKS FAILED: see above.")
     return 0 if passed else 1

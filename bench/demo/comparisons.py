@@ -112,13 +112,14 @@ def step_cost(model, images, labels):
 
 def show_cost(console, runs, data):
     """Whether normreg's kernels run, in training and in evaluation."""
-    rows = []
-    for size, name in itertools.product(TIMED_BATCHES if DEVICE == "cuda" else (BATCH,), COMPARED):
-        cost = "not measured", "not measured"
-        if DEVICE == "cuda":
-            cost = step_cost(runs[name].model, *batch_of(size, data))
-        rows.append((f"{name}, batch of {size:,}", *cost))
     training, evaluation = kernel_launches(runs["normreg"].model, data)
     caption = f"normreg's kernels launched: {training} a training step, {evaluation} an evaluation"
-    show(console, (f"dropout {DROPOUT}", "time per step", "peak memory"), rows, caption)
+    if DEVICE == "cuda":
+        rows = [
+            (f"{name}, batch of {size:,}", *step_cost(runs[name].model, *batch_of(size, data)))
+            for size, name in itertools.product(TIMED_BATCHES, COMPARED)
+        ]
+        show(console, (f"dropout {DROPOUT}", "time per step", "peak memory"), rows, caption)
+    else:
+        console.print(f"{caption}\ntime per step and peak memory: not measured, because there is no GPU\n")
     return training > 0 and evaluation > 0

@@ -5,6 +5,7 @@ written by then stays, and the next step runs. Only a wrong value, or a GPU that
 pass. After each step all files are packed into one results.tgz, for `python -m bench report results.tgz`.
 """
 
+import argparse
 import contextlib
 import io
 import json
@@ -167,7 +168,18 @@ def summary(outcomes, folder, notes, path):
 
 
 def add_arguments(parser):
-    parser.add_argument("--full", action="store_true", help="everything, without time limits")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        metavar="DIR",
+        default=argparse.SUPPRESS,
+        help="folder to write results.tgz to (default: the current one)",
+    )
+    parser.add_argument(
+        "--full",
+        action="store_true",
+        help="run everything, without time limits: hours (default: five minutes)",
+    )
     parser.add_argument(
         "--plan", action="store_true", help="only count what the pass would compile, which needs no GPU"
     )

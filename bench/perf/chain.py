@@ -177,7 +177,7 @@ def table(records):
         told = [f"{one['name'].removeprefix('aten::')}: {one['bytes'] / elements:.2f}" for one in operators]
         moved = f"{record['moved_bytes'] / elements:.2f}"
         rows.append((record["case"], record["direction"], len(operators), moved, ", ".join(told)))
-    return tables.markdown(headers, rows)
+    return tables.text(headers, rows, grouped=1)
 
 
 CAPTION = "bytes an element that torch's operators move at least in eager mode, each one launch; not run"

@@ -67,4 +67,4 @@ def table(records):
     headers = (
         "model | call | unfused us | fused whole us | each fused us | whole, a block us | each, a block us"
     )
-    return tables.markdown(headers, rows)
+    return tables.text(headers, rows, grouped=1)

@@ -115,7 +115,7 @@ def table(records):
         )
         for record in records
     ]
-    return tables.markdown(headers, rows)
+    return tables.text(headers, rows, grouped=1)
 
 
 CAPTION = f"multiprocessors of {MULTIPROCESSORS} that have a program of each launch of a backward"

@@ -97,7 +97,7 @@ def layers_table(records):
         ratios = [times["normreg"] / times[name] for name in ("plain launch", "torch")]
         numbers = [f"{times[name]:.1f}" for name in CONTESTANTS] + [f"{ratio:.2f}" for ratio in ratios]
         rows.append((record["case"], record["direction"], *numbers))
-    return tables.markdown(headers, rows)
+    return tables.text(headers, rows, grouped=1)
 
 
 def parts_table(records):
@@ -109,7 +109,7 @@ def parts_table(records):
         numbers = [call, *(own.get(part) for part in (*PARTS, REST))]
         cells = ["" if number is None else f"{number:.1f}" for number in numbers]
         rows.append((record["case"], record["direction"], *cells))
-    return tables.markdown(headers, rows)
+    return tables.text(headers, rows, grouped=1)
 
 
 CAPTION = (

@@ -11,6 +11,7 @@ runs beside it, and at most 194 KiB later, a multiprocessor's share of half the 
 
 import contextlib
 import math
+import textwrap
 from unittest import mock
 
 import torch
@@ -27,6 +28,14 @@ from bench.perf.torch_operators import Operators
 from normreg.kernels.dropout.drop import seed_arguments
 
 DIRECTIONS = ("forward", "backward")
+WORDS = (
+    "A case is a layer, a dtype and the input's shape. moved: bytes that kernels and torch's operators load "
+    "and store, over the elements of the input; least: those that any implementation moves, each tensor of "
+    "the input's size once; ratio: moved over least. A launch is a kernel, the number of its "
+    "programs, or their grid, and what it moves. A tensor is small up to 1 MiB (parameters, "
+    "statistics, partial results of few programs): it is taken as cached, stays in the GPU's cache, and "
+    "counts once a launch."
+)
 ARCH = 90  # of an H100
 
 
@@ -104,7 +113,7 @@ def described(record):
 
 
 def table(records):
-    headers = "case | direction | moved | least | moved / least | launches with programs: moved"
+    headers = "case | direction | moved | least | ratio | launches: programs, moved"
     rows = [
         (
             record["case"],
@@ -116,7 +125,8 @@ def table(records):
         )
         for record in sorted(records, key=lambda record: record["case"])
     ]
-    return tables.markdown(headers, rows)
+    words = textwrap.fill(WORDS, tables.WIDTH)
+    return f"{tables.text(headers, rows, grouped=1)}\n\n{words}"
 
 
 CAPTION = (

@@ -201,8 +201,22 @@ def describe_case(case, targets):
 
 
 def add_arguments(parser):
-    parser.add_argument("--targets", nargs="+", choices=TARGETS, default=list(TARGETS))
-    parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=["bf16"])
+    parser.add_argument(
+        "--targets",
+        nargs="+",
+        choices=TARGETS,
+        default=list(TARGETS),
+        metavar="GPU",
+        help=f"architectures to compile for (default: {' '.join(TARGETS)})",
+    )
+    parser.add_argument(
+        "--dtypes",
+        nargs="+",
+        choices=DTYPES,
+        default=["bf16"],
+        metavar="DTYPE",
+        help=f"dtypes of the cases, of {' '.join(DTYPES)} (default: bf16)",
+    )
 
 
 def run(arguments, budget):
@@ -235,7 +249,7 @@ def table(records):
                 max(column["instructions_per_element"]),
             )
         )
-    return tables.markdown(headers, rows)
+    return tables.text(headers, rows)
 
 
 CAPTION = "compiled ahead of time, not run; the worst over the cases; access: the widest, a thread"

@@ -42,15 +42,26 @@ BLOCKS = {
 
 def add_arguments(parser):
     parser.add_argument(
-        "archive", nargs="?", type=Path, metavar="results.tgz", help="a GPU's results, unpacked first"
+        "archive",
+        nargs="?",
+        type=Path,
+        metavar="results.tgz",
+        help="results of `make gpu`, unpacked first (default: none)",
     )
     parser.add_argument(
         "--results",
         type=Path,
         default=ROOT / "bench/results",
-        help="default: bench/results",
+        metavar="DIR",
+        help="folder with a folder a machine (default: bench/results)",
     )
-    parser.add_argument("--root", type=Path, default=ROOT, help="the folder of README.md and docs")
+    parser.add_argument(
+        "--root",
+        type=Path,
+        default=ROOT,
+        metavar="DIR",
+        help="folder of README.md and docs (default: this one)",
+    )
 
 
 def marks(name):

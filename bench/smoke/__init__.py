@@ -29,7 +29,7 @@ ON_A_GPU = ("another stream", "CUDA graph", "host time")
 def add_arguments(parser):
     parser.add_argument(
         "--processes", type=int, metavar="N", default=MOST_PROCESSES if DEVICE == "cuda" else 0,
-        help="side by side; 0, as without a GPU: this process alone",
+        help="run checks in N processes side by side; 0: in this one (default: %(default)s)",
     )  # fmt: skip
 
 

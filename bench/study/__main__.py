@@ -1,7 +1,5 @@
 """Runs the experiments of bench/study and writes their results, figures and page.
 
-    python -m bench.study [--quick] [--seeds N] [--only NAME ...] [--out DIR]
-
 A task is an experiment with a seed. It runs in one thread, so results depend neither on --workers nor on
 the order of tasks. `--page` only draws and writes the page from the results that are there.
 """
@@ -22,6 +20,7 @@ with imports_of("bench.study"):
     from bench.study.training import normreg, torch
 
 FOLDER = Path(__file__).parent
+QUICK_FOLDER = Path("build/study")  # of results that mean nothing
 SEEDS, QUICK_SEEDS = 5, 2
 FIRST_SEED = 20  # earlier ones served to try the experiments out
 
@@ -52,30 +51,53 @@ def described(task):
 
 def parse_arguments(arguments=None):
     parser = argparse.ArgumentParser(
-        prog="python -m bench.study",
+        prog="python -m bench study",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--quick", action="store_true", help=f"{QUICK_SEEDS} seeds and hardly any steps")
     parser.add_argument(
-        "--seeds", type=int, metavar="N", help=f"how many, from {FIRST_SEED} on (default {SEEDS})"
+        "--quick",
+        action="store_true",
+        help=f"{QUICK_SEEDS} seeds and hardly any steps, to see that all runs: the numbers mean nothing",
     )
     parser.add_argument(
-        "--only", nargs="+", metavar="NAME", choices=NAMES, default=NAMES, help=", ".join(NAMES)
+        "--seeds", type=int, metavar="N", help=f"how many seeds, from {FIRST_SEED} on (default: {SEEDS})"
     )
-    parser.add_argument("--out", type=Path, default=FOLDER, metavar="DIR", help="results, figures and page")
     parser.add_argument(
-        "--workers", type=int, metavar="N", default=min(2, os.cpu_count() or 1), help="processes (default 2)"
+        "--only",
+        nargs="+",
+        metavar="NAME",
+        choices=NAMES,
+        default=NAMES,
+        help=f"only these experiments (default: {' '.join(NAMES)})",
     )
-    parser.add_argument("--page", action="store_true", help="only the figures and the page")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        metavar="DIR",
+        help=f"folder of results, figures and page (default: bench/study; with --quick {QUICK_FOLDER})",
+    )
+    parser.add_argument(
+        "--workers",
+        type=int,
+        metavar="N",
+        default=min(2, os.cpu_count() or 1),
+        help="processes that run side by side (default: 2)",
+    )
+    parser.add_argument(
+        "--page", action="store_true", help="run nothing: draw and write from the results in DIR"
+    )
     parsed = parser.parse_args(arguments)
+    parsed.out = parsed.out or (QUICK_FOLDER if parsed.quick else FOLDER)
     parsed.seeds = parsed.seeds or (QUICK_SEEDS if parsed.quick else SEEDS)
     if parsed.seeds < 2:
         parser.error(f"--seeds: expected at least 2, for a deviation, got {parsed.seeds}")
     if parsed.workers < 1:
         parser.error(f"--workers: expected at least 1, got {parsed.workers}")
-    if parsed.quick and parsed.out == FOLDER:
-        parser.error("--quick: its numbers mean nothing; say with --out where to write them")
+    if parsed.quick and parsed.out.resolve() == FOLDER:
+        parser.error(
+            "--quick: its numbers mean nothing, and would replace those of bench/study: leave --out out"
+        )
     return parsed
 
 

@@ -5,12 +5,14 @@ import itertools
 import math
 
 import torch
+from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
 
 import normreg
 
 from . import drawing
 from .data import DEVICE, split
-from .experiment import LARGEST_LOSS, each, exceeds, lies, mean_and_deviation, steps
+from .experiment import LARGEST_LOSS, diverged, each, exceeds, held, lies, listed, mean_and_deviation, steps
 from .training import network, sgd, train
 
 TITLE = "Initial weights and depth"
@@ -27,7 +29,8 @@ drawn by `normreg.init.kaiming_`, of variance 2/n (n inputs), and scaled to 1/n,
 training, `normreg.diagnose` measures the variance of each ReLU's output and of its gradient, on 256
 images, by a random projection of the output. Then {STEPS} steps of SGD (momentum 0.9, batches of 64) at
 each of the learning rates {", ".join(map(str, RATES))}; of each network the best counts, by the mean
-loss of the last 20 steps; a run that diverges has a loss of {LARGEST_LOSS:g}."""
+loss of the last 20 steps. A run diverges where a loss is not finite, or the last are above {LARGEST_LOSS:g};
+it has a loss of {LARGEST_LOSS:g}."""
 
 
 def key(norm, variance):
@@ -134,25 +137,60 @@ def tables(results):
     return [("Mean and deviation over the seeds.", headers, rows)]
 
 
+def finding(verdicts):
+    claims = {"weights of variance 2/n": "Weights of variance 2/n keep the variance of {}s."}
+    claims |= {norm: f"{norm} keeps the variance of {{}}s whatever the weights' is." for norm in NORMS[1:]}
+    kept = [
+        held(verdicts, {name: claim.format(what) for name, claim in claims.items()})
+        for what in ("activation", "gradient")
+    ]
+    both = [name for name in claims if all(name in names for names in kept)]
+    others = [name for name in claims if name not in both]
+    sentence = f"Through {LAYERS} layers, activations and gradients both keep their variance with "
+    return sentence + listed(both) + (f", not with {listed(others)}" if both and others else "")
+
+
 def plot(results):
-    figure, axes = drawing.panels(3, height=4.3)
-    layers = range(1, LAYERS + 1)
-    for panel, what in zip(axes[0], ("activation", "gradient")):
-        for norm, style in zip(NORMS, drawing.STYLES):
-            for variance, color in zip(VARIANCES, drawing.COLORS):
-                name = key(norm, variance)
-                drawing.band(panel, layers, each(results, name, what), color=color, label=name, style=style)
-        panel.set(xlabel="layer", ylabel="log10 of the variance", title=f"{what}s, before training")
-        panel.grid(alpha=0.3)
-    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=5, fontsize=8)
-    names = list(itertools.starmap(key, CELLS))
-    losses = [each(results, name, "loss") for name in names]
-    drawing.dots(axes[0, 2], losses, names, colors=drawing.COLORS[:3])
-    axes[0, 2].tick_params(axis="x", rotation=60, labelsize=8)
-    axes[0, 2].set(ylabel="log10 of the training loss (nats)", title=f"after {STEPS} steps")
-    top = 1.2 * math.log10(math.log(10))  # a little above the loss of guessing
-    for i, values in enumerate(losses):
-        if min(values) > top:
-            axes[0, 2].text(i, top, "diverged", rotation=90, ha="center", va="top", fontsize=8)
-    axes[0, 2].set_ylim(top=top)
+    figure, panels = drawing.mosaic([["activation", "gradient"], ["loss", "loss"]], height=7)
+    panels["gradient"].sharey(panels["activation"])
+    looks = dict(zip(NORMS, zip(drawing.COLORS, ("-", "-", (0, (3, 3))))))
+    markers = dict(zip(VARIANCES, drawing.MARKERS))
+    for what in ("activation", "gradient"):
+        for number, (norm, variance) in enumerate(CELLS):
+            color, style = looks[norm]
+            runs, turns = each(results, key(norm, variance), what), (2 * number, 2 * len(CELLS))
+            # curves coincide, and their markers take turns
+            look = dict(color=color, linestyle=style, marker=markers[variance], markevery=turns)
+            drawing.band(panels[what], range(1, 1 + len(runs[0])), runs, label=key(norm, variance), **look)
+        panels[what].set(xlabel="layer", title=f"{what}s, before training")
+    panels["activation"].set_ylabel("log10 of the variance")
+    colors = {norm: color for norm, (color, _) in looks.items()}
+    plot_losses(panels["loss"], {cell: each(results, key(*cell), "loss") for cell in CELLS}, colors, markers)
+    lines = [Line2D([], [], color=color, linestyle=style) for color, style in looks.values()]
+    lines += [Line2D([], [], color="black", linestyle="", marker=marker) for marker in markers.values()]
+    names = ["no norm", *NORMS[1:], *(f"weights of variance {variance}/n" for variance in VARIANCES)]
+    figure.legend(lines, names, loc="outside lower center", ncols=2)
     return figure
+
+
+def plot_losses(panel, losses, colors, markers):
+    """Draws {cell: its losses}; runs that diverged lie in a row of their own, above all others."""
+    guessing = math.log(10)
+    finite = [10**loss for values in losses.values() for loss in values if not diverged(loss)]
+    lowest, highest = min([guessing, *finite]), max([guessing, *finite])
+    above = highest + 0.2 * max(highest - lowest, 0.1)
+    for place, ((norm, variance), values) in enumerate(losses.items()):
+        shown = [above if diverged(loss) else 10**loss for loss in values]
+        among_others = 0 < shown.count(above) < len(shown)  # which leaves no mean
+        look = dict(color=colors[norm], marker=markers[variance], mean=not among_others)
+        drawing.dots(panel, place, shown, **look)
+    panel.axhline(guessing, color="black", linestyle=":", linewidth=1)
+    names = [f"{variance}/n" + f"\n{norm}" * (variance == VARIANCES[1]) for norm, variance in losses]
+    panel.set_xticks(range(len(losses)), names)
+    round_ones = MaxNLocator(5, steps=[1, 2, 5, 10]).tick_values(lowest, highest)
+    ticks = {tick: f"{tick:.3g}" for tick in round_ones if tick <= highest}
+    if max(map(diverged, itertools.chain(*losses.values()))):
+        ticks[above] = "diverged"
+    panel.set_yticks([*ticks], [*ticks.values()])
+    meaning = f"diverged: a loss was not finite, or above {LARGEST_LOSS:,.0f}; dotted: guessing"
+    panel.set(ylabel="training loss (nats)", title=f"after {STEPS} steps; {meaning}")

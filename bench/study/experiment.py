@@ -6,6 +6,7 @@ An experiment is a module of this folder with
 - run(seed, quick) -> the results of one seed, as JSON has them;
 - verdicts(results) -> [Verdict], from {seed: its results}, by criteria that stand in the code;
 - tables(results) -> [(caption, headers, rows)];
+- finding(verdicts) -> the sentence that is the figure's title, by the outcomes of the claims;
 - plot(results) -> a matplotlib figure.
 """
 
@@ -18,7 +19,7 @@ from scipy import stats
 HELD, NOT_HELD, OPPOSITE = "held", "did not hold", "did not hold; the opposite did"
 LEVEL = 0.01  # of every test, because there are some thirty claims
 ROUNDING = 1e-9  # relative to a difference; smaller deviations count as none
-LARGEST_LOSS = 1e6  # the loss of a run that diverged
+LARGEST_LOSS = 1e6  # the loss of a run that diverged: one was not finite, or the last are larger
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,37 @@ class Verdict:
     criterion: str
     outcome: str
     evidence: str
+
+
+def outcomes(verdicts):
+    """The outcome of every claim."""
+    return {verdict.claim: verdict.outcome for verdict in verdicts}
+
+
+def held(verdicts, claims):
+    """Those keys of {key: claim} whose claim held."""
+    outcome = outcomes(verdicts)
+    return [key for key, claim in claims.items() if outcome[claim] == HELD]
+
+
+def listed(names, none="none"):
+    """Names as a sentence has them: "a, b and c"."""
+    *others, last = names or [none]
+    return f"{', '.join(others)} and {last}" if others else last
+
+
+def two(first, when, second, when_second):
+    """Two findings in one sentence, which says only once when they hold, if that is the same."""
+    return (
+        f"{first}, and {second}, {when}"
+        if when == when_second
+        else f"{first} {when}, and {second} {when_second}"
+    )
+
+
+def diverged(loss):
+    """Whether the logarithm of a loss is that of a run that diverged."""
+    return loss >= math.log10(LARGEST_LOSS)
 
 
 def steps(number, quick):

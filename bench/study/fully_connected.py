@@ -5,12 +5,13 @@ import math
 
 import numpy as np
 import torch
+from matplotlib.lines import Line2D
 from sklearn.model_selection import cross_val_score
 from sklearn.tree import DecisionTreeClassifier
 
 from . import drawing
 from .data import LOADERS, split
-from .experiment import each, exceeds, mean_and_deviation, steps
+from .experiment import OPPOSITE, each, exceeds, held, listed, mean_and_deviation, outcomes, steps, two
 from .training import network, sgd, train
 
 TITLE = "LayerNorm, BatchNorm and neither in a fully connected network"
@@ -126,26 +127,51 @@ def tables(results):
     ]
 
 
-def plot(results):
-    figure, axes = drawing.panels(3)
-    groups = [(name, norm) for name in LOADERS for norm in NORMS]
-    losses = [each(results, name, "training", norm, "loss") for name, norm in groups]
-    drawing.dots(axes[0, 0], losses, [f"{norm}\n{name}" for name, norm in groups], colors=drawing.COLORS[:3])
-    axes[0, 0].tick_params(axis="x", rotation=60, labelsize=8)
-    axes[0, 0].set(ylabel="log10 of the training loss (nats)", title="training loss")
-    first = next(iter(results.values()))["digits"]["norms"]
-    for norm, color in zip(NORMS[1:], drawing.COLORS[1:]):
-        norms = first["before"]["example"], first[norm]["example"]
-        axes[0, 1].plot(*norms, "o", color=color, markersize=3, label=norm)
-    axes[0, 1].set(
-        xlabel="norm of the example before", ylabel="norm after", title="60 digits of one seed", ylim=0
+def finding(verdicts):
+    outcome = outcomes(verdicts)
+    higher = {name: f"LayerNorm reaches a higher training loss than BatchNorm ({name})." for name in LOADERS}
+    lower = [name for name, claim in higher.items() if outcome[claim] == OPPOSITE]
+    claims = {name: f"LayerNorm takes away what the norm of an example tells ({name})." for name in LOADERS}
+    taken = held(verdicts, claims)
+    takes, reaches = (
+        "takes away what the norm of an example tells",
+        "reaches a lower training loss than BatchNorm",
     )
-    axes[0, 1].grid(alpha=0.3)
-    axes[0, 1].legend()
-    groups = [(name, where) for name in LOADERS for where in ("before", *NORMS[1:])]
-    accuracies = [each(results, name, "norms", where, "accuracy") for name, where in groups]
-    names = [f"{where}\n{name}" for name, where in groups]
-    drawing.dots(axes[0, 2], accuracies, names, colors=drawing.COLORS[:3])
-    axes[0, 2].tick_params(axis="x", rotation=60, labelsize=8)
-    axes[0, 2].set(ylabel="accuracy from the norm alone", title="what the norm tells")
+    return two(f"LayerNorm {takes}", of_data(taken), reaches, of_data(lower))
+
+
+def of_data(names):
+    return "on both data sets" if len(names) == len(LOADERS) else f"on {listed(names, 'neither data set')}"
+
+
+def plot(results):
+    figure, panels = drawing.mosaic([["loss", "told"], ["example", "legend"]], height=6.4)
+    wheres = ("before", *NORMS[1:])
+    looks = dict(zip((*NORMS, "before"), zip((*drawing.COLORS[:3], "#666666"), drawing.MARKERS)))
+    for name, per_name, values_of in (
+        ("loss", NORMS, lambda data, norm: each(results, data, "training", norm, "loss")),
+        ("told", wheres, lambda data, where: each(results, data, "norms", where, "accuracy")),
+    ):
+        for group, data in enumerate(LOADERS):
+            for number, which in enumerate(per_name):
+                color, marker = looks[which]
+                place = group * (len(per_name) + 0.5) + number
+                drawing.dots(panels[name], place, values_of(data, which), color=color, marker=marker)
+        middles = [group * (len(per_name) + 0.5) + (len(per_name) - 1) / 2 for group, _ in enumerate(LOADERS)]
+        panels[name].set_xticks(middles, LOADERS)
+        panels[name].grid(visible=False, axis="x")
+    panels["loss"].set(ylabel="log10 of the training loss (nats)", title="training loss")
+    panels["told"].set(ylabel="accuracy from the norm alone", title="what the norm tells")
+    first = next(iter(results.values()))["digits"]["norms"]
+    for norm in NORMS[1:]:
+        color, marker = looks[norm]
+        panels["example"].plot(
+            first["before"]["example"], first[norm]["example"], marker, color=color, alpha=0.7
+        )
+    labels = dict(xlabel="norm of the example before", ylabel="norm after", title="60 digits of one seed")
+    panels["example"].set(**labels, ylim=0)
+    panels["legend"].set_axis_off()
+    lines = [Line2D([], [], color=color, marker=marker, linestyle="") for color, marker in looks.values()]
+    names = ["no norm", *NORMS[1:], "in front of the first norm"]
+    panels["legend"].legend(lines, names, loc="center", title="line: mean of the seeds")
     return figure

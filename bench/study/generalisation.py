@@ -1,11 +1,13 @@
 """The gap between test and training loss, by the strengths of dropout and L2, alone and together."""
 
+import matplotlib
+import numpy as np
 import torch
 from scipy import stats
 
 from . import drawing
 from .data import split
-from .experiment import each, exceeds, lies, mean_and_deviation, steps
+from .experiment import each, exceeds, held, lies, mean_and_deviation, steps, two
 from .training import evaluate, network, sgd, train
 
 TITLE = "Dropout, L2 and the generalisation gap"
@@ -98,17 +100,42 @@ def tables(results):
     return made
 
 
+def finding(verdicts):
+    shrinking = held(verdicts, {name: f"The gap shrinks with the strength of {name}." for name in ALONE})
+    lower = {name: f"{name[0].upper()}{name[1:]} lowers the test loss." for name in ALONE}
+    where = [f"with {which(names)}" for names in (shrinking, held(verdicts, lower))]
+    return two(
+        "The gap between test and training loss shrinks",
+        where[0],
+        "the test loss at the best strength falls",
+        where[1],
+    )
+
+
+def which(names):
+    if len(names) == 1:
+        (other,) = set(ALONE).difference(names)
+        return f"{names[0]}, not with {other}"
+    return "both dropout and L2" if names else "neither dropout nor L2"
+
+
 def plot(results):
-    figure, axes = drawing.panels(3)
+    figure, panels = drawing.mosaic([["gap", "test"], ["train", "legend"]], height=6.4)
     places = range(len(DECAYS))
-    for panel, what, label in zip(
-        axes[0], ("gap", "test", "train"), ("test loss - training loss", "test loss", "training loss")
+    colors = matplotlib.colormaps["viridis"](np.linspace(0, 0.85, len(DROPOUTS)))
+    for what, label in (
+        ("gap", "test loss - training loss"),
+        ("test", "test loss"),
+        ("train", "training loss"),
     ):
-        for i, (p, color) in enumerate(zip(DROPOUTS, drawing.COLORS)):
+        for i, (p, color, marker) in enumerate(zip(DROPOUTS, colors, drawing.MARKERS)):
             runs = list(zip(*(each(results, key(p, decay), what) for decay in DECAYS)))
-            drawing.bars(panel, places, runs, color=color, label=f"dropout {p:g}", shift=0.1 * (i - 2))
-        panel.set_xticks(places, [f"{decay:g}" for decay in DECAYS])
-        panel.set(xlabel="strength of L2", ylabel=f"{label} (nats)", title=label)
-        panel.grid(alpha=0.3)
-    axes[0, 2].legend(fontsize=8)
+            look = dict(color=color, marker=marker, label=f"dropout {p:g}")
+            drawing.bars(panels[what], places, runs, shift=0.14 * (i - 2), **look)
+        panels[what].set_xticks(places, [f"{decay:g}" for decay in DECAYS])
+        panels[what].set(xlabel="strength of L2", ylabel=f"{label} (nats)", title=label)
+    panels["train"].set_yscale("log")  # where most curves are a hundredth of the highest
+    panels["legend"].set_axis_off()
+    handles = panels["gap"].get_legend_handles_labels()
+    panels["legend"].legend(*handles, loc="center", title="mean and deviation of the seeds")
     return figure

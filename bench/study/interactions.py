@@ -3,13 +3,15 @@
 import itertools
 import statistics
 
+import numpy as np
 import torch
+from matplotlib.colors import PowerNorm
 
 import normreg
 
 from . import drawing
 from .data import split
-from .experiment import deviation, each, exceeds, mean_and_deviation, steps
+from .experiment import deviation, each, exceeds, held, listed, mean_and_deviation, steps, two
 from .training import evaluate, network, train
 
 TITLE = "How they interact"
@@ -143,35 +145,52 @@ def tables(results):
     ]
 
 
+def finding(verdicts):
+    norms = FACTORS["normalisation"][1:]
+    steadier = held(verdicts, {norm: f"{norm} makes the initialisation matter less." for norm in norms})
+    better = {norm: f"{norm} raises the accuracy, on average over everything else." for norm in norms}
+    where = [f"with {listed(names, 'neither norm')}" for names in (steadier, held(verdicts, better))]
+    return two("The initialisation matters less", where[0], "the accuracy is higher", where[1])
+
+
 def plot(results):
-    figure, (axes,) = drawing.panels(2, height=5, gridspec_kw=dict(width_ratios=[1.5, 1]))
+    figure, panels = drawing.mosaic([["cells"], ["effects"]], height=8, height_ratios=[1.15, 1])
+    plot_cells(figure, panels["cells"], results)
+    plot_effects(panels["effects"], results)
+    return figure
+
+
+def plot_cells(figure, panel, results):
+    """Draws the accuracy of every combination; colours span those that occur, most of them for high ones."""
     down = [*itertools.product(FACTORS["normalisation"], FACTORS["initialisation"])]
     across = [*itertools.product(FACTORS["optimizer"], FACTORS["weight decay"], FACTORS["dropout"])]
-    means = [
-        [statistics.mean(each(results, key((init, norm, *rest)))) for rest in across] for norm, init in down
-    ]
-    image = axes[0].imshow(means, cmap="cividis", aspect="auto", vmin=0, vmax=1)
-    for row, values in enumerate(means):
-        for column, value in enumerate(values):
-            color = "white" if value < 0.55 else "black"
-            axes[0].text(column, row, f"{value:.2f}", ha="center", va="center", color=color, fontsize=8)
-    axes[0].set_yticks(range(len(down)), [f"{norm}, {init}" for norm, init in down], fontsize=8)
-    axes[0].set_xticks(range(len(across)), ["\n".join(rest) for rest in across], fontsize=8)
-    axes[0].set_xlabel("optimizer, weight decay, dropout")
-    axes[0].set_title("test accuracy, mean over the seeds")
-    figure.colorbar(image, ax=axes[0], shrink=0.8)
-    place, places, labels = 0, [], []
-    for (factor, levels), color in zip(FACTORS.items(), drawing.COLORS):
+    means = np.array(
+        [[statistics.mean(each(results, key((init, norm, *rest)))) for rest in across] for norm, init in down]
+    )
+    scale = PowerNorm(3, vmin=means.min(), vmax=means.max())
+    image = panel.imshow(means, cmap="cividis", aspect="auto", norm=scale)
+    for (row, column), value in np.ndenumerate(means):
+        color = "white" if scale(value) < 0.5 else "black"
+        panel.text(column, row, f"{value:.2f}", ha="center", va="center", color=color, fontsize=9)
+    panel.set_yticks(range(len(down)), [f"{norm}, {init}" for norm, init in down], fontsize=9)
+    panel.set_xticks(range(len(across)), ["\n".join(rest) for rest in across], fontsize=9)
+    panel.set(xlabel="optimizer, weight decay, dropout", title="every combination")
+    panel.grid(visible=False)
+    ticks = scale.inverse(np.linspace(0, 1, 6))
+    figure.colorbar(image, ax=panel, label="test accuracy, mean of the seeds", ticks=ticks, format="%.2f")
+
+
+def plot_effects(panel, results):
+    """Draws the mean accuracy of each level of each factor."""
+    place, labels = 0, {}
+    for (factor, levels), color, marker in zip(FACTORS.items(), drawing.COLORS, drawing.MARKERS):
         for level in levels:
             values = over(results, **{factor.replace(" ", "_"): level})
-            mean, error = statistics.mean(values), deviation(values)
-            axes[1].errorbar(mean, place, xerr=error, fmt="o", color=color, capsize=3)
-            places.append(place)
-            labels.append(f"{factor}: {level}")
+            look = dict(fmt=marker, color=color)
+            panel.errorbar(statistics.mean(values), place, xerr=deviation(values), **look)
+            labels[place] = f"{factor}: {level}"
             place += 1
         place += 0.6
-    axes[1].set_yticks(places, labels, fontsize=8)
-    axes[1].invert_yaxis()
-    axes[1].set(xlabel="test accuracy, mean ± deviation", title="main effects")
-    axes[1].grid(alpha=0.3)
-    return figure
+    panel.set_yticks([*labels], labels.values(), fontsize=9)
+    panel.invert_yaxis()
+    panel.set(xlabel="test accuracy, mean and deviation of the seeds", title="each factor, over all others")

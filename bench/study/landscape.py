@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from . import drawing
 from .data import split
-from .experiment import LARGEST_LOSS, each, exceeds, mean_and_deviation, steps
+from .experiment import LARGEST_LOSS, each, exceeds, held, mean_and_deviation, steps
 from .training import batches, network
 
 TITLE = "BatchNorm and the landscape of the loss"
@@ -84,15 +84,17 @@ def average(results, norm, name):
     return [statistics.mean(values) for values in each(results, norm, name)]
 
 
+CLAIMS = {
+    "range": "With BatchNorm the loss varies less along the gradient step.",
+    "predictiveness": "With BatchNorm the gradient changes less along the step.",
+    "smoothness": "With BatchNorm the loss is smoother: its gradient changes less for the distance gone.",
+    "relative": "With BatchNorm the gradient changes less along the step, relative to its norm.",
+}
+
+
 def verdicts(results):
-    claims = {
-        "range": "With BatchNorm the loss varies less along the gradient step.",
-        "predictiveness": "With BatchNorm the gradient changes less along the step.",
-        "smoothness": "With BatchNorm the loss is smoother: its gradient changes less for the distance gone.",
-        "relative": "With BatchNorm the gradient changes less along the step, relative to its norm.",
-    }
     found = []
-    for name, claim in claims.items():
+    for name, claim in CLAIMS.items():
         without, with_norm = (average(results, norm, name) for norm in NORMS)
         what = f"log10 of the {QUANTITIES[name].split(':')[0]}, without to with"
         found.append(exceeds(claim, without, with_norm, what))
@@ -109,19 +111,30 @@ def tables(results):
     return [("log10, averaged over the training.", ("quantity", *NORMS), rows)]
 
 
+def finding(verdicts):
+    smoother = len(held(verdicts, CLAIMS))
+    number = f"all {len(CLAIMS)}" if smoother == len(CLAIMS) else f"{smoother} of {len(CLAIMS)}"
+    return f"Along the gradient step the loss is smoother with BatchNorm than without, by {number} measures"
+
+
 def plot(results):
-    figure, axes = drawing.panels(3)
+    cells = [*QUANTITIES]
+    figure, panels = drawing.mosaic([cells[:2], cells[2:]], height=6.4, sharex=True)
     labels = (
         "log10 of the loss's range (nats)",
         "log10 of the gradient's change",
         "log10 of change / distance",
+        "log10 of change / gradient",
     )
-    for panel, name, label in zip(axes[0], QUANTITIES, labels):
-        for norm, color, style in zip(NORMS, drawing.COLORS, drawing.STYLES):
+    for (name, what), label in zip(QUANTITIES.items(), labels):
+        for norm, color, style, marker in zip(NORMS, drawing.COLORS, ("-", "--"), drawing.MARKERS):
             runs = each(results, norm, name)
             places = range(0, EVERY * len(runs[0]), EVERY)
-            drawing.band(panel, places, runs, color=color, style=style, label=f"{norm}")
-        panel.set(xlabel="training step", ylabel=label, title=QUANTITIES[name].split(":")[0])
-        panel.grid(alpha=0.3)
-    axes[0, 0].legend()
+            look = dict(color=color, linestyle=style, marker=marker, markevery=4)
+            drawing.band(panels[name], places, runs, label=norm.replace("none", "no norm"), **look)
+        panels[name].set(ylabel=label, title=what.split(":")[0])
+    for name in cells[2:]:
+        panels[name].set_xlabel("training step")
+    handles = panels["range"].get_legend_handles_labels()
+    figure.legend(*handles, loc="outside lower center", ncols=2, title="mean and deviation of the seeds")
     return figure

@@ -2,9 +2,9 @@
 
 import json
 
-from bench.harness import tables
+from bench.harness import pictures, tables
 
-from . import NAMES, by_name, drawing
+from . import NAMES, by_name
 from .experiment import HELD
 
 HEADER = """\
@@ -55,7 +55,14 @@ def render(loaded):
     lines += [f"{held} of {total} claims held.", ""]
     for name, found in loaded.items():
         module, results = by_name(name), found["results"]
-        lines += [f"## {module.TITLE}", "", module.SETUP, "", f"![{module.TITLE}]({name}.png)", ""]
+        lines += [
+            f"## {module.TITLE}",
+            "",
+            module.SETUP,
+            "",
+            f"![{module.finding(judged[name])}]({name}.png)",
+            "",
+        ]
         rows = [(verdict.claim, f"**{verdict.outcome}**", verdict.evidence) for verdict in judged[name]]
         lines += [tables.markdown(("claim", "", "evidence"), rows), "", "Criteria:", ""]
         lines += [f"- {verdict.claim} {sentence(verdict.criterion)}" for verdict in judged[name]]
@@ -69,6 +76,15 @@ def sentence(text):
     return f"{text[0].upper()}{text[1:]}."
 
 
+def figure(name, results):
+    """The experiment's figure, with its finding as the title."""
+    module = by_name(name)
+    with pictures.styled():
+        drawn = module.plot(results)
+        pictures.title(drawn, f"{module.finding(module.verdicts(results))}.")
+    return drawn
+
+
 def write(folder):
     """Writes the page and draws its figures; returns their paths."""
     loaded = load(folder)
@@ -77,5 +93,6 @@ def write(folder):
     paths[0].write_text(render(loaded))
     for name, found in loaded.items():
         paths.append(folder / f"{name}.png")
-        drawing.save(by_name(name).plot(found["results"]), paths[-1])
+        with pictures.styled():
+            pictures.save(figure(name, found["results"]), paths[-1])
     return paths

@@ -10,7 +10,17 @@ import normreg
 
 from . import drawing
 from .data import CORRUPTIONS, DEVICE, SEVERITIES, corrupted, images
-from .experiment import each, exceeds, mean_and_deviation, steps
+from .experiment import (
+    HELD,
+    OPPOSITE,
+    each,
+    exceeds,
+    held,
+    listed,
+    mean_and_deviation,
+    outcomes,
+    steps,
+)
 from .training import evaluate, train
 
 TITLE = "BatchNorm under shift"
@@ -137,20 +147,33 @@ def tables(results):
     return [("Accuracy; in the last columns at severity 5.", headers, rows)]
 
 
+def finding(verdicts):
+    better = {
+        f"test {BATCH}": f"Under shift, test {BATCH} beat running averages.",
+        "recalibrated statistics": "Under shift, recalibrated statistics beat running averages.",
+    }
+    robust = outcomes(verdicts)["With running averages, BatchNorm is more robust to shift than none."]
+    compared = {HELD: "more", OPPOSITE: "less"}.get(robust, "not surely more")
+    return (
+        f"Under shift, {listed(held(verdicts, better), 'no other statistics')} beat running averages, with "
+        f"which BatchNorm is {compared} robust than no norm"
+    )
+
+
 def plot(results):
-    figure, axes = drawing.panels(3, 2, height=3.2, sharex=True, sharey=True)
-    panels = axes.flatten()
-    for panel, corruption in zip(panels, CORRUPTIONS):
-        for method, color, style in zip(METHODS, drawing.COLORS, ("-", "--", ":", "-.", "-")):
-            runs = each(results, corruption, method)
-            drawing.band(panel, (0, *SEVERITIES), runs, color=color, label=method, style=style, marker="o")
-        panel.set(title=corruption)
-        panel.grid(alpha=0.3)
-    for panel in axes[:, 0]:
-        panel.set_ylabel("accuracy")
-    for panel in (*axes[1, :2], axes[0, 2]):
-        panel.set_xlabel("severity")
-    panels[2].xaxis.set_tick_params(labelbottom=True)
-    panels[-1].axis("off")
-    panels[-1].legend(*panels[0].get_legend_handles_labels(), loc="center")
+    cells = [*CORRUPTIONS, "legend"]
+    figure, panels = drawing.mosaic([cells[:2], cells[2:4], cells[4:]], height=8.4, sharex=True, sharey=True)
+    for corruption in CORRUPTIONS:
+        panel = panels[corruption]
+        for i, (method, color, marker) in enumerate(zip(METHODS, drawing.COLORS, drawing.MARKERS)):
+            look = dict(color=color, marker=marker, label=method)
+            drawing.bars(
+                panel, (0, *SEVERITIES), each(results, corruption, method), shift=0.13 * (i - 2), **look
+            )
+        panel.set(title=corruption, xlabel="severity", ylabel="accuracy")
+        panel.set_xticks((0, *SEVERITIES))
+        panel.tick_params(labelbottom=True, labelleft=True)
+    panels["legend"].set_axis_off()
+    handles = panels[cells[0]].get_legend_handles_labels()
+    panels["legend"].legend(*handles, loc="center", title="mean and deviation of the seeds")
     return figure

@@ -30,7 +30,7 @@ def onnx_table() -> dict[Any, Callable[..., Any]]:
     for package in ("onnx", "onnxscript"):
         if importlib.util.find_spec(package) is None:
             raise ImportError(
-                f"expected onnx and onnxscript to be installed, got no {package}: pip install 'normreg[onnx]'"
+                f"expected onnx and onnxscript to be installed, got no {package}: pip install onnx onnxscript"
             )
     from normreg.export.onnx_nodes import TRANSLATIONS
 

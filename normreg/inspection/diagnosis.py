@@ -2,16 +2,14 @@
 
 import math
 import os
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from normreg.inspection.measurement import Row, Statistics
 from normreg.models.naming import counted
 from normreg.models.tables import Table, Tables
-
-ROUNDING = 1e-6  # share of the root mean square below which a mean is not drawn
 
 
 @dataclass(frozen=True)
@@ -52,27 +50,27 @@ class Diagnosis(Tables):
 
     def tables(self) -> Iterable[Table]:
         heading = f"{counted(self.layers)}, {len(self.flagged)} flagged; loss {self.loss:.4g}"
-        of = [f"{what} {of}" for of in ("activation", "gradient") for what in ("mean", "variance", "norm")]
+        of = [f"{of} {what}" for of in ("y", "dy") for what in ("mean", "var", "norm")]
         rows = [
             (
-                *(layer.name, layer.kind, str(list(layer.shape))),
+                *(layer.name, layer.kind.removeprefix("torch.nn."), str(list(layer.shape))),
                 *_cells(layer.activation),
                 *_cells(layer.gradient),
                 ", ".join(layer.flags),
             )
             for layer in self.layers
         ]
-        short = [name.replace("activation", "of y").replace("gradient", "of dy") for name in of]
-        return [Table(heading, ("name", "layer", "y", *short, "flags"), rows)]
+        return [Table(heading, ("name", "layer", "shape of y", *of, "flags"), rows)]
 
     def plot(self, path: str | os.PathLike[str]) -> None:
-        """Writes root mean square and |mean| of activations and gradients, layer by layer, as a picture.
+        """Writes root mean square and |mean| of activations and gradients, a row a layer, as a picture.
 
-        Dashed lines are the limits of vanishing and exploding. The format is that of the suffix of `path`.
+        Dashed lines are the limits of vanishing and exploding. Of 400 layers and fewer all are named, below
+        the prefix that they share. The format is that of the suffix of `path`.
         Raises ModuleNotFoundError without matplotlib, FileNotFoundError where the folder does not exist.
         """
         try:
-            from matplotlib.figure import Figure
+            from normreg.inspection import picture
         except ModuleNotFoundError as error:
             raise ModuleNotFoundError(
                 f"expected matplotlib to draw with, but {error.name} is not installed: pip install "
@@ -82,46 +80,22 @@ class Diagnosis(Tables):
             raise FileNotFoundError(
                 f"expected a folder to write into, there is no {Path(path).parent}: make it"
             )
-        figure = Figure(figsize=(max(7, min(16, 3 + 0.22 * len(self.layers))), 7), layout="constrained")
-        panels = figure.subplots(2, 1, sharex=True)
-        for panel, what in zip(panels, ("activation", "gradient")):
-            self._draw(panel, what)
-        step = math.ceil(len(self.layers) / 60)  # of the names, as many as are legible
-        names = [layer.name for layer in self.layers]
-        panels[1].set_xticks(range(0, len(names), step), names[::step], rotation=90, fontsize=7)
-        panels[1].set_xlabel("layer, in the order of the calls")
-        figure.savefig(path, dpi=110)
-
-    def _draw(self, panel: Any, what: str) -> None:
-        points = [(i, getattr(layer, what)) for i, layer in enumerate(self.layers)]
-        points = [(i, s) for i, s in points if s is not None and 0 < s.rms < math.inf]
-        if points:
-            places = [i for i, _ in points]
-            panel.plot(places, [s.rms for _, s in points], "o-", color="#0072b2", label="root mean square")
-            means = [abs(s.mean) if abs(s.mean) > ROUNDING * s.rms else math.nan for _, s in points]
-            panel.plot(places, means, "x", color="#d55e00", label="|mean|")
-            reference = _reference(self.layers, what)
-            for factor in (self.vanishing, self.exploding):
-                panel.axhline(factor * reference, color="black", linestyle="--", linewidth=1)
-        for i, layer in enumerate(self.layers):
-            if any(what in flag or flag == "dead" for flag in layer.flags):
-                panel.axvspan(i - 0.5, i + 0.5, color="#e69f00", alpha=0.3, linewidth=0)
-        panel.set(yscale="log", ylabel=f"{what}, in its units", xlim=(-0.5, len(self.layers) - 0.5))
-        which = "first" if what == "activation" else "last"
-        limits = f"{self.vanishing:g} and {self.exploding:g} times the {which} layer's"
-        panel.set_title(f"{what}s; dashed: {limits}; shaded: flagged")
-        panel.grid(alpha=0.3)
-        if points:
-            panel.legend()
+        picture.draw(self, path)
 
 
 def _cells(statistics: Statistics | None) -> tuple[str, str, str]:
     if statistics is None:
         return "-", "-", "-"
-    return f"{statistics.mean:.1e}", f"{statistics.variance:.1e}", f"{statistics.norm:.1e}"
+    mean, variance, norm = map(_shortened, (statistics.mean, statistics.variance, statistics.norm))
+    return mean, variance, norm
 
 
-def _reference(layers: Iterable[Layer], what: str) -> float:
+def _shortened(number: float) -> str:
+    """The number in two digits, without leading zeros in the exponent: 1.2e-7."""
+    return re.sub(r"(e[+-])0", r"\1", f"{number:.1e}")
+
+
+def reference(layers: Iterable[Layer], what: str) -> float:
     """The root mean square that limits are relative to: the first activation's, the last gradient's."""
     found = [getattr(layer, what) for layer in layers]
     found = [s.rms for s in found if s is not None and 0 < s.rms < math.inf]
@@ -161,7 +135,7 @@ def judged(rows: Sequence[Row], limits: tuple[float, float, float]) -> tuple[Lay
         )
         for row in rows
     ]
-    references = _reference(layers, "activation"), _reference(layers, "gradient")
+    references = reference(layers, "activation"), reference(layers, "gradient")
     return tuple(
         replace(layer, flags=_flags(layer.activation, layer.gradient, *references, *limits))
         for layer in layers

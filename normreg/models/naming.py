@@ -1,7 +1,8 @@
 """Names and numbers in reports and errors."""
 
+import itertools
 import re
-from collections.abc import Iterable, Sized
+from collections.abc import Iterable, Sequence, Sized
 from typing import Any
 
 ROOT = "(the model itself)"
@@ -32,6 +33,14 @@ def patterns_of(names: Iterable[str]) -> list[str]:
         alike.setdefault(tuple(words[::2]), []).append(words)
     columns = (zip(*group) for group in alike.values())
     return ["".join(words[0] if len({*words}) == 1 else "*" for words in group) for group in columns]
+
+
+def without_prefix(names: Sequence[str]) -> tuple[str, list[str]]:
+    """The prefix that several names share, such as "model.layers.", and what is left of each name."""
+    around = zip(*(name.split(".")[:-1] for name in names)) if len(names) > 1 else ()
+    shared = itertools.takewhile(lambda words: len({*words}) == 1, around)
+    prefix = "".join(f"{word}." for word, *_ in shared)
+    return prefix, [name[len(prefix) :] for name in names]
 
 
 def summary_of(names: Iterable[str]) -> str:

@@ -1,14 +1,17 @@
 """Reports that print as tables: as text, and as HTML in a notebook."""
 
 import html
+import re
 import textwrap
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import astuple
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from normreg.models.naming import summary_of
+from normreg.models.naming import summary_of, without_prefix
 
-WIDTH = 100  # of sentences, in characters
+WIDTH = 100  # of all that is printed, in characters
+INDENT = "  "  # of what wraps
 
 
 class Table(NamedTuple):
@@ -36,15 +39,76 @@ def grouped(table: Table) -> Table:
     return Table(table.heading, ("count", *others, name), rows)
 
 
+class _Wrapper(textwrap.TextWrapper):
+    """Breaks lines at spaces and, because names have none, behind dots and between their words."""
+
+    wordsep_re = re.compile(r"(\s+|(?<=[a-z\])*][._,/])(?=[\w*])|(?<=[a-z])(?=[A-Z]))")
+
+
+def _wrapped(cell: str, width: int, indent: str) -> list[str]:
+    """The lines of a cell; those behind the first are indented where there is room."""
+    wrapper = _Wrapper(width, subsequent_indent=indent * (width > 2 * len(indent)))
+    return wrapper.wrap(cell) or [""]
+
+
+def _widths(columns: Sequence[str], rows: Sequence[Sequence[str]], right: Collection[int]) -> list[int]:
+    """The widths of columns that fit WIDTH: the widest give way, first headers of numbers, words last."""
+    room, places = WIDTH - 2 * (len(columns) - 1), range(len(columns))
+    widest = [max([0, *(len(row[i]) for row in rows)]) for i in places]
+    widths = [max(widest[i], len(columns[i])) for i in places]
+    words = [max(widest[i], *map(len, columns[i].split())) if i in right else widths[i] for i in places]
+    longest = [
+        max(len(piece) for row in (columns, *rows) for piece in _Wrapper.wordsep_re.split(row[i]))
+        for i in places
+    ]
+    whole = [words[i] if i in right else longest[i] + len(INDENT) for i in places]
+    for least in (words, whole, [words[i] if i in right else 1 for i in places]):
+        while sum(widths) > room and (wide := [i for i in places if widths[i] > least[i]]):
+            widths[max(wide, key=widths.__getitem__)] -= 1
+    return widths
+
+
+def laid_out(
+    columns: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    *,
+    right: Collection[int] = (),
+    above: Mapping[int, str] = MappingProxyType({}),
+) -> list[str]:
+    """The lines of a table, columns two spaces apart; the widest columns wrap until it is WIDTH wide.
+
+    Args:
+        right: columns of numbers, which are flush right and do not wrap; their headers do.
+        above: lines that stand above some of the rows.
+    """
+    widths = _widths(columns, rows, right)
+    sides = [str.rjust if i in right else str.ljust for i, _ in enumerate(columns)]
+
+    def lines_of(row: Sequence[str], header: bool = False) -> list[str]:
+        """The lines of a row; short cells of a header stand at its bottom."""
+        indent = "" if header else INDENT
+        cells = [_wrapped(cell, width, indent) for cell, width in zip(row, widths)]
+        missing = [[""] * (max(map(len, cells)) - len(cell)) for cell in cells]
+        lines = zip(*(less + cell if header else cell + less for cell, less in zip(cells, missing)))
+        return ["  ".join(side(*cell) for side, *cell in zip(sides, line, widths)).rstrip() for line in lines]
+
+    text = [*lines_of(columns, header=True), "  ".join("-" * width for width in widths)]
+    for i, row in enumerate(rows):
+        text += textwrap.wrap(above[i], WIDTH) if i in above else []
+        text += lines_of(row)
+    return text
+
+
 def text_of(table: Table) -> list[str]:
-    """The lines of a table."""
-    rows = [cells_of(row) for row in table.rows]
-    if not rows:
-        return [table.heading]
-    widths = [max(map(len, column)) for column in zip(table.columns, *rows)]
-    lines = [table.columns, ["-" * width for width in widths], *rows]
-    text = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip() for line in lines]
-    return [table.heading, *text]
+    """The lines of a table; one that is too wide says only once how all names begin."""
+    rows, heading = [cells_of(row) for row in table.rows], table.heading
+    columns = zip(table.columns, *rows)
+    if sum(max(map(len, cells)) + 2 for cells in columns) > WIDTH + 2 and table.columns[0] == "name":
+        prefix, names = without_prefix([row[0] for row in rows])
+        rows = [(name, *row[1:]) for name, row in zip(names, rows)]
+        heading += f"; names begin with {prefix}" * bool(prefix)
+    lines = textwrap.wrap(heading, WIDTH)
+    return [*lines, *laid_out(table.columns, rows)] if rows else lines
 
 
 def html_of(table: Table) -> str:

@@ -62,7 +62,7 @@ def generalisation_results(good):
             sign = -1 if good else 1
             gap = 1 + sign * 0.1 * (i + k)
             test = 1 + sign * 0.05 * (i + k) + j * (1 + i + 2 * k)
-            found[module.key(p, decay)] = dict(train=0, validation=test, test=test, gap=gap, accuracy=0.9)
+            found[module.key(p, decay)] = dict(train=0.001, validation=test, test=test, gap=gap, accuracy=0.9)
         return found
 
     return jittered(make)

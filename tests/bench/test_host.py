@@ -1,5 +1,7 @@
 """The tables of `bench host`, of samples that are made up."""
 
+import re
+
 from bench.harness import turns
 from bench.perf import host
 from bench.perf.host_parts import own_times
@@ -16,7 +18,10 @@ def record(samples, parts):
 
 
 def cells(table):
-    return [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()[2:]]
+    """The case and the cells of each row below it, by where the rule has gaps."""
+    _, rule, case, *rows = table.splitlines()
+    columns = [match.span() for match in re.finditer("-+", rule)]
+    return [[case, *(row[start:end].strip() for start, end in columns)] for row in rows]
 
 
 def test_functions_take_turns():

@@ -148,7 +148,7 @@ def test_without_a_gpu_losses_are_all_there_is():
         assert record["operation"] == "vit"
         assert record["step_ms"] is record["peak_bytes"] is record["warm_up_s"] is record["error"] is None
         assert len(record["losses"]) == variants.COMPARED_STEPS
-    _, _, *rows = models.table(records).splitlines()
+    _, _, *rows = tables.table(records).splitlines()
     assert [row.count("not measured") for row in rows] == [2, 3, 3]
     assert all(row.rstrip(" |").endswith(f"{records[0]['loss_yardstick']:.1e}") for row in rows[1:])
 
@@ -239,7 +239,7 @@ def test_with_a_gpu_steps_are_timed_and_a_failure_is_a_record(stub_gpu):
     assert compiled["error"] == "RuntimeError: no compiler"
     assert compiled["step_ms"] is compiled["losses"] is None
     assert replaced["loss_difference"] <= ROUNDING_FACTOR * original["loss_yardstick"]
-    _, _, *rows, error = models.table(records).splitlines()
+    _, _, *rows, error = tables.table(records).splitlines()
     assert [row.count("failed") for row in rows] == [0, 0, 0, 2]
     assert error.endswith("torch.compile: RuntimeError: no compiler")
 
@@ -275,4 +275,4 @@ def test_losses_that_are_not_finite_are_an_error(stub_gpu, monkeypatch):
     (found,) = measured(SHALLOW)
     assert found["losses"] is None
     assert found["loss_error"].startswith("FloatingPointError: losses that are not finite")
-    assert "not finite" in models.table([found]).splitlines()[-1]
+    assert "not finite" in tables.table([found]).splitlines()[-1]

@@ -237,7 +237,7 @@ def test_a_quick_run(tmp_path, monkeypatch, capsys, names):
     [
         (["--seeds", "1"], "--seeds: expected at least 2, for a deviation, got 1"),
         (["--workers", "0"], "--workers: expected at least 1, got 0"),
-        (["--quick"], "say with --out where"),
+        (["--quick", "--out", str(FOLDER)], "would replace those of bench/study: leave --out out"),
         (["--only", "width"], "invalid choice: 'width'"),
     ],
 )
@@ -245,6 +245,13 @@ def test_refused_arguments(arguments, message, capsys):
     with pytest.raises(SystemExit):
         runner.parse_arguments(arguments)
     assert message in capsys.readouterr().err
+
+
+def test_a_quick_run_does_not_ask_where_to_write():
+    """`make study STUDY_ARGS=--quick` is all that it takes."""
+    assert runner.parse_arguments(["--quick"]).out == Path("build/study")
+    assert runner.parse_arguments([]).out == FOLDER
+    assert "-m bench.study $(STUDY_ARGS)" in (FOLDER.parents[1] / "Makefile").read_text()
 
 
 def test_the_committed_page_is_what_the_committed_results_give():

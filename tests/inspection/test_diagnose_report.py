@@ -82,14 +82,10 @@ def test_printed(device):
     report = normreg.diagnose(model, torch.tensor([[3.0, -4.0]], device=device), loss=lambda y: y.sum())
     assert str(report) == (
         "2 layers, 0 flagged; loss 3\n"
-        "name  layer            y       mean of y  variance of y  norm of y  mean of dy  variance of dy"
-        "  norm of dy  flags\n"
-        "----  ---------------  ------  ---------  -------------  ---------  ----------  --------------"
-        "  ----------  -----\n"
-        "0     torch.nn.Linear  [1, 2]  -5.0e-01   1.2e+01        5.0e+00    5.0e-01     2.5e-01"
-        "         1.0e+00\n"
-        "1     torch.nn.ReLU    [1, 2]  1.5e+00    2.2e+00        3.0e+00    1.0e+00     0.0e+00"
-        "         1.4e+00"
+        "name  layer   shape of y  y mean   y var   y norm  dy mean  dy var  dy norm  flags\n"
+        "----  ------  ----------  -------  ------  ------  -------  ------  -------  -----\n"
+        "0     Linear  [1, 2]      -5.0e-1  1.2e+1  5.0e+0  5.0e-1   2.5e-1  1.0e+0\n"
+        "1     ReLU    [1, 2]      1.5e+0   2.2e+0  3.0e+0  1.0e+0   0.0e+0  1.4e+0"
     )
     assert str(normreg.diagnose(Weight().to(device))).splitlines()[0].startswith("1 layer, 0 flagged")
 
@@ -121,6 +117,8 @@ def test_plotted(device, tmp_path):
 def test_without_matplotlib(device, monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     monkeypatch.setitem(sys.modules, "matplotlib", None)
+    monkeypatch.delitem(sys.modules, "normreg.inspection.picture", raising=False)
+    monkeypatch.delattr("normreg.inspection.picture", raising=False)
     report = normreg.diagnose(network().to(device), torch.randn(5, 6, device=device))
     with pytest.raises(
         ModuleNotFoundError, match=r"expected matplotlib to draw with, .*pip install matplotlib"

@@ -150,12 +150,12 @@ def measure_case(case, seeds):
 
 def add_arguments(parser):
     parser.add_argument(
-        "--seeds", type=int, default=SEEDS, metavar="N", help=f"of float32, by default {SEEDS}"
+        "--seeds", type=int, default=SEEDS, metavar="N", help=f"seeds of a case in float32 (default: {SEEDS})"
     )
     parser.add_argument(
         "--interpreter",
         action="store_true",
-        help="in Triton's interpreter, not on compiled code; not on a GPU",
+        help="without a GPU: run kernels in Triton's interpreter (default: compiled code in host memory)",
     )
 
 

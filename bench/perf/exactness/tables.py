@@ -36,9 +36,9 @@ def table(records):
         if record["data"] == CONSTANT:
             cells = [of_constant(record), *[""] * (len(TARGETS) - 1)]
         else:
-            cells = [cell(record, name) for name in TARGETS]
-        rows.append((record["case"], record["data"], *cells, record["on"]))
-    return tables.markdown(("case", "data", *TARGETS, "kernels"), rows)
+            cells = [cell(record, name).replace(" ± ", "±") for name in TARGETS]
+        rows.append((record["case"], record["on"], record["data"], *cells))
+    return tables.text(("case", "kernels", "data", *TARGETS), rows, grouped=2)
 
 
 def by_case(records):

@@ -110,9 +110,19 @@ def measure(subject, peer, host):
 
 
 def add_arguments(parser):
-    parser.add_argument("--arch", type=int, choices=ARCHITECTURES, default=90, help="compiled for sm_<arch>")
     parser.add_argument(
-        "--peers", nargs="*", choices=OF_TRITON, metavar="NAME", help=f"beside ours: {', '.join(OF_TRITON)}"
+        "--arch",
+        type=int,
+        choices=ARCHITECTURES,
+        default=90,
+        help="compile for sm_80, sm_90 or sm_100 (default: 90)",
+    )
+    parser.add_argument(
+        "--peers",
+        nargs="*",
+        choices=OF_TRITON,
+        metavar="NAME",
+        help=f"count kernels of these libraries, too, or of all: {', '.join(OF_TRITON)} (default: ours)",
     )
 
 

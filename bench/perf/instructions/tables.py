@@ -34,22 +34,23 @@ def counted(records):
 
 
 def table(records):
-    headers = ["case", "by", "direction", "kernel", "DRAM B", "sectors/B", "passes", "instr.", *CLASSES]
-    rows = []
+    """Two tables of all launches: counts and times of the model, and instructions by class."""
+    counts, classes = [], []
     for record in counted(records):
-        rows.append(
-            [
-                *(record[name] for name in ("case", "peer", "direction")),
-                record["kernel"].removesuffix("_kernel"),
-                f"{record['dram_bytes'] / record['elements']:.2f}",
-                f"{sectors_over_bytes(record):.2f}",
-                f"{passes(record):.2f}",
-                f"{lanes_per_element(record):.1f}",
-                *(f"{lanes_per_element(record, name):.2f}" for name in CLASSES),
-                *model_cells(record["model"]),
-            ]
-        )
-    return "\n\n".join([tables.markdown([*headers, *MODEL_HEADERS], rows), *refusals(records)])
+        launch = [record[name] for name in ("case", "peer", "direction")]
+        launch.append(record["kernel"].removesuffix("_kernel"))
+        moved = record["dram_bytes"] / record["elements"]
+        numbers = [f"{number:.2f}" for number in (moved, sectors_over_bytes(record), passes(record))]
+        numbers.append(f"{lanes_per_element(record):.1f}")
+        counts.append([*launch, *numbers, *model_cells(record["model"])])
+        classes.append([*launch, *(f"{lanes_per_element(record, name):.2f}" for name in CLASSES)])
+    launch, numbers = ("case", "by", "direction", "kernel"), ("DRAM B", "sectors/B", "passes", "instr.")
+    found = [
+        tables.text([*launch, *numbers, *MODEL_HEADERS], counts, grouped=3),
+        "Instructions an element, by class:",
+        tables.text([*launch, *CLASSES], classes, grouped=3),
+    ]
+    return "\n\n".join([*found, *refusals(records, tables.text)])
 
 
 def model_cells(model):
@@ -59,10 +60,10 @@ def model_cells(model):
     return [*times, f"{model['pipe_us']:.2f} {model['pipe']}", model["larger"]]
 
 
-def refusals(records):
+def refusals(records, write=tables.markdown):
     """A list with the table of what was not counted; empty where everything was."""
     refused = [(r["case"], r["peer"], r["refused"]) for r in records if "refused" in r]
-    return [f"Not counted:\n\n{tables.markdown(('case', 'by', 'why'), refused)}"] if refused else []
+    return [f"Not counted:\n\n{write(('case', 'by', 'why'), refused)}"] if refused else []
 
 
 def beyond_memory(record):

@@ -24,7 +24,7 @@ import normreg
 from bench.harness import worker
 from bench.lab import interpreter
 from bench.perf.models import networks, variants
-from bench.perf.models.tables import table
+from bench.perf.models.tables import printed as table
 from bench.perf.models.variants import FUSED, Model
 
 __all__ = ["CAPTION", "OPERATIONS", "add_arguments", "run", "table"]

@@ -2,7 +2,7 @@
 
 import statistics
 
-from bench.harness.tables import markdown
+from bench.harness import tables
 from bench.perf.models.variants import FUSED
 
 
@@ -25,7 +25,8 @@ def speed_up(record, records):
     return f"{min(medians.values()) / ours:.2f}x" if ours and medians else "not measured"
 
 
-def table(records):
+def table(records, write=tables.markdown, **options):
+    """The table, for a page unless told otherwise, and errors below it."""
     headers = (
         "network | variant | layers replaced | step ms (p20-p80) | peak memory GiB | kept MiB | speed-up | "
         "loss difference | yardstick"
@@ -55,4 +56,9 @@ def table(records):
             for error in (record["error"], record["loss_error"])
             if error
         ]
-    return "\n".join([markdown(headers, rows), *errors])
+    return "\n".join([write(headers, rows, **options), *errors])
+
+
+def printed(records):
+    """The table for a terminal."""
+    return table(records, tables.text, grouped=1)

@@ -115,11 +115,18 @@ def measure(measurer, case, peer, directions, silence, budget):
 
 def add_arguments(parser):
     parser.add_argument(
-        "--shard", default="1/1", metavar="I/N", help="the I-th of N runs that share the cases"
+        "--shard",
+        default="1/1",
+        metavar="I/N",
+        help="measure the I-th of N shares of the cases (default: 1/1)",
     )
-    parser.add_argument("--peers", nargs="+", metavar="NAME", help="only these, and normreg")
     parser.add_argument(
-        "--quick", action="store_true", help=f"the cases that decide, within {QUICK_S} s or the budget"
+        "--peers", nargs="+", metavar="NAME", help="measure only these, and normreg (default: all installed)"
+    )
+    parser.add_argument(
+        "--quick",
+        action="store_true",
+        help=f"only the cases that decide, within {QUICK_S} seconds or the budget",
     )
 
 
@@ -167,7 +174,7 @@ def expectation(peers, copy_gb_per_s):
 
 
 def table(records):
-    return tables.markdown(compare.HEADERS, compare.rows(records))
+    return tables.text(compare.HEADERS, compare.rows(records), grouped=1)
 
 
 CAPTION = "measured; device time with a cold L2 cache; speed-up over the best of the others"
