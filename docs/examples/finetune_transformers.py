@@ -67,6 +67,7 @@ def trained(model):
 
 torchs, normregs = model, copy.deepcopy(model)
 print(normreg.replace(normregs))  # before the Trainer is made
+print(normreg.explain(normregs, blocks[:1]))  # whether kernels run
 losses = [*zip(trained(torchs), trained(normregs))]
 print("\nstep  torch   normreg")
 for step, (one, other) in enumerate(losses, 1):
