@@ -5,7 +5,7 @@ The text is Python's own documentation, which every installation has.
 
     pip install transformers accelerate
 
-    python finetune_transformers.py              # a Llama of 28M parameters
+    python finetune_transformers.py              # a Llama of 28M, for a GPU
     python finetune_transformers.py --model HuggingFaceTB/SmolLM2-135M
     python finetune_transformers.py --tiny       # seconds on a CPU, no network
 
