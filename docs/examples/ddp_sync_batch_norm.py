@@ -50,12 +50,15 @@ def main():
 
     ours = normreg.convert_sync_batchnorm(copy.deepcopy(model))
     ours = nn.parallel.DistributedDataParallel(ours)
-    losses = trained(ours, images.chunk(ranks, dim=1)[rank], labels.chunk(ranks, dim=1)[rank])
+    images_here, labels_here = images.chunk(ranks, dim=1)[rank], labels.chunk(ranks, dim=1)[rank]
+    explanation = normreg.explain(ours, images_here[0])  # whether kernels run; on every rank
+    losses = trained(ours, images_here, labels_here)
     dist.all_reduce(losses)  # the mean of the parts' losses is the loss of the whole batch
     if rank > 0:
         return
     whole = trained(model, images, labels)
-    print(f"{ranks} processes, {dist.get_backend()}\nstep  normreg, all ranks  torch.nn, one process")
+    print(explanation)
+    print(f"\n{ranks} processes, {dist.get_backend()}\nstep  normreg, all ranks  torch.nn, one process")
     for step, (one, other) in enumerate(zip(losses / ranks, whole), 1):
         print(f"{step:4}  {one:18.6f}  {other:21.6f}")
     for kind, these, those in (

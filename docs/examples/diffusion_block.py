@@ -5,7 +5,7 @@ The block is DiT's, with adaLN-Zero, norms of queries and keys, and dropout.
 AdaLayerNorm, QKNorm and DropoutAdd compute in 4 calls what is 14 of torch's
 operators. Prints which path each call takes and how the loss falls.
 
-    python diffusion_block.py                    # seconds on a GPU
+    python diffusion_block.py                    # of DiT-XL's width, for a GPU
     python diffusion_block.py --tiny             # seconds on a CPU
 """
 

@@ -5,7 +5,7 @@ The text is Python's own documentation, which every installation has.
 
     pip install transformers accelerate
 
-    python finetune_transformers.py              # a Llama of 28M parameters
+    python finetune_transformers.py              # a Llama of 28M, for a GPU
     python finetune_transformers.py --model HuggingFaceTB/SmolLM2-135M
     python finetune_transformers.py --tiny       # seconds on a CPU, no network
 
@@ -67,6 +67,7 @@ def trained(model):
 
 torchs, normregs = model, copy.deepcopy(model)
 print(normreg.replace(normregs))  # before the Trainer is made
+print(normreg.explain(normregs, blocks[:1]))  # whether kernels run
 losses = [*zip(trained(torchs), trained(normregs))]
 print("\nstep  torch   normreg")
 for step, (one, other) in enumerate(losses, 1):

@@ -5,7 +5,7 @@ fine-tuning on small batches. Images are random.
 
     pip install timm
 
-    python timm_channels_last.py                 # ResNet-50 on a GPU
+    python timm_channels_last.py                 # ResNet-50, for a GPU
     python timm_channels_last.py --model convnext_tiny --batch 64
     python timm_channels_last.py --tiny          # seconds on a CPU
 """

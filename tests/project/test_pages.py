@@ -31,8 +31,9 @@ def can_run(code):
     return all(importlib.util.find_spec(name) for name in packages)
 
 
-def same_addresses(text):
-    return re.sub(r"0x[0-9a-f]+", "0x", text)
+def without_places(text):
+    """Addresses differ from run to run, and Triton's versions count lines and columns in their own ways."""
+    return re.sub(r"0x[0-9a-f]+|example\.py:\d+:\d+", "somewhere", text)
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -49,7 +50,7 @@ def test_each_example_stands_alone(tmp_path, page, thorough):
     printed = re.split(r"^--- \d+\n", log, flags=re.MULTILINE)[1:]
     for (_, shown), output in zip(blocks, printed, strict=True):
         if shown:
-            assert same_addresses(output) == same_addresses(shown)
+            assert without_places(output) == without_places(shown)
 
 
 def test_what_examples_print_is_compared():
