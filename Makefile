@@ -4,7 +4,7 @@
 # make test-planted   the planted bugs alone, each of which tests must find
 # make lint    set everything up and check style, layout and types
 # make docs    set everything up and build the documentation into build/docs, offline
-# make bench   set everything up and show the proof of speed that this machine can give
+# make bench   set everything up and show what this machine can count or time
 # make hub     set everything up and write the layers for Hugging Face's kernels into HUB, a folder
 # make study   set everything up and run the experiments on normalisation and regularisation
 # make gpu     on a machine with a GPU: five minutes of smoke, kernel tests and speed, into RESULTS/results.tgz;

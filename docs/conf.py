@@ -23,6 +23,7 @@ nitpicky = False  # torch's classes have their pages elsewhere, which offline no
 html_theme = "furo"
 html_title = f"normreg {release}"
 html_show_sphinx = False
+pygments_dark_style = "monokai"
 html_copy_source = False
 html_static_path = ["static"]
 html_css_files = ["pages.css"]
@@ -94,14 +95,24 @@ class Mathml:
     """Formulas as MathML, which browsers draw by themselves: no script of another site is loaded."""
 
     @staticmethod
-    def inline(writer, node):
-        writer.body.append(convert(node.astext()))
+    def draw(writer, node, display):
+        """Appends a formula, its words in one piece, for voices too, its hats above their letters."""
+        drawn = convert(node.astext(), display=display)
+        drawn = re.sub(
+            r'(?:<mi mathvariant="normal">(?:.|&#x[0-9A-F]+;)</mi>){2,}',
+            lambda word: f"<mi>{re.sub('<[^>]*>', '', word[0])}</mi>",
+            drawn,
+        )
+        writer.body.append(drawn.replace("<mo>&#x0005E;</mo>", '<mo stretchy="false">&#x002C6;</mo>'))
         raise SkipNode
 
     @staticmethod
+    def inline(writer, node):
+        Mathml.draw(writer, node, "inline")
+
+    @staticmethod
     def block(writer, node):
-        writer.body.append(convert(node.astext(), display="block"))
-        raise SkipNode
+        Mathml.draw(writer, node, "block")
 
 
 def setup(app):

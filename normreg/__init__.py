@@ -45,7 +45,7 @@ from normreg.training.running_statistics import (
     unfreeze_batch_norm,
 )
 
-__version__ = "0.1.0"
+__version__ = "0.1.0.dev0"
 
 __all__ = [
     "Diagnosis",

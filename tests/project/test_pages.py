@@ -18,14 +18,16 @@ PAGES = {
     if (blocks := BLOCK.findall(page.read_text()))
 }
 
+# what torch and transformers import of others, by the word that stands for it
+ASKED_FOR = {"torch.onnx": "onnxscript", "TrainingArguments": "accelerate"}
+
 
 def can_run(code):
     """Whether the packages that an example imports are installed."""
     imports = [node for node in ast.walk(ast.parse(code)) if isinstance(node, (ast.Import, ast.ImportFrom))]
     names = {getattr(node, "module", None) or alias.name for node in imports for alias in node.names}
-    packages = {name.partition(".")[0] for name in names} | (
-        {"onnxscript"} if "torch.onnx" in code else set()
-    )
+    packages = {name.partition(".")[0] for name in names}
+    packages |= {package for word, package in ASKED_FOR.items() if word in code}
     if "kernels" in packages and hub.spec() is None:
         return False
     return all(importlib.util.find_spec(name) for name in packages)
