@@ -199,9 +199,13 @@ def batch_norm(x, weight, bias, running_mean, running_var, tracked, training, mo
 def in_torch(input, running_mean, running_var, weight, bias, training, momentum, eps, tracked):
     if momentum is None and tracked is not None:
         momentum = 1.0 / (float(tracked) + 1)
-    y = torch.nn.functional.batch_norm(
-        input, running_mean, running_var, weight, bias, training, momentum, eps
-    )
     if tracked is not None:
-        tracked.add_(1)
-    return y
+        tracked.add_(1)  # as torch.nn, before what a checkpoint's recomputation may end at
+    try:
+        return torch.nn.functional.batch_norm(
+            input, running_mean, running_var, weight, bias, training, momentum, eps
+        )
+    except (RuntimeError, TypeError, ValueError):  # not what ends a recomputation
+        if tracked is not None:
+            tracked.sub_(1)
+        raise

@@ -12,6 +12,7 @@ from support.reference import (
     error,
     unit,
 )
+from torch.utils.checkpoint import checkpoint
 
 import normreg
 from normreg.kernels.partition import in_splits
@@ -130,6 +131,24 @@ def test_checkpoints_load_both_ways(device):
     ours.load_state_dict(theirs.state_dict(), strict=True)
     assert ours.state_dict()._metadata == theirs.state_dict()._metadata
     assert repr(ours) == repr(theirs)
+
+
+class Subclass(torch.Tensor):
+    """What goes to torch's operators."""
+
+
+@pytest.mark.parametrize("kernel", [True, False])
+def test_recomputation_counts_batches_as_torchs(device, launches, kernel):
+    """The recomputation of a checkpoint ends at the last tensor that the forward saved."""
+    counts = []
+    for name in ("normreg", "torch"):
+        module = layer(name, 2, 6, device)
+        x = torch.randn(4, 6, 3, 3, device=device, requires_grad=True)
+        y = checkpoint(module, x if kernel else x.as_subclass(Subclass), use_reentrant=False)
+        y.sum().backward()
+        counts.append(int(module.num_batches_tracked))
+    assert bool(launches) == kernel
+    assert counts[0] == counts[1] == 2
 
 
 @pytest.mark.parametrize("training", [True, False], ids=["training", "inference"])
