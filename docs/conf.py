@@ -44,21 +44,32 @@ maximum_signature_line_length = 90
 python_use_unqualified_type_names = True
 
 
+def told(annotation):
+    """What `Tensor | Any` stands for, which type checkers take as either: with a second result, a pair."""
+    return annotation and re.sub(r"(\S*Tensor) \| \S*Any\b", r"\1 | tuple[\1, \1]", annotation)
+
+
+def tell_pairs(app, what, name, obj, options, signature, returned):
+    return signature, told(returned)
+
+
 def call_of(layer):
     """The signature of a layer's forward, as one calls it."""
     signature = inspect.signature(layer.forward, eval_str=True)
     signature = signature.replace(parameters=[*signature.parameters.values()][1:])
-    return re.sub(r"~[\w.]*\.", "", stringify_signature(signature, unqualified_typehints=True))
+    return told(re.sub(r"~[\w.]*\.", "", stringify_signature(signature, unqualified_typehints=True)))
 
 
 def complete_layer(app, what, name, obj, options, lines):
     """Adds to a layer's docstring that of the class that its siblings share, and how it is called."""
     if what != "class" or not issubclass(obj, torch.nn.Module):
         return
-    if "Args:" not in obj.__doc__:
-        for base in obj.__mro__[1:]:
-            if base.__module__.startswith("normreg") and base.__name__[0] == "_":
-                lines += ["", *inspect.cleandoc(base.__doc__ or "").splitlines()]
+    for base in obj.__mro__[1:] if "Args:" not in obj.__doc__ else ():
+        text = inspect.cleandoc(base.__doc__ or "")
+        if base.__module__.startswith("normreg") and base.__name__[0] == "_" and "Args:" in text:
+            of_images = re.sub(r"[13]d$", "2d", obj.__name__)  # which has it in full
+            said = text if of_images == obj.__name__ else f"All else is as of `{of_images}`."
+            lines += ["", *said.splitlines()]
     lines += ["", f"Call: ``layer{call_of(obj)}``", ""]
 
 
@@ -118,5 +129,6 @@ class Mathml:
 def setup(app):
     app.connect("autodoc-process-docstring", complete_layer, priority=100)
     app.connect("autodoc-process-docstring", escape_signs, priority=200)  # before napoleon reads the sections
+    app.connect("autodoc-process-signature", tell_pairs)
     app.connect("autodoc-process-bases", name_torchs_base)
     app.add_html_math_renderer("mathml", (Mathml.inline, None), (Mathml.block, None))

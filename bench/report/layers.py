@@ -9,8 +9,7 @@ import torch
 from bench.harness import tables
 from bench.harness.result_files import load, records_of
 from bench.operations import DECLARED
-from bench.perf.ledger import DIRECTIONS, per_element
-from bench.report.ledger import launches
+from bench.report import ledger
 from bench.report.machine_page import machines_in
 from bench.report.pages import paragraph
 from normreg.kernels import tiling
@@ -23,8 +22,8 @@ MOST = 2**18  # elements: wider than anything that is held
 MANY = 4096  # rows, or positions and groups beside each other
 HELD = "What a program holds is read once; what is larger is read twice or more."
 COUNTED = paragraph(
-    "Launches, and the bytes an element that they move, of the least that any implementation moves: "
-    "[how they are counted](../benchmarks/ledger.md)."
+    "Launches forward + backward; bytes (B) an element that they move, and the least that any "
+    "implementation moves: [how they are counted](../benchmarks/ledger.md)."
 )
 
 
@@ -190,23 +189,19 @@ def counted(operation, results):
     return records_of([run for machine in machines for run in load(machine, "ledger").get(operation, [])])
 
 
-def counted_table(records):
-    by_case = {}
-    for one in records:
-        number = launches(one)
-        moved, least = (per_element(one, one[bytes]) for bytes in ("moved_bytes", "least_bytes"))
-        told = f"{number} launch{'es' * (number > 1)}, {moved} of {least}"
-        by_case.setdefault(one["case"], {})[one["direction"]] = told
-    rows = [(case, *(found[of] for of in DIRECTIONS)) for case, found in sorted(by_case.items())]
-    return tables.markdown(("case", *DIRECTIONS), rows)
+def counted_tables(operations, results):
+    """A table an operation, of which the cases leave out the name: more than one have it above them."""
+    for name in operations:
+        cut = name.removesuffix("_act") + "+"
+        records = [one | {"case": one["case"].removeprefix(cut)} for one in counted(name, results)]
+        yield f"`{name}`:\n\n" * (len(operations) > 1) + ledger.table(None, name, records)
 
 
 def section(page, results):
     parts = [HELD, held_table(page)] if page.held else []
     parts += [kept_line(page)] if page.kept else []
     if page.ledger:
-        records = [record for operation in page.ledger for record in counted(operation, results)]
-        parts += [COUNTED, counted_table(records)]
+        parts += [COUNTED, *counted_tables(page.ledger, results)]
     return "\n" + "\n\n".join(parts) + "\n\n"
 
 
@@ -214,7 +209,7 @@ def overview(results):
     """The first case of each operation."""
     records = [counted(operation, results) for page in PAGES.values() for operation in page.ledger]
     firsts = [one for found in records for one in found if one["case"] == found[0]["case"]]
-    return f"\n{COUNTED}\n\n{counted_table(firsts)}\n\n"
+    return f"\n{COUNTED}\n\n{ledger.table(None, 'overview', firsts)}\n\n"
 
 
 BLOCKS = {

@@ -24,7 +24,8 @@ STEPS, BATCH = 5, 16  # samples of all processes together
 def network():
     stem = nn.Conv2d(3, 8, 3, bias=False), nn.BatchNorm2d(8), nn.ReLU()
     body = nn.Conv2d(8, 16, 3, stride=2, bias=False), nn.BatchNorm2d(16), nn.ReLU()
-    return nn.Sequential(*stem, *body, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 10))
+    head = nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 10)
+    return nn.Sequential(*stem, *body, *head)
 
 
 def trained(model, images, labels):
@@ -42,7 +43,7 @@ def trained(model, images, labels):
 def main():
     rank, ranks = dist.get_rank(), dist.get_world_size()
     on_gpus = dist.get_backend() == "nccl"
-    device = torch.device("cuda", torch.cuda.current_device()) if on_gpus else torch.device("cpu")
+    device = torch.device("cuda" if on_gpus else "cpu")  # cuda: the current one
     torch.manual_seed(0)  # the same weights and data everywhere
     model = network().to(device)
     images = torch.randn(STEPS, BATCH, 3, 12, 12, device=device)
@@ -50,23 +51,24 @@ def main():
 
     ours = normreg.convert_sync_batchnorm(copy.deepcopy(model))
     ours = nn.parallel.DistributedDataParallel(ours)
-    images_here, labels_here = images.chunk(ranks, dim=1)[rank], labels.chunk(ranks, dim=1)[rank]
-    explanation = normreg.explain(ours, images_here[0])  # whether kernels run; on every rank
-    losses = trained(ours, images_here, labels_here)
-    dist.all_reduce(losses)  # the mean of the parts' losses is the loss of the whole batch
+    here = [whole.chunk(ranks, dim=1)[rank] for whole in (images, labels)]
+    explanation = normreg.explain(ours, here[0][0])  # on every rank: which path runs
+    losses = trained(ours, *here)
+    dist.all_reduce(losses)  # the mean of the parts' is the loss of the whole batch
     if rank > 0:
         return
     whole = trained(model, images, labels)
     print(explanation)
-    print(f"\n{ranks} processes, {dist.get_backend()}\nstep  normreg, all ranks  torch.nn, one process")
+    print(f"\n{ranks} processes, {dist.get_backend()}")
+    print("step  normreg, all ranks  torch.nn, one process")
     for step, (one, other) in enumerate(zip(losses / ranks, whole), 1):
         print(f"{step:4}  {one:18.6f}  {other:21.6f}")
     for kind, these, those in (
         ("parameters", ours.module.parameters(), model.parameters()),
         ("running statistics", ours.module.buffers(), model.buffers()),
     ):
-        difference = max((one - other).abs().max().item() for one, other in zip(these, those))
-        print(f"largest difference of {kind}: {difference:.1e}")
+        differences = [(one - other).abs().max() for one, other in zip(these, those)]
+        print(f"largest difference of {kind}: {max(differences).item():.1e}")
     model.load_state_dict(ours.module.state_dict())  # the checkpoint is torch.nn's
 
 

@@ -17,30 +17,36 @@ from torch.nn import functional as F
 
 import normreg
 
-parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-parser.add_argument("--tiny", action="store_true", help="a small block and batch for a CPU")
+plain = argparse.RawDescriptionHelpFormatter
+parser = argparse.ArgumentParser(description=__doc__, formatter_class=plain)
+parser.add_argument("--tiny", action="store_true", help="a small block for a CPU")
 options = parser.parse_args()
 device = "cuda" if torch.cuda.is_available() else "cpu"
-width, heads, tokens, batch, steps = (32, 4, 4, 4, 20) if options.tiny else (1152, 16, 256, 32, 200)
+sizes = (32, 4, 4, 4, 20) if options.tiny else (1152, 16, 256, 32, 200)
+width, heads, tokens, batch, steps = sizes
 
 
 class Block(nn.Module):
     def __init__(self, width, heads, p=0.1):
         super().__init__()
         self.norm1 = normreg.AdaLayerNorm(width)
-        self.norm2 = normreg.AdaLayerNorm(width, prenorm=True)  # which returns the sum as well
+        self.norm2 = normreg.AdaLayerNorm(width, prenorm=True)  # returns the sum, too
         self.qk_norm = normreg.QKNorm(width // heads, eps=1e-6)
         self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
-        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU("tanh"), nn.Linear(4 * width, width))
+        wider, narrower = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
+        self.mlp = nn.Sequential(wider, nn.GELU("tanh"), narrower)
         self.dropout_add = normreg.DropoutAdd(p)
         self.modulation = nn.Linear(width, 6 * width)
-        nn.init.zeros_(self.modulation.weight), nn.init.zeros_(self.modulation.bias)  # adaLN-Zero
+        for parameter in self.modulation.parameters():
+            nn.init.zeros_(parameter)  # adaLN-Zero
         self.heads = heads
 
     def forward(self, x, condition):
         """x: (N, T, C), condition: (N, C)."""
-        shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(F.silu(condition)).chunk(6, dim=-1)
-        q, k, v = self.qkv(self.norm1(x, scale1, shift1)).unflatten(-1, (3, self.heads, -1)).unbind(2)
+        modulation = self.modulation(F.silu(condition)).chunk(6, dim=-1)
+        shift1, scale1, gate1, shift2, scale2, gate2 = modulation
+        qkv = self.qkv(self.norm1(x, scale1, shift1))
+        q, k, v = qkv.unflatten(-1, (3, self.heads, -1)).unbind(2)
         y = attention(*self.qk_norm(q, k), v)
         y, x = self.norm2(self.out(y), scale2, shift2, residual=x, gate=gate1)
         return self.dropout_add(gate2[:, None] * self.mlp(y), x)
@@ -55,10 +61,13 @@ def in_torch(block, x, condition):
     """What the block computes, in torch's operators."""
 
     def norm(x, scale, shift):
-        return F.layer_norm(x, x.shape[-1:], eps=1e-6) * (1 + scale[:, None]) + shift[:, None]
+        y = F.layer_norm(x, x.shape[-1:], eps=1e-6)
+        return y * (1 + scale[:, None]) + shift[:, None]
 
-    shift1, scale1, gate1, shift2, scale2, gate2 = block.modulation(F.silu(condition)).chunk(6, dim=-1)
-    q, k, v = block.qkv(norm(x, scale1, shift1)).unflatten(-1, (3, block.heads, -1)).unbind(2)
+    modulation = block.modulation(F.silu(condition)).chunk(6, dim=-1)
+    shift1, scale1, gate1, shift2, scale2, gate2 = modulation
+    qkv = block.qkv(norm(x, scale1, shift1))
+    q, k, v = qkv.unflatten(-1, (3, block.heads, -1)).unbind(2)
     q = F.rms_norm(q, q.shape[-1:], block.qk_norm.q_norm.weight, 1e-6)
     k = F.rms_norm(k, k.shape[-1:], block.qk_norm.k_norm.weight, 1e-6)
     x = x + gate1[:, None] * block.out(attention(q, k, v))
@@ -69,7 +78,8 @@ def in_torch(block, x, condition):
 torch.manual_seed(0)
 block = Block(width, heads).to(device)
 condition = torch.randn(batch, width, device=device)
-clean = condition[:, None].tanh().expand(batch, tokens, width)  # a sample is what its condition says
+# a sample is what its condition says
+clean = condition[:, None].tanh().expand(batch, tokens, width)
 print(normreg.explain(block, clean, condition))
 
 optimizer = torch.optim.AdamW(normreg.parameter_groups(block, 0.01), lr=0.3 / width)
@@ -82,5 +92,5 @@ for step in range(steps):  # to take the noise out
         print(f"loss of step {step + 1}: {loss.item():.4f}")
 
 block.eval()
-ours, torchs = block(clean, condition), in_torch(block, clean, condition)
-print(f"largest difference from torch's operators: {(ours - torchs).abs().max().item():.1e}")
+difference = (block(clean, condition) - in_torch(block, clean, condition)).abs().max()
+print(f"largest difference from torch's operators: {difference.item():.1e}")

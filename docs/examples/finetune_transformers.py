@@ -22,8 +22,9 @@ import transformers
 
 import normreg
 
-parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-parser.add_argument("--model", help="a checkpoint of a causal language model, by name or folder")
+plain = argparse.RawDescriptionHelpFormatter
+parser = argparse.ArgumentParser(description=__doc__, formatter_class=plain)
+parser.add_argument("--model", help="a causal language model, by name or folder")
 parser.add_argument("--steps", type=int, default=50)
 parser.add_argument("--out", default="finetuned", help="folder for the checkpoint")
 parser.add_argument("--tiny", action="store_true", help="a model and data for a CPU")
@@ -32,12 +33,18 @@ text = "\n".join(pydoc_data.topics.topics.values())
 
 if options.model:
     tokenizer = transformers.AutoTokenizer.from_pretrained(options.model)
-    model = transformers.AutoModelForCausalLM.from_pretrained(options.model, dtype=torch.float32)
+    of_any = transformers.AutoModelForCausalLM
+    model = of_any.from_pretrained(options.model, dtype=torch.float32)
     tokens = tokenizer(text, return_tensors="pt", verbose=False).input_ids[0]
 else:
     width, layers = (64, 2) if options.tiny else (512, 8)
-    sizes = dict(hidden_size=width, intermediate_size=3 * width, num_hidden_layers=layers)
-    config = transformers.LlamaConfig(vocab_size=256, num_attention_heads=width // 16, **sizes)
+    config = transformers.LlamaConfig(
+        vocab_size=256,
+        hidden_size=width,
+        intermediate_size=3 * width,
+        num_hidden_layers=layers,
+        num_attention_heads=width // 16,
+    )
     transformers.set_seed(0)
     model = transformers.LlamaForCausalLM(config)
     tokens = torch.tensor([*text.encode()])
@@ -51,15 +58,17 @@ settings = dict(
     save_strategy="no",
     report_to="none",
     disable_tqdm=True,
+    bf16=torch.cuda.is_available(),
 )
 
 
 def trained(model):
     """The loss of each step."""
-    groups = normreg.parameter_groups(model, weight_decay=0.1)  # norms and biases are not decayed
-    optimizer = torch.optim.AdamW(groups, lr=3e-4)
-    arguments = transformers.TrainingArguments(options.out, **settings, bf16=torch.cuda.is_available())
-    trainer = transformers.Trainer(model, arguments, train_dataset=data, optimizers=(optimizer, None))
+    groups = normreg.parameter_groups(model, weight_decay=0.1)  # of norms and biases 0
+    optimizers = torch.optim.AdamW(groups, lr=3e-4), None
+    given = transformers.TrainingArguments(options.out, **settings)
+    how = dict(train_dataset=data, optimizers=optimizers)
+    trainer = transformers.Trainer(model, given, **how)
     trainer.remove_callback(transformers.PrinterCallback)
     trainer.train()
     return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]

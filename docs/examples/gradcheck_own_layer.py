@@ -31,7 +31,7 @@ class GatedBlock(nn.Module):
 
 
 class Centred(torch.autograd.Function):
-    """x minus its mean over the last dimension: the backward needs neither x nor the mean."""
+    """x minus its mean over the last dimension: the backward needs neither of them."""
 
     @staticmethod
     def forward(x):
@@ -43,7 +43,7 @@ class Centred(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, dy):
-        return Centred.apply(dy)  # the same linear map; by apply, so that it has a derivative, too
+        return Centred.apply(dy)  # the same map; apply gives it a derivative, too
 
 
 class CentredNorm(nn.Module):
@@ -56,9 +56,10 @@ class CentredNorm(nn.Module):
 
 
 def check(layer, *shapes):
-    """Compares both orders of derivatives of inputs and parameters with finite differences."""
-    layer = layer.to(device, torch.float64)
-    inputs = [torch.randn(shape, device=device, dtype=torch.float64, requires_grad=True) for shape in shapes]
+    """Compares first and second derivatives with finite differences."""
+    like = dict(device=device, dtype=torch.float64)
+    layer = layer.to(**like)
+    inputs = [torch.randn(shape, **like, requires_grad=True) for shape in shapes]
     names, parameters = zip(*layer.named_parameters())
 
     def function(*tensors):

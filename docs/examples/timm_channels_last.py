@@ -18,11 +18,12 @@ import torch
 
 import normreg
 
-parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+plain = argparse.RawDescriptionHelpFormatter
+parser = argparse.ArgumentParser(description=__doc__, formatter_class=plain)
 parser.add_argument("--model", default="resnet50", help="a name of timm.list_models()")
 parser.add_argument("--batch", type=int, default=32)
 parser.add_argument("--steps", type=int, default=20)
-parser.add_argument("--tiny", action="store_true", help="a small network and images for a CPU")
+parser.add_argument("--tiny", action="store_true", help="a small network for a CPU")
 options = parser.parse_args()
 device = "cuda" if torch.cuda.is_available() else "cpu"
 if options.tiny:
@@ -31,8 +32,9 @@ else:
     size = 224
 
 torch.manual_seed(0)
-model = timm.create_model(options.model, num_classes=10).to(device, memory_format=torch.channels_last)
-images = torch.randn(options.batch, 3, size, size, device=device).to(memory_format=torch.channels_last)
+layout = dict(device=device, memory_format=torch.channels_last)
+model = timm.create_model(options.model, num_classes=10).to(**layout)
+images = torch.randn(options.batch, 3, size, size).to(**layout)
 labels = torch.randint(10, (options.batch,), device=device)
 
 

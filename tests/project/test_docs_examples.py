@@ -113,10 +113,16 @@ def test_a_wrong_backward_is_found(tmp_path):
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.stem)
 def test_each_script_says_how_to_run_it(script):
     source, index = script.read_text(), (EXAMPLES / "index.md").read_text()
+    page = script.with_suffix(".md").read_text()
     docstring = source.split('"""')[1]
     assert re.search(rf"^    (torchrun|TRITON_INTERPRET=1|python)\b.* {script.name}", docstring, re.MULTILINE)
-    assert len(source.splitlines()) <= 90
-    assert script.name in index
+    lines = source.splitlines()
+    assert len(lines) <= 100
+    assert [line for line in lines if len(line) > 88] == []
+    assert f"]({script.stem}.md)" in index
+    assert f"{{literalinclude}} {script.name}\n" in page
+    told = page.split("```")[1]
+    assert [line for line in told.strip().splitlines() if line.split("  #")[0].strip() not in docstring] == []
 
 
 @pytest.fixture(scope="module")

@@ -13,15 +13,12 @@ from normreg.kernels.tiling.rows import Rows, layer_norm_backward_wide_tile
 ROOT = Path(__file__).parents[2]
 
 PAGES = {path.stem: path.read_text() for path in sorted((ROOT / "docs/layers").glob("*.md"))}
-TESTS = set(
-    re.findall(r"def (test_\w+)", "".join(p.read_text() for p in (ROOT / "tests").rglob("test_*.py")))
-)
 
 
 def described(page):
     """The names of layers and functions in the first rows of a page's table of facts."""
     _, found, facts = page.partition("## Facts\n")
-    rows = re.match(r"(?:\n|\| \|.*\n|\|-.*\n|\| (?:layer|function).*\n)*", facts)[0] if found else ""
+    rows = re.match(r"(?:\n|\| fact \|.*\n|\|-.*\n|\| (?:layer|function).*\n)*", facts)[0] if found else ""
     return re.findall(r"\{py:(?:class|func)\}`normreg\.([\w.]+)`", rows)
 
 
@@ -34,14 +31,20 @@ def test_every_layer_and_function_is_on_one_page():
 def test_every_page_is_listed():
     for name in PAGES.keys() - {"index"}:
         assert f"]({name}.md)" in PAGES["index"], name
-        assert f"\n{name}\n" in PAGES["index"], name
+        assert f" <{name}>\n" in PAGES["index"], name
 
 
 @pytest.mark.parametrize("name", PAGES)
 def test_tests_that_a_page_names_exist(name):
-    named = set(re.findall(r"`(test_\w+)`", PAGES[name]))
-    assert named
-    assert named <= TESTS
+    """Each stands behind the file that has it, in the list at the page's end, and nowhere else."""
+    above, found, listed = PAGES[name].partition("\n## Tests\n")
+    assert found
+    assert "`test_" not in above
+    for line in re.findall(r"^- ((?:.|\n  )*)", listed, re.MULTILINE):
+        file, *tests = re.findall(r"`([\w/.]+)`", line)
+        source = (ROOT / file).read_text()
+        assert tests
+        assert [test for test in tests if f"def {test}(" not in source] == []
 
 
 def test_the_widest_rows_that_layer_norm_adds_up_by_one_program():

@@ -38,6 +38,15 @@ def without_places(text):
     return re.sub(r"0x[0-9a-f]+|example\.py:\d+:\d+", "somewhere", text)
 
 
+WIDTH = 99  # columns of a line of code: a page shows 88 without scrolling
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_lines_of_examples_fit_a_page(page):
+    lines = [line for _, code, _ in PAGES[page] for line in code.splitlines()]
+    assert [line for line in lines if len(line) > WIDTH] == []
+
+
 @pytest.mark.parametrize("page", PAGES)
 def test_each_example_stands_alone(tmp_path, page, thorough):
     """What is marked as slow, by a word behind `python`, runs with --all."""
