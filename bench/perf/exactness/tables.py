@@ -34,6 +34,15 @@ def of_constant(record):
 
 
 def table(records):
+    """A table for each operation."""
+    by_operation = {}
+    for record in records:
+        by_operation.setdefault(record["operation"], []).append(record)
+    made = "\n\n".join(map(table_of, list(by_operation.values()) or [[]]))
+    return tables.explained(made, f"{WHAT} {WORDS}")
+
+
+def table_of(records):
     """A row for each case and kind of data; a column for each result that a case has."""
     found = {name for record in records for name in record.get("results", ())}
     rows, names = [], [name for name in TARGETS if name in found or not found]
@@ -152,5 +161,10 @@ WHAT = (
     "1 is as exact as torch. Rows, channels or groups hold normal numbers (randn), with an outlier of 50 or "
     "1e4 at their first, middle or any place, or with a mean of 10 or 1e6. Bold is above its target: "
     f"{OF_ITS_SIZE} for y and gradients of its size, {OF_PARAMETERS} for gradients of parameters."
+)
+WORDS = (
+    "Behind ± is the ratio's standard error, found by leaving out one seed after the other; bold is in "
+    f"asterisks. {CONSTANT}: whether all of one number gives exactly the norm's bias as y. kernels: a GPU's, "
+    "compiled for one and executed on the CPU, or interpreted."
 )
 OF_16_BITS = "In 16 bits, where rounding the result is most of the error, the largest ratio is"
