@@ -2,10 +2,11 @@
 
     torchrun --nproc-per-node=2 -m bench ranks
 
-The ranks train it together, on GPUs with NCCL where there are any, else on CPUs with gloo: on normreg,
-with SyncBatchNorm, under DistributedDataParallel, each on its part of every batch. Rank 0 then
-trains torch.nn's network from the same weights on the whole batches. Both compute in float64 and without
-dropout, so that they may differ by rounding only. The exit status is 1 where they differ by more.
+The ranks train it together, on GPUs with NCCL where there are any, else on CPUs with gloo: on
+normreg, with SyncBatchNorm, under DistributedDataParallel, each on its part of every batch. Rank 0
+then trains torch.nn's network from the same weights on the whole batches. Both compute in float64
+and without dropout, so that they may differ by rounding only. The exit status is 1 where they
+differ by more.
 """
 
 import argparse

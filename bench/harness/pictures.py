@@ -48,4 +48,4 @@ def save(figure, path):
     figure.savefig(drawn := io.BytesIO(), dpi=DPI, facecolor="white")
     path.parent.mkdir(parents=True, exist_ok=True)
     how = dict(method=Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)  # which keeps rare colours
-    Image.open(drawn).convert("RGB").quantize(PALETTE, **how).save(path, optimize=True)
+    Image.open(drawn).convert("RGB").quantize(PALETTE, **how).save(path, optimize=True, dpi=(DPI, DPI))

@@ -4,6 +4,8 @@ Own code, because they are written on machines with nothing installed beside tor
 marks the columns that are flush right.
 """
 
+import textwrap
+
 WIDTH = 100  # of what is printed, in characters
 
 
@@ -30,6 +32,11 @@ def text(headers, rows, grouped=0):
     indent = "  " * (grouped > 0)
     below = [(indent + row[grouped], *row[grouped + 1 :]) for row in cells]
     return "\n".join(laid_out(headers[grouped:], below, right=right, above=above))
+
+
+def explained(table, words):
+    """A table with an explanation of its words below it."""
+    return f"{table}\n\n{textwrap.fill(words, WIDTH, break_on_hyphens=False)}"
 
 
 def markdown(headers, rows):

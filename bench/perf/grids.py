@@ -115,7 +115,12 @@ def table(records):
         )
         for record in records
     ]
-    return tables.text(headers, rows, grouped=1)
+    return tables.explained(tables.text(headers, rows, grouped=1), WORDS)
 
 
+WORDS = (
+    "grid: the programs of a launch. tiles: how many of the tiles that a program takes at a time the largest "
+    "tensor fills, or its rows where a program takes these: with as many as there are multiprocessors, each "
+    "could have one. The last column is the programs, and at most the multiprocessors."
+)
 CAPTION = f"multiprocessors of {MULTIPROCESSORS} that have a program of each launch of a backward"

@@ -86,7 +86,8 @@ def table(records):
     models = [record for record in records if record["operation"] == fused_calls.OPERATION]
     layers = [record for record in records if record not in models]
     tables_of_layers = [layers_table(layers), parts_table(layers)] if layers else []
-    return "\n\n".join(tables_of_layers + [fused_calls.table(models)] * bool(models))
+    made = "\n\n".join(tables_of_layers + [fused_calls.table(models)] * bool(models))
+    return tables.explained(made, " ".join([WORDS] * bool(layers) + [fused_calls.WORDS] * bool(models)))
 
 
 def layers_table(records):
@@ -112,6 +113,14 @@ def parts_table(records):
     return tables.text(headers, rows, grouped=1)
 
 
+WORDS = (
+    "normreg us: a call of our layer, in microseconds. plain launch us: plain kernel[grid](...) launches "
+    "of the same kernels with the same arguments. torch us: torch's layer on the same few elements, "
+    "arithmetic included. Parts of a call: dispatch decides between kernel and torch; autograd is the "
+    f"autograd.Function around the launcher, which makes tensors (allocations) and launches; {REST} is "
+    "what is left of the call: the module, the function, the choice of path and, in a backward, "
+    "autograd's engine."
+)
 CAPTION = (
     "Python's time on this CPU, with a driver that launches nothing; times are those of the fastest turn, "
     "ratios those of the times beside them; allocations and launches are parts of the launcher"

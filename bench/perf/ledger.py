@@ -11,7 +11,6 @@ runs beside it, and at most 194 KiB later, a multiprocessor's share of half the 
 
 import contextlib
 import math
-import textwrap
 from unittest import mock
 
 import torch
@@ -125,8 +124,7 @@ def table(records):
         )
         for record in sorted(records, key=lambda record: record["case"])
     ]
-    words = textwrap.fill(WORDS, tables.WIDTH)
-    return f"{tables.text(headers, rows, grouped=1)}\n\n{words}"
+    return tables.explained(tables.text(headers, rows, grouped=1), WORDS)
 
 
 CAPTION = (

@@ -249,7 +249,15 @@ def table(records):
                 max(column["instructions_per_element"]),
             )
         )
-    return tables.text(headers, rows)
+    return tables.explained(tables.text(headers, rows, grouped=1), WORDS)
 
 
+WORDS = (
+    "A line above the targets is a kernel. variants: its compilations that differ in what is counted; of "
+    "them a row has the worst. registers: of a thread. spill: bytes of a thread that registers do not "
+    "hold. shared: bytes of shared memory of a program. access: bytes of the widest load or store of a "
+    "thread; 16 are the most, and the worst is the variant with the fewest. barriers: in the code. "
+    "instr./element: instructions of the whole kernel, each counted once, of all threads of a program, "
+    "over the elements of its largest load or store, or of all tiles of a row."
+)
 CAPTION = "compiled ahead of time, not run; the worst over the cases; access: the widest, a thread"

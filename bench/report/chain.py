@@ -18,7 +18,6 @@ class Compared:
     """A fused call beside torch's chain: bytes an element and launches, forward and backward together."""
 
     label: str
-    shape: str
     bytes: float
     launches: int
     chain_bytes: float
@@ -51,8 +50,7 @@ def compared(machine):
         if all(call in ours and call in chains for call in calls):
             elements = chains[calls[0]]["elements"]
             sides = [total([side[call] for call in calls], elements) for side in (ours, chains)]
-            shape = "x".join(map(str, chain.case.shape)) + " channels_last" * chain.case.channels_last
-            found.append(Compared(chain.label, shape, *sides[0], *sides[1]))
+            found.append(Compared(chain.label, *sides[0], *sides[1]))
     return sorted(found, key=lambda one: one.fraction)
 
 
@@ -77,16 +75,17 @@ def title(found):
 def rows(found):
     for one in found:
         theirs = f"{one.chain_bytes:.1f}", one.chain_launches
-        yield (one.label, *theirs, f"{one.bytes:.1f}", one.launches, f"{one.fraction:.0%}", one.shape)
+        yield (one.label, *theirs, f"{one.bytes:.1f}", one.launches, f"{one.fraction:.0%}")
 
 
-HEADERS = ("forward + backward", "torch B", "launches", "normreg B", "launches", "of torch's B", "shape")
+HEADERS = ("forward + backward", "torch B", "torch launches", "normreg B", "normreg launches", "B ratio")
 CONDITIONS = (
     "Counted, not timed: bytes an element (B) and launches of a forward and a backward together, in "
-    "bfloat16. torch's are the least of its eager operators (torch {torch}): each reads every tensor once, "
-    "writes every result once and is one launch, where some are several. Ours are what code compiled for an "
-    "H100 moves while a CPU executes it, partial results included. torch.compile fuses such operators, too; "
-    "what it moves is not counted."
+    "bfloat16. torch's are the least of its eager operators (torch {torch}): each reads every tensor "
+    "once, writes every result once and is one launch, where some are several. Ours are what code "
+    "compiled for an H100 moves while a CPU executes it, partial results included. torch.compile fuses "
+    "such operators, too; what it moves is not counted. A layer alone saves nothing: it moves as much as "
+    "torch's or a little more. The shapes are those of [every operator]({every})."
 )
 
 
@@ -98,7 +97,8 @@ def table(results, folder):
     (torch,) = {run["environment"]["torch"] for runs in load(machine, "chain").values() for run in runs}
     lines = [f"![{title(found)}]({os.path.relpath(IMAGE, folder)})".replace("\n", " "), ""]
     lines += [tables.markdown(HEADERS, rows(found)), ""]
-    lines += [paragraph(CONDITIONS.format(torch=torch.partition("+")[0])), ""]
+    every = os.path.relpath("docs/benchmarks/chain.md", folder) + "#every-operator"
+    lines += [paragraph(CONDITIONS.format(torch=torch.partition("+")[0], every=every)), ""]
     return "\n".join(lines)
 
 

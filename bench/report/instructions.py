@@ -11,6 +11,7 @@ def above(records):
     lines = [paragraph(instructions.WHAT), ""]
     lines += ["## Kernels that memory does not bound", ""]
     lines += ["Each where it is furthest from being bound by memory:", "", instructions.worst(records), ""]
+    lines += [paragraph(sentence) + "\n" for sentence in instructions.absent(records)]
     if beside := instructions.beside_peers(records):
         lines += ["## Peers", "", paragraph(instructions.BESIDE), "", beside, ""]
     return lines
@@ -53,10 +54,11 @@ def text(machine, operation, records):
     records = sorted(records, key=lambda record: record["case"])
     counted = instructions.counted(records)
     headers = ("launch", "DRAM B", "sectors/B", "passes", "instr.", *instructions.MODEL_HEADERS[:3])
+    by_launch = tables.markdown(headers, grouped(operation, counted, of_memory))
     by_class = tables.markdown(("launch", *instructions.CLASSES), grouped(operation, counted, of_classes))
     return "\n\n".join(
         [
-            tables.markdown(headers, grouped(operation, counted, of_memory)),
+            folded("Bytes, instructions and the model's times", by_launch),
             folded("Instructions an element, by class", by_class),
             *instructions.refusals(records),
         ]

@@ -4,7 +4,7 @@ import json
 import statistics
 
 from bench.gpu_pass import checks
-from bench.harness import tables
+from bench.harness import pictures, tables
 from bench.harness.result_files import load, records_of
 from bench.perf.models import tables as models
 from bench.perf.speed import compare
@@ -61,7 +61,7 @@ def plot(folder, operation, found, copies):
     right.set_xlabel(f"cases and directions: {len(speed_ups) - lost} not slower, {lost} slower")
     right.grid(alpha=0.3, axis="y")
     figure.suptitle(f"{operation}: normreg on {folder.name}")
-    figure.savefig(folder / f"{operation}.png", dpi=110)
+    pictures.save(figure, folder / f"{operation}.png")
 
 
 def speed_lines(machine):

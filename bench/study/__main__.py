@@ -1,21 +1,23 @@
 """Runs the experiments of bench/study and writes their results, figures and page.
 
-A task is an experiment with a seed. It runs in one thread, so results depend neither on --workers nor on
-the order of tasks. `--page` only draws and writes the page from the results that are there.
+A task is an experiment with a seed. It runs in one thread, so results depend neither on --workers
+nor on the order of tasks. `--page` only draws and writes the page from the results that are there.
 """
 
 import argparse
 import os
 import sys
+import textwrap
 import time
 from pathlib import Path
 
 from bench.harness.requirements import imports_of
 
 with imports_of("bench.study"):
-    from bench.harness import result_files
+    from bench.harness import result_files, tables
     from bench.harness.budget import Budget, in_processes
     from bench.study import NAMES, by_name, page
+    from bench.study.experiment import listed
     from bench.study.tasks import run_task
     from bench.study.training import normreg, torch
 
@@ -47,6 +49,11 @@ def run_all(names, seeds, quick, workers):
 def described(task):
     name, seed, _ = task
     return f"{name}, seed {seed}"
+
+
+def say(text):
+    """Prints a text in lines of the width of tables, the later ones indented."""
+    print(textwrap.fill(text, tables.WIDTH, subsequent_indent="    ", break_on_hyphens=False))
 
 
 def parse_arguments(arguments=None):
@@ -106,7 +113,7 @@ def main(arguments=None):
     if not arguments.page:
         begin = time.monotonic()
         environment, taken = result_files.environment(), path_taken()
-        print(f"{len(arguments.only)} experiments, {arguments.seeds} seeds; normreg's layers: {taken}.")
+        say(f"{len(arguments.only)} experiments, {arguments.seeds} seeds; normreg's layers: {taken}.")
         seeds = range(FIRST_SEED, FIRST_SEED + arguments.seeds)
         done = run_all(arguments.only, seeds, arguments.quick, arguments.workers)
         for name, results, seconds in done:
@@ -114,13 +121,16 @@ def main(arguments=None):
             found |= dict(seconds=seconds, results=results)
             result_files.write_json(arguments.out / f"{name}.json", found)
         print(f"{time.monotonic() - begin:.0f} seconds.")
-    for name, found in page.verdicts(page.load(arguments.out)).items():
+    loaded = page.load(arguments.out)
+    for name, found in page.verdicts(loaded).items():
         print(f"\n{by_name(name).TITLE}")
         for verdict in found:
-            print(f"  {verdict.outcome}: {verdict.claim} {verdict.evidence}")
+            say(f"  {verdict.outcome}: {verdict.claim} {verdict.evidence}")
     print()
     for path in page.write(arguments.out):
         print(f"written: {path}")
+    if quick := [name for name, found in loaded.items() if found["quick"]]:
+        say(f"These numbers mean nothing: with --quick, {listed(quick)} took hardly any steps.")
     return 0
 
 

@@ -12,7 +12,21 @@ import normreg
 
 from . import drawing
 from .data import DEVICE, split
-from .experiment import LARGEST_LOSS, diverged, each, exceeds, held, lies, listed, mean_and_deviation, steps
+from .experiment import (
+    HELD,
+    LARGEST_LOSS,
+    NOT_HELD,
+    OPPOSITE,
+    diverged,
+    each,
+    exceeds,
+    lies,
+    mean_and_deviation,
+    named,
+    outcomes,
+    steps,
+    with_which,
+)
 from .training import network, sgd, train
 
 TITLE = "Initial weights and depth"
@@ -29,8 +43,8 @@ drawn by `normreg.init.kaiming_`, of variance 2/n (n inputs), and scaled to 1/n,
 training, `normreg.diagnose` measures the variance of each ReLU's output and of its gradient, on 256
 images, by a random projection of the output. Then {STEPS} steps of SGD (momentum 0.9, batches of 64) at
 each of the learning rates {", ".join(map(str, RATES))}; of each network the best counts, by the mean
-loss of the last 20 steps. A run diverges where a loss is not finite, or the last are above {LARGEST_LOSS:g};
-it has a loss of {LARGEST_LOSS:g}."""
+loss of the last 20 steps. A run diverges where a loss is not finite, or the last are above
+{LARGEST_LOSS:,.0f}; it counts as a loss of {LARGEST_LOSS:,.0f}."""
 
 
 def key(norm, variance):
@@ -118,10 +132,10 @@ def tables(results):
         flags = sorted({flag for found in each(results, name, "flags") for flag in found})
         rows.append(
             (
-                name,
+                named(name),
                 mean_and_deviation(change(results, name, "activation")),
                 mean_and_deviation(change(results, name, "gradient")),
-                mean_and_deviation([10**loss for loss in each(results, name, "loss")]),
+                told_loss(each(results, name, "loss")),
                 ", ".join(f"{rate:g}" for rate in sorted(set(rates))),
                 ", ".join(flags) or "none",
             )
@@ -137,23 +151,29 @@ def tables(results):
     return [("Mean and deviation over the seeds.", headers, rows)]
 
 
+def told_loss(losses):
+    """Mean and deviation of logarithms of losses, or how many runs diverged."""
+    if number := sum(map(diverged, losses)):
+        return "diverged" if number == len(losses) else f"{number} of {len(losses)} diverged"
+    return mean_and_deviation([10**loss for loss in losses])
+
+
 def finding(verdicts):
     claims = {"weights of variance 2/n": "Weights of variance 2/n keep the variance of {}s."}
     claims |= {norm: f"{norm} keeps the variance of {{}}s whatever the weights' is." for norm in NORMS[1:]}
-    kept = [
-        held(verdicts, {name: claim.format(what) for name, claim in claims.items()})
-        for what in ("activation", "gradient")
-    ]
-    both = [name for name in claims if all(name in names for names in kept)]
-    others = [name for name in claims if name not in both]
-    sentence = f"Through {LAYERS} layers, activations and gradients both keep their variance with "
-    return sentence + listed(both) + (f", not with {listed(others)}" if both and others else "")
+    outcome, of_both = outcomes(verdicts), {}
+    for name, claim in claims.items():
+        found = {outcome[claim.format(what)] for what in ("activation", "gradient")}
+        of_both[name] = next(kind for kind in (OPPOSITE, NOT_HELD, HELD) if kind in found)
+    sentence = f"Through {LAYERS} layers, activations and gradients both keep their variance"
+    return f"{sentence} {with_which(of_both, verdicts[0].seeds)}"
 
 
 def plot(results):
     figure, panels = drawing.mosaic([["activation", "gradient"], ["loss", "loss"]], height=7)
     panels["gradient"].sharey(panels["activation"])
     looks = dict(zip(NORMS, zip(drawing.COLORS, ("-", "-", (0, (3, 3))))))
+    heights = {"BatchNorm": 2.0, "none": 2.1, "LayerNorm": 2.2}  # its three curves are one bundle, below
     markers = dict(zip(VARIANCES, drawing.MARKERS))
     for what in ("activation", "gradient"):
         for number, (norm, variance) in enumerate(CELLS):
@@ -161,6 +181,7 @@ def plot(results):
             runs, turns = each(results, key(norm, variance), what), (2 * number, 2 * len(CELLS))
             # curves coincide, and their markers take turns
             look = dict(color=color, linestyle=style, marker=markers[variance], markevery=turns)
+            look |= dict(zorder=heights[norm])
             drawing.band(panels[what], range(1, 1 + len(runs[0])), runs, label=key(norm, variance), **look)
         panels[what].set(xlabel="layer", title=f"{what}s, before training")
     panels["activation"].set_ylabel("log10 of the variance")
@@ -168,7 +189,7 @@ def plot(results):
     plot_losses(panels["loss"], {cell: each(results, key(*cell), "loss") for cell in CELLS}, colors, markers)
     lines = [Line2D([], [], color=color, linestyle=style) for color, style in looks.values()]
     lines += [Line2D([], [], color="black", linestyle="", marker=marker) for marker in markers.values()]
-    names = ["no norm", *NORMS[1:], *(f"weights of variance {variance}/n" for variance in VARIANCES)]
+    names = [*map(named, NORMS), *(f"weights of variance {variance}/n" for variance in VARIANCES)]
     figure.legend(lines, names, loc="outside lower center", ncols=2)
     return figure
 
@@ -185,7 +206,7 @@ def plot_losses(panel, losses, colors, markers):
         look = dict(color=colors[norm], marker=markers[variance], mean=not among_others)
         drawing.dots(panel, place, shown, **look)
     panel.axhline(guessing, color="black", linestyle=":", linewidth=1)
-    names = [f"{variance}/n" + f"\n{norm}" * (variance == VARIANCES[1]) for norm, variance in losses]
+    names = [f"{variance}/n" + f"\n{named(norm)}" * (variance == VARIANCES[1]) for norm, variance in losses]
     panel.set_xticks(range(len(losses)), names)
     round_ones = MaxNLocator(5, steps=[1, 2, 5, 10]).tick_values(lowest, highest)
     ticks = {tick: f"{tick:.3g}" for tick in round_ones if tick <= highest}

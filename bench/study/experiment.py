@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from scipy import stats
 
 HELD, NOT_HELD, OPPOSITE = "held", "did not hold", "did not hold; the opposite did"
+OUTCOMES = HELD, NOT_HELD, OPPOSITE
 LEVEL = 0.01  # of every test, because there are some thirty claims
 ROUNDING = 1e-9  # relative to a difference; smaller deviations count as none
 LARGEST_LOSS = 1e6  # the loss of a run that diverged: one was not finite, or the last are larger
@@ -28,6 +29,7 @@ class Verdict:
     criterion: str
     outcome: str
     evidence: str
+    seeds: int
 
 
 def outcomes(verdicts):
@@ -45,6 +47,24 @@ def listed(names, none="none"):
     """Names as a sentence has them: "a, b and c"."""
     *others, last = names or [none]
     return f"{', '.join(others)} and {last}" if others else last
+
+
+def with_which(outcome_of, seeds):
+    """Names by their outcomes: "with a, or with b, not with c; with d 5 seeds do not show it".
+
+    outcome_of: {name: outcome}. Only the opposite shows that something is not so.
+    """
+    of = {kind: [name for name, found in outcome_of.items() if found == kind] for kind in OUTCOMES}
+    held = ", or ".join(f"with {name}" for name in of[HELD]) or f"with neither {' nor '.join(outcome_of)}"
+    if not of[HELD]:
+        return held + f", as far as {seeds} seeds show" * bool(of[NOT_HELD])
+    held += f", not with {listed(of[OPPOSITE])}" * bool(of[OPPOSITE])
+    return held + f"; with {listed(of[NOT_HELD])} {seeds} seeds do not show it" * bool(of[NOT_HELD])
+
+
+def named(norm):
+    """A norm, or none, as pictures and tables name it."""
+    return norm.replace("none", "no norm")
 
 
 def two(first, when, second, when_second):
@@ -80,8 +100,13 @@ def deviation(values):
     return statistics.stdev(values) if len(values) > 1 else 0.0
 
 
-def mean_and_deviation(values, digits=3):
-    return f"{statistics.mean(values):.{digits}g} ± {deviation(values):.2g}"
+def mean_and_deviation(values):
+    """Both rounded to the place of the deviation's second digit."""
+    mean, spread = statistics.mean(values), deviation(values)
+    if spread <= ROUNDING * abs(mean):
+        return f"{mean:.3g} ± 0"
+    places = max(0, 1 - math.floor(math.log10(float(f"{spread:.1e}"))))
+    return f"{round(mean, places) + 0.0:.{places}f} ± {spread:.{places}f}"
 
 
 def each(results, *keys):
@@ -117,7 +142,7 @@ def exceeds(claim, larger, smaller, what, *, by=0.0):
         f"{mean_and_deviation(larger)} against {mean_and_deviation(smaller)}: difference "
         f"{mean_and_deviation(differences)}, {_shown(p)}"
     )
-    return Verdict(claim, criterion, outcome, evidence)
+    return Verdict(claim, criterion, outcome, evidence, len(differences))
 
 
 def lies(claim, values, what, *, above=None, below=None):
@@ -131,4 +156,6 @@ def lies(claim, values, what, *, above=None, below=None):
             limits.append(f"{word} {limit:g}")
     outcome = HELD if max(inside) < LEVEL else OPPOSITE if min(outside) < LEVEL else NOT_HELD
     criterion = f"{what}: the mean is {' and '.join(limits)} (one-sided t-test, p < {LEVEL})"
-    return Verdict(claim, criterion, outcome, f"{mean_and_deviation(values)}, {_shown(max(inside))}")
+    return Verdict(
+        claim, criterion, outcome, f"{mean_and_deviation(values)}, {_shown(max(inside))}", len(values)
+    )

@@ -2,6 +2,7 @@
 
 import functools
 import math
+import statistics
 
 import numpy as np
 import torch
@@ -11,7 +12,7 @@ from sklearn.tree import DecisionTreeClassifier
 
 from . import drawing
 from .data import LOADERS, split
-from .experiment import OPPOSITE, each, exceeds, held, listed, mean_and_deviation, outcomes, steps, two
+from .experiment import OPPOSITE, each, exceeds, held, listed, mean_and_deviation, named, outcomes, steps, two
 from .training import network, sgd, train
 
 TITLE = "LayerNorm, BatchNorm and neither in a fully connected network"
@@ -70,6 +71,12 @@ def norms_of_examples(widths, data, seed):
     return found
 
 
+def guessing(name, seeds):
+    """The accuracy of always guessing the most frequent class, seed by seed."""
+    labels = [split(name, int(seed), TRAIN[name])[0][1] for seed in seeds]
+    return [float(of.bincount().max() / len(of)) for of in labels]
+
+
 def told(norms, labels):
     classifier = DecisionTreeClassifier(min_samples_leaf=LEAF, random_state=0)
     scores = cross_val_score(classifier, norms.reshape(-1, 1), labels.cpu().numpy(), cv=FOLDS)
@@ -101,7 +108,9 @@ def tables(results):
             reached = each(results, name, "training", norm, "loss")
             rates = sorted(set(each(results, name, "training", norm, "rate")))
             loss = mean_and_deviation([10**loss for loss in reached])
-            losses.append((name, norm, loss, mean_and_deviation(reached), ", ".join(f"{r:g}" for r in rates)))
+            losses.append(
+                (name, named(norm), loss, mean_and_deviation(reached), ", ".join(f"{r:g}" for r in rates))
+            )
         for where in ("before", *NORMS[1:]):
             seeds = each(results, name, "norms", where)
             norms.append(
@@ -113,6 +122,7 @@ def tables(results):
                     "1" if where == "before" else mean_and_deviation([s["correlation"] for s in seeds]),
                 )
             )
+        norms.append((name, "guessing", mean_and_deviation(guessing(name, results)), "", ""))
     return [
         (
             "Training loss.",
@@ -120,7 +130,7 @@ def tables(results):
             losses,
         ),
         (
-            "The norm of an example as a feature.",
+            "The norm of an example as a feature; guessing: always the most frequent class.",
             ("data", "norm", "accuracy from it alone", "deviation / mean", "correlation with before"),
             norms,
         ),
@@ -159,6 +169,12 @@ def plot(results):
                 drawing.dots(panels[name], place, values_of(data, which), color=color, marker=marker)
         middles = [group * (len(per_name) + 0.5) + (len(per_name) - 1) / 2 for group, _ in enumerate(LOADERS)]
         panels[name].set_xticks(middles, LOADERS)
+        if name == "told":
+            for middle, data in zip(middles, LOADERS):
+                level = statistics.mean(guessing(data, results))
+                panels[name].hlines(
+                    level, middle - 1.5, middle + 1.5, color="black", linestyle=":", linewidth=1
+                )
         panels[name].grid(visible=False, axis="x")
     panels["loss"].set(ylabel="log10 of the training loss (nats)", title="training loss")
     panels["told"].set(ylabel="accuracy from the norm alone", title="what the norm tells")
@@ -172,6 +188,7 @@ def plot(results):
     panels["example"].set(**labels, ylim=0)
     panels["legend"].set_axis_off()
     lines = [Line2D([], [], color=color, marker=marker, linestyle="") for color, marker in looks.values()]
-    names = ["no norm", *NORMS[1:], "in front of the first norm"]
+    lines.append(Line2D([], [], color="black", linestyle=":", linewidth=1))
+    names = [*map(named, NORMS), "in front of the first norm", "guessing the most frequent class"]
     panels["legend"].legend(lines, names, loc="center", title="line: mean of the seeds")
     return figure

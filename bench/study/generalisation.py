@@ -7,11 +7,12 @@ from scipy import stats
 
 from . import drawing
 from .data import split
-from .experiment import each, exceeds, held, lies, mean_and_deviation, steps, two
+from .experiment import each, exceeds, lies, mean_and_deviation, outcomes, steps, two, with_which
 from .training import evaluate, network, sgd, train
 
 TITLE = "Dropout, L2 and the generalisation gap"
 DROPOUTS = (0.0, 0.1, 0.3, 0.5, 0.7)
+STYLES = ("-", "--", "-.", ":", (0, (6, 1.5)))  # of the lines, by dropout
 DECAYS = (0.0, 1e-4, 1e-3, 1e-2, 3e-2)
 TRAIN, WIDTH, STEPS, RATE = 200, 256, 400, 0.05
 SETUP = f"""\
@@ -101,22 +102,19 @@ def tables(results):
 
 
 def finding(verdicts):
-    shrinking = held(verdicts, {name: f"The gap shrinks with the strength of {name}." for name in ALONE})
+    outcome, seeds = outcomes(verdicts), verdicts[0].seeds
+    shrinks = {name: f"The gap shrinks with the strength of {name}." for name in ALONE}
     lower = {name: f"{name[0].upper()}{name[1:]} lowers the test loss." for name in ALONE}
-    where = [f"with {which(names)}" for names in (shrinking, held(verdicts, lower))]
+    where = [
+        with_which({name: outcome[claim] for name, claim in claims.items()}, seeds)
+        for claims in (shrinks, lower)
+    ]
     return two(
         "The gap between test and training loss shrinks",
         where[0],
         "the test loss at the best strength falls",
         where[1],
     )
-
-
-def which(names):
-    if len(names) == 1:
-        (other,) = set(ALONE).difference(names)
-        return f"{names[0]}, not with {other}"
-    return "both dropout and L2" if names else "neither dropout nor L2"
 
 
 def plot(results):
@@ -128,10 +126,10 @@ def plot(results):
         ("test", "test loss"),
         ("train", "training loss"),
     ):
-        for i, (p, color, marker) in enumerate(zip(DROPOUTS, colors, drawing.MARKERS)):
+        for i, (p, color, marker, style) in enumerate(zip(DROPOUTS, colors, drawing.MARKERS, STYLES)):
             runs = list(zip(*(each(results, key(p, decay), what) for decay in DECAYS)))
-            look = dict(color=color, marker=marker, label=f"dropout {p:g}")
-            drawing.bars(panels[what], places, runs, shift=0.14 * (i - 2), **look)
+            look = dict(color=color, marker=marker, linestyle=style, label=f"dropout {p:g}")
+            drawing.bars(panels[what], places, runs, shift=0.07 * (i - 2), **look)
         panels[what].set_xticks(places, [f"{decay:g}" for decay in DECAYS])
         panels[what].set(xlabel="strength of L2", ylabel=f"{label} (nats)", title=label)
     panels["train"].set_yscale("log")  # where most curves are a hundredth of the highest

@@ -11,7 +11,7 @@ import normreg
 
 from . import drawing
 from .data import split
-from .experiment import deviation, each, exceeds, held, listed, mean_and_deviation, steps, two
+from .experiment import deviation, each, exceeds, held, listed, mean_and_deviation, named, steps, two
 from .training import evaluate, network, train
 
 TITLE = "How they interact"
@@ -135,10 +135,10 @@ def tables(results):
             values = over(results, **{factor.replace(" ", "_"): level})
             means = [statistics.mean(result.values()) for result in results.values()]
             effects = [value - mean for value, mean in zip(values, means, strict=True)]
-            rows.append((factor, level, mean_and_deviation(values), mean_and_deviation(effects, 2)))
+            rows.append((factor, named(level), mean_and_deviation(values), mean_and_deviation(effects)))
     cells = {key(cell): each(results, key(cell)) for cell in CELLS}
     best = sorted(cells, key=lambda name: -statistics.mean(cells[name]))
-    ends = [(name, mean_and_deviation(cells[name])) for name in (*best[:5], *best[-3:])]
+    ends = [(named(name), mean_and_deviation(cells[name])) for name in (*best[:5], *best[-3:])]
     return [
         ("Main effects.", ("factor", "level", "accuracy", "effect"), rows),
         ("The five best cells and the three worst.", (", ".join(FACTORS), "accuracy"), ends),
@@ -172,12 +172,14 @@ def plot_cells(figure, panel, results):
     for (row, column), value in np.ndenumerate(means):
         color = "white" if scale(value) < 0.5 else "black"
         panel.text(column, row, f"{value:.2f}", ha="center", va="center", color=color, fontsize=9)
-    panel.set_yticks(range(len(down)), [f"{norm}, {init}" for norm, init in down], fontsize=9)
+    panel.set_yticks(range(len(down)), [f"{named(norm)}, {init}" for norm, init in down], fontsize=9)
     panel.set_xticks(range(len(across)), ["\n".join(rest) for rest in across], fontsize=9)
     panel.set(xlabel="optimizer, weight decay, dropout", title="every combination")
     panel.grid(visible=False)
     ticks = scale.inverse(np.linspace(0, 1, 6))
-    figure.colorbar(image, ax=panel, label="test accuracy, mean of the seeds", ticks=ticks, format="%.2f")
+    figure.colorbar(
+        image, ax=panel, label="test accuracy, mean of the seeds (cubic scale)", ticks=ticks, format="%.2f"
+    )
 
 
 def plot_effects(panel, results):
@@ -188,7 +190,7 @@ def plot_effects(panel, results):
             values = over(results, **{factor.replace(" ", "_"): level})
             look = dict(fmt=marker, color=color)
             panel.errorbar(statistics.mean(values), place, xerr=deviation(values), **look)
-            labels[place] = f"{factor}: {level}"
+            labels[place] = f"{factor}: {named(level)}"
             place += 1
         place += 0.6
     panel.set_yticks([*labels], labels.values(), fontsize=9)

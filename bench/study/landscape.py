@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from . import drawing
 from .data import split
-from .experiment import LARGEST_LOSS, each, exceeds, held, mean_and_deviation, steps
+from .experiment import LARGEST_LOSS, each, exceeds, held, mean_and_deviation, named, steps
 from .training import batches, network
 
 TITLE = "BatchNorm and the landscape of the loss"
@@ -108,13 +108,16 @@ def tables(results):
     ]
     last = (mean_and_deviation([values[-1] for values in each(results, norm, "loss")]) for norm in NORMS)
     rows.append(("loss of the last batch measured (not log10)", *last))
-    return [("log10, averaged over the training.", ("quantity", *NORMS), rows)]
+    return [("log10, averaged over the training.", ("quantity", *map(named, NORMS)), rows)]
 
 
 def finding(verdicts):
     smoother = len(held(verdicts, CLAIMS))
     number = f"all {len(CLAIMS)}" if smoother == len(CLAIMS) else f"{smoother} of {len(CLAIMS)}"
-    return f"Along the gradient step the loss is smoother with BatchNorm than without, by {number} measures"
+    return (
+        f"Along the gradient step the loss is smoother with BatchNorm than without, by {number} measures, "
+        "averaged over the training"
+    )
 
 
 def plot(results):
@@ -131,7 +134,7 @@ def plot(results):
             runs = each(results, norm, name)
             places = range(0, EVERY * len(runs[0]), EVERY)
             look = dict(color=color, linestyle=style, marker=marker, markevery=4)
-            drawing.band(panels[name], places, runs, label=norm.replace("none", "no norm"), **look)
+            drawing.band(panels[name], places, runs, label=named(norm), **look)
         panels[name].set(ylabel=label, title=what.split(":")[0])
     for name in cells[2:]:
         panels[name].set_xlabel("training step")

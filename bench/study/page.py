@@ -5,7 +5,7 @@ import json
 from bench.harness import pictures, tables
 
 from . import NAMES, by_name
-from .experiment import HELD
+from .experiment import HELD, listed
 
 HEADER = """\
 # What normalisation and regularisation do, measured
@@ -33,7 +33,7 @@ def ran(loaded):
         one = found["environment"]
         seeds = [int(seed) for seed in found["results"]]
         where = (
-            f"{len(seeds)} seeds ({min(seeds)} to {max(seeds)}), {one['gpu'] or 'no GPU'}, "
+            f"{len(seeds)} seeds ({range_of(seeds)}), {one['gpu'] or 'no GPU'}, "
             f"torch {one['torch']}, triton {one['triton']}, "
             f"Python {one['python']}, commit {(one['commit'] or 'unknown')[:12]}"
             f"{' with uncommitted changes' if one['uncommitted_changes'] else ''}, {one['date'][:10]}; "
@@ -41,6 +41,10 @@ def ran(loaded):
         )
         lines.setdefault(where, []).append(name)
     return [f"- {', '.join(names)}: {where}" for where, names in lines.items()]
+
+
+def range_of(seeds):
+    return listed(map(str, seeds)) if len(seeds) < 3 else f"{min(seeds)} to {max(seeds)}"
 
 
 def verdicts(loaded):
@@ -63,13 +67,24 @@ def render(loaded):
             f"![{module.finding(judged[name])}]({name}.png)",
             "",
         ]
-        rows = [(verdict.claim, f"**{verdict.outcome}**", verdict.evidence) for verdict in judged[name]]
-        lines += [tables.markdown(("claim", "", "evidence"), rows), "", "Criteria:", ""]
-        lines += [f"- {verdict.claim} {sentence(verdict.criterion)}" for verdict in judged[name]]
-        lines.append("")
+        rows = [
+            (number, verdict.claim, f"**{verdict.outcome}**", verdict.evidence)
+            for number, verdict in enumerate(judged[name], 1)
+        ]
+        lines += [tables.markdown(("", "claim", "verdict", "evidence"), rows), ""]
+        lines += ["<details><summary>Criteria of the claims</summary>", "", *criteria(judged[name])]
+        lines += ["", "</details>", ""]
         for caption, headers, rows in module.tables(results):
             lines += [caption, "", tables.markdown(headers, rows), ""]
     return "\n".join(lines)
+
+
+def criteria(found):
+    """A line for each criterion, with the numbers of its claims."""
+    numbers = {}
+    for number, verdict in enumerate(found, 1):
+        numbers.setdefault(verdict.criterion, []).append(str(number))
+    return [f"- {listed(of)}: {sentence(criterion)}" for criterion, of in numbers.items()]
 
 
 def sentence(text):

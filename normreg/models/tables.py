@@ -39,6 +39,9 @@ def grouped(table: Table) -> Table:
     return Table(table.heading, ("count", *others, name), rows)
 
 
+_SPACES = re.compile(r"\s+")
+
+
 class _Wrapper(textwrap.TextWrapper):
     """Breaks lines at spaces and, because names have none, behind dots and between their words."""
 
@@ -46,8 +49,14 @@ class _Wrapper(textwrap.TextWrapper):
 
 
 def _wrapped(cell: str, width: int, indent: str) -> list[str]:
-    """The lines of a cell; those behind the first are indented where there is room."""
-    wrapper = _Wrapper(width, subsequent_indent=indent * (width > 2 * len(indent)))
+    """The lines of a cell; those behind the first are indented where there is room.
+
+    Names are broken only where one of them is wider than the column.
+    """
+    indent *= width > 2 * len(indent)
+    whole = max(map(len, cell.split()), default=0) + len(indent) <= width
+    wrapper = (textwrap.TextWrapper if whole else _Wrapper)(width, subsequent_indent=indent)
+    wrapper.break_on_hyphens = not whole
     return wrapper.wrap(cell) or [""]
 
 
@@ -57,12 +66,16 @@ def _widths(columns: Sequence[str], rows: Sequence[Sequence[str]], right: Collec
     widest = [max([0, *(len(row[i]) for row in rows)]) for i in places]
     widths = [max(widest[i], len(columns[i])) for i in places]
     words = [max(widest[i], *map(len, columns[i].split())) if i in right else widths[i] for i in places]
-    longest = [
-        max(len(piece) for row in (columns, *rows) for piece in _Wrapper.wordsep_re.split(row[i]))
-        for i in places
-    ]
-    whole = [words[i] if i in right else longest[i] + len(INDENT) for i in places]
-    for least in (words, whole, [words[i] if i in right else 1 for i in places]):
+
+    def whole(between: re.Pattern[str]) -> list[int]:
+        """Widths at which columns of words wrap between what they consist of."""
+        pieces = [
+            max(len(piece) for row in (columns, *rows) for piece in between.split(row[i])) for i in places
+        ]
+        return [words[i] if i in right else pieces[i] + len(INDENT) for i in places]
+
+    anywhere = [words[i] if i in right else 1 for i in places]
+    for least in (words, whole(_SPACES), whole(_Wrapper.wordsep_re), anywhere):
         while sum(widths) > room and (wide := [i for i in places if widths[i] > least[i]]):
             widths[max(wide, key=widths.__getitem__)] -= 1
     return widths

@@ -109,6 +109,18 @@ def test_tables_have_what_is_above_a_target_in_bold():
     assert exactness.status(RECORDS[:3]) == 0
 
 
+@pytest.mark.parametrize(("largest", "said"), [(1.12, "1.12 times torch's own"), (1.004, "torch's own")])
+def test_the_title_is_of_what_a_plot_draws(largest, said):
+    """The largest ratio of the title is drawn, whichever result it is of."""
+    figure = tables.figure_of("layer_norm", [record("randn", y=0.9, dscale=largest, unknown=9.0)])
+    (panel,) = figure.axes
+    drawn = [bars.get_children()[0].get_ydata().item() for bars in panel.containers]
+    assert drawn == [0.9, largest]
+    assert figure._suptitle.get_text() == f"layer_norm: no error exceeds {said}."
+    assert "not in 16 bits" not in tables.notes([record("mean 1e6")])
+    assert "mean 1e6: not in 16 bits" in tables.notes([record("mean 1e6"), record("randn", "bf16")])
+
+
 def test_report_writes_page_plot_and_section(tmp_path):
     environment = dict(date="2026-11-28", commit="0123", gpu=None, torch="2", triton="3", python="3")
     results = tmp_path / "results"

@@ -62,6 +62,7 @@ def test_every_option_says_what_it_takes_and_what_without_it(helped, monkeypatch
     monkeypatch.setattr(argparse.ArgumentParser, "_add_action", noted)
     printed = helped(name, "--help")
     assert name in printed.splitlines()[0]
+    assert max(map(len, printed.splitlines())) <= 100
     for action in actions:
         takes = action.nargs != 0 and action.option_strings
         assert action.help or isinstance(action, argparse._SubParsersAction), action

@@ -36,6 +36,13 @@ def test_without_a_gpus_results_the_page_has_a_sentence_and_no_table(tmp_path):
     assert "|" not in page
 
 
+def test_every_picture_says_how_large_it_is():
+    density = (6299).to_bytes(4, "big")  # 160 points an inch, in those of a metre
+    made = [path for folder in ("bench", "docs") for path in (ROOT / folder).rglob("*.png")]
+    assert len(made) >= 20
+    assert [path for path in made if b"pHYs" + 2 * density + b"\1" not in path.read_bytes()] == []
+
+
 def test_every_place_is_shown_by_tests_that_passed():
     found = json.loads(places.FILE.read_text())["places"]
     assert {name: one["runs"] for name, one in found.items()} == PLACES

@@ -227,9 +227,12 @@ def test_a_quick_run(tmp_path, monkeypatch, capsys, names):
     assert written == {"README.md", *(f"{name}.{suffix}" for name in names for suffix in ("json", "png"))}
     text = (out / "README.md").read_text()
     assert "with --quick" in text
+    printed = capsys.readouterr().out
+    assert max(len(line) for line in printed.splitlines() if not line.startswith("written")) <= 100
+    assert printed.splitlines()[-1].startswith("These numbers mean nothing: with --quick, ")
     assert "torch's operators (there is no kernel for" in text or torch.cuda.is_available()
     assert text.count("![") == len(names)
-    assert f"{len(names)} experiment" in capsys.readouterr().out
+    assert f"{len(names)} experiment" in printed
 
 
 @pytest.mark.parametrize(

@@ -3,16 +3,20 @@
 from bench.harness import pictures, tables
 from bench.perf.exactness.data import CONSTANT, DATA
 
+OF_ITS_SIZE, OF_PARAMETERS = 1.15, 1.5
 # the most a ratio may be
-TARGETS = {"y": 1.15, "dx": 1.15, "dresidual": 1.15, "dgate": 1.15, "dweight": 1.5, "dbias": 1.5}
-COLORS = dict(zip(TARGETS, ("#0072b2", "#d55e00", "#e69f00", "#56b4e9", "#009e73", "#cc79a7"), strict=True))
+TARGETS = dict.fromkeys(("y", "dx", "dresidual", "dgate"), OF_ITS_SIZE)
+TARGETS |= dict.fromkeys(("dweight", "dbias", "dscale", "dshift"), OF_PARAMETERS)
+# dscale and dshift are ada_norm's, which has no dweight and dbias
+COLORS = dict(zip(TARGETS, [pictures.COLORS[i] for i in (0, 1, 4, 5, 2, 3, 2, 3)], strict=True))
+MARKERS = dict(zip(TARGETS, "oDvPs^s^", strict=True))
 SHOWN = 0.03, 3.0  # ratios that a plot has room for; others lie on its edge
 TICKS = 0.03, 0.1, 0.3, 1, 3
 
 
 def is_missed(found, name):
-    """Whether a ratio is above its target by more than its standard error: dweight's, if it has none."""
-    return not found["ratio"] - found["standard_error"] <= TARGETS.get(name, TARGETS["dweight"])
+    """Whether a ratio is above its target by more than its standard error: a parameter's, if it has none."""
+    return not found["ratio"] - found["standard_error"] <= TARGETS.get(name, OF_PARAMETERS)
 
 
 def bold(text, condition):
@@ -30,15 +34,25 @@ def of_constant(record):
 
 
 def table(records):
-    """A row for each case and kind of data."""
-    rows = []
+    """A table for each operation."""
+    by_operation = {}
+    for record in records:
+        by_operation.setdefault(record["operation"], []).append(record)
+    made = "\n\n".join(map(table_of, list(by_operation.values()) or [[]]))
+    return tables.explained(made, f"{WHAT} {WORDS}")
+
+
+def table_of(records):
+    """A row for each case and kind of data; a column for each result that a case has."""
+    found = {name for record in records for name in record.get("results", ())}
+    rows, names = [], [name for name in TARGETS if name in found or not found]
     for record in records:
         if record["data"] == CONSTANT:
-            cells = [of_constant(record), *[""] * (len(TARGETS) - 1)]
+            cells = [of_constant(record), *[""] * (len(names) - 1)]
         else:
-            cells = [cell(record, name).replace(" ± ", "±") for name in TARGETS]
+            cells = [cell(record, name).replace(" ± ", "±") for name in names]
         rows.append((record["case"], record["on"], record["data"], *cells))
-    return tables.text(("case", "kernels", "data", *TARGETS), rows, grouped=2)
+    return tables.text(("case", "kernels", "data", *names), rows, grouped=2)
 
 
 def by_case(records):
@@ -60,7 +74,7 @@ def points(panel, drawn, name, shift):
     ratios = [min(max(record["results"][name]["ratio"], low), high) for record in drawn]
     errors = [record["results"][name]["standard_error"] for record in drawn]
     below, above = zip(*((min(e, r - low), min(e, high - r)) for e, r in zip(errors, ratios)))
-    look = dict(fmt="o", color=COLORS[name], markersize=4, capsize=2, clip_on=False)
+    look = dict(fmt=MARKERS[name], color=COLORS[name], markersize=4, clip_on=False)
     panel.errorbar(places, ratios, (below, above), label=name, **look)
 
 
@@ -68,36 +82,62 @@ def panel_of(panel, case, drawn):
     """Draws a case: its results by data, and the targets as lines."""
     names = [name for name in TARGETS if name in drawn[0]["results"]]
     for place, name in enumerate(names):
-        points(panel, drawn, name, 0.14 * (place - (len(names) - 1) / 2))
+        points(panel, drawn, name, 0.16 * (place - (len(names) - 1) / 2))
     panel.axhline(1, color="black", linewidth=0.8)
-    for name, of in (("y", "y and gradients of its size"), ("dweight", "gradients of parameters")):
-        line = dict(color=COLORS[name], linewidth=1.2, linestyle="--")
-        panel.axhline(TARGETS[name], label=f"target of {of}, {TARGETS[name]}", **line)
-    panel.set_title(case, fontsize=11)
-    panel.set(yscale="log", ylim=SHOWN, xlim=(-0.5, len(DATA) - 0.5))
-    panel.set_xticks(range(len(DATA)), DATA, rotation=45, ha="right", fontsize=10)
-    panel.grid(alpha=0.3)
+    for target, style, of in (
+        (OF_ITS_SIZE, "--", "y and gradients of its size"),
+        (OF_PARAMETERS, ":", "gradients of parameters"),
+    ):
+        look = dict(color="black", linewidth=1.2, linestyle=style)
+        panel.axhline(target, label=f"target of {of}, {target}", **look)
+    panel.set(title=case, yscale="log", ylim=SHOWN, xlim=(-0.5, len(DATA) - 0.5))
+    panel.set_xticks(range(len(DATA)), DATA, rotation=90)
 
 
 def finding(operation, records):
-    """The title of a plot: the largest of all ratios."""
-    ratios = [one["ratio"] for record in records for one in record.get("results", {}).values()]
-    return f"{operation}: no error is above {max(ratios):.2f} times torch's own"
+    """The title of a plot: the largest of the ratios that it draws."""
+    ratios = [
+        one["ratio"]
+        for record in records
+        for name, one in record.get("results", {}).items()
+        if name in TARGETS
+    ]
+    exceeded = f"{max(ratios):.2f} times torch's own" if max(ratios) >= 1.005 else "torch's own"
+    return f"{operation}: no error exceeds {exceeded}."
+
+
+def notes(records):
+    """Lines below a plot: what lies on its edge, and why 16 bits lack a kind of data."""
+    lines = ["A point on an edge lies beyond it."]
+    single = {record["data"] for record in records if " fp32 " in record["case"]}
+    others = {record["data"] for record in records if " fp32 " not in record["case"]}
+    if others and (lacking := single - others - {CONSTANT}):
+        lines.append(f"{listed(lacking)}: not in 16 bits, which do not tell such numbers apart.")
+    return "\n".join(lines)
+
+
+def listed(kinds):
+    return ", ".join(kind for kind in DATA if kind in kinds)
 
 
 def plot(path, operation, records):
     """Plots ratios by data, a panel a case."""
+    with pictures.styled():
+        pictures.save(figure_of(operation, records), path)
+
+
+def figure_of(operation, records):
     from matplotlib.figure import Figure
     from matplotlib.ticker import FixedLocator, NullLocator
 
     cases = by_case(records)
     columns = min(2, len(cases))
     rows = -(-len(cases) // columns)
-    figure = Figure(figsize=(4.6 * columns, 3.1 * rows + 1.4), layout="constrained")
-    panels = figure.subplots(rows, columns, squeeze=False, sharey=True)
+    figure = Figure(figsize=(pictures.WIDTH, 2 * rows + 2.4))
+    panels = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
     legend = {}
     for panel, ((case, _), (drawn, _)) in zip(panels.flat, cases.items()):
-        panel_of(panel, case, drawn)
+        panel_of(panel, case.removeprefix(f"{operation} "), drawn)
         panel.yaxis.set_major_locator(FixedLocator(TICKS))
         panel.yaxis.set_major_formatter("{x:g}")
         panel.yaxis.set_minor_locator(NullLocator())
@@ -105,18 +145,26 @@ def plot(path, operation, records):
         legend |= zip(labels, handles)
     for panel in list(panels.flat)[len(cases) :]:
         panel.set_axis_off()
-    figure.supylabel("error over torch's, root mean square", fontsize=11)
-    figure.suptitle(finding(operation, records), fontsize=13)
+        panels[-2, -1].tick_params(labelbottom=True)  # the last of its column, with room below it
+        for label in panels[-2, -1].get_xticklabels():
+            label.set_in_layout(False)
+    figure.supylabel("error over torch's, root mean square", fontsize=10)
+    pictures.title(figure, finding(operation, records))
     named = sorted(legend, key=lambda label: label.startswith("target"))
-    look = dict(loc="outside lower center", ncols=2, fontsize=10)
+    look = dict(loc="outside lower center", ncols=2, title=notes(records))
     figure.legend([legend[label] for label in named], named, **look)
-    pictures.save(figure, path)
+    return figure
 
 
 WHAT = (
     "Errors against float64 over those of torch's own operators, root mean square over elements and seeds: "
     "1 is as exact as torch. Rows, channels or groups hold normal numbers (randn), with an outlier of 50 or "
     "1e4 at their first, middle or any place, or with a mean of 10 or 1e6. Bold is above its target: "
-    f"{TARGETS['y']} for y and gradients of its size, {TARGETS['dweight']} for gradients of parameters."
+    f"{OF_ITS_SIZE} for y and gradients of its size, {OF_PARAMETERS} for gradients of parameters."
+)
+WORDS = (
+    "Behind ± is the ratio's standard error, found by leaving out one seed after the other; bold is in "
+    f"asterisks. {CONSTANT}: whether all of one number gives exactly the norm's bias as y. kernels: a GPU's, "
+    "compiled for one and executed on the CPU, or interpreted."
 )
 OF_16_BITS = "In 16 bits, where rounding the result is most of the error, the largest ratio is"

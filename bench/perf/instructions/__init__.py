@@ -23,7 +23,7 @@ from bench.lab.driver import HostDriver, activate
 from bench.operations import OPERATIONS, cases
 from bench.perf.contest import Contestant, Subject
 from bench.perf.instructions.gpu_model import H100, terms
-from bench.perf.instructions.tables import CLASSES, table
+from bench.perf.instructions.tables import ABSENT, CLASSES, table
 from bench.perf.peers import OURS, PEERS
 
 __all__ = ["CAPTION", "OPERATIONS", "add_arguments", "run", "status", "table"]
@@ -97,7 +97,7 @@ def measure(subject, peer, host):
         if peer.name == OURS:
             raise
         missing = isinstance(error, ImportError) and not peer.installed()
-        yield shared | dict(refused="not installed" if missing else worker.first_line(error))
+        yield shared | dict(refused=ABSENT if missing else worker.first_line(error))
         return
     launches, error = executed
     if why := refusal(peer, subject.operation.tolerance(case), launches, error):

@@ -8,6 +8,7 @@ from bench.perf.peers import OURS
 
 CLASSES = tuple(H100.lanes)
 MODEL_HEADERS = ("memory us", "issue us", "pipe us", "largest")
+ABSENT = "not installed"  # the reason of a peer that is
 WORTH_SHOWING = 0.1  # share of a call's bytes
 
 
@@ -50,7 +51,7 @@ def table(records):
         "Instructions an element, by class:",
         tables.text([*launch, *CLASSES], classes, grouped=3),
     ]
-    return "\n\n".join([*found, *refusals(records, tables.text)])
+    return tables.explained("\n\n".join([*found, *absent(records), *refusals(records, tables.text)]), WORDS)
 
 
 def model_cells(model):
@@ -60,9 +61,15 @@ def model_cells(model):
     return [*times, f"{model['pipe_us']:.2f} {model['pipe']}", model["larger"]]
 
 
+def absent(records):
+    """A list with the sentence that names the peers which were not installed; empty where all were."""
+    names = sorted({record["peer"] for record in records if record.get("refused") == ABSENT}, key=str.lower)
+    return [f"Not counted, because they are not installed: {', '.join(names)}."] if names else []
+
+
 def refusals(records, write=tables.markdown):
-    """A list with the table of what was not counted; empty where everything was."""
-    refused = [(r["case"], r["peer"], r["refused"]) for r in records if "refused" in r]
+    """A list with the table of what installed libraries did not let count; empty where everything was."""
+    refused = [(r["case"], r["peer"], r["refused"]) for r in records if r.get("refused", ABSENT) != ABSENT]
     return [f"Not counted:\n\n{write(('case', 'by', 'why'), refused)}"] if refused else []
 
 
@@ -143,6 +150,14 @@ def beside_peers(records):
     return tables.markdown(headers, rows) if rows else None
 
 
+WORDS = (
+    "A line above launches is a case, whose kernels they are, and the direction. DRAM B: bytes an element "
+    "that the launch moves. sectors/B: bytes of the 32-byte sectors touched, over the bytes moved. "
+    "passes: over shared memory, a request: 1 for 4 bytes a lane without bank conflicts, 4 for 16 bytes. "
+    "instr.: instructions of lanes, an element. memory us, issue us and pipe us: what the model expects "
+    "that memory, the issue of instructions and the busiest pipe take, which stands behind; largest: what "
+    "the launch waits for."
+)
 WHAT = (
     "Compiled code was executed in host memory and the PTX instructions of its lanes counted, an element. "
     f"What they would take on an {H100.name} is a model, not a measurement: {H100.multiprocessors} "
