@@ -3,6 +3,7 @@
 import os
 from collections import Counter
 from dataclasses import dataclass
+from pathlib import Path
 
 from bench.harness import pictures, tables
 from bench.harness.result_files import load, records_of
@@ -84,26 +85,33 @@ CONDITIONS = (
     "bfloat16. torch's are the least of its eager operators (torch {torch}): each reads every tensor "
     "once, writes every result once and is one launch, where some are several. Ours are what code "
     "compiled for an H100 moves while a CPU executes it, partial results included. torch.compile fuses "
-    "such operators, too; what it moves is not counted. A layer alone saves nothing: it moves as much as "
-    "torch's or a little more. The shapes are those of [every operator]({every})."
+    "such operators, too; what it moves is not counted. LayerNorm alone saves "
+    "nothing. "
 )
+README, PAGE = Path("README.md"), Path("docs/benchmarks/chain.md")
+# where a page sends its reader for the shapes
+SHAPES = {
+    README: f"[Numbers, shapes, every operator]({PAGE}).",
+    PAGE: "The shapes are those of [every operator](#every-operator). QK norm's elements are q's and k's "
+    "together, of which the ledger counts pairs.",
+}
 
 
-def table(results, folder):
-    """The figure, the table and the conditions, on a page of this folder of the project."""
+def shown(results, page):
+    """The figure and its conditions; on the page of its own also the numbers as a table."""
     machine = results / "no-gpu"
     if not (found := compared(machine)):
         return "Not counted.\n"
     (torch,) = {run["environment"]["torch"] for runs in load(machine, "chain").values() for run in runs}
-    lines = [f"![{title(found)}]({os.path.relpath(IMAGE, folder)})".replace("\n", " "), ""]
-    lines += [tables.markdown(HEADERS, rows(found)), ""]
-    every = os.path.relpath("docs/benchmarks/chain.md", folder) + "#every-operator"
-    lines += [paragraph(CONDITIONS.format(torch=torch.partition("+")[0], every=every)), ""]
+    lines = [f"![{title(found)}]({os.path.relpath(IMAGE, page.parent)})".replace("\n", " "), ""]
+    if page == PAGE:
+        lines += [tables.markdown(HEADERS, rows(found)), ""]
+    lines += [paragraph(CONDITIONS.format(torch=torch.partition("+")[0]) + SHAPES[page]), ""]
     return "\n".join(lines)
 
 
 def section(results):
-    return table(results, "")
+    return shown(results, README)
 
 
 def told_operator(record, name, moved, number):
@@ -113,7 +121,7 @@ def told_operator(record, name, moved, number):
 
 
 def page(results):
-    return table(results, "docs/benchmarks")
+    return shown(results, PAGE)
 
 
 def operators(results):
