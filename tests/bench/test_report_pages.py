@@ -36,6 +36,17 @@ def test_without_a_gpus_results_the_page_has_a_sentence_and_no_table(tmp_path):
     assert "|" not in page
 
 
+def test_pages_state_the_largest_error():
+    files = (ROOT / "bench/results/no-gpu/exactness").glob("*.json")
+    runs = [run for path in files for run in json.loads(path.read_text())["runs"]]
+    records = [record for run in runs for record in run["records"]]
+    ratios = [one["ratio"] for record in records for one in record.get("results", {}).values()]
+    assert len(ratios) > 2000
+    assert sum(ratio <= 1.005 for ratio in ratios) > 0.95 * len(ratios)  # "mostly below torch's"
+    for page in ("README.md", "docs/precision.md", "docs/faq.md"):
+        assert f"{max(ratios):.2f}" in (ROOT / page).read_text(), page
+
+
 def test_every_picture_says_how_large_it_is():
     density = (6299).to_bytes(4, "big")  # 160 points an inch, in those of a metre
     made = [path for folder in ("bench", "docs") for path in (ROOT / folder).rglob("*.png")]
