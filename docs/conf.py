@@ -102,13 +102,12 @@ def name_torchs_base(app, name, obj, options, bases):
     bases[:] = [f":py:class:`torch.nn.{base.__name__}`" for base in of_torch[:1]]
 
 
-class Mathml:
-    """Formulas as MathML, which browsers draw by themselves: no script of another site is loaded."""
+def as_mathml(display):
+    """Writes formulas as MathML, which browsers draw by themselves: no script of another site is loaded."""
 
-    @staticmethod
-    def draw(writer, node, display):
-        """Appends a formula, its words in one piece, for voices too, its hats above their letters."""
+    def visit(writer, node):
         drawn = convert(node.astext(), display=display)
+        # words in one piece, for voices too, and hats above their letters
         drawn = re.sub(
             r'(?:<mi mathvariant="normal">(?:.|&#x[0-9A-F]+;)</mi>){2,}',
             lambda word: f"<mi>{re.sub('<[^>]*>', '', word[0])}</mi>",
@@ -117,13 +116,7 @@ class Mathml:
         writer.body.append(drawn.replace("<mo>&#x0005E;</mo>", '<mo stretchy="false">&#x002C6;</mo>'))
         raise SkipNode
 
-    @staticmethod
-    def inline(writer, node):
-        Mathml.draw(writer, node, "inline")
-
-    @staticmethod
-    def block(writer, node):
-        Mathml.draw(writer, node, "block")
+    return visit, None
 
 
 def setup(app):
@@ -131,4 +124,4 @@ def setup(app):
     app.connect("autodoc-process-docstring", escape_signs, priority=200)  # before napoleon reads the sections
     app.connect("autodoc-process-signature", tell_pairs)
     app.connect("autodoc-process-bases", name_torchs_base)
-    app.add_html_math_renderer("mathml", (Mathml.inline, None), (Mathml.block, None))
+    app.add_html_math_renderer("mathml", as_mathml("inline"), as_mathml("block"))

@@ -11,7 +11,7 @@ from bench.perf.chain import CHAINS, DIRECTIONS
 from bench.report.pages import paragraph
 
 IMAGE = "docs/images/bytes_and_launches.png"
-GREY, BLUE = "#9a9a9a", "#0072b2"  # told apart in grey, too
+GREY = "#9a9a9a"  # told from the blue in grey, too
 
 
 @dataclass(frozen=True)
@@ -85,8 +85,7 @@ CONDITIONS = (
     "bfloat16. torch's are the least of its eager operators (torch {torch}): each reads every tensor "
     "once, writes every result once and is one launch, where some are several. Ours are what code "
     "compiled for an H100 moves while a CPU executes it, partial results included. torch.compile fuses "
-    "such operators, too; what it moves is not counted. LayerNorm alone saves "
-    "nothing. "
+    "such operators, too; what it moves is not counted. LayerNorm alone saves nothing. "
 )
 README, PAGE = Path("README.md"), Path("docs/benchmarks/chain.md")
 # where a page sends its reader for the shapes
@@ -151,7 +150,7 @@ def draw(path, found):
     figure = Figure(figsize=(6.25, 5.4))
     panel = figure.add_axes((0.3, 0.075, 0.69, 0.745))
     height, longest = 0.42, max(one.chain_bytes for one in found)
-    sides = (("torch's operators, at least", "chain_", GREY, -1), ("normreg", "", BLUE, 1))
+    sides = (("torch's operators, at least", "chain_", GREY, -1), ("normreg", "", pictures.COLORS[0], 1))
     for label, prefix, color, side in sides:
         places = [place + side * height / 2 for place in range(len(found))]
         bytes = [getattr(one, f"{prefix}bytes") for one in found]

@@ -6,17 +6,8 @@ from bench.harness.result_files import records_of
 from bench.report import speed
 from bench.report.machine_page import machines_in, runs_of
 
-# {part: its page, where it has another name}
-PAGES = {
-    "ledger": "",
-    "chain": "",
-    "exactness": "",
-    "instructions": "",
-    "static": "",
-    "host": "",
-    "speed": "",
-}
-PAGES |= {"models": "speed"}
+SHOWN = ("ledger", "chain", "exactness", "instructions", "static", "host", "speed", "models")
+PAGES = {"models": "speed"}  # of those without a page of their own
 WHAT = {"chain": "least bytes and launches of torch's operators, beside fused calls; needs no GPU", **PARTS}
 
 
@@ -30,8 +21,12 @@ def found(results, part):
 
 def section(results):
     rows = [
-        (f"[{part}]({page or part}.md)", WHAT[part].replace("; needs no GPU", ""), found(results, part))
-        for part, page in PAGES.items()
+        (
+            f"[{part}]({PAGES.get(part, part)}.md)",
+            WHAT[part].replace("; needs no GPU", ""),
+            found(results, part),
+        )
+        for part in SHOWN
     ]
     table = tables.markdown(("part", "what it shows", "results here"), rows)
     return f"{speed.NONE_YET}\n" * (not speed.is_measured(results)) + f"{table}\n"
